@@ -1,0 +1,48 @@
+#include <stdexcept>
+
+#include "row_sums.h"
+
+namespace simdiff {
+namespace {
+
+const InstructionSet*& selected() {
+  static const InstructionSet* choice = [] {
+    const InstructionSet* widest = &kBaseline;
+    for (const InstructionSet* set : compiled_instruction_sets()) {
+      if (set->runs_here()) widest = set;
+    }
+    return widest;
+  }();
+  return choice;
+}
+
+}  // namespace
+
+const std::vector<const InstructionSet*>& compiled_instruction_sets() {
+  static const std::vector<const InstructionSet*> sets = {
+      &kBaseline,
+#if defined(__x86_64__)
+      &kAvx2,
+      &kAvx512,
+#endif
+  };
+  return sets;
+}
+
+const InstructionSet& selected_instruction_set() { return *selected(); }
+
+void select_instruction_set(const std::string& name) {
+  std::string choices;
+  for (const InstructionSet* set : compiled_instruction_sets()) {
+    if (!set->runs_here()) continue;
+    if (name == set->name) {
+      selected() = set;
+      return;
+    }
+    choices += choices.empty() ? set->name : std::string(", ") + set->name;
+  }
+  throw std::invalid_argument("instruction set must be one of " + choices +
+                              " on this processor, got '" + name + "'");
+}
+
+}  // namespace simdiff

@@ -1,0 +1,39 @@
+// The inner loop, one implementation per instruction set, chosen at run time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "metrics.h"
+
+namespace simdiff {
+
+enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+inline constexpr int kNumDTypes = 4;
+
+// Reads both rows of hidden_size contiguous entries once.
+using RowSumsFunction = RowSums (*)(const void* before, const void* after, int64_t hidden_size);
+
+struct InstructionSet {
+  const char* name;
+  bool (*runs_here)();
+  RowSumsFunction row_sums[kNumDTypes];  // indexed by DType
+};
+
+extern const InstructionSet kBaseline;
+#if defined(__x86_64__)
+extern const InstructionSet kAvx2;
+extern const InstructionSet kAvx512;
+#endif
+
+// Compiled in, narrowest first; those that this processor can run are a prefix.
+const std::vector<const InstructionSet*>& compiled_instruction_sets();
+
+// The one in use: the widest that runs here, until select_instruction_set lowers it.
+const InstructionSet& selected_instruction_set();
+
+// Throws std::invalid_argument, naming the choices, when `name` is unknown or does not run here.
+void select_instruction_set(const std::string& name);
+
+}  // namespace simdiff

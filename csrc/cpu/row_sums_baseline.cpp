@@ -1,0 +1,77 @@
+// Portable C++: four independent lanes that any compiler can vectorise without reordering sums.
+#include <cmath>
+
+#include "row_sums_loop.h"
+
+namespace simdiff {
+namespace {
+
+double widen(float value) { return value; }
+double widen(double value) { return value; }
+
+double widen(BFloat16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+double widen(Float16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  uint32_t bits;
+  if (magnitude >= 0x7c00u) {  // Inf and NaN: the exponent field goes from all ones to all ones
+    bits = sign | 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  } else if (magnitude >= 0x0400u) {  // normal: exponent bias 15 to 127
+    bits = sign | ((magnitude << 13) + (112u << 23));
+  } else {  // zero and subnormal: magnitude units of 2^-24, exact in float32
+    const float subnormal = static_cast<float>(magnitude) * 0x1p-24f;
+    return sign ? -subnormal : subnormal;
+  }
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+struct Baseline {
+  static constexpr int lanes = 4;
+  struct Register {
+    double lane[lanes];
+  };
+
+  static Register zero() { return {}; }
+
+  template <class Element>
+  static Register load(const Element* pointer) {
+    Register r;
+    for (int i = 0; i < lanes; ++i) r.lane[i] = widen(pointer[i]);
+    return r;
+  }
+  static Register multiply_add(const Register& a, const Register& b, Register c) {
+    for (int i = 0; i < lanes; ++i) c.lane[i] += a.lane[i] * b.lane[i];
+    return c;
+  }
+  static Register subtract(Register a, const Register& b) {
+    for (int i = 0; i < lanes; ++i) a.lane[i] -= b.lane[i];
+    return a;
+  }
+  static Register add(Register a, const Register& b) {
+    for (int i = 0; i < lanes; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  static Register magnitude(Register a) {
+    for (int i = 0; i < lanes; ++i) a.lane[i] = std::fabs(a.lane[i]);
+    return a;
+  }
+  static double total(const Register& a) {
+    return (a.lane[0] + a.lane[1]) + (a.lane[2] + a.lane[3]);
+  }
+};
+
+bool runs_here() { return true; }
+
+}  // namespace
+
+const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline)};
+
+}  // namespace simdiff

@@ -1,0 +1,83 @@
+// The loop shared by the instruction sets. Each includes this file after its own
+// `#pragma GCC target` and passes its vector type, so everything here has internal linkage: the
+// linker must never merge copies compiled for different processors.
+//
+// A Vector offers: lanes, Register (lanes doubles), zero(), load(pointer to the element type),
+// multiply_add(a, b, c) = a * b + c, subtract, add, magnitude, and total(Register).
+#pragma once
+
+#include <cstring>
+
+#include "row_sums.h"
+
+namespace simdiff {
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class Vector>
+struct Accumulators {
+  typename Vector::Register before_squared = Vector::zero();
+  typename Vector::Register after_squared = Vector::zero();
+  typename Vector::Register difference_squared = Vector::zero();
+  typename Vector::Register difference_absolute = Vector::zero();
+
+  template <class Element>
+  inline void step(const Element* before, const Element* after) {
+    const auto x = Vector::load(before);
+    const auto y = Vector::load(after);
+    const auto d = Vector::subtract(y, x);
+    before_squared = Vector::multiply_add(x, x, before_squared);
+    after_squared = Vector::multiply_add(y, y, after_squared);
+    difference_squared = Vector::multiply_add(d, d, difference_squared);
+    difference_absolute = Vector::add(difference_absolute, Vector::magnitude(d));
+  }
+};
+
+template <class Vector, class Element>
+RowSums row_sums(const void* before_row, const void* after_row, int64_t hidden_size) {
+  constexpr int64_t lanes = Vector::lanes;
+  const auto* before = static_cast<const Element*>(before_row);
+  const auto* after = static_cast<const Element*>(after_row);
+  // Two sets of sums: with four chains each, enough to hide the latency of a fused multiply-add.
+  Accumulators<Vector> even, odd;
+  int64_t i = 0;
+  for (; i + 2 * lanes <= hidden_size; i += 2 * lanes) {
+    even.step(before + i, after + i);
+    odd.step(before + i + lanes, after + i + lanes);
+  }
+  if (i + lanes <= hidden_size) {
+    even.step(before + i, after + i);
+    i += lanes;
+  }
+  if (i < hidden_size) {
+    // The tail, padded with zeros, which add nothing to any sum.
+    Element before_tail[lanes] = {}, after_tail[lanes] = {};
+    std::memcpy(before_tail, before + i, (hidden_size - i) * sizeof(Element));
+    std::memcpy(after_tail, after + i, (hidden_size - i) * sizeof(Element));
+    odd.step(before_tail, after_tail);
+  }
+  RowSums sums;
+  sums.before_squared = Vector::total(Vector::add(even.before_squared, odd.before_squared));
+  sums.after_squared = Vector::total(Vector::add(even.after_squared, odd.after_squared));
+  sums.difference_squared =
+      Vector::total(Vector::add(even.difference_squared, odd.difference_squared));
+  sums.difference_absolute =
+      Vector::total(Vector::add(even.difference_absolute, odd.difference_absolute));
+  return sums;
+}
+
+}  // namespace
+}  // namespace simdiff
+
+// The order is that of DType.
+#define SIMDIFF_ROW_SUMS(Vector)                                                            \
+  {                                                                                         \
+    &row_sums<Vector, float>, &row_sums<Vector, double>, &row_sums<Vector, BFloat16>,       \
+        &row_sums<Vector, Float16>                                                          \
+  }

@@ -1,0 +1,65 @@
+"""The names of what is measured for each token, in the order in which every backend stores it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TokenMetrics(NamedTuple):
+    """What a layer did to each token; every field has the leading shape of the hidden states.
+
+    With x the hidden state that enters, y the one that leaves and d = y - x:
+
+    ====================  =======================================  ==========================
+    field                 formula                                  mean over tokens
+    ====================  =======================================  ==========================
+    cosine_distance       1 - x.y / (||x|| ||y||), in [0, 2]       block influence (ShortGPT)
+    squared_difference    sum of d^2 over the hidden dimension     MSSD (SimDiff, Eq. 4)
+    absolute_difference   sum of |d| divided by hidden_size        MASD (SimDiff, Eq. 5)
+    relative_difference   ||d|| / ||x||                            relative magnitude
+    norm_before           ||x||
+    norm_after            ||y||
+    ====================  =======================================  ==========================
+
+    A zero vector has cosine distance 0 to another zero vector and 1 to anything else, and a
+    relative difference of 0 and 1 likewise. A NaN or Inf in x or y makes the metrics that depend
+    on it NaN or Inf.
+    """
+
+    cosine_distance: Tensor
+    squared_difference: Tensor
+    absolute_difference: Tensor
+    relative_difference: Tensor
+    norm_before: Tensor
+    norm_after: Tensor
+
+
+METRICS: tuple[str, ...] = TokenMetrics._fields
+
+SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 states give float64 metrics, narrower ones float32; sums are float64 for all."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def angular_distance(cosine_distance: Tensor) -> Tensor:
+    """Angle between two vectors as a share of pi, from their cosine distance v.
+
+    arccos(1 - v) / pi, computed as 2 atan2(sqrt(v), sqrt(2 - v)) / pi: arccos near 1 loses half
+    of the digits and returns NaN when rounding carries its argument past 1.
+
+    Args:
+        cosine_distance: any shape, floating point, values in [0, 2].
+
+    Returns:
+        Values in [0, 1], same shape and dtype.
+
+    Source: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers", Eq. 7.
+    """
+    half_angle = torch.atan2(cosine_distance.sqrt(), (2 - cosine_distance).sqrt())
+    return half_angle * (2 / torch.pi)

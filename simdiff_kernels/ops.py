@@ -1,0 +1,164 @@
+"""Operator schemas, their registration, the validation of arguments, and `token_metrics`.
+
+Each operator has one overload per backend: `torch.ops.simdiff_kernels.token_metrics.cpu` and so
+on. All take hidden states `(outer, inner, hidden_size)` with a contiguous last dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simdiff_kernels import reference
+from simdiff_kernels.backends import BACKENDS, load_extension, resolve_backend
+from simdiff_kernels.metrics import METRICS, SUPPORTED_DTYPES, TokenMetrics, result_dtype
+
+_SCHEMAS = {
+    "token_metrics": "(Tensor before, Tensor after) -> Tensor",
+    "accumulate": (
+        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask, "
+        "Tensor(c!)? per_token) -> ()"
+    ),
+}
+
+
+def _token_metrics_triton(before: Tensor, after: Tensor) -> Tensor:
+    from simdiff_kernels.triton.layer_metrics import token_metrics
+
+    return token_metrics(before, after)
+
+
+def _accumulate_triton(
+    moments: Tensor,
+    tallies: Tensor,
+    before: Tensor,
+    after: Tensor,
+    mask: Tensor | None,
+    per_token: Tensor | None,
+) -> None:
+    from simdiff_kernels.triton.layer_metrics import accumulate
+
+    accumulate(moments, tallies, before, after, mask, per_token)
+
+
+def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
+    return before.new_empty(
+        (len(METRICS), *before.shape[:2]), dtype=result_dtype(before.dtype)
+    )
+
+
+def _accumulate_fake(
+    moments: Tensor,
+    tallies: Tensor,
+    before: Tensor,
+    after: Tensor,
+    mask: Tensor | None,
+    per_token: Tensor | None,
+) -> None:
+    return None
+
+
+_IMPLEMENTATIONS = {
+    "token_metrics": {"reference": reference.token_metrics, "triton": _token_metrics_triton},
+    "accumulate": {"reference": reference.accumulate, "triton": _accumulate_triton},
+}
+_FAKES = {"token_metrics": _token_metrics_fake, "accumulate": _accumulate_fake}
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("simdiff_kernels", "DEF")
+    for operator, schema in _SCHEMAS.items():
+        for backend in BACKENDS:
+            name = f"{operator}.{backend}"
+            library.define(name + schema)
+            torch.library.register_fake(f"simdiff_kernels::{name}", _FAKES[operator], lib=library)
+            implementation = _IMPLEMENTATIONS[operator].get(backend)
+            if implementation is not None:  # the rest is registered by the compiled module
+                library.impl(name, implementation, "CompositeExplicitAutograd")
+    return library
+
+
+_library = _register()
+load_extension()
+
+
+def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
+    """Refuse what cannot be scored.
+
+    Raises:
+        TypeError: not tensors, or of a dtype that hidden states do not have.
+        ValueError: shapes, dtypes or devices that differ, an empty tensor, no hidden dimension.
+    """
+    for name, tensor in (("before", before), ("after", after)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{function}: {name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(
+                f"{function}: {name} must be float32, float64, bfloat16 or float16, "
+                f"got {tensor.dtype}"
+            )
+    if before.dim() == 0:
+        raise ValueError(f"{function}: before must have shape (..., hidden_size), got a scalar")
+    if before.shape != after.shape:
+        raise ValueError(
+            f"{function}: after must have shape {tuple(before.shape)} like before, "
+            f"got {tuple(after.shape)}"
+        )
+    if before.numel() == 0:
+        raise ValueError(
+            f"{function}: before must hold at least one token and one hidden entry, "
+            f"got shape {tuple(before.shape)}"
+        )
+    if before.dtype != after.dtype:
+        raise ValueError(
+            f"{function}: after must be {before.dtype} like before, got {after.dtype}"
+        )
+    if before.device != after.device:
+        raise ValueError(
+            f"{function}: after must be on {before.device} like before, got {after.device}"
+        )
+
+
+def as_rows(states: Tensor) -> Tensor:
+    """View hidden states as `(outer, inner, hidden_size)`.
+
+    Copies only where the hidden dimension is strided, or where more than two leading dimensions
+    cannot be merged into two.
+    """
+    states = states.detach()
+    if states.dim() <= 3:
+        states = states[(None,) * (3 - states.dim())]
+    else:
+        states = states.flatten(0, -3)
+    return states if states.stride(-1) == 1 or states.shape[-1] == 1 else states.contiguous()
+
+
+def token_metrics(before: Tensor, after: Tensor, *, backend: str | None = None) -> TokenMetrics:
+    """Measure, for every token, how a layer changed its hidden state: one read of each input.
+
+    Cosine distance 1 - cos(x, y), squared difference sum (y - x)^2, absolute difference
+    sum |y - x| / hidden_size, relative difference ||y - x|| / ||x||, and both norms; see
+    `TokenMetrics`. All are summed in float64, so the cosine distance keeps its relative accuracy
+    down to near-identical states. Not differentiable.
+
+    Args:
+        before: hidden states that enter the layer, `(..., hidden_size)`; float32, bfloat16,
+            float16 or float64; any strides (a strided last dimension is copied first).
+        after: hidden states that leave it; shape, dtype and device of `before`.
+        backend: "reference", "cpu" or "triton"; None takes the fastest one for the device.
+
+    Returns:
+        Tensors of the leading shape `(...)`: float64 for float64 states, float32 otherwise.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: shapes, dtypes or devices that differ, an empty tensor, a backend that is
+            unknown or cannot run here.
+
+    Source: SimDiff, arXiv 2604.19520, Eq. 1-5.
+    """
+    check_hidden_states("token_metrics", before, after)
+    name = resolve_backend(backend, before.device.type)
+    operator = getattr(torch.ops.simdiff_kernels.token_metrics, name)
+    values = operator(as_rows(before), as_rows(after))
+    return TokenMetrics(*values.reshape(-1, *before.shape[:-1]).unbind(0))

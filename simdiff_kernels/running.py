@@ -1,0 +1,318 @@
+"""RunningScores: what every layer did to the tokens of a calibration set, without keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simdiff_kernels.backends import resolve_backend
+from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
+from simdiff_kernels.ops import as_rows, check_hidden_states
+
+_NUM_METRICS = len(METRICS)
+_STATE_VERSION = 1
+
+
+class NonFiniteError(ValueError):
+    """A hidden state held NaN or Inf; `tokens_by_layer` tells how many tokens of which layer."""
+
+    def __init__(self, tokens_by_layer: dict[int, int], seen_by_layer: dict[int, int]) -> None:
+        """Say which layers, and how many of their tokens."""
+        self.tokens_by_layer = tokens_by_layer
+        layers = ", ".join(
+            f"layer {layer}: {count} of {seen_by_layer[layer]} tokens"
+            for layer, count in tokens_by_layer.items()
+        )
+        super().__init__(f"hidden states must be finite, found NaN or Inf in {layers}")
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """One metric over the tokens of every layer; float64 CPU tensors of shape `(num_layers,)`."""
+
+    mean: Tensor
+    standard_error: Tensor
+    """Of the mean, tokens taken as independent; NaN for a single token."""
+    maximum: Tensor
+    argmax: Tensor
+    """int64: which token attained the maximum (the first, if several), counted over all tokens
+    given to `RunningScores.update` for the layer, masked ones too, in row-major order."""
+
+
+@dataclass(frozen=True)
+class RunningSummary(Mapping[str, MetricSummary]):
+    """The result of `RunningScores.finish`: a `MetricSummary` for each name in `METRICS`."""
+
+    num_tokens: Tensor
+    """int64 `(num_layers,)`: tokens averaged."""
+    num_nonfinite: Tensor
+    """int64 `(num_layers,)`: tokens left out because of a NaN or Inf."""
+    metrics: dict[str, MetricSummary]
+
+    def __getitem__(self, name: str) -> MetricSummary:
+        """The summary of the metric called `name`."""
+        return self.metrics[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the metrics."""
+        return iter(self.metrics)
+
+    def __len__(self) -> int:
+        """The number of metrics."""
+        return len(self.metrics)
+
+
+class RunningScores:
+    """Running reductions of `token_metrics` over any number of batches, one state per layer.
+
+    Keeps, for each layer and metric, the sum, the sum of squares, the maximum and the token that
+    attained it: 216 bytes a layer however many tokens are seen. Sums are float64. `update` never
+    waits for the device, and its result is bitwise the same in every run; states of different
+    batches, devices or processes are joined by `merge`.
+
+    Args:
+        num_layers: how many layers are scored.
+        keep_tokens: also keep the metrics of every token, for `tokens`.
+        backend: "reference", "cpu" or "triton"; None takes the fastest one for the device.
+
+    Source: SimDiff, arXiv 2604.19520, Eq. 1-5, plus the maxima and standard errors.
+    """
+
+    def __init__(
+        self, num_layers: int, *, keep_tokens: bool = False, backend: str | None = None
+    ) -> None:
+        """Start with no tokens seen."""
+        if num_layers < 1:
+            raise ValueError(f"RunningScores: num_layers must be at least 1, got {num_layers}")
+        self.num_layers = num_layers
+        self.keep_tokens = keep_tokens
+        self.backend = backend
+        # Made on the device of a layer's first batch: layers may live on different devices.
+        self._moments: list[Tensor | None] = [None] * num_layers
+        self._tallies: list[Tensor | None] = [None] * num_layers
+        self._tokens: list[list[Tensor]] = [[] for _ in range(num_layers)]
+
+    def update(
+        self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None
+    ) -> None:
+        """Add the tokens of one batch to the state of one layer.
+
+        Args:
+            layer: 0 to num_layers - 1.
+            before: hidden states that enter the layer, `(..., hidden_size)`, any dtype and
+                strides that `token_metrics` takes.
+            after: hidden states that leave it.
+            mask: `(...)`, bool or integer (an `attention_mask`); zero leaves a token out.
+
+        Raises:
+            TypeError: wrong dtype.
+            ValueError: shapes, dtypes or devices that do not fit; the state stays as it was.
+            IndexError: no such layer.
+        """
+        self._check_layer("update", layer)
+        check_hidden_states("RunningScores.update", before, after)
+        mask = _as_mask(mask, before)
+        backend = resolve_backend(self.backend, before.device.type)
+        x, y = as_rows(before), as_rows(after)
+        per_token = None
+        if self.keep_tokens:
+            per_token = x.new_empty((_NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
+        moments, tallies = self._state(layer, before.device)
+        operator = getattr(torch.ops.simdiff_kernels.accumulate, backend)
+        operator(moments, tallies, x, y, mask, per_token)
+        if per_token is not None:
+            self._tokens[layer].append(per_token.flatten(1))
+
+    def merge(self, other: RunningScores) -> None:
+        """Add the tokens that `other` saw, as if they had come after those seen here.
+
+        Counts, maxima and indices are exact; sums are added in float64.
+
+        Raises:
+            ValueError: a different number of layers, or only one of the two keeps tokens.
+        """
+        if other.num_layers != self.num_layers:
+            raise ValueError(
+                f"RunningScores.merge: other must have {self.num_layers} layers, "
+                f"got {other.num_layers}"
+            )
+        if other.keep_tokens != self.keep_tokens:
+            raise ValueError(
+                f"RunningScores.merge: other must have keep_tokens={self.keep_tokens}, "
+                f"got {other.keep_tokens}"
+            )
+        for layer in range(self.num_layers):
+            their_moments, their_tallies = other._moments[layer], other._tallies[layer]
+            if their_moments is None or their_tallies is None:
+                continue
+            ours = self._moments[layer]
+            device = their_moments.device if ours is None else ours.device
+            moments, tallies = self._state(layer, device)
+            _merge_state(moments, tallies, their_moments.to(device), their_tallies.to(device))
+            self._tokens[layer].extend(tokens.to(device) for tokens in other._tokens[layer])
+
+    def tokens(self, layer: int) -> TokenMetrics:
+        """The metrics of every token seen by a layer, flat and in order; needs `keep_tokens`.
+
+        Masked and non-finite tokens are included, so that `argmax` points into these tensors.
+        """
+        self._check_layer("tokens", layer)
+        if not self.keep_tokens:
+            raise ValueError("RunningScores.tokens: construct with keep_tokens=True, got False")
+        if not self._tokens[layer]:
+            raise ValueError(f"RunningScores.tokens: layer {layer} has seen no tokens")
+        return TokenMetrics(*torch.cat(self._tokens[layer], dim=1).unbind(0))
+
+    def finish(self, *, allow_nonfinite: bool = False) -> RunningSummary:
+        """Bring the states to the host and summarise them; more updates may follow.
+
+        Args:
+            allow_nonfinite: summarise the finite tokens even if others held NaN or Inf.
+
+        Raises:
+            NonFiniteError: some token held NaN or Inf.
+            ValueError: a layer without a single token to average.
+        """
+        moments, tallies = self._on_host()
+        argmax = tallies[:, :_NUM_METRICS]
+        num_tokens, num_nonfinite, num_seen = tallies[:, _NUM_METRICS:].unbind(1)
+        if not allow_nonfinite and bool(num_nonfinite.any()):
+            bad = num_nonfinite.nonzero().flatten().tolist()
+            raise NonFiniteError(
+                {layer: int(num_nonfinite[layer]) for layer in bad},
+                {layer: int(num_seen[layer]) for layer in bad},
+            )
+        for layer in range(self.num_layers):
+            if num_tokens[layer] == 0:
+                raise ValueError(
+                    f"RunningScores.finish: layer {layer} must have at least one token to "
+                    f"average, got {int(num_seen[layer])} seen, of which "
+                    f"{int(num_nonfinite[layer])} not finite and all others masked"
+                )
+        count = num_tokens.double().unsqueeze(1)
+        sums, squares, maxima = moments.unbind(1)
+        mean = sums / count
+        # Rounding may leave a variance of constant values just below zero.
+        variance = (squares / count - mean.square()).clamp_min(0) / (count - 1)
+        variance = torch.where(count > 1, variance, torch.nan)
+        return RunningSummary(
+            num_tokens=num_tokens,
+            num_nonfinite=num_nonfinite,
+            metrics={
+                name: MetricSummary(mean[:, m], variance[:, m].sqrt(), maxima[:, m], argmax[:, m])
+                for m, name in enumerate(METRICS)
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state as CPU tensors and plain values, for `torch.save` or another process."""
+        moments, tallies = self._on_host()
+        state: dict[str, Any] = {
+            "version": _STATE_VERSION,
+            "metrics": list(METRICS),
+            "moments": moments,
+            "tallies": tallies,
+        }
+        if self.keep_tokens:
+            state["tokens"] = [
+                torch.cat(tokens, dim=1).cpu() if tokens else torch.empty(_NUM_METRICS, 0)
+                for tokens in self._tokens
+            ]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the state by one from `state_dict`; it moves to a device with the next update.
+
+        Raises:
+            ValueError: of another version, other metrics, or another number of layers.
+        """
+        if state.get("version") != _STATE_VERSION or list(state["metrics"]) != list(METRICS):
+            raise ValueError(
+                f"RunningScores.load_state_dict: state must have version {_STATE_VERSION} and "
+                f"metrics {', '.join(METRICS)}, got version {state.get('version')} and "
+                f"{', '.join(state.get('metrics', []))}"
+            )
+        moments, tallies = state["moments"], state["tallies"]
+        shapes = (self.num_layers, 3, _NUM_METRICS), (self.num_layers, _NUM_METRICS + 3)
+        if (tuple(moments.shape), tuple(tallies.shape)) != shapes:
+            raise ValueError(
+                f"RunningScores.load_state_dict: state must have {self.num_layers} layers, "
+                f"got {moments.shape[0]}"
+            )
+        if self.keep_tokens != ("tokens" in state):
+            raise ValueError(
+                f"RunningScores.load_state_dict: state must be of a RunningScores with "
+                f"keep_tokens={self.keep_tokens}"
+            )
+        self._moments = [layer.clone() for layer in moments.double()]
+        self._tallies = [layer.clone() for layer in tallies.long()]
+        self._tokens = [[tokens.clone()] for tokens in state.get("tokens", ())] or [
+            [] for _ in range(self.num_layers)
+        ]
+
+    def _check_layer(self, method: str, layer: int) -> None:
+        if not 0 <= layer < self.num_layers:
+            raise IndexError(
+                f"RunningScores.{method}: layer must be in 0 to {self.num_layers - 1}, got {layer}"
+            )
+
+    def _state(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        moments, tallies = self._moments[layer], self._tallies[layer]
+        if moments is None or tallies is None:
+            moments, tallies = _empty_state(device)
+        elif moments.device != device:
+            moments, tallies = moments.to(device), tallies.to(device)
+            self._tokens[layer] = [tokens.to(device) for tokens in self._tokens[layer]]
+        self._moments[layer], self._tallies[layer] = moments, tallies
+        return moments, tallies
+
+    def _on_host(self) -> tuple[Tensor, Tensor]:
+        states = [
+            _empty_state(torch.device("cpu")) if moments is None or tallies is None
+            else (moments.cpu(), tallies.cpu())
+            for moments, tallies in zip(self._moments, self._tallies, strict=True)
+        ]
+        return torch.stack([state[0] for state in states]), torch.stack([s[1] for s in states])
+
+
+def _empty_state(device: torch.device) -> tuple[Tensor, Tensor]:
+    moments = torch.zeros(3, _NUM_METRICS, dtype=torch.float64, device=device)
+    moments[2].fill_(-torch.inf)
+    tallies = torch.zeros(_NUM_METRICS + 3, dtype=torch.int64, device=device)
+    tallies[:_NUM_METRICS].fill_(-1)
+    return moments, tallies
+
+
+def _merge_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies: Tensor) -> None:
+    num_seen = tallies[_NUM_METRICS + 2]
+    higher = theirs[2] > moments[2]
+    argmax = torch.where(higher, their_tallies[:_NUM_METRICS] + num_seen, tallies[:_NUM_METRICS])
+    tallies[:_NUM_METRICS] = argmax
+    tallies[_NUM_METRICS:] += their_tallies[_NUM_METRICS:]
+    moments[:2] += theirs[:2]
+    moments[2] = torch.maximum(moments[2], theirs[2])
+
+
+def _as_mask(mask: Tensor | None, before: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"RunningScores.update: mask must be bool or integer, 0 where a token is left out, "
+            f"got {mask.dtype}"
+        )
+    if mask.shape != before.shape[:-1]:
+        raise ValueError(
+            f"RunningScores.update: mask must have shape {tuple(before.shape[:-1])} like the "
+            f"tokens of before, got {tuple(mask.shape)}"
+        )
+    if mask.device != before.device:
+        raise ValueError(
+            f"RunningScores.update: mask must be on {before.device} like before, "
+            f"got {mask.device}"
+        )
+    return mask.ne(0).contiguous()
