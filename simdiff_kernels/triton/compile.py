@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from simdiff_kernels.backends import interpreting_triton
 from simdiff_kernels.triton import layer_metrics
 
-ELEMENT_TYPES = ("fp32", "bf16", "fp16", "fp64")
+ELEMENT_TYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}  # bytes
 
 
 def parse_target(text: str) -> GPUTarget:
@@ -53,6 +53,7 @@ def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
     constants: dict[str, Any] = {
         "BLOCK_T": block_t,
         "BLOCK_H": block_h,
+        "GROUP": 16 // ELEMENT_TYPES[element],
         "NUM_METRICS": layer_metrics._NUM_METRICS,
         "METRIC_BLOCK": layer_metrics._METRIC_BLOCK,
         "HAS_MASK": reduce,
@@ -111,7 +112,7 @@ def describe(target: GPUTarget, variant: dict[str, Any]) -> dict[str, Any]:
     compiled = compile_variant(target, variant)
     report = {**variant, "target": f"{target.backend}:{target.arch}"}
     if target.backend == "cuda":
-        loads = re.findall(r"ld\.global(?:\.\w+)*\.(v\d)?\.?[bfus](\d+)", compiled.asm["ptx"])
+        loads = re.findall(r"ld\.global(?:\.(?!v\d)\w+)*?(?:\.(v\d))?\.[bfus](\d+)", compiled.asm["ptx"])
         report["load_bits"] = sorted({int((v or "v1")[1:]) * int(bits) for v, bits in loads})
         report.update(resources(compiled.asm["cubin"]))
     return report

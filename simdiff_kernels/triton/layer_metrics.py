@@ -24,13 +24,13 @@ _PARTIAL_BLOCK = 64
 # states stay below 1 MB however many tokens there are.
 _MAX_PROGRAMS = 4096
 
-# (hidden_size up to, tokens per tile, hidden entries per step, warps). One step per row where
-# it fits. Chosen for 128-bit loads and few idle lanes at the tail; predicted, not yet timed on
-# a GPU.
+# (hidden_size up to, tokens per tile, hidden entries per step, warps). A step is 1024 entries: with
+# 128 threads one 128-bit load of each bfloat16 input per thread, so that sums of few groups stay
+# live and registers leave room for the occupancy that hides the loads. Compiled sizes are in
+# tests/test_triton_compile.py; times on a GPU are not measured yet.
 _CONFIGURATIONS = (
-    (1024, 4, 512, 4),
-    (4096, 2, 1024, 4),
-    (1 << 62, 1, 2048, 4),
+    (1024, 2, 512, 4),
+    (1 << 62, 1, 1024, 4),
 )
 
 
@@ -44,25 +44,29 @@ def _block_metrics(
     hidden_size,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    GROUP: tl.constexpr,
     METRIC_BLOCK: tl.constexpr,
 ):
     """Metrics (BLOCK_T, METRIC_BLOCK) of a tile of rows, and whether each row is finite."""
-    b_xx = tl.zeros((BLOCK_T, BLOCK_H), tl.float64)
-    b_yy = tl.zeros((BLOCK_T, BLOCK_H), tl.float64)
-    b_dd = tl.zeros((BLOCK_T, BLOCK_H), tl.float64)
-    b_ad = tl.zeros((BLOCK_T, BLOCK_H), tl.float64)
+    # Sums per group of GROUP neighbours, which one thread loads at once: adding them up right away
+    # takes no exchange between threads and keeps a group's sums in one register pair each.
+    GROUPS: tl.constexpr = BLOCK_H // GROUP
+    b_xx = tl.zeros((BLOCK_T, GROUPS), tl.float64)
+    b_yy = tl.zeros((BLOCK_T, GROUPS), tl.float64)
+    b_dd = tl.zeros((BLOCK_T, GROUPS), tl.float64)
+    b_ad = tl.zeros((BLOCK_T, GROUPS), tl.float64)
     for i_h in range(0, hidden_size, BLOCK_H):
         o_h = i_h + tl.arange(0, BLOCK_H)
         m_block = m_token[:, None] & (o_h < hidden_size)[None, :]
         b_x = tl.load(p_before + o_before[:, None] + o_h[None, :], mask=m_block, other=0.0)
         b_y = tl.load(p_after + o_after[:, None] + o_h[None, :], mask=m_block, other=0.0)
-        b_x = b_x.to(tl.float32).to(tl.float64) if b_x.dtype != tl.float64 else b_x
-        b_y = b_y.to(tl.float32).to(tl.float64) if b_y.dtype != tl.float64 else b_y
+        b_x = tl.reshape(b_x.to(tl.float64), (BLOCK_T, GROUPS, GROUP))
+        b_y = tl.reshape(b_y.to(tl.float64), (BLOCK_T, GROUPS, GROUP))
         b_d = b_y - b_x
-        b_xx += b_x * b_x
-        b_yy += b_y * b_y
-        b_dd += b_d * b_d
-        b_ad += tl.abs(b_d)
+        b_xx += tl.sum(b_x * b_x, axis=2)
+        b_yy += tl.sum(b_y * b_y, axis=2)
+        b_dd += tl.sum(b_d * b_d, axis=2)
+        b_ad += tl.sum(tl.abs(b_d), axis=2)
     xx, yy = tl.sum(b_xx, axis=1), tl.sum(b_yy, axis=1)
     dd, ad = tl.sum(b_dd, axis=1), tl.sum(b_ad, axis=1)
     a, b = tl.sqrt(xx), tl.sqrt(yy)
@@ -107,6 +111,7 @@ def _layer_metrics_kernel(
     tiles_per_program,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    GROUP: tl.constexpr,
     NUM_METRICS: tl.constexpr,
     METRIC_BLOCK: tl.constexpr,
     HAS_MASK: tl.constexpr,
@@ -141,6 +146,7 @@ def _layer_metrics_kernel(
             hidden_size,
             BLOCK_T,
             BLOCK_H,
+            GROUP,
             METRIC_BLOCK,
         )
         if STORE_TOKENS:
@@ -254,6 +260,7 @@ def _launch(
         triton.cdiv(num_tiles, num_programs),
         BLOCK_T=block_t,
         BLOCK_H=block_h,
+        GROUP=16 // before.element_size(),
         NUM_METRICS=_NUM_METRICS,
         METRIC_BLOCK=_METRIC_BLOCK,
         HAS_MASK=mask is not None,
