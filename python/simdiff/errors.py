@@ -1,0 +1,7 @@
+"""Errors that a user can act on; the command prints them without a traceback and exits with 2."""
+
+from __future__ import annotations
+
+
+class SimdiffError(ValueError):
+    """Input that cannot be used; the message says what was wanted and what came."""

@@ -1,0 +1,136 @@
+"""Forward hooks that feed what enters and leaves each decoder layer to RunningScores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simdiff.errors import SimdiffError
+from simdiff_kernels import RunningScores
+
+
+class LayerHooks:
+    """While entered, every forward of the given layers updates `scores`; then all hooks go.
+
+    The hidden states are those of the layers themselves, so the last layer is measured before
+    the model's final norm. A layer may return a tensor or a tuple that starts with one.
+
+    Args:
+        layers: decoder layers in order; layer i feeds `scores.update(i, ...)`.
+        scores: has one state per layer.
+
+    Usage::
+
+        with LayerHooks(model.model.layers, scores) as hooks:
+            for batch in batches:
+                hooks.attention_mask = batch["attention_mask"]
+                model.model(**batch, use_cache=False)
+    """
+
+    def __init__(self, layers: Sequence[nn.Module] | nn.ModuleList, scores: RunningScores) -> None:
+        """Prepare; nothing is registered yet."""
+        if len(layers) != scores.num_layers:
+            raise SimdiffError(
+                f"LayerHooks: scores must have {len(layers)} layers like the model, "
+                f"got {scores.num_layers}"
+            )
+        self.attention_mask: Tensor | None = None
+        """Of the batch about to run, `(batch, sequence)`, 0 for padding; None counts all."""
+        self._layers = layers
+        self._scores = scores
+        self._handles: list[Any] = []
+        self._versions: dict[int, int | None] = {}
+
+    def __enter__(self) -> LayerHooks:
+        """Register the hooks."""
+        try:
+            for index, layer in enumerate(self._layers):
+                self._handles.append(
+                    layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
+                )
+                self._handles.append(
+                    layer.register_forward_hook(self._after(index), with_kwargs=True)
+                )
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the hooks, whatever happened."""
+        self._remove()
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before(self, index: int) -> Any:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._versions[index] = _version(_entering(index, args, kwargs))
+
+        return hook
+
+    def _after(self, index: int) -> Any:
+        def hook(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            before, after = _entering(index, args, kwargs), _leaving(index, output)
+            if _version(before) != self._versions.pop(index, None):
+                raise SimdiffError(
+                    f"layer {index} ({type(layer).__name__}) writes its output over its input, "
+                    "so what entered it is lost: it cannot be scored"
+                )
+            if before.device != after.device:  # the layer was dispatched to another device
+                before = before.to(after.device, non_blocking=True)
+            with torch.no_grad():
+                self._scores.update(index, before, after, self._mask_for(before))
+
+        return hook
+
+    def _mask_for(self, states: Tensor) -> Tensor | None:
+        if self.attention_mask is None:
+            return None
+        if self.attention_mask.numel() * states.shape[-1] != states.numel():
+            raise SimdiffError(
+                f"LayerHooks: attention_mask must have one entry for each token of the hidden "
+                f"states {tuple(states.shape)}, got shape {tuple(self.attention_mask.shape)}"
+            )
+        if self.attention_mask.device != states.device:
+            self.attention_mask = self.attention_mask.to(states.device, non_blocking=True)
+        return self.attention_mask.reshape(states.shape[:-1])
+
+
+def _entering(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    states = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(states, Tensor):
+        raise SimdiffError(
+            f"layer {index} must receive its hidden state first or as hidden_states, "
+            f"got {type(states).__name__} and keywords {sorted(kwargs)}"
+        )
+    return states
+
+
+def _leaving(index: int, output: Any) -> Tensor:
+    # transformers 5 layers return a tensor, earlier ones a tuple: indexing a tensor would
+    # silently take the first sequence of the batch.
+    states = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(states, Tensor):
+        raise SimdiffError(
+            f"layer {index} must return a tensor or a tuple that starts with one, "
+            f"got {type(output).__name__}"
+        )
+    return states
+
+
+def _version(states: Tensor) -> int | None:
+    """Counts in-place writes; tensors made in inference mode do not have it."""
+    return None if states.is_inference() else states._version

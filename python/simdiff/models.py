@@ -1,0 +1,159 @@
+"""Loading models, finding their decoder layers, and telling one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from simdiff.demo import DEMO, demo_model
+from simdiff.errors import SimdiffError
+from simdiff.progress import step
+
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Keys of a config that change without changing what the model computes.
+_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model with stock classes, ready for inference.
+
+    Args:
+        name: a local directory, a hub name, or "demo".
+        dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs.
+
+    Raises:
+        SimdiffError: no such model, or no such device.
+    """
+    transformers_logging.disable_progress_bar()
+    path = str(demo_model()) if name == DEMO else name
+    _check_device(device)
+    try:
+        with step(f"load {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            placement = {"device_map": "auto"} if device == "auto" else {}
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
+            if device != "auto":
+                model = model.to(device)
+    except (OSError, ValueError, KeyError) as error:
+        kind = "a directory with a model" if Path(path).exists() else "a directory or a hub name"
+        raise SimdiffError(f"model {name!r} must be {kind} that transformers loads: {error}") from None
+    return model.eval(), tokenizer
+
+
+def _check_device(device: str) -> None:
+    try:
+        wanted = torch.device("cuda" if device == "auto" else device)
+    except RuntimeError:
+        raise SimdiffError(f"device must be cpu, cuda, cuda:N or auto, got {device!r}") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise SimdiffError(f"device must be one that torch can use, got {device!r} without a GPU")
+
+
+@dataclass(frozen=True)
+class DecoderLayers:
+    """The decoder layers of a model and where they hang in it."""
+
+    path: str
+    modules: nn.ModuleList
+
+    def __len__(self) -> int:
+        """The number of layers."""
+        return len(self.modules)
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The part of the config that describes the decoder."""
+    return model.config.get_text_config(decoder=True)
+
+
+def find_decoder_layers(model: PreTrainedModel) -> DecoderLayers:
+    """The list of decoder layers, found by structure.
+
+    It is the outermost `nn.ModuleList` whose length is the config's number of hidden layers.
+
+    Raises:
+        SimdiffError: there is none, or more than one.
+    """
+    expected = getattr(text_config(model), "num_hidden_layers", None)
+    lists = {
+        path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)
+    }
+    candidates = [path for path, module in lists.items() if len(module) == expected]
+    # A list inside a layer (of experts, say) may happen to have the same length.
+    outermost = [
+        path
+        for path in candidates
+        if not any(path.startswith(other + ".") for other in lists if other != path)
+    ]
+    if len(outermost) != 1:
+        found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
+        raise SimdiffError(
+            f"{type(model).__name__} must have one list of {expected} decoder layers "
+            f"(num_hidden_layers of its config); lists found: {found}"
+        )
+    return DecoderLayers(outermost[0], lists[outermost[0]])
+
+
+def decoder_body(model: PreTrainedModel) -> nn.Module:
+    """The model without its language-model head, so that no logits are computed."""
+    path = find_decoder_layers(model).path
+    body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    inside = any(module is model.get_submodule(path) for module in body.modules())
+    return body if inside else model.base_model
+
+
+def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    """What a file remembers of the model it was made for.
+
+    `fingerprint` is a SHA-256 over the config without the keys that do not change the
+    computation: the same for copies and fine-tuned versions, another for any other shape.
+    """
+    config = model.config.to_dict()
+    stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+    digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
+    return {
+        "name": name,
+        "architecture": type(model).__name__,
+        "num_layers": len(find_decoder_layers(model)),
+        "hidden_size": text_config(model).hidden_size,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": digest.hexdigest(),
+    }
+
+
+def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str) -> None:
+    """Refuse scores or a plan that were made for another model.
+
+    Raises:
+        SimdiffError: the fingerprints differ.
+    """
+    identity = model_identity(model, "")
+    if identity["fingerprint"] != made_for.get("fingerprint"):
+        differing = ", ".join(
+            f"{key} {made_for.get(key)} against {identity[key]}"
+            for key in ("architecture", "num_layers", "hidden_size", "num_parameters")
+            if made_for.get(key) != identity[key]
+        )
+        raise SimdiffError(
+            f"the {what} was made for another model, {made_for.get('name')!r}: "
+            f"{differing or 'the configs differ'}"
+        )
