@@ -1,0 +1,1 @@
+"""Depth pruning of language models: calibrate, score, plan, prune, evaluate, report."""

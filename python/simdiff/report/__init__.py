@@ -1,0 +1,1 @@
+"""The report of a run: plots over depth and one self-contained HTML page."""

@@ -1,0 +1,92 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from simdiff.report.page import layer_cells
+from simdiff.scores import LayerScores
+from simdiff.selection import PruningPlan
+from simdiff_kernels import BackendStatus
+
+
+def layers_table(scores: LayerScores, plan: PruningPlan) -> Table:
+    """Every layer: its scores, its importance, and what happens to it and why."""
+    table = Table(title=f"{scores.model['name']}: every layer, counted from 0", title_justify="left")
+    columns = ("layer", "1-cos", "±s.e.", "MSSD", "max sq.", "MASD", "rel.", "importance")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("decision", no_wrap=True)
+    for layer in range(plan.num_layers):
+        gone = layer in plan.removed
+        decision = f"{'REMOVE' if gone else 'keep'}: {plan.reason(layer)}"
+        cells = layer_cells(scores, plan, layer)
+        table.add_row(*cells, decision, style="bold red" if gone else None)
+    return table
+
+
+def scores_table(scores: LayerScores) -> Table:
+    """Every layer: means and maximum of the metrics."""
+    table = Table(title=f"{scores.model['name']}: every layer, counted from 0", title_justify="left")
+    for column in ("layer", "1-cos", "MSSD", "max sq.", "at sequence:position", "MASD", "rel."):
+        table.add_column(column, justify="right", no_wrap=True)
+    squared = scores.metrics["squared_difference"]
+    for layer in range(scores.num_layers):
+        peak = squared.location[layer]
+        table.add_row(
+            str(layer),
+            f"{scores.metrics['cosine_distance'].mean[layer]:.4g}",
+            f"{squared.mean[layer]:.4g}",
+            f"{squared.maximum[layer]:.4g}",
+            f"{peak.sequence}:{peak.position}",
+            f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
+            f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
+        )
+    return table
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Dense against pruned."""
+    table = Table(title="Before and after", title_justify="left")
+    for column in ("", "dense", "pruned", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    dense, pruned = results["dense"], results["pruned"]
+    rows = (
+        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], ".2f"),
+        ("decode, tokens/s", dense["speed"]["decode"], pruned["speed"]["decode"], ".1f"),
+        ("prefill, tokens/s", dense["speed"]["prefill"], pruned["speed"]["prefill"], ".0f"),
+        ("parameters, millions", dense["num_parameters"] / 1e6, pruned["num_parameters"] / 1e6, ".1f"),
+    )  # fmt: skip
+    for name, before, after, style in rows:
+        table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{after / before:.3f}")
+    return table
+
+
+def evaluation_table(results: Mapping[str, Any]) -> Table:
+    """Perplexity of each model."""
+    table = Table(title="Perplexity", title_justify="left")
+    for column in ("model", "perplexity", "nll", "±s.e.", "tokens"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for name, result in results["models"].items():
+        error = result["standard_error"]
+        table.add_row(
+            name,
+            f"{result['perplexity']:.3f}",
+            f"{result['nll']:.4f}",
+            "" if error is None else f"{error:.4f}",
+            str(result["num_tokens"]),
+        )
+    return table
+
+
+def backends_table(statuses: list[BackendStatus]) -> Table:
+    """What can score here."""
+    table = Table(title="Scoring backends", title_justify="left")
+    for column in ("backend", "usable", "detail"):
+        table.add_column(column)
+    for status in statuses:
+        table.add_row(status.name, "yes" if status.available else "no", status.detail)
+    return table
