@@ -97,7 +97,6 @@ def default_backend(device_type: str) -> str:
     return "reference"
 
 
-@functools.cache
 def resolve_backend(backend: str | None, device_type: str) -> str:
     """Check a backend that the caller named, or choose the default.
 
@@ -114,3 +113,8 @@ def resolve_backend(backend: str | None, device_type: str) -> str:
             f"backend {backend!r} cannot run on {device_type} tensors here: {status.detail}"
         )
     return backend
+
+
+# For torch.compile the choice is a constant, not code to trace. This is all that
+# torch.compiler.assume_constant_result does; calling it here would import torch._dynamo (~1.5 s).
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ _VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dty
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "cpu"
+    name: str, *, dtype: str = "auto", device: str = "cpu", description: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model with stock classes, ready for inference.
 
@@ -38,6 +38,7 @@ def load_model(
         name: a local directory, a hub name, or "demo".
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs.
+        description: what the progress line says.
 
     Raises:
         SimdiffError: no such model, or no such device.
@@ -46,7 +47,7 @@ def load_model(
     path = str(demo_model()) if name == DEMO else name
     _check_device(device)
     try:
-        with step(f"load {name}"):
+        with step(description or f"load {name}"):
             tokenizer = AutoTokenizer.from_pretrained(path)
             placement = {"device_map": "auto"} if device == "auto" else {}
             model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)

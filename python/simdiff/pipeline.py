@@ -164,7 +164,9 @@ def _measure_pruned(
     directory: Path, held_out: TokenWindows, dtype: str, device: str
 ) -> dict[str, Any]:
     """Reload the checkpoint with stock classes and measure what it is."""
-    model, tokenizer = load_model(str(directory), dtype=dtype, device=device)
+    model, tokenizer = load_model(
+        str(directory), dtype=dtype, device=device, description="reload the pruned checkpoint"
+    )
     quality = asdict(perplexity(model, held_out.tokens, description="perplexity, pruned"))
     del quality["num_tokens"]
     sample = generate(model, tokenizer, PROMPT)

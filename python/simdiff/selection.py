@@ -45,8 +45,6 @@ class PruningPlan:
     def reason(self, layer: int) -> str:
         """Why a layer goes or stays, in a few words."""
         rank = _ordinal(self.ranking.index(layer) + 1)
-        if layer in self.removed:
-            return f"{rank} lowest importance"
         return f"{rank} lowest, protected" if layer in self.protected else f"{rank} lowest"
 
     def to_dict(self) -> dict[str, Any]:

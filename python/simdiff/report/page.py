@@ -85,7 +85,7 @@ def render_page(
         _figure(
             plots["metrics.png"],
             "Mean and maximum over tokens of cosine, squared, absolute and relative difference "
-            "of every layer; log axis where values span more than two decades.",
+            "of every layer; log axis where values span more than a factor of 30.",
         ),
         "<h2>Every layer</h2>",
         layer_table(scores, plan),
