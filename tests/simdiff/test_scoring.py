@@ -1,0 +1,209 @@
+"""The calibration pass against an independent float64 computation on recorded hidden states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from simdiff.errors import SimdiffError
+from simdiff.hooks import LayerHooks
+from simdiff.models import find_decoder_layers
+from simdiff.scores import LayerScores, score
+from simdiff_kernels import METRICS, NonFiniteError, RunningScores
+from simdiff_kernels.testing import exact_metrics
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def record(model: PreTrainedModel, inputs: list[dict[str, Tensor]]) -> list[list[Tensor]]:
+    """What enters and leaves every layer, batch by batch, by hooks of the test's own."""
+    states: list[list[Tensor]] = []
+    for batch in inputs:
+        seen: list[Tensor] = []
+
+        def enter(module, args, kwargs, seen=seen):
+            seen.append((args[0] if args else kwargs["hidden_states"]).clone())
+
+        def leave(module, args, output, seen=seen):
+            seen.append((output[0] if isinstance(output, tuple) else output).clone())
+
+        layers = find_decoder_layers(model).modules
+        handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+        handles.append(layers[-1].register_forward_hook(leave))
+        with torch.no_grad():
+            model(**batch)
+        for handle in handles:
+            handle.remove()
+        states.append(seen)
+    return states
+
+
+def check_scores(scores: LayerScores, states: list[list[Tensor]], masks: list[Tensor]) -> None:
+    mask = torch.cat([m.flatten() for m in masks]).bool()
+    assert scores.num_tokens == mask.sum()
+    for layer in range(scores.num_layers):
+        exact = [exact_metrics(seen[layer], seen[layer + 1]) for seen in states]
+        for m, name in enumerate(METRICS):
+            values = torch.cat([metrics[m].flatten() for metrics in exact])
+            kept, table = values[mask], scores.metrics[name]
+            assert table.mean[layer] == pytest.approx(kept.mean().item(), rel=1e-9)
+            assert table.maximum[layer] == pytest.approx(kept.max().item(), rel=1e-9)
+            index = int(values.where(mask, -1).argmax())
+            place, sequence = table.location[layer], 0
+            for batch in masks:
+                if index < batch.numel():
+                    break
+                index -= batch.numel()
+                sequence += len(batch)
+            row, position = divmod(index, batch.shape[1])
+            assert (place.sequence, place.position) == (sequence + row, position)
+
+
+def test_scores_of_unequal_batches(tiny: PreTrainedModel, token_batches: list[Tensor]) -> None:
+    scores = score(tiny, token_batches, progress=False)
+    states = record(tiny, [{"input_ids": ids} for ids in token_batches])
+    check_scores(scores, states, [torch.ones_like(ids) for ids in token_batches])
+    place = scores.metrics["squared_difference"].location[2]
+    ids = torch.cat(token_batches)
+    assert place.token_id == ids[place.sequence, place.position]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(llama: PreTrainedModel, side: str) -> None:
+    """Padded sequences in one batch score like the same sequences one by one."""
+    generator = torch.Generator().manual_seed(2)
+    texts = [torch.randint(0, 97, (1, n), generator=generator) for n in (9, 4, 7)]
+    ids, mask = torch.zeros(3, 9, dtype=torch.int64), torch.zeros(3, 9, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        where = slice(9 - text.shape[1], 9) if side == "left" else slice(0, text.shape[1])
+        ids[row, where], mask[row, where] = text[0], 1
+    together = score(llama, [{"input_ids": ids, "attention_mask": mask}], progress=False)
+    alone = score(llama, texts, progress=False)
+    assert together.num_tokens == alone.num_tokens == 20
+    for name in METRICS:
+        assert together.metrics[name].mean == pytest.approx(alone.metrics[name].mean, rel=1e-5)
+        assert together.metrics[name].maximum == pytest.approx(
+            alone.metrics[name].maximum, rel=1e-5
+        )
+
+
+def test_last_layer_is_measured_before_the_final_norm(
+    llama: PreTrainedModel, token_batches: list[Tensor]
+) -> None:
+    with torch.no_grad():
+        llama.model.norm.weight.mul_(100)
+    scaled = score(llama, token_batches, progress=False)
+    with torch.no_grad():
+        llama.model.norm.weight.div_(100)
+    assert scaled.metrics == score(llama, token_batches, progress=False).metrics
+
+
+def test_no_logits_and_no_cache(llama: PreTrainedModel, token_batches: list[Tensor]) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the head must not run")
+
+    seen: list[object] = []
+    llama.lm_head.forward = forbidden  # type: ignore[method-assign]
+    layer = llama.model.layers[0]
+    layer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("past_key_values")), with_kwargs=True
+    )
+    score(llama, token_batches, progress=False)
+    assert seen == [None, None]
+
+
+class Residual(nn.Module):
+    """A layer with the outputs that decoder layers have had."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden_states: Tensor) -> object:
+        if self.kind == "in-place":
+            return hidden_states.mul_(1.5)
+        if self.kind == "raises":
+            raise RuntimeError("broken layer")
+        if self.kind == "dictionary":
+            return {"hidden": hidden_states}
+        out = hidden_states * 1.5
+        return (out, None) if self.kind == "tuple" else out
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple"])
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_layers_of_both_kinds(kind: str, by_keyword: bool) -> None:
+    layers, running = nn.ModuleList([Residual(kind)]), RunningScores(1)
+    states = torch.randn(2, 3, 8)
+    with LayerHooks(layers, running):
+        layers[0](hidden_states=states) if by_keyword else layers[0](states)
+    summary = running.finish()
+    assert summary.num_tokens.tolist() == [6]
+    assert summary["relative_difference"].mean.item() == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [
+        ("raises", "broken layer"),
+        ("in-place", "writes its output over its input"),
+        ("dictionary", "must return a tensor or a tuple that starts with one, got dict"),
+    ],
+)
+def test_hooks_go_even_when_the_forward_raises(kind: str, wanted: str) -> None:
+    layers = nn.ModuleList([Residual("tensor"), Residual(kind)])
+    with pytest.raises((RuntimeError, SimdiffError), match=wanted), LayerHooks(
+        layers, RunningScores(2)
+    ):
+        layers[1](layers[0](torch.randn(2, 3, 8)))
+    for layer in layers:
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+
+
+def test_nonfinite_states_are_reported_by_layer(
+    llama: PreTrainedModel, token_batches: list[Tensor]
+) -> None:
+    with torch.no_grad():
+        llama.model.layers[3].mlp.down_proj.weight[5] = float("inf")
+    with pytest.raises(NonFiniteError, match="layer 3: 55 of 55 tokens") as caught:
+        score(llama, token_batches, progress=False)
+    assert set(caught.value.tokens_by_layer) == {3, 4, 5}
+    assert not any(layer._forward_hooks for layer in llama.model.layers)
+
+
+def test_bad_batches(llama: PreTrainedModel) -> None:
+    ids = torch.ones(2, 4, dtype=torch.int64)
+    for batches, wanted in (
+        ([], "at least one batch, got none"),
+        ([ids.float()], "must be integers"),
+        ([ids[0]], r"\(batch, sequence\)"),
+        ([{"input_ids": ids, "attention_mask": ids[:1]}], r"shape \(2, 4\) like input_ids"),
+        ([{"input_ids": ids, "attention_mask": ids * 0}], "got all tokens masked"),
+    ):
+        with pytest.raises(SimdiffError, match=wanted):
+            score(llama, batches, progress=False)
+
+
+def test_a_model_without_decoder_layers_is_refused(llama: PreTrainedModel) -> None:
+    llama.config.num_hidden_layers = 5
+    with pytest.raises(SimdiffError, match=r"one list of 5 decoder layers.*model.layers \(6\)"):
+        find_decoder_layers(llama)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_demo_model_against_float64(demo: tuple, dtype: torch.dtype) -> None:
+    """Real model, real text: the massive activation that layer 11 writes included."""
+    from simdiff.calibration import token_windows
+
+    model, tokenizer = demo
+    windows = token_windows("demo", tokenizer, num_windows=3, window_length=64)
+    model.to(dtype)
+    try:
+        scores = score(model, windows.batches(2), progress=False)
+        states = record(model, [{"input_ids": ids} for ids in windows.batches(2)])
+    finally:
+        model.to(torch.float32)
+    check_scores(scores, states, [torch.ones_like(ids) for ids in windows.batches(2)])
+    peaks = scores.metrics["squared_difference"].maximum
+    assert peaks[11] > 1000 * max(peaks[10], peaks[12])

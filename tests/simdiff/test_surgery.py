@@ -1,0 +1,133 @@
+"""Pruned models: what stock classes reload, with the same logits, cached or not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from simdiff.checkpoint import write_pruned
+from simdiff.criteria import importance
+from simdiff.errors import SimdiffError
+from simdiff.files import new_directory
+from simdiff.models import find_decoder_layers, text_config
+from simdiff.scores import score
+from simdiff.selection import select
+from simdiff.surgery import SurgeryError, remove_layers, removed_layers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2MoeConfig
+
+REMOVED = (4, 1)
+KEPT = (0, 2, 3, 5)
+IDS = torch.arange(20).view(2, 10) * 3
+
+
+def logits(model: PreTrainedModel, ids: torch.Tensor = IDS) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def by_hand(model: PreTrainedModel) -> torch.Tensor:
+    """The logits when the removed layers pass their input on: no surgery at all."""
+    layers = find_decoder_layers(model).modules
+    handles = []
+    for layer in REMOVED:
+
+        def skip(module, args, kwargs, output):
+            states = args[0] if args else kwargs["hidden_states"]
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        handles.append(layers[layer].register_forward_hook(skip, with_kwargs=True))
+    result = logits(model)
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+def test_cut_equals_skipping_the_layers(tiny: PreTrainedModel) -> None:
+    wanted, dense = by_hand(tiny), logits(tiny)
+    assert not torch.allclose(wanted, dense)
+    assert remove_layers(tiny, REMOVED) is tiny
+    assert torch.equal(logits(tiny), wanted)
+    assert text_config(tiny).num_hidden_layers == len(find_decoder_layers(tiny)) == 4
+    for index, layer in enumerate(find_decoder_layers(tiny).modules):
+        for module in layer.modules():
+            assert getattr(module, "layer_idx", index) == index
+
+
+def test_cached_generation_equals_uncached(tiny: PreTrainedModel) -> None:
+    remove_layers(tiny, REMOVED)
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    cached = tiny.generate(IDS[:, :5], use_cache=True, **options)
+    uncached = tiny.generate(IDS[:, :5], use_cache=False, **options)
+    assert cached.shape == (2, 17)
+    assert torch.equal(cached, uncached)
+
+
+def test_stock_reload(tiny: PreTrainedModel, tmp_path: Path) -> None:
+    scores = score(tiny, [IDS], progress=False)
+    plan = select(scores, importance(scores), 2)
+    dense = logits(tiny)
+    with new_directory(tmp_path / "small") as scratch:
+        write_pruned(tiny, None, plan, scratch)
+    assert torch.equal(logits(tiny), dense), "writing must leave the model as it was"
+    reloaded, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "small", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    with removed_layers(tiny, plan.removed):
+        assert torch.equal(logits(reloaded.eval()), logits(tiny))
+    saved, per_layer = text_config(reloaded), getattr(text_config(tiny), "layer_types", None)
+    assert saved.num_hidden_layers == 4
+    if per_layer:
+        assert saved.layer_types == [per_layer[layer] for layer in plan.kept]
+
+
+def test_removed_layers_come_back_even_after_an_error(tiny: PreTrainedModel) -> None:
+    dense, config = logits(tiny), copy.deepcopy(tiny.config.to_dict())
+    with pytest.raises(RuntimeError, match="stop"), removed_layers(tiny, REMOVED):
+        assert len(find_decoder_layers(tiny)) == 4
+        raise RuntimeError("stop")
+    assert tiny.config.to_dict() == config
+    assert torch.equal(logits(tiny), dense)
+
+
+def test_a_cut_that_stock_classes_cannot_express_is_refused() -> None:
+    """mlp_only_layers names layers by position: after the cut it would name others."""
+    model = AutoModelForCausalLM.from_config(
+        Qwen2MoeConfig(vocab_size=97, hidden_size=32, num_hidden_layers=6, num_attention_heads=4,
+                       num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+                       moe_intermediate_size=16, shared_expert_intermediate_size=16,
+                       intermediate_size=48, mlp_only_layers=[2])
+    ).eval()  # fmt: skip
+    dense = logits(model)
+    with pytest.raises(SurgeryError, match="layer 2 mlp"):
+        remove_layers(model, (0,))
+    assert torch.equal(logits(model), dense)
+    assert len(remove_layers(model, (4,)).model.layers) == 5  # behind it nothing moves
+
+
+@pytest.mark.parametrize(
+    ("layers", "wanted"),
+    [
+        ((), "1 to 5 of 6, got 0"),
+        (range(6), "1 to 5 of 6, got 6"),
+        ((1, 6), "from 0 to 5, got 6"),
+        ((1, 1), "named once each"),
+        ((-1,), "from 0 to 5, got -1"),
+    ],
+)
+def test_bad_layers(llama: PreTrainedModel, layers: tuple[int, ...], wanted: str) -> None:
+    with pytest.raises(SimdiffError, match=wanted):
+        remove_layers(llama, layers)
+
+
+def test_plan_for_another_model(llama: PreTrainedModel, tmp_path: Path) -> None:
+    scores = score(llama, [IDS], name="first", progress=False)
+    plan = select(scores, importance(scores), 2)
+    config = LlamaConfig(**{**llama.config.to_dict(), "num_hidden_layers": 8})
+    other = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(SimdiffError, match="another model, 'first'.*num_layers 6 against 8"):
+        write_pruned(other, None, plan, tmp_path)
+    assert not list(tmp_path.iterdir())
