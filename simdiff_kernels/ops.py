@@ -6,6 +6,9 @@ on. All take hidden states `(outer, inner, hidden_size)` with a contiguous last 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,9 +45,7 @@ def _accumulate_triton(
 
 
 def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
-    return before.new_empty(
-        (len(METRICS), *before.shape[:2]), dtype=result_dtype(before.dtype)
-    )
+    return before.new_empty((len(METRICS), *before.shape[:2]), dtype=result_dtype(before.dtype))
 
 
 def _accumulate_fake(
@@ -58,11 +59,14 @@ def _accumulate_fake(
     return None
 
 
-_IMPLEMENTATIONS = {
+_IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "token_metrics": {"reference": reference.token_metrics, "triton": _token_metrics_triton},
     "accumulate": {"reference": reference.accumulate, "triton": _accumulate_triton},
 }
-_FAKES = {"token_metrics": _token_metrics_fake, "accumulate": _accumulate_fake}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "token_metrics": _token_metrics_fake,
+    "accumulate": _accumulate_fake,
+}
 
 
 def _register() -> torch.library.Library:
@@ -110,9 +114,7 @@ def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
             f"got shape {tuple(before.shape)}"
         )
     if before.dtype != after.dtype:
-        raise ValueError(
-            f"{function}: after must be {before.dtype} like before, got {after.dtype}"
-        )
+        raise ValueError(f"{function}: after must be {before.dtype} like before, got {after.dtype}")
     if before.device != after.device:
         raise ValueError(
             f"{function}: after must be on {before.device} like before, got {after.device}"
@@ -126,10 +128,7 @@ def as_rows(states: Tensor) -> Tensor:
     cannot be merged into two.
     """
     states = states.detach()
-    if states.dim() <= 3:
-        states = states[(None,) * (3 - states.dim())]
-    else:
-        states = states.flatten(0, -3)
+    states = states.flatten(0, -3) if states.dim() > 3 else states[(None,) * (3 - states.dim())]
     return states if states.stride(-1) == 1 or states.shape[-1] == 1 else states.contiguous()
 
 

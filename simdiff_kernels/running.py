@@ -96,9 +96,7 @@ class RunningScores:
         self._tallies: list[Tensor | None] = [None] * num_layers
         self._tokens: list[list[Tensor]] = [[] for _ in range(num_layers)]
 
-    def update(
-        self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None
-    ) -> None:
+    def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
         """Add the tokens of one batch to the state of one layer.
 
         Args:
@@ -272,7 +270,8 @@ class RunningScores:
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
         states = [
-            _empty_state(torch.device("cpu")) if moments is None or tallies is None
+            _empty_state(torch.device("cpu"))
+            if moments is None or tallies is None
             else (moments.cpu(), tallies.cpu())
             for moments, tallies in zip(self._moments, self._tallies, strict=True)
         ]
@@ -312,7 +311,6 @@ def _as_mask(mask: Tensor | None, before: Tensor) -> Tensor | None:
         )
     if mask.device != before.device:
         raise ValueError(
-            f"RunningScores.update: mask must be on {before.device} like before, "
-            f"got {mask.device}"
+            f"RunningScores.update: mask must be on {before.device} like before, got {mask.device}"
         )
     return mask.ne(0).contiguous()

@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+
 from simdiff_kernels import BACKENDS
 from simdiff_kernels.backends import backend_status
 

@@ -38,7 +38,9 @@ def test_kernels_need_only_torch_and_triton() -> None:
 def test_toolkit_uses_only_the_public_scorers() -> None:
     for path in (ROOT / "python" / "simdiff").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("simdiff_kernels"):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "simdiff_kernels"
+            ):
                 assert node.module == "simdiff_kernels", f"{path}: {node.module}"
 
 

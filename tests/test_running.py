@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+
 from simdiff_kernels import METRICS, NonFiniteError, RunningScores, RunningSummary
 from simdiff_kernels.testing import exact_metrics, near
-from torch import Tensor
 
 
 def uneven(shape: tuple[int, ...], distance: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -156,9 +157,7 @@ def test_kept_tokens_are_those_of_token_metrics(backend: str, device: str) -> No
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nonfinite_tokens_are_counted_and_left_out(
-    value: float, backend: str, device: str
-) -> None:
+def test_nonfinite_tokens_are_counted_and_left_out(value: float, backend: str, device: str) -> None:
     before, after, _ = batches()[0]
     bad_before, bad_after = before.clone(), after.clone()
     bad_before[0, 5, 71] = value

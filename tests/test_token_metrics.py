@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from simdiff_kernels import METRICS, TokenMetrics, angular_distance, token_metrics
 from simdiff_kernels.metrics import result_dtype
 from simdiff_kernels.testing import Case, cases, check_metrics, exact_metrics, near
@@ -45,9 +46,7 @@ def test_nonfinite_states_never_look_finite(
 ) -> None:
     states = {name: torch.randn(3, 40) for name in ("before", "after")}
     states[which][1, 37] = value
-    result = token_metrics(
-        states["before"].to(device), states["after"].to(device), backend=backend
-    )
+    result = token_metrics(states["before"].to(device), states["after"].to(device), backend=backend)
     for name in ("cosine_distance", "squared_difference", "absolute_difference"):
         values = getattr(result, name)
         assert not values[1].isfinite(), name

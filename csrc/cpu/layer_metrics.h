@@ -31,7 +31,8 @@ struct LayerStates {
 using PerToken = void*;
 
 // Calls body(begin, end) for disjoint ranges that cover [0, count).
-using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>&)>;
+using ParallelFor =
+    std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>&)>;
 
 void token_metrics(const LayerStates& states, PerToken out, const ParallelFor& parallel_for);
 

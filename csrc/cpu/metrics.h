@@ -5,7 +5,8 @@
 //   squared difference   sum d^2
 //   absolute difference  sum |d| / hidden_size
 //   relative difference  |d| / |x|
-// simdiff_kernels/reference.py is the specification; names and order follow simdiff_kernels/metrics.py.
+// simdiff_kernels/reference.py is the specification; names and order follow
+// simdiff_kernels/metrics.py.
 #pragma once
 
 #include <cmath>
@@ -37,7 +38,8 @@ struct TokenMetrics {
   double values[kNumMetrics];
 };
 
-// A NaN or Inf anywhere in the row reaches its sum of squares (no float32 square overflows float64).
+// A NaN or Inf anywhere in the row reaches its sum of squares (no float32 square overflows
+// float64).
 inline bool is_finite(const RowSums& sums) {
   return std::isfinite(sums.before_squared + sums.after_squared);
 }
@@ -48,8 +50,7 @@ inline double cosine_distance(const RowSums& sums, double norm_before, double no
     // A zero vector has no direction: nothing in common with anything but another zero vector.
     return norm_before == norm_after ? 0.0 : 1.0;
   }
-  const double norm_gap =
-      (sums.after_squared - sums.before_squared) / (norm_before + norm_after);
+  const double norm_gap = (sums.after_squared - sums.before_squared) / (norm_before + norm_after);
   const double distance = (sums.difference_squared - norm_gap * norm_gap) / (2 * product);
   // Rounding may leave [0, 2] by an ulp; a NaN passes both comparisons unchanged.
   return distance < 0 ? 0.0 : (distance > 2 ? 2.0 : distance);
@@ -61,11 +62,10 @@ inline TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
   TokenMetrics metrics;
   metrics.values[kCosineDistance] = cosine_distance(sums, norm_before, norm_after);
   metrics.values[kSquaredDifference] = sums.difference_squared;
-  metrics.values[kAbsoluteDifference] =
-      sums.difference_absolute / static_cast<double>(hidden_size);
-  metrics.values[kRelativeDifference] =
-      norm_before == 0 ? (sums.difference_squared == 0 ? 0.0 : 1.0)
-                       : std::sqrt(sums.difference_squared) / norm_before;
+  metrics.values[kAbsoluteDifference] = sums.difference_absolute / static_cast<double>(hidden_size);
+  metrics.values[kRelativeDifference] = norm_before == 0
+                                            ? (sums.difference_squared == 0 ? 0.0 : 1.0)
+                                            : std::sqrt(sums.difference_squared) / norm_before;
   metrics.values[kNormBefore] = norm_before;
   metrics.values[kNormAfter] = norm_after;
   return metrics;

@@ -27,8 +27,7 @@ struct Avx512 {
   static Register load(const float* pointer) { return _mm512_cvtps_pd(_mm256_loadu_ps(pointer)); }
   static Register load(const BFloat16* pointer) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pointer));
-    return _mm512_cvtps_pd(
-        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
   }
   static Register load(const Float16* pointer) {
     return _mm512_cvtps_pd(

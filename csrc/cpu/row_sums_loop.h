@@ -76,8 +76,6 @@ RowSums row_sums(const void* before_row, const void* after_row, int64_t hidden_s
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_ROW_SUMS(Vector)                                                            \
-  {                                                                                         \
-    &row_sums<Vector, float>, &row_sums<Vector, double>, &row_sums<Vector, BFloat16>,       \
-        &row_sums<Vector, Float16>                                                          \
-  }
+#define SIMDIFF_ROW_SUMS(Vector)                                                     \
+  {&row_sums<Vector, float>, &row_sums<Vector, double>, &row_sums<Vector, BFloat16>, \
+   &row_sums<Vector, Float16>}

@@ -4,7 +4,6 @@
 
 #include "../cpu/row_sums.h"
 
-
 namespace {
 
 std::vector<std::string> names(bool only_runnable) {

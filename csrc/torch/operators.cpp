@@ -59,17 +59,15 @@ Tensor token_metrics_cpu(const Tensor& before, const Tensor& after) {
   const auto states = layer_states(before, after);
   const auto dtype =
       states.dtype == simdiff::DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
-  Tensor out =
-      torch::stable::new_empty(before, {kNumMetrics, states.outer, states.inner}, dtype);
+  Tensor out = torch::stable::new_empty(before, {kNumMetrics, states.outer, states.inner}, dtype);
   simdiff::token_metrics(states, out.mutable_data_ptr(), &on_torch_threads);
   return out;
 }
 
 void check_buffer(const Tensor& tensor, ScalarType dtype, int64_t numel, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.numel() == numel &&
-                      tensor.is_contiguous(),
-                  name, " must be contiguous, of its documented dtype and with ", numel,
-                  " entries");
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == dtype && tensor.numel() == numel && tensor.is_contiguous(), name,
+      " must be contiguous, of its documented dtype and with ", numel, " entries");
 }
 
 void accumulate_cpu(Tensor moments, Tensor tallies, const Tensor& before, const Tensor& after,

@@ -75,7 +75,10 @@ def _parser() -> argparse.ArgumentParser:
         name: str, handler: Callable[[argparse.Namespace], None], text: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         sub.set_defaults(handler=handler)
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -108,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(sub, several=True)
     _add_text(sub)
     sub.add_argument("--part", choices=("held-out", "calibration", "all"), default="held-out",
-                     help="which part of the text; held-out is disjoint from what `score` reads")  # fmt: skip
+                     help="which part of the text; `score` does not read the held-out one")  # fmt: skip
 
     command("info", _info, "Which backends can score here, and on what they run.")
     return parser
@@ -136,8 +139,8 @@ def _add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:
         "--text",
         default=default,
         required=default is None,
-        help="'demo', a text file (blank lines separate documents), or a .jsonl file with \"text\"; "
-        "one half of its documents calibrates, the other is held out",
+        help="'demo', a text file (blank lines separate documents), or a .jsonl file of objects "
+        'with "text"; one half of the documents calibrates, the other is held out',
     )
     sub.add_argument("--windows", type=int, default=32, help="number of windows of text")
     sub.add_argument("--window-length", type=int, default=512, help="tokens in a window")
@@ -180,9 +183,7 @@ def _layer_list(text: str) -> tuple[int, ...]:
 def _text_options(arguments: argparse.Namespace) -> TextOptions:
     from simdiff.pipeline import TextOptions
 
-    return TextOptions(
-        arguments.text, arguments.windows, arguments.window_length, arguments.seed
-    )
+    return TextOptions(arguments.text, arguments.windows, arguments.window_length, arguments.seed)
 
 
 def _plan_options(arguments: argparse.Namespace) -> PlanOptions:

@@ -107,6 +107,14 @@ def sigmoid(x: float) -> float:
     return math.exp(x) / (1 + math.exp(x))
 
 
+def check_criterion(criterion: str, alpha: float) -> None:
+    """Refuse what `importance` would refuse, before scores exist."""
+    if criterion not in CRITERIA:
+        raise SimdiffError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    if not 0 <= alpha <= 1:
+        raise SimdiffError(f"alpha must be in [0, 1], got {alpha}")
+
+
 def importance(
     scores: LayerScores, criterion: str = DEFAULT_CRITERION, alpha: float = DEFAULT_ALPHA
 ) -> Importance:
@@ -125,10 +133,7 @@ def importance(
 
     Source: SimDiff, arXiv 2604.19520, Eq. 1-9.
     """
-    if criterion not in CRITERIA:
-        raise SimdiffError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    if not 0 <= alpha <= 1:
-        raise SimdiffError(f"alpha must be in [0, 1], got {alpha}")
+    check_criterion(criterion, alpha)
     chosen = CRITERIA[criterion]
     cosine = scores.metrics["cosine_distance"].mean
     if chosen.difference is None:

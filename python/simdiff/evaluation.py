@@ -46,7 +46,9 @@ def perplexity(
     for ids in track(windows.split(1), description):
         ids = ids.to(device)
         logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        losses.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device))))
+        losses.append(
+            float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
+        )
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(
@@ -58,9 +60,7 @@ def perplexity(
     if len(losses) > 1:
         variance = sum((loss - nll) ** 2 for loss in losses) / (len(losses) - 1)
         error = math.sqrt(variance / len(losses))
-    return Perplexity(
-        math.exp(nll) if nll < 700 else math.inf, nll, error, windows[:, 1:].numel()
-    )
+    return Perplexity(math.exp(nll) if nll < 700 else math.inf, nll, error, windows[:, 1:].numel())
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         SimdiffError: it exists and may not, or is not ours to, be replaced; no such parent.
     """
     if not path.parent.is_dir():
-        raise SimdiffError(f"output {path}: its parent directory must exist, {path.parent} does not")
+        raise SimdiffError(
+            f"output {path}: its parent directory must exist, {path.parent} does not"
+        )
     if not path.exists():
         return
     if not overwrite:
-        raise SimdiffError(
-            f"output {path} must not exist yet; give another path or --overwrite"
-        )
+        raise SimdiffError(f"output {path} must not exist yet; give another path or --overwrite")
     if path.is_dir() and any(path.iterdir()) and not (path / MARKER).is_file():
         raise SimdiffError(
             f"output {path} exists and holds no {MARKER}, so simdiff did not write it: "

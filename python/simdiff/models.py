@@ -10,8 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from simdiff.demo import DEMO, demo_model
@@ -55,7 +59,9 @@ def load_model(
                 model = model.to(device)
     except (OSError, ValueError, KeyError) as error:
         kind = "a directory with a model" if Path(path).exists() else "a directory or a hub name"
-        raise SimdiffError(f"model {name!r} must be {kind} that transformers loads: {error}") from None
+        raise SimdiffError(
+            f"model {name!r} must be {kind} that transformers loads: {error}"
+        ) from None
     return model.eval(), tokenizer
 
 

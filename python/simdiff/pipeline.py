@@ -14,14 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import write_pruned
-from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
+from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, importance
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
-from simdiff.models import load_model
+from simdiff.models import find_decoder_layers, load_model
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
-from simdiff.selection import PruningPlan, layers_for_ratio, select
+from simdiff.selection import PruningPlan, check_selection, layers_for_ratio, select
 from simdiff.speed import measure_speed
 from simdiff.surgery import removed_layers
 
@@ -59,13 +59,19 @@ class PlanOptions:
     num_layers: int | None = None
     protect: Collection[int] = field(default_factory=tuple)
 
-    def plan(self, scores: LayerScores) -> PruningPlan:
-        """The plan for these scores."""
-        ranked = importance(scores, self.criterion, self.alpha)
+    def count(self, num_layers: int) -> int:
+        """How many layers go; refuses options that cannot be met, before any scoring."""
         count = self.num_layers
         if count is None:
-            count = layers_for_ratio(scores.num_layers, 0.25 if self.ratio is None else self.ratio)
-        return select(scores, ranked, count, self.protect)
+            count = layers_for_ratio(num_layers, 0.25 if self.ratio is None else self.ratio)
+        check_criterion(self.criterion, self.alpha)
+        check_selection(num_layers, count, self.protect)
+        return count
+
+    def plan(self, scores: LayerScores) -> PruningPlan:
+        """The plan for these scores."""
+        count = self.count(scores.num_layers)
+        return select(scores, importance(scores, self.criterion, self.alpha), count, self.protect)
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def run(
     """
     check_new_path(directory.absolute(), overwrite)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
+    plan.count(len(find_decoder_layers(model)))
     calibration = text.windows(tokenizer, "calibration")
     if held_out_source is None:
         held_out = text.windows(tokenizer, "held-out")

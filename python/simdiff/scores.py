@@ -84,8 +84,7 @@ class LayerScores:
                     "standard_error": list(table.standard_error),
                     "maximum": list(table.maximum),
                     "location": [
-                        [token.sequence, token.position, token.token_id]
-                        for token in table.location
+                        [token.sequence, token.position, token.token_id] for token in table.location
                     ],
                 }
                 for name, table in self.metrics.items()

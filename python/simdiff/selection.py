@@ -102,13 +102,14 @@ class PruningPlan:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
-                f"{path}: must be a complete plan, but is damaged: "
-                f"{type(error).__name__}: {error}"
+                f"{path}: must be a complete plan, but is damaged: {type(error).__name__}: {error}"
             ) from None
 
 
 def _ordinal(number: int) -> str:
-    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    suffix = (
+        "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    )
     return f"{number}{suffix}"
 
 
@@ -120,9 +121,7 @@ def check_layers(layers: Collection[int], num_layers: int, what: str = "layers")
     """
     for layer in layers:
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_layers:
-            raise SimdiffError(
-                f"{what} must be indices from 0 to {num_layers - 1}, got {layer!r}"
-            )
+            raise SimdiffError(f"{what} must be indices from 0 to {num_layers - 1}, got {layer!r}")
     if len(set(layers)) != len(layers):
         raise SimdiffError(f"{what} must be named once each, got {sorted(layers)}")
 
@@ -145,6 +144,21 @@ def layers_for_ratio(num_layers: int, ratio: float) -> int:
     return count
 
 
+def check_selection(num_layers: int, num_remove: int, protect: Collection[int]) -> None:
+    """Refuse what `select` would refuse, before scores exist."""
+    check_layers(protect, num_layers, "protected layers")
+    if not 1 <= num_remove < num_layers:
+        raise SimdiffError(
+            f"the number of layers to remove must be 1 to {num_layers - 1} of {num_layers}, "
+            f"got {num_remove}"
+        )
+    if num_layers - len(protect) < num_remove:
+        raise SimdiffError(
+            f"{num_remove} layers must be free to remove, got {num_layers - len(protect)}: "
+            f"{len(protect)} of {num_layers} are protected"
+        )
+
+
 def select(
     scores: LayerScores,
     ranked: Importance,
@@ -165,19 +179,9 @@ def select(
     Source: SimDiff, arXiv 2604.19520, Section 3 (the K lowest).
     """
     num_layers = len(ranked.values)
-    check_layers(protect, num_layers, "protected layers")
-    if not 1 <= num_remove < num_layers:
-        raise SimdiffError(
-            f"the number of layers to remove must be 1 to {num_layers - 1} of {num_layers}, "
-            f"got {num_remove}"
-        )
+    check_selection(num_layers, num_remove, protect)
     ranking = ranked.ranking()
     candidates = [layer for layer in ranking if layer not in protect]
-    if len(candidates) < num_remove:
-        raise SimdiffError(
-            f"{num_remove} layers must be free to remove, got {len(candidates)}: "
-            f"{len(protect)} of {num_layers} are protected"
-        )
     return PruningPlan(
         removed=tuple(candidates[:num_remove]),
         num_layers=num_layers,

@@ -59,8 +59,7 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
     check_layers(layers, num_layers, "layers to remove")
     if not 0 < len(layers) < num_layers:
         raise SimdiffError(
-            f"the layers to remove must be 1 to {num_layers - 1} of {num_layers}, "
-            f"got {len(layers)}"
+            f"the layers to remove must be 1 to {num_layers - 1} of {num_layers}, got {len(layers)}"
         )
     kept = [layer for layer in range(num_layers) if layer not in layers]
     config = text_config(model)
@@ -72,7 +71,7 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
         config.__dict__.update(old_config)
         _replace(found, old_layers)
         for module, index in old_indices:
-            module.layer_idx = index  # type: ignore[assignment]
+            module.layer_idx = index
 
     try:
         _cut_config(config, num_layers, kept)

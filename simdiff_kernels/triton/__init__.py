@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operator; importing a file imports triton."""

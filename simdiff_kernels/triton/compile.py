@@ -96,7 +96,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tools / "cuobjdump", "-res-usage", file.name]
+        command = [str(tools / "cuobjdump"), "-res-usage", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     return {
@@ -112,7 +112,9 @@ def describe(target: GPUTarget, variant: dict[str, Any]) -> dict[str, Any]:
     compiled = compile_variant(target, variant)
     report = {**variant, "target": f"{target.backend}:{target.arch}"}
     if target.backend == "cuda":
-        loads = re.findall(r"ld\.global(?:\.(?!v\d)\w+)*?(?:\.(v\d))?\.[bfus](\d+)", compiled.asm["ptx"])
+        loads = re.findall(
+            r"ld\.global(?:\.(?!v\d)\w+)*?(?:\.(v\d))?\.[bfus](\d+)", compiled.asm["ptx"]
+        )
         report["load_bits"] = sorted({int((v or "v1")[1:]) * int(bits) for v, bits in loads})
         report.update(resources(compiled.asm["cubin"]))
     return report

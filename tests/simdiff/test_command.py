@@ -52,9 +52,14 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     assert model.config.num_hidden_layers == 4
     AutoTokenizer.from_pretrained(out / "model")
     results = json.loads((out / "results.json").read_text())
-    for text in ("held-out perplexity", f"{results['pruned']['perplexity']:.2f}", "decode, tokens/s",
-                 "Removed, the least important first: " + ", ".join(map(str, plan["removed"])),
-                 str(out / "report.html")):  # fmt: skip
+    order = ", ".join(map(str, plan["removed"]))
+    for text in (
+        "held-out perplexity",
+        f"{results['pruned']['perplexity']:.2f}",
+        "decode, tokens/s",
+        f"Removed, the least important first: {order}",
+        str(out / "report.html"),
+    ):
         assert text in printed
     assert results["pruned"]["generation"]["equals_uncached"]
     page = References()
@@ -106,7 +111,9 @@ def test_json_lines(tmp_path: Path) -> None:
     assert read_documents(str(path)) == ["one", "two"]
 
 
-def test_json_output_is_json(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> None:
+def test_json_output_is_json(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
+) -> None:
     out = tmp_path / "s.json"
     assert simdiff("score", tiny_checkpoint, "--text", tiny_text, *SMALL, "-o", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_layers"] == 6
@@ -163,7 +170,9 @@ def test_refusals(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
         assert sorted(tmp_path.rglob("*")) == before, "a refused call must write nothing"
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["plan", "x"], ["cut"], ["run", "m", "--protect", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["plan", "x"], ["cut"], ["run", "m", "--protect", "a"]]
+)
 def test_wrong_usage(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         simdiff(*arguments)

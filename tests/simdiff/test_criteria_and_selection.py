@@ -13,6 +13,7 @@ from simdiff.criteria import CRITERIA, importance, sigmoid
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores, MetricTable
 from simdiff.selection import PruningPlan, layers_for_ratio, select
+
 from simdiff_kernels import METRICS
 
 
@@ -67,9 +68,7 @@ def test_saturation_is_told_and_ranks_like_block_influence(llama_scores: LayerSc
 
 def test_ties_are_told_and_broken_by_the_difference(llama_scores: LayerScores) -> None:
     difference = (90, 50, 80, 60, 70, 85)
-    scores = with_means(
-        llama_scores, cosine_distance=(0.1,) * 6, squared_difference=difference
-    )
+    scores = with_means(llama_scores, cosine_distance=(0.1,) * 6, squared_difference=difference)
     ranked = importance(scores, "simdiff-mssd")
     assert ranked.ties == ((0, 1, 2, 3, 4, 5),)
     assert any("tie: layers 0, 1, 2, 3, 4, 5" in note for note in ranked.notes())
@@ -131,13 +130,22 @@ def test_plan_file_round_trip(llama_scores: LayerScores, tmp_path: Path) -> None
 
 def damaged_scores(content: dict) -> dict[str, tuple[object, str]]:
     metric = content["metrics"]["cosine_distance"]
-    without = {**content, "metrics": {k: v for k, v in content["metrics"].items() if k != METRICS[0]}}
+    without = {
+        **content,
+        "metrics": {k: v for k, v in content["metrics"].items() if k != METRICS[0]},
+    }
     short = {**metric, "mean": metric["mean"][:-1]}
     text = {**metric, "mean": ["low"] * 6}
     return {
-        "newer": ({**content, "schema_version": 2}, "schema_version 1 to 1, got 2; a newer simdiff"),
+        "newer": (
+            {**content, "schema_version": 2},
+            "schema_version 1 to 1, got 2; a newer simdiff",
+        ),
         "no version": ({**content, "schema_version": None}, "schema_version 1 to 1, got None"),
-        "a plan": ({**content, "schema": "simdiff.plan"}, "be a simdiff.scores file.*'simdiff.plan'"),
+        "a plan": (
+            {**content, "schema": "simdiff.plan"},
+            "be a simdiff.scores file.*'simdiff.plan'",
+        ),
         "a list": ([content], "got schema 'list'"),
         "no metric": (without, "damaged.*cosine_distance"),
         "short": ({**content, "metrics": {**content["metrics"], METRICS[0]: short}}, "6 entries"),

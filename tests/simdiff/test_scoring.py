@@ -8,10 +8,11 @@ from simdiff.errors import SimdiffError
 from simdiff.hooks import LayerHooks
 from simdiff.models import find_decoder_layers
 from simdiff.scores import LayerScores, score
-from simdiff_kernels import METRICS, NonFiniteError, RunningScores
-from simdiff_kernels.testing import exact_metrics
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from simdiff_kernels import METRICS, NonFiniteError, RunningScores
+from simdiff_kernels.testing import exact_metrics
 
 
 def record(model: PreTrainedModel, inputs: list[dict[str, Tensor]]) -> list[list[Tensor]]:
@@ -151,8 +152,9 @@ def test_layers_of_both_kinds(kind: str, by_keyword: bool) -> None:
 )
 def test_hooks_go_even_when_the_forward_raises(kind: str, wanted: str) -> None:
     layers = nn.ModuleList([Residual("tensor"), Residual(kind)])
-    with pytest.raises((RuntimeError, SimdiffError), match=wanted), LayerHooks(
-        layers, RunningScores(2)
+    with (
+        pytest.raises((RuntimeError, SimdiffError), match=wanted),
+        LayerHooks(layers, RunningScores(2)),
     ):
         layers[1](layers[0](torch.randn(2, 3, 8)))
     for layer in layers:

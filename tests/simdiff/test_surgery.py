@@ -86,9 +86,8 @@ def test_stock_reload(tiny: PreTrainedModel, tmp_path: Path) -> None:
 
 def test_removed_layers_come_back_even_after_an_error(tiny: PreTrainedModel) -> None:
     dense, config = logits(tiny), copy.deepcopy(tiny.config.to_dict())
-    with pytest.raises(RuntimeError, match="stop"), removed_layers(tiny, REMOVED):
-        assert len(find_decoder_layers(tiny)) == 4
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError, match="Tensor with"), removed_layers(tiny, REMOVED):
+        logits(tiny).item()
     assert tiny.config.to_dict() == config
     assert torch.equal(logits(tiny), dense)
 

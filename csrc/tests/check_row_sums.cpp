@@ -1,0 +1,204 @@
+// Every instruction set that runs here against long double, over sizes that end in every place of
+// a register and rows that start unaligned; then the reduction over tokens. Prints what failed.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "../cpu/layer_metrics.h"
+
+namespace {
+
+using namespace simdiff;
+
+int failures = 0;
+int checks = 0;
+
+void expect(bool holds, const char* what, const char* set, int dtype, int64_t size) {
+  ++checks;
+  if (holds) return;
+  ++failures;
+  std::printf("FAILED %s: instruction set %s, dtype %d, size %lld\n", what, set, dtype,
+              static_cast<long long>(size));
+}
+
+uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+float from_bfloat16(uint16_t value) {
+  const uint32_t bits = static_cast<uint32_t>(value) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// By the definition of IEEE 754 binary16, independent of the conversion under test.
+double from_float16(uint16_t value) {
+  const int exponent = (value >> 10) & 31, fraction = value & 1023;
+  const double sign = value & 0x8000 ? -1 : 1;
+  if (exponent == 31) return fraction ? std::nan("") : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(fraction, -24);
+  return sign * std::ldexp(1024 + fraction, exponent - 25);
+}
+
+struct Rows {
+  std::vector<unsigned char> bytes;
+  std::vector<double> values;  // what the bytes mean
+};
+
+// A row of `size` entries that starts `offset` elements into its buffer, with a massive entry.
+Rows make_row(DType dtype, int64_t size, int64_t offset, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::uniform_int_distribution<int> half_bits(0, 0x7bff);  // finite, subnormal ones included
+  Rows rows;
+  const size_t width = dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat64 ? 8 : 2;
+  rows.bytes.resize((size + offset) * width);
+  for (int64_t i = 0; i < size; ++i) {
+    unsigned char* place = rows.bytes.data() + (offset + i) * width;
+    const float value = normal(random) * (i == size / 3 ? 300.0f : 1.0f);
+    const double wide = static_cast<double>(value) * 1.0000000001;
+    uint16_t bits;
+    switch (dtype) {
+      case DType::kFloat32:
+        std::memcpy(place, &value, width);
+        rows.values.push_back(value);
+        break;
+      case DType::kFloat64:
+        std::memcpy(place, &wide, width);
+        rows.values.push_back(wide);
+        break;
+      case DType::kBFloat16:
+        bits = to_bfloat16(value);
+        std::memcpy(place, &bits, width);
+        rows.values.push_back(from_bfloat16(bits));
+        break;
+      case DType::kFloat16:
+        bits = static_cast<uint16_t>(half_bits(random) | (i % 2 ? 0x8000 : 0));
+        std::memcpy(place, &bits, width);
+        rows.values.push_back(from_float16(bits));
+        break;
+    }
+  }
+  return rows;
+}
+
+bool close(double got, long double wanted, double relative) {
+  return std::fabs(static_cast<long double>(got) - wanted) <=
+         relative * std::fabs(wanted) + 1e-300L;
+}
+
+void check_sums(const InstructionSet& set, DType dtype, int64_t size, std::mt19937& random) {
+  const int index = static_cast<int>(dtype);
+  const int64_t width = dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat64 ? 8 : 2;
+  const Rows before = make_row(dtype, size, 1, random), after = make_row(dtype, size, 3, random);
+  const RowSums got =
+      set.row_sums[index](before.bytes.data() + width, after.bytes.data() + 3 * width, size);
+  long double xx = 0, yy = 0, dd = 0, ad = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const long double x = before.values[i], y = after.values[i], d = y - x;
+    xx += x * x;
+    yy += y * y;
+    dd += d * d;
+    ad += std::fabs(d);
+  }
+  const double bound = (size + 4) * 0x1p-53;
+  expect(close(got.before_squared, xx, bound), "sum x^2", set.name, index, size);
+  expect(close(got.after_squared, yy, bound), "sum y^2", set.name, index, size);
+  expect(close(got.difference_squared, dd, bound), "sum d^2", set.name, index, size);
+  expect(close(got.difference_absolute, ad, bound), "sum |d|", set.name, index, size);
+}
+
+void check_float16_values(const InstructionSet& set) {
+  const uint16_t zero = 0;
+  for (int bits = 0; bits <= 0xffff; ++bits) {
+    const uint16_t value = static_cast<uint16_t>(bits);
+    const double wanted = from_float16(value);
+    const RowSums got = set.row_sums[static_cast<int>(DType::kFloat16)](&value, &zero, 1);
+    const bool same =
+        std::isnan(wanted) ? std::isnan(got.before_squared) : got.before_squared == wanted * wanted;
+    expect(same, "float16 value", set.name, static_cast<int>(DType::kFloat16), bits);
+  }
+}
+
+void check_accumulate(int num_threads) {
+  constexpr int64_t outer = 3, inner = 700, hidden_size = 200;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<float> before(outer * inner * hidden_size), after(before.size());
+  for (auto* states : {&before, &after}) {
+    for (float& value : *states) value = normal(random);
+  }
+  bool mask[outer * inner];
+  for (int64_t t = 0; t < outer * inner; ++t) mask[t] = t % 7 != 0;
+  after[(8 * hidden_size) + 5] = NAN;
+
+  const HiddenStates x{before.data(), inner * hidden_size, hidden_size};
+  const HiddenStates y{after.data(), inner * hidden_size, hidden_size};
+  const LayerStates states{x, y, outer, inner, hidden_size, DType::kFloat32};
+  const ParallelFor on_threads = [&](int64_t count, const auto& body) {
+    std::vector<std::thread> threads;
+    for (int64_t i = 0; i < num_threads; ++i) {
+      threads.emplace_back(body, count * i / num_threads, count * (i + 1) / num_threads);
+    }
+    for (auto& thread : threads) thread.join();
+  };
+  RunningState got;
+  got.num_seen = 1000;
+  accumulate(states, mask, got, nullptr, on_threads);
+
+  RunningState wanted;
+  for (int64_t t = 0; t < outer * inner; ++t) {
+    const RowSums sums =
+        kBaseline.row_sums[0](&before[t * hidden_size], &after[t * hidden_size], hidden_size);
+    if (mask[t] && is_finite(sums)) wanted.add(token_metrics(sums, hidden_size), 1000 + t);
+  }
+  const char* name = "accumulate";
+  expect(got.num_tokens == wanted.num_tokens, "tokens", name, num_threads, got.num_tokens);
+  expect(got.num_nonfinite == 1, "not finite", name, num_threads, got.num_nonfinite);
+  expect(got.num_seen == 1000 + outer * inner, "seen", name, num_threads, got.num_seen);
+  for (int m = 0; m < kNumMetrics; ++m) {
+    expect(close(got.sum[m], wanted.sum[m], 1e-13), "sum", name, num_threads, m);
+    expect(close(got.sum_of_squares[m], wanted.sum_of_squares[m], 1e-13), "squares", name,
+           num_threads, m);
+    expect(close(got.maximum[m], wanted.maximum[m], 1e-13), "maximum", name, num_threads, m);
+    expect(got.argmax[m] == wanted.argmax[m], "argmax", name, num_threads, m);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(5);
+  for (const InstructionSet* set : compiled_instruction_sets()) {
+    if (!set->runs_here()) {
+      std::printf("skipped %s: this processor does not run it\n", set->name);
+      continue;
+    }
+    for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
+      for (int64_t size = 1; size <= 70; ++size) {
+        check_sums(*set, static_cast<DType>(dtype), size, random);
+      }
+      for (int64_t size : {576, 4096, 5003}) {
+        check_sums(*set, static_cast<DType>(dtype), size, random);
+      }
+    }
+    check_float16_values(*set);
+    select_instruction_set(set->name);
+    for (int num_threads : {1, 2, 5}) check_accumulate(num_threads);
+  }
+  bool refused = false;
+  try {
+    select_instruction_set("sse9");
+  } catch (const std::invalid_argument& error) {
+    refused = std::string(error.what()).find("got 'sse9'") != std::string::npos;
+  }
+  expect(refused, "unknown instruction set", "sse9", 0, 0);
+  std::printf("%d passed, %d failed\n", checks - failures, failures);
+  return failures != 0;
+}
