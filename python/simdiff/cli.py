@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(sub, several=True)
     _add_text(sub)
     sub.add_argument("--part", choices=("held-out", "calibration", "all"), default="held-out",
-                     help="which part of the text; `score` does not read the held-out one")  # fmt: skip
+                     help="part of the text; `score` does not read held-out")  # fmt: skip
 
     command("info", _info, "Which backends can score here, and on what they run.")
     return parser

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from simdiff.models import load_model
-from simdiff.scores import LayerScores, score
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -17,6 +15,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from simdiff.models import load_model
+from simdiff.scores import LayerScores, score
 
 SHAPE = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from simdiff import cli
 from simdiff.calibration import read_documents, split_documents, token_windows
 from simdiff.criteria import CRITERIA
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMALL = ("--windows", "4", "--window-length", "16")
 

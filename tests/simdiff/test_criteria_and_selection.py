@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from simdiff.criteria import CRITERIA, importance, sigmoid
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores, MetricTable
 from simdiff.selection import PruningPlan, layers_for_ratio, select
-
 from simdiff_kernels import METRICS
 
 

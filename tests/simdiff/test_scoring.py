@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
 from simdiff.errors import SimdiffError
 from simdiff.hooks import LayerHooks
 from simdiff.models import find_decoder_layers
 from simdiff.scores import LayerScores, score
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
 from simdiff_kernels import METRICS, NonFiniteError, RunningScores
 from simdiff_kernels.testing import exact_metrics
 

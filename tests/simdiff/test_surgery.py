@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2MoeConfig
+
 from simdiff.checkpoint import write_pruned
 from simdiff.criteria import importance
 from simdiff.errors import SimdiffError
@@ -15,7 +17,6 @@ from simdiff.models import find_decoder_layers, text_config
 from simdiff.scores import score
 from simdiff.selection import select
 from simdiff.surgery import SurgeryError, remove_layers, removed_layers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2MoeConfig
 
 REMOVED = (4, 1)
 KEPT = (0, 2, 3, 5)

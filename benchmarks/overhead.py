@@ -1,0 +1,111 @@
+"""What scoring adds to the calibration forward: time and memory, on a real model and real text.
+
+`make bench` runs it on the demo model. The bare decoder forward and the scored one alternate in
+one process; medians are reported, and memory is the peak of the resident set above that of the
+bare forward over as many batches. The scores are compared with float64 before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.calibration import token_windows
+from simdiff.machine import describe_machine
+from simdiff.models import DTYPES, find_decoder_layers, load_model
+from simdiff.scores import feed_forward
+from simdiff_kernels import RunningScores
+
+
+def peak_resident_bytes(reset: bool = False) -> int:
+    """Peak of the resident set since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("VmHWM must be in /proc/self/status")
+
+
+def as_inputs(ids: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def scored(model: PreTrainedModel, batches: list[Tensor], backend: str | None) -> RunningScores:
+    layers = find_decoder_layers(model)
+    running = RunningScores(len(layers), backend=backend)
+    feed_forward(model, layers.modules, running, map(as_inputs, batches))
+    return running
+
+
+@torch.no_grad()
+def bare(model: PreTrainedModel, batches: list[Tensor]) -> None:
+    for ids in batches:
+        model.base_model(input_ids=ids, use_cache=False)
+
+
+def seconds(function, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, object]:
+    model, tokenizer = load_model(name, dtype=dtype)
+    windows = token_windows("demo", tokenizer, num_windows=8 * num_batches, window_length=512)
+    batches = windows.batches(8)
+    one = batches[:1]
+    got, wanted = (scored(model, one, backend).finish() for backend in (None, "reference"))
+    for metric in got:
+        torch.testing.assert_close(got[metric].mean, wanted[metric].mean, rtol=1e-6, atol=0)
+    pairs = [(seconds(bare, model, one), seconds(scored, model, one, None)) for _ in range(repeats)]
+    median_bare, median_scored = (statistics.median(times) for times in zip(*pairs, strict=True))
+    gc.collect()
+    peak_resident_bytes(reset=True)
+    bare(model, batches)
+    peak_bare = peak_resident_bytes()
+    gc.collect()
+    peak_resident_bytes(reset=True)
+    scored(model, batches, None)
+    peak_scored = peak_resident_bytes()
+    return {
+        "model": name,
+        "dtype": dtype,
+        "tokens": "8 x 512",
+        "bare_seconds": round(median_bare, 4),
+        "scored_seconds": round(median_scored, 4),
+        "ratio": round(median_scored / median_bare, 4),
+        "ratio_of_pairs": [round(b / a, 4) for a, b in pairs],
+        "memory_above_bare_mb": round((peak_scored - peak_bare) / 1e6, 1),
+        "batches_for_memory": num_batches,
+        "machine": describe_machine(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=4, help="for the comparison of memory")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
+    arguments = parser.parse_args()
+    results = []
+    for dtype in arguments.dtypes:
+        results.append(measure(arguments.model, dtype, arguments.repeats, arguments.batches))
+        print(json.dumps(results[-1]), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
