@@ -1,0 +1,31 @@
+"""The README's Python runs, and its numbers of lines and commands are what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("block", range(2))
+def test_quick_start_runs(block: int, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(BLOCKS[block], names)
+    if block == 0:
+        assert len(names["model"].model.layers) == 23  # type: ignore[attr-defined]
+    else:
+        assert capsys.readouterr().out.count("tensor(") == 3
+
+
+def test_every_command_of_the_readme_is_accepted() -> None:
+    from simdiff.cli import _parser
+
+    commands = re.findall(r"^simdiff (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        _parser().parse_args(command.split())
