@@ -69,16 +69,16 @@ def test_scores_of_unequal_batches(tiny: PreTrainedModel, token_batches: list[Te
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(llama: PreTrainedModel, side: str) -> None:
-    """Padded sequences in one batch score like the same sequences one by one."""
+def test_padding_changes_nothing(tiny: PreTrainedModel, side: str) -> None:
+    """Padded sequences in one batch score like the same ones alone; GPT-2 has absolute positions."""
     generator = torch.Generator().manual_seed(2)
     texts = [torch.randint(0, 97, (1, n), generator=generator) for n in (9, 4, 7)]
     ids, mask = torch.zeros(3, 9, dtype=torch.int64), torch.zeros(3, 9, dtype=torch.int64)
     for row, text in enumerate(texts):
         where = slice(9 - text.shape[1], 9) if side == "left" else slice(0, text.shape[1])
         ids[row, where], mask[row, where] = text[0], 1
-    together = score(llama, [{"input_ids": ids, "attention_mask": mask}], progress=False)
-    alone = score(llama, texts, progress=False)
+    together = score(tiny, [{"input_ids": ids, "attention_mask": mask}], progress=False)
+    alone = score(tiny, texts, progress=False)
     assert together.num_tokens == alone.num_tokens == 20
     for name in METRICS:
         assert together.metrics[name].mean == pytest.approx(alone.metrics[name].mean, rel=1e-5)
