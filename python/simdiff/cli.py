@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     handler: Callable[[argparse.Namespace], None] = arguments.handler
     try:
+        _load_libraries()
         handler(arguments)
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
@@ -53,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"simdiff {arguments.command}: interrupted, nothing was written", file=sys.stderr)
         return 130
     return 0
+
+
+def _load_libraries() -> None:
+    """Say what the first seconds are spent on."""
+    from simdiff.progress import step
+
+    with step("load torch and transformers"):
+        import simdiff.pipeline  # noqa: F401
 
 
 def _is_for_users(error: ValueError) -> bool:
@@ -131,7 +140,8 @@ def _add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
         sub.add_argument("model", help=text)
     sub.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
                      help="of the weights in memory; auto is as stored")  # fmt: skip
-    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto (all GPUs)")
+    sub.add_argument("--device", help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
+                     "if there is one and this is not given")  # fmt: skip
 
 
 def _add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:

@@ -29,19 +29,17 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-# Keys of a config that change without changing what the model computes.
-_VOLATILE_CONFIG = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "cpu", description: str | None = None
+    name: str, *, dtype: str = "auto", device: str | None = None, description: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model with stock classes, ready for inference.
 
     Args:
         name: a local directory, a hub name, or "demo".
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
-        device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs.
+        device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs; None takes the GPU
+            if there is one.
         description: what the progress line says.
 
     Raises:
@@ -49,6 +47,7 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()
     path = str(demo_model()) if name == DEMO else name
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     try:
         with step(description or f"load {name}"):
@@ -130,12 +129,11 @@ def decoder_body(model: PreTrainedModel) -> nn.Module:
 def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
     """What a file remembers of the model it was made for.
 
-    `fingerprint` is a SHA-256 over the config without the keys that do not change the
-    computation: the same for copies and fine-tuned versions, another for any other shape.
+    `fingerprint` is a SHA-256 over the names and shapes of all parameters: the same for copies,
+    other dtypes and fine-tuned versions, another for any other model.
     """
-    config = model.config.to_dict()
-    stable = {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
-    digest = hashlib.sha256(json.dumps(stable, sort_keys=True, default=str).encode())
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
     return {
         "name": name,
         "architecture": type(model).__name__,
@@ -162,5 +160,5 @@ def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str
         )
         raise SimdiffError(
             f"the {what} was made for another model, {made_for.get('name')!r}: "
-            f"{differing or 'the configs differ'}"
+            f"{differing or 'parameters have other names or shapes'}"
         )

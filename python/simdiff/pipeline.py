@@ -19,6 +19,7 @@ from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
 from simdiff.models import find_decoder_layers, load_model
+from simdiff.progress import step
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
 from simdiff.selection import PruningPlan, check_selection, layers_for_ratio, select
@@ -93,7 +94,7 @@ def run(
     held_out_source: str | None = None,
     batch_size: int = 8,
     dtype: str = "auto",
-    device: str = "cpu",
+    device: str | None = None,
     overwrite: bool = False,
 ) -> RunOutcome:
     """Make a smaller model and prove what it is worth.
@@ -144,7 +145,8 @@ def run(
             "pruned": pruned,
         }
         write_json(scratch / "results.json", results)
-        write_report(scratch, scores, chosen, results)
+        with step("write the report"):
+            write_report(scratch, scores, chosen, results)
     return RunOutcome(directory, scores, chosen, results)
 
 
@@ -168,7 +170,7 @@ def _measure_dense(
 
 
 def _measure_pruned(
-    directory: Path, held_out: TokenWindows, dtype: str, device: str
+    directory: Path, held_out: TokenWindows, dtype: str, device: str | None
 ) -> dict[str, Any]:
     """Reload the checkpoint with stock classes and measure what it is."""
     model, tokenizer = load_model(
@@ -176,7 +178,8 @@ def _measure_pruned(
     )
     quality = asdict(perplexity(model, held_out.tokens, description="perplexity, pruned"))
     del quality["num_tokens"]
-    sample = generate(model, tokenizer, PROMPT)
+    with step("generate"):
+        sample = generate(model, tokenizer, PROMPT)
     return quality | {
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "generation": asdict(sample),
@@ -184,7 +187,7 @@ def _measure_pruned(
 
 
 def evaluate(
-    names: list[str], *, text: TextOptions, part: str, dtype: str, device: str
+    names: list[str], *, text: TextOptions, part: str, dtype: str, device: str | None
 ) -> dict[str, Any]:
     """Perplexity of several models on the same text, one after the other."""
     results: dict[str, Any] = {}

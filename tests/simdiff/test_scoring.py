@@ -70,7 +70,7 @@ def test_scores_of_unequal_batches(tiny: PreTrainedModel, token_batches: list[Te
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(tiny: PreTrainedModel, side: str) -> None:
-    """Padded sequences in one batch score like the same ones alone; GPT-2 has absolute positions."""
+    """Padded sequences in one batch score like the same alone; GPT-2 has absolute positions."""
     generator = torch.Generator().manual_seed(2)
     texts = [torch.randint(0, 97, (1, n), generator=generator) for n in (9, 4, 7)]
     ids, mask = torch.zeros(3, 9, dtype=torch.int64), torch.zeros(3, 9, dtype=torch.int64)
