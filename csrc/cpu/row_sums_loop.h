@@ -22,10 +22,15 @@ struct Float16 {
 
 template <class Vector>
 struct Accumulators {
-  typename Vector::Register before_squared = Vector::zero();
-  typename Vector::Register after_squared = Vector::zero();
-  typename Vector::Register difference_squared = Vector::zero();
-  typename Vector::Register difference_absolute = Vector::zero();
+  using Register = typename Vector::Register;
+  Register before_squared, after_squared, difference_squared, difference_absolute;
+
+  // Written out: GCC compiles an implicit constructor without the `#pragma GCC target` around it.
+  Accumulators()
+      : before_squared(Vector::zero()),
+        after_squared(Vector::zero()),
+        difference_squared(Vector::zero()),
+        difference_absolute(Vector::zero()) {}
 
   template <class Element>
   inline void step(const Element* before, const Element* after) {
