@@ -2,7 +2,9 @@
 
 `make bench` runs it on the demo model. The bare decoder forward and the scored one alternate in
 one process; medians are reported, and memory is the peak of the resident set above that of the
-bare forward over as many batches. The scores are compared with float64 before anything is timed.
+bare forward over as many batches. On a shared machine the ratio is noisy; `share_in_update` is the
+time spent in the scorer alone over that of the bare forward. The scores are compared with float64
+before anything is timed.
 """
 
 from __future__ import annotations
@@ -46,6 +48,24 @@ def scored(model: PreTrainedModel, batches: list[Tensor], backend: str | None) -
     return running
 
 
+class TimedScores(RunningScores):
+    """Adds up the seconds spent in `update`: less noisy than the difference of two forwards."""
+
+    seconds = 0.0
+
+    def update(self, *arguments) -> None:
+        start = time.perf_counter()
+        super().update(*arguments)
+        self.seconds += time.perf_counter() - start
+
+
+def seconds_in_update(model: PreTrainedModel, batches: list[Tensor]) -> float:
+    layers = find_decoder_layers(model)
+    running = TimedScores(len(layers))
+    feed_forward(model, layers.modules, running, map(as_inputs, batches))
+    return running.seconds
+
+
 @torch.no_grad()
 def bare(model: PreTrainedModel, batches: list[Tensor]) -> None:
     for ids in batches:
@@ -68,6 +88,7 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
         torch.testing.assert_close(got[metric].mean, wanted[metric].mean, rtol=1e-6, atol=0)
     pairs = [(seconds(bare, model, one), seconds(scored, model, one, None)) for _ in range(repeats)]
     median_bare, median_scored = (statistics.median(times) for times in zip(*pairs, strict=True))
+    inside = statistics.median(seconds_in_update(model, one) for _ in range(repeats))
     gc.collect()
     peak_resident_bytes(reset=True)
     bare(model, batches)
@@ -84,6 +105,8 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
         "scored_seconds": round(median_scored, 4),
         "ratio": round(median_scored / median_bare, 4),
         "ratio_of_pairs": [round(b / a, 4) for a, b in pairs],
+        "seconds_in_update": round(inside, 4),
+        "share_in_update": round(inside / median_bare, 4),
         "memory_above_bare_mb": round((peak_scored - peak_bare) / 1e6, 1),
         "batches_for_memory": num_batches,
         "machine": describe_machine(),

@@ -13,7 +13,7 @@ import pytest
 MAX_REGISTERS = {"fp32": 80, "bf16": 72, "fp16": 72, "fp64": 104}
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "hip:gfx942"])
 def test_compiles_ahead_of_time(target: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     result = subprocess.run(
@@ -25,6 +25,8 @@ def test_compiles_ahead_of_time(target: str) -> None:
     assert result.returncode == 0, result.stderr
     reports = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(reports) == 24
+    if target.startswith("hip"):
+        return  # AMD's resource report comes with their tools, which are not here
     for report in reports:
         wide = [bits for bits in report["load_bits"] if bits != 8]  # 8 bits: the mask
         assert wide == [128], report

@@ -37,7 +37,7 @@ def parse_target(text: str) -> GPUTarget:
 
 
 def variants(hidden_sizes: tuple[int, ...] = (576, 4096, 8192)) -> Iterator[dict[str, Any]]:
-    """Every configuration, element type and use of the main kernel."""
+    """Every configuration, element type and use of the main kernel on aligned rows."""
     uses = ((True, False), (False, True))  # (store tokens, reduce): token_metrics, accumulate
     for hidden_size, element, (store, reduce) in itertools.product(
         hidden_sizes, ELEMENT_TYPES, uses
@@ -46,48 +46,93 @@ def variants(hidden_sizes: tuple[int, ...] = (576, 4096, 8192)) -> Iterator[dict
 
 
 def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
-    """Compile the main kernel as `accumulate` or `token_metrics` launches it on aligned rows."""
+    """Compile the main kernel as `accumulate` or `token_metrics` launches it.
+
+    A variant has a hidden size, element type and use; "aligned": False is for rows of which
+    nothing is known, "mask" tells whether there is one (default: with `accumulate`).
+    """
     block_t, block_h, num_warps = layer_metrics.configuration(variant["hidden_size"])
     element, reduce, store = variant["element"], variant["reduce"], variant["store"]
-    out_type = "*fp64" if element == "fp64" else "*fp32"
+    mask = variant.get("mask", reduce)
     constants: dict[str, Any] = {
         "BLOCK_T": block_t,
         "BLOCK_H": block_h,
-        "GROUP": 16 // ELEMENT_TYPES[element],
+        "GROUP": layer_metrics.group_size(ELEMENT_TYPES[element], variant.get("aligned", True)),
         "NUM_METRICS": layer_metrics._NUM_METRICS,
         "METRIC_BLOCK": layer_metrics._METRIC_BLOCK,
-        "HAS_MASK": reduce,
+        "HAS_MASK": mask,
         "STORE_TOKENS": store,
         "REDUCE": reduce,
     }
     pointers = {
         "p_before": f"*{element}",
         "p_after": f"*{element}",
-        "p_mask": "*i1" if reduce else None,
-        "p_per_token": out_type if store else None,
+        "p_mask": "*i1" if mask else None,
+        "p_per_token": ("*fp64" if element == "fp64" else "*fp32") if store else None,
         "p_partial_moments": "*fp64" if reduce else None,
         "p_partial_tallies": "*i64" if reduce else None,
     }
-    integers = ("num_tokens", "inner", "hidden_size", "before_outer_stride",
-                "before_inner_stride", "after_outer_stride", "after_inner_stride",
-                "tiles_per_program")  # fmt: skip
-    constants.update({name: None for name, kind in pointers.items() if kind is None})
-    # Values divisible by 16 are specialised at launch: pointers and strides of aligned rows.
-    aligned = {"p_before", "p_after", "hidden_size", *(n for n in integers if "stride" in n)}
-    names = layer_metrics._layer_metrics_kernel.arg_names
+    # Values divisible by 16 are specialised at launch: pointers, sizes and strides of such rows.
+    aligned = {"p_before", "p_after", "hidden_size"} if variant.get("aligned", True) else set()
+    if aligned:
+        aligned |= {f"{name}_{axis}_stride" for name in ("before", "after")
+                    for axis in ("outer", "inner")}  # fmt: skip
+    kernel = layer_metrics._layer_metrics_kernel
+    return _compile(kernel, target, constants, pointers, aligned, num_warps)
+
+
+def compile_join(target: GPUTarget) -> Any:
+    """Compile the kernel that joins the partial states."""
+    constants = {
+        "NUM_METRICS": layer_metrics._NUM_METRICS,
+        "METRIC_BLOCK": layer_metrics._METRIC_BLOCK,
+        "PARTIAL_BLOCK": layer_metrics._PARTIAL_BLOCK,
+    }
+    pointers: dict[str, str | None] = {
+        "p_moments": "*fp64",
+        "p_tallies": "*i64",
+        "p_partial_moments": "*fp64",
+        "p_partial_tallies": "*i64",
+    }
+    kernel = layer_metrics._join_partials_kernel
+    return _compile(kernel, target, constants, pointers, set(pointers), 4)
+
+
+def _compile(
+    kernel: Any,
+    target: GPUTarget,
+    constants: dict[str, Any],
+    pointers: dict[str, str | None],
+    aligned: set[str],
+    num_warps: int,
+) -> Any:
+    """Compile one kernel; parameters that are neither constants nor pointers are int32."""
+    names = kernel.arg_names
+    constants = constants | {name: None for name, kind in pointers.items() if kind is None}
     signature = {
         name: "constexpr" if name in constants else pointers.get(name) or "i32" for name in names
     }
-    attributes = {
-        (names.index(name),): [["tt.divisibility", 16]] for name in names if name in aligned
-    }
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(
-        layer_metrics._layer_metrics_kernel,
+        kernel,
         signature,
         {(names.index(name),): value for name, value in constants.items()},
         attributes,
     )
     return triton.compile(source, target=target, options={"num_warps": num_warps})
+
+
+def save_ptx(directory: Path, target: GPUTarget, requests: list[dict[str, Any]]) -> None:
+    """Write `<index>.ptx` and `<index>.json` for each variant; "join" is the joining kernel."""
+    for index, request in enumerate(requests):
+        compiled = compile_join(target) if "join" in request else compile_variant(target, request)
+        (directory / f"{index}.ptx").write_text(compiled.asm["ptx"])
+        launch = {
+            "kernel": compiled.metadata.name,
+            "threads": 32 * compiled.metadata.num_warps,
+            "shared": compiled.metadata.shared,
+        }
+        (directory / f"{index}.json").write_text(json.dumps(request | launch))
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -124,9 +169,19 @@ def main() -> None:
     """Print one JSON line per variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="cuda:90", help="cuda:80, cuda:90, hip:gfx942, ...")
-    target = parse_target(parser.parse_args().target)
+    parser.add_argument(
+        "--save",
+        nargs=2,
+        metavar=("DIRECTORY", "VARIANTS"),
+        help="write the PTX of these variants, a JSON list, instead of describing all",
+    )
+    arguments = parser.parse_args()
+    target = parse_target(arguments.target)
     if interpreting_triton():
         raise SystemExit("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
+    if arguments.save:
+        save_ptx(Path(arguments.save[0]), target, json.loads(arguments.save[1]))
+        return
     for variant in variants():
         print(json.dumps(describe(target, variant)), flush=True)
 

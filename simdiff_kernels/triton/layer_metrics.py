@@ -49,7 +49,9 @@ def _block_metrics(
 ):
     """Metrics (BLOCK_T, METRIC_BLOCK) of a tile of rows, and whether each row is finite."""
     # Sums per group of GROUP neighbours, which one thread loads at once: adding them up right away
-    # takes no exchange between threads and keeps a group's sums in one register pair each.
+    # takes no exchange between threads and keeps a group's sums in one register pair each. GROUP
+    # is 1 for rows that are not loaded so: a group spread over threads would be summed by each of
+    # them, with a fused multiply-add in a different place, and to different last bits.
     GROUPS: tl.constexpr = BLOCK_H // GROUP
     b_xx = tl.zeros((BLOCK_T, GROUPS), tl.float64)
     b_yy = tl.zeros((BLOCK_T, GROUPS), tl.float64)
@@ -231,6 +233,19 @@ def configuration(hidden_size: int) -> tuple[int, int, int]:
     return next(row[1:] for row in _CONFIGURATIONS if hidden_size <= row[0])
 
 
+def group_size(element_size: int, aligned: bool) -> int:
+    """Entries that one thread loads at once: 16 bytes of rows known to be aligned to them."""
+    return 16 // element_size if aligned else 1
+
+
+def _rows_are_aligned(before: Tensor, after: Tensor) -> bool:
+    """What Triton specialises on: addresses, sizes and strides that are multiples of 16."""
+    numbers = [before.shape[2]]
+    for states in (before, after):
+        numbers += [states.data_ptr(), states.stride(0), states.stride(1)]
+    return all(number % 16 == 0 for number in numbers)
+
+
 def _launch(
     before: Tensor,
     after: Tensor,
@@ -260,7 +275,7 @@ def _launch(
         triton.cdiv(num_tiles, num_programs),
         BLOCK_T=block_t,
         BLOCK_H=block_h,
-        GROUP=16 // before.element_size(),
+        GROUP=group_size(before.element_size(), _rows_are_aligned(before, after)),
         NUM_METRICS=_NUM_METRICS,
         METRIC_BLOCK=_METRIC_BLOCK,
         HAS_MASK=mask is not None,
