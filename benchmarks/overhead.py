@@ -10,6 +10,7 @@ before anything is timed.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -27,10 +28,12 @@ from simdiff.scores import feed_forward
 from simdiff_kernels import RunningScores
 
 
-def peak_resident_bytes(reset: bool = False) -> int:
-    """Peak of the resident set since the last reset (Linux)."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
+def peak_resident_bytes(function, *arguments) -> int:
+    """Peak of the resident set while the function runs (Linux with glibc)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not hide anything
+    Path("/proc/self/clear_refs").write_text("5")
+    function(*arguments)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
@@ -89,14 +92,15 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
     pairs = [(seconds(bare, model, one), seconds(scored, model, one, None)) for _ in range(repeats)]
     median_bare, median_scored = (statistics.median(times) for times in zip(*pairs, strict=True))
     inside = statistics.median(seconds_in_update(model, one) for _ in range(repeats))
-    gc.collect()
-    peak_resident_bytes(reset=True)
-    bare(model, batches)
-    peak_bare = peak_resident_bytes()
-    gc.collect()
-    peak_resident_bytes(reset=True)
-    scored(model, batches, None)
-    peak_scored = peak_resident_bytes()
+    # The heap's own layout varies by tens of MB from pass to pass: compare the medians.
+    peaks = [
+        (
+            peak_resident_bytes(bare, model, batches),
+            peak_resident_bytes(scored, model, batches, None),
+        )
+        for _ in range(3)
+    ]
+    peak_bare, peak_scored = (statistics.median(values) for values in zip(*peaks, strict=True))
     return {
         "model": name,
         "dtype": dtype,
@@ -108,6 +112,7 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
         "seconds_in_update": round(inside, 4),
         "share_in_update": round(inside / median_bare, 4),
         "memory_above_bare_mb": round((peak_scored - peak_bare) / 1e6, 1),
+        "memory_above_bare_mb_of_pairs": [round((b - a) / 1e6, 1) for a, b in peaks],
         "batches_for_memory": num_batches,
         "machine": describe_machine(),
         "torch": torch.__version__,
@@ -119,7 +124,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=4, help="for the comparison of memory")
+    parser.add_argument("--batches", type=int, default=2, help="for the comparison of memory")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     results = []

@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from simdiff_kernels import METRICS, RunningScores, token_metrics
-from simdiff_kernels.running import _empty_state
+from simdiff_kernels.running import _empty_state as empty_states
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
           "test_aot_dispatch_dynamic")  # fmt: skip
+
+
+def empty_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state of one layer that has seen nothing."""
+    moments, tallies = empty_states(device, 1)
+    return moments[0], tallies[0]
 
 
 def arguments(operator: str, dtype: torch.dtype, device: str, full: bool) -> tuple[object, ...]:
@@ -21,7 +27,7 @@ def arguments(operator: str, dtype: torch.dtype, device: str, full: bool) -> tup
         return before, after
     mask = torch.tensor([[True, True, False]] * 2, device=device) if full else None
     out = torch.empty(len(METRICS), 2, 3, device=device) if full else None
-    return *_empty_state(torch.device(device)), before, after, mask, out
+    return *empty_state(torch.device(device)), before, after, mask, out
 
 
 @pytest.mark.parametrize("operator", ["token_metrics", "accumulate"])
@@ -53,7 +59,7 @@ def test_compiled_accumulation_equals_eager(backend: str, device: str) -> None:
         operator(moments, tallies, before, after, mask, None)
         return after
 
-    states = [_empty_state(torch.device(device)) for _ in range(2)]
+    states = [empty_state(torch.device(device)) for _ in range(2)]
     before = torch.randn(2, 9, 40, device=device)
     mask = torch.rand(2, 9, device=device) > 0.4
     double_and_score(*states[0], before, mask)
@@ -77,9 +83,9 @@ def test_operators_tolerate_no_tokens(backend: str, device: str) -> None:
     operators = torch.ops.simdiff_kernels
     result = getattr(operators.token_metrics, backend)(empty, empty)
     assert result.shape == (len(METRICS), 2, 0)
-    moments, tallies = _empty_state(torch.device(device))
+    moments, tallies = empty_state(torch.device(device))
     getattr(operators.accumulate, backend)(moments, tallies, empty, empty, None, None)
-    assert torch.equal(tallies.cpu(), _empty_state(torch.device("cpu"))[1])
+    assert torch.equal(tallies.cpu(), empty_state(torch.device("cpu"))[1])
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ptx import Buffer, Gpu
 from simdiff_kernels import METRICS, TokenMetrics, reference
 from simdiff_kernels.metrics import result_dtype
-from simdiff_kernels.running import _empty_state
+from simdiff_kernels.running import _empty_state as empty_states
 from simdiff_kernels.testing import check_metrics, near
 
 ELEMENTS = {
@@ -31,6 +31,12 @@ BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # (hidden size, rows aligned to 16 bytes): every configuration, tails, several steps per row.
 SHAPES = ((576, True), (1040, True), (3072, True), (33, False), (1500, False))
 OUTER, INNER, TILES_PER_PROGRAM = 3, 5, 3
+
+
+def empty_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The state of one layer that has seen nothing."""
+    moments, tallies = empty_states(device, 1)
+    return moments[0], tallies[0]
 
 
 def variant(shape: tuple[int, bool], element: str, store: bool) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def test_accumulate(kernels: dict[str, Kernel], shape: tuple[int, bool], element
     earlier = before.double() / 2, after.double() / 2.5  # no maximum equal to one to come
     mask = torch.ones(OUTER, INNER, dtype=torch.bool)
     mask[0, :2] = mask[2, 4] = False
-    moments, tallies = _empty_state(torch.device("cpu"))
+    moments, tallies = empty_state(torch.device("cpu"))
     reference.accumulate(moments, tallies, *earlier)
     after[1, 2, 5] = torch.nan
     wanted = moments.clone(), tallies.clone()
