@@ -78,6 +78,7 @@ def backend_status() -> list[BackendStatus]:
     ]
 
 
+@functools.cache
 def _runs_on(backend: str, device_type: str) -> bool:
     if backend == "reference":
         return True

@@ -269,12 +269,12 @@ def _plan_lines(plan: Any) -> list[str]:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from simdiff.files import check_new_path
+    from simdiff.files import check_new_file
     from simdiff.models import load_model
     from simdiff.scores import score
     from simdiff.tables import scores_table
 
-    check_new_path(arguments.output.absolute(), arguments.overwrite)
+    check_new_file(arguments.output.absolute(), arguments.overwrite)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     windows = _text_options(arguments).windows(tokenizer, "calibration")
     scores = score(
@@ -288,11 +288,11 @@ def _score(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from simdiff.files import check_new_path
+    from simdiff.files import check_new_file
     from simdiff.scores import LayerScores
     from simdiff.tables import layers_table
 
-    check_new_path(arguments.output.absolute(), arguments.overwrite)
+    check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
     plan = _plan_options(arguments).plan(scores)
     plan.save(arguments.output)

@@ -41,6 +41,17 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         )
 
 
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """`check_new_path` for an output that is one file.
+
+    Raises:
+        SimdiffError: also when a directory has that name.
+    """
+    if path.is_dir():
+        raise SimdiffError(f"output {path} must be a file, but is a directory")
+    check_new_path(path, overwrite)
+
+
 @contextlib.contextmanager
 def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside `path` that takes its name once the body has succeeded."""

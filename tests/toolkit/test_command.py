@@ -135,6 +135,9 @@ def refusals(checkpoint: Path, text: Path, folder: Path) -> list[tuple[list[obje
     exists = folder / "exists"
     exists.mkdir()
     (exists / "thesis.tex").write_text("precious")
+    ours = folder / "ours"
+    ours.mkdir()
+    (ours / "plan.json").write_text("{}")
     run = ["run", checkpoint, "--text", text, *SMALL]
     out = ["-o", folder / "never"]
     return [
@@ -144,6 +147,7 @@ def refusals(checkpoint: Path, text: Path, folder: Path) -> list[tuple[list[obje
         ([*run, *out, "--protect", "9"], "indices from 0 to 5, got 9"),
         ([*run, "-o", exists], "must not exist yet"),
         ([*run, "-o", exists, "--overwrite"], "simdiff did not write it"),
+        (["score", *run[1:], "-o", ours, "--overwrite"], "must be a file, but is a directory"),
         ([*run, "-o", folder / "no" / "parent"], "parent directory must exist"),
         (["run", folder / "nothing", "--text", text, *out], "a directory or a hub name"),
         (["run", folder, "--text", text, *out], "a directory with a model"),
