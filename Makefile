@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h)
+SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
 
 export SIMDIFF_CACHE := $(CURDIR)/.cache
 export HF_HUB_OFFLINE := 1
@@ -20,7 +20,8 @@ demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
 
 test: $(VENV)/.test
-	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DSIMDIFF_CUDA=$(or $(patsubst 1,ON,$(patsubst 0,OFF,$(SIMDIFF_CUDA))),AUTO)
 	$(BIN)/cmake --build build/cmake
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
 	$(BIN)/pytest

@@ -7,15 +7,19 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 
-BACKENDS = ("reference", "cpu", "triton")
+BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 # The fastest first; the first that is available for the tensor's device is the default.
-_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")}
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+# What Triton supports (README of Triton 3.6 to 3.9).
+_TRITON_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class BackendStatus:
 
 @functools.cache
 def load_extension() -> ModuleType | None:
-    """The compiled module, or None where it was not built; importing it registers its operators."""
+    """The CPU module, or None where it was not built; importing it registers its operators."""
     try:
         extension = importlib.import_module("simdiff_kernels._C")
     except ImportError:
@@ -41,6 +45,15 @@ def load_extension() -> ModuleType | None:
         except ValueError as error:
             raise ValueError(f"SIMDIFF_CPU_ISA: {error}") from None
     return extension
+
+
+@functools.cache
+def load_cuda_extension() -> ModuleType | None:
+    """The CUDA module, or None where it was not built; importing it registers its operators."""
+    try:
+        return importlib.import_module("simdiff_kernels._C_cuda")
+    except ImportError:
+        return None
 
 
 def interpreting_triton() -> bool:
@@ -57,16 +70,57 @@ def _cpu_status() -> BackendStatus:
     return BackendStatus("cpu", True, detail)
 
 
+def _gpu_names() -> str:
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return ", ".join(sorted(names))
+
+
 def _triton_status() -> BackendStatus:
     if importlib.util.find_spec("triton") is None:
         return BackendStatus("triton", False, "the package triton is not installed")
-    version = importlib.metadata.version("triton")
+    version = f"triton {importlib.metadata.version('triton')}"
     if interpreting_triton():
-        return BackendStatus("triton", True, f"triton {version}, interpreted (TRITON_INTERPRET=1)")
+        return BackendStatus("triton", True, f"{version}, interpreted (TRITON_INTERPRET=1)")
+    return _gpu_status("triton", version)
+
+
+def _cuda_status() -> BackendStatus:
+    extension = load_cuda_extension()
+    if extension is None:
+        detail = "simdiff_kernels._C_cuda is not built (nvcc builds it; SIMDIFF_CUDA=1 insists)"
+        return BackendStatus("cuda", False, detail)
+    targets = ", ".join(f"sm_{number}" for number in extension.compiled_architectures())
+    release = extension.runtime_version
+    built = f"built for {targets} with CUDA {release // 1000}.{release % 1000 // 10}"
+    return _gpu_status("cuda", built)
+
+
+def _gpu_status(name: str, what: str) -> BackendStatus:
+    """Of a backend that is installed and needs a GPU that it can use."""
     if not torch.cuda.is_available():
-        return BackendStatus("triton", False, f"triton {version}, but no GPU is visible")
-    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    return BackendStatus("triton", True, f"triton {version} on {', '.join(sorted(names))}")
+        return BackendStatus(name, False, f"{what}, but no GPU is visible")
+    problems = [_gpu_problem(name, index) for index in range(torch.cuda.device_count())]
+    if all(problems):
+        return BackendStatus(name, False, f"{what}, but {problems[0]}")
+    excluded = "".join(f"; not on cuda:{i}: {why}" for i, why in enumerate(problems) if why)
+    return BackendStatus(name, True, f"{what}, on {_gpu_names()}{excluded}")
+
+
+@functools.cache
+def _gpu_problem(backend: str, index: int) -> str:
+    """Why a GPU backend that is installed cannot use this GPU; empty where it can."""
+    if backend == "triton":
+        capability = torch.cuda.get_device_capability(index)
+        if torch.version.hip is None and capability < _TRITON_CAPABILITY:
+            return (
+                f"{torch.cuda.get_device_name(index)} is too old: Triton needs compute capability "
+                f"8.0 or later, got {capability[0]}.{capability[1]}"
+            )
+        return ""
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm"
+    extension = load_cuda_extension()
+    return "the module is not built" if extension is None else extension.device_problem(index)
 
 
 def backend_status() -> list[BackendStatus]:
@@ -75,44 +129,78 @@ def backend_status() -> list[BackendStatus]:
         BackendStatus("reference", True, "plain PyTorch in float64, any device"),
         _cpu_status(),
         _triton_status(),
+        _cuda_status(),
     ]
 
 
 @functools.cache
-def _runs_on(backend: str, device_type: str) -> bool:
-    if backend == "reference":
-        return True
-    if backend == "cpu":
-        return device_type == "cpu" and load_extension() is not None
-    if importlib.util.find_spec("triton") is None:
-        return False
-    return device_type == "cuda" or (device_type == "cpu" and interpreting_triton())
+def scratch_words(backend: str) -> int:
+    """int64 words in which an update of this backend keeps the partial states of its blocks."""
+    if backend == "cuda":
+        extension = load_cuda_extension()
+        return 0 if extension is None else extension.scratch_words
+    if backend == "triton":
+        from simdiff_kernels.triton.layer_metrics import SCRATCH_WORDS
+
+        return SCRATCH_WORDS
+    return 0
 
 
 @functools.cache
-def default_backend(device_type: str) -> str:
-    """The fastest backend for tensors on `device_type` ("cpu", "cuda", ...)."""
-    for backend in _PREFERENCE.get(device_type, ("reference",)):
-        if _runs_on(backend, device_type):
+def _problem(backend: str, device: torch.device) -> str:
+    """Why the backend cannot run on tensors of this device; empty where it can."""
+    if backend == "reference":
+        return ""
+    if backend == "cpu":
+        if load_extension() is None:
+            return "simdiff_kernels._C is not built"
+        return "" if device.type == "cpu" else "it runs on cpu tensors"
+    installed = {"triton": _triton_status, "cuda": _cuda_status}[backend]
+    if device.type == "cpu" and backend == "triton" and interpreting_triton():
+        return "" if importlib.util.find_spec("triton") else installed().detail
+    status = installed()
+    if device.type != "cuda":
+        return f"it runs on cuda tensors ({status.detail})"
+    if not status.available:
+        return status.detail
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _gpu_problem(backend, index)
+
+
+@functools.cache
+def default_backend(device: str | torch.device) -> str:
+    """The fastest backend for tensors on `device` ("cpu", "cuda", "cuda:1", ...).
+
+    A GPU that a built CUDA part cannot use is served by the next backend, with one warning that
+    says why.
+    """
+    device = torch.device(device)
+    for backend in _PREFERENCE.get(device.type, ("reference",)):
+        problem = _problem(backend, device)
+        if not problem:
             return backend
+        if backend == "cuda" and torch.cuda.is_available() and load_cuda_extension() is not None:
+            warnings.warn(
+                f"simdiff_kernels: the CUDA kernels cannot run on {device}: {problem}; "
+                "a slower backend is used",
+                stacklevel=3,
+            )
     return "reference"
 
 
-def resolve_backend(backend: str | None, device_type: str) -> str:
+def resolve_backend(backend: str | None, device: str | torch.device) -> str:
     """Check a backend that the caller named, or choose the default.
 
     Raises:
         ValueError: unknown name, or one that cannot run on tensors of this device.
     """
     if backend is None:
-        return default_backend(device_type)
+        return default_backend(device)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if not _runs_on(backend, device_type):
-        status = {entry.name: entry for entry in backend_status()}[backend]
-        raise ValueError(
-            f"backend {backend!r} cannot run on {device_type} tensors here: {status.detail}"
-        )
+    problem = _problem(backend, torch.device(device))
+    if problem:
+        raise ValueError(f"backend {backend!r} cannot run on {device} tensors here: {problem}")
     return backend
 
 

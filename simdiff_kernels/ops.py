@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import reference
-from simdiff_kernels.backends import BACKENDS, load_extension, resolve_backend
+from simdiff_kernels.backends import (
+    BACKENDS,
+    load_cuda_extension,
+    load_extension,
+    resolve_backend,
+)
 from simdiff_kernels.metrics import METRICS, SUPPORTED_DTYPES, TokenMetrics, result_dtype
 
 _SCHEMAS = {
     "token_metrics": "(Tensor before, Tensor after) -> Tensor",
     "accumulate": (
         "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask, "
-        "Tensor(c!)? per_token) -> ()"
+        "Tensor(c!)? per_token, Tensor(d!)? scratch=None) -> ()"
     ),
 }
 
@@ -38,10 +43,11 @@ def _accumulate_triton(
     after: Tensor,
     mask: Tensor | None,
     per_token: Tensor | None,
+    scratch: Tensor | None = None,
 ) -> None:
     from simdiff_kernels.triton.layer_metrics import accumulate
 
-    accumulate(moments, tallies, before, after, mask, per_token)
+    accumulate(moments, tallies, before, after, mask, per_token, scratch)
 
 
 def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
@@ -55,6 +61,7 @@ def _accumulate_fake(
     after: Tensor,
     mask: Tensor | None,
     per_token: Tensor | None,
+    scratch: Tensor | None = None,
 ) -> None:
     return None
 
@@ -77,13 +84,14 @@ def _register() -> torch.library.Library:
             library.define(name + schema)
             torch.library.register_fake(f"simdiff_kernels::{name}", _FAKES[operator], lib=library)
             implementation = _IMPLEMENTATIONS[operator].get(backend)
-            if implementation is not None:  # the rest is registered by the compiled module
+            if implementation is not None:  # the rest is registered by the compiled modules
                 library.impl(name, implementation, "CompositeExplicitAutograd")
     return library
 
 
 _library = _register()
 load_extension()
+load_cuda_extension()
 
 
 def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
@@ -144,7 +152,7 @@ def token_metrics(before: Tensor, after: Tensor, *, backend: str | None = None) 
         before: hidden states that enter the layer, `(..., hidden_size)`; float32, bfloat16,
             float16 or float64; any strides (a strided last dimension is copied first).
         after: hidden states that leave it; shape, dtype and device of `before`.
-        backend: "reference", "cpu" or "triton"; None takes the fastest one for the device.
+        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest one for the device.
 
     Returns:
         Tensors of the leading shape `(...)`: float64 for float64 states, float32 otherwise.
@@ -157,7 +165,7 @@ def token_metrics(before: Tensor, after: Tensor, *, backend: str | None = None) 
     Source: SimDiff, arXiv 2604.19520, Eq. 1-5.
     """
     check_hidden_states("token_metrics", before, after)
-    name = resolve_backend(backend, before.device.type)
+    name = resolve_backend(backend, before.device)
     operator = getattr(torch.ops.simdiff_kernels.token_metrics, name)
     values = operator(as_rows(before), as_rows(after))
     return TokenMetrics(*values.reshape(-1, *before.shape[:-1]).unbind(0))

@@ -44,6 +44,7 @@ def accumulate(
     after: Tensor,
     mask: Tensor | None = None,
     per_token: Tensor | None = None,
+    scratch: Tensor | None = None,
 ) -> None:
     """Fold all unmasked finite tokens into the running state of one layer, in place.
 
@@ -55,6 +56,8 @@ def accumulate(
         before, after: hidden states `(outer, inner, hidden_size)`.
         mask: bool `(outer, inner)`, True where a token counts; None counts all.
         per_token: receives the metrics of every token, `(num_metrics, outer, inner)`.
+        scratch: not used here; a GPU keeps the partial states of one update in it, int64, zero
+            before its first use, see `simdiff_kernels.backends.scratch_words`.
     """
     if before.numel() == 0:
         return

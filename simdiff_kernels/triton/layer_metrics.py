@@ -23,6 +23,7 @@ _PARTIAL_BLOCK = 64
 # Enough to fill every multiprocessor of an H100 (132) several times over; with it the partial
 # states stay below 1 MB however many tokens there are.
 _MAX_PROGRAMS = 4096
+SCRATCH_WORDS = 0
 
 # (hidden_size up to, tokens per tile, hidden entries per step, warps). A step is 1024 entries: with
 # 128 threads one 128-bit load of each bfloat16 input per thread, so that sums of few groups stay
@@ -310,6 +311,7 @@ def accumulate(
     after: Tensor,
     mask: Tensor | None,
     per_token: Tensor | None,
+    scratch: Tensor | None = None,
 ) -> None:
     """`simdiff_kernels.reference.accumulate` on the current stream, two launches."""
     num_tokens = before.shape[0] * before.shape[1]

@@ -326,6 +326,24 @@ def _count_bits(instruction: Instruction) -> Signature:
     return Signature((kind if opcode == "brev" else TYPES["u32"],), (kind,), function)
 
 
+def _find_bit(instruction: Instruction) -> Signature:
+    """bfind: the highest one of an unsigned number, or how far to shift it to the top."""
+    kind = last_type(instruction)
+    shift = "shiftamt" in check_mods(instruction, {"shiftamt"})
+    if kind.kind != "u":
+        raise instruction.unsupported("signed numbers")
+    bits = 8 * kind.nbytes
+
+    def function(a: Array) -> Array:
+        octets = np.ascontiguousarray(a).view(np.uint8)
+        digits = np.unpackbits(octets, bitorder="little").reshape(-1, bits)
+        leading = np.argmax(digits[:, ::-1], axis=1)
+        position = leading if shift else bits - 1 - leading
+        return np.where(a == 0, -1, position).astype(np.int32).view(np.uint32)
+
+    return Signature((TYPES["u32"],), (kind,), function)
+
+
 def _copysign(instruction: Instruction) -> Signature:
     kind = last_type(instruction)
     return Signature((kind,), (kind, kind), lambda sign, size: np.copysign(size, sign))
@@ -368,4 +386,5 @@ _TABLE: dict[str, Callable[[Instruction], Signature]] = {
     "popc": _count_bits,
     "clz": _count_bits,
     "brev": _count_bits,
+    "bfind": _find_bit,
 }

@@ -112,10 +112,12 @@ class Gpu:
         shared_bytes: int = 0,
         *,
         check: bool = True,
+        blocks: range | None = None,
     ) -> Report:
         """Run a kernel; faults raise FaultError unless `check` is False.
 
-        Arguments are buffers, `buffer + bytes`, None (a null pointer), numbers or bytes.
+        Arguments are buffers, `buffer + bytes`, None (a null pointer), numbers or bytes. With
+        `blocks` only these consecutive blocks of the grid run.
         """
         program = self.programs[name]
         grid, block = _dim3(grid), _dim3(block)
@@ -127,7 +129,8 @@ class Gpu:
         threads, limits = launch.block_threads, program.kernel.block_limit
         if threads != limits.get("reqntid", threads) or threads > limits.get("maxntid", 1024):
             raise ValueError(f"{name} cannot run with blocks of {threads} threads: {limits}")
-        steps = _run(launch, max(1, self.max_threads // threads))
+        total = grid[0] * grid[1] * grid[2]
+        steps = _run(launch, blocks or range(total), max(1, self.max_threads // threads))
         logs = {}
         for buffer in self.memory.buffers:
             for piece in buffer.pieces:
@@ -142,13 +145,12 @@ class Gpu:
         return report
 
 
-def _run(launch: Launch, blocks: int) -> int:
-    """Run all blocks, some at a time, and look for races in their shared memory."""
-    total = launch.grid[0] * launch.grid[1] * launch.grid[2]
+def _run(launch: Launch, blocks: range, at_once: int) -> int:
+    """Run the blocks, some at a time, and look for races in their shared memory."""
     steps = 0
     with np.errstate(all="ignore"):
-        for first in range(0, total, blocks):
-            machine = Machine(launch, first, min(blocks, total - first))
+        for first in range(blocks.start, blocks.stop, at_once):
+            machine = Machine(launch, first, min(at_once, blocks.stop - first))
             with suppress(StoppedError):
                 machine.run()
             steps += machine.num_steps

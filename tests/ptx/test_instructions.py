@@ -162,6 +162,12 @@ def test_bit_fields() -> None:
     np.testing.assert_array_equal(
         evaluate("clz.b32 %o, %x;", np.uint32, a), [32 - int(x).bit_length() for x in a]
     )
+    for shift, exact in (
+        ("", [int(x).bit_length() - 1 for x in a]),
+        (".shiftamt", [32 - int(x).bit_length() if x else -1 for x in a]),
+    ):
+        result = evaluate(f"bfind{shift}.u32 %o, %x;", np.uint32, a)
+        np.testing.assert_array_equal(result, wrap(exact, np.uint32))
     reversed_bits = [int(f"{int(x):032b}"[::-1], 2) for x in a]
     np.testing.assert_array_equal(evaluate("brev.b32 %o, %x;", np.uint32, a), reversed_bits)
 

@@ -1,4 +1,5 @@
-// What is measured of one token, and the running reduction over tokens. Plain C++, no torch.
+// What is measured of one token, and the running reduction over tokens. Plain C++, no torch; the
+// formulas are compiled by nvcc for the GPU as well.
 //
 // For a layer with input x and output y (hidden_size entries each) and d = y - x:
 //   cosine distance      1 - cos(x, y) = (|d|^2 - (|y| - |x|)^2) / (2 |x| |y|)
@@ -12,6 +13,12 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+
+#ifdef __CUDACC__
+#define SIMDIFF_HOST_DEVICE __host__ __device__
+#else
+#define SIMDIFF_HOST_DEVICE
+#endif
 
 namespace simdiff {
 
@@ -40,11 +47,12 @@ struct TokenMetrics {
 
 // A NaN or Inf anywhere in the row reaches its sum of squares (no float32 square overflows
 // float64).
-inline bool is_finite(const RowSums& sums) {
+SIMDIFF_HOST_DEVICE inline bool is_finite(const RowSums& sums) {
   return std::isfinite(sums.before_squared + sums.after_squared);
 }
 
-inline double cosine_distance(const RowSums& sums, double norm_before, double norm_after) {
+SIMDIFF_HOST_DEVICE inline double cosine_distance(const RowSums& sums, double norm_before,
+                                                  double norm_after) {
   const double product = norm_before * norm_after;
   if (product == 0) {
     // A zero vector has no direction: nothing in common with anything but another zero vector.
@@ -56,7 +64,7 @@ inline double cosine_distance(const RowSums& sums, double norm_before, double no
   return distance < 0 ? 0.0 : (distance > 2 ? 2.0 : distance);
 }
 
-inline TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
+SIMDIFF_HOST_DEVICE inline TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
   const double norm_before = std::sqrt(sums.before_squared);
   const double norm_after = std::sqrt(sums.after_squared);
   TokenMetrics metrics;

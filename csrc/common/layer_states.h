@@ -1,0 +1,34 @@
+// The hidden states of one layer as both implementations take them: raw pointers, int64 sizes.
+#pragma once
+
+#include <cstdint>
+
+namespace simdiff {
+
+enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
+inline constexpr int kNumDTypes = 4;
+inline constexpr int64_t kElementBytes[kNumDTypes] = {4, 8, 2, 2};
+
+// Hidden states (outer, inner, hidden_size); strides in elements, the last one is 1.
+struct HiddenStates {
+  const void* data;
+  int64_t outer_stride;
+  int64_t inner_stride;
+};
+
+struct LayerStates {
+  HiddenStates before;
+  HiddenStates after;
+  int64_t outer;
+  int64_t inner;
+  int64_t hidden_size;
+  DType dtype;
+
+  int64_t num_tokens() const { return outer * inner; }
+};
+
+// Per-token results, metric by metric: out[metric * num_tokens + token]. Float64 states give
+// float64 results, all others float32. A null pointer: not wanted.
+using PerToken = void*;
+
+}  // namespace simdiff
