@@ -92,6 +92,14 @@ def _register() -> torch.library.Library:
 _library = _register()
 load_extension()
 load_cuda_extension()
+# Operator by name and backend, looked up once: a lookup costs as much as measuring a token.
+OPERATORS = {
+    operator: {
+        backend: getattr(getattr(torch.ops.simdiff_kernels, operator), backend)
+        for backend in BACKENDS
+    }
+    for operator in _SCHEMAS
+}
 
 
 def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
@@ -135,8 +143,10 @@ def as_rows(states: Tensor) -> Tensor:
     Copies only where the hidden dimension is strided, or where more than two leading dimensions
     cannot be merged into two.
     """
-    states = states.detach()
-    states = states.flatten(0, -3) if states.dim() > 3 else states[(None,) * (3 - states.dim())]
+    if states.requires_grad:
+        states = states.detach()
+    if states.dim() != 3:  # each view costs more than a microsecond
+        states = states.flatten(0, -3) if states.dim() > 3 else states[(None,) * (3 - states.dim())]
     return states if states.stride(-1) == 1 or states.shape[-1] == 1 else states.contiguous()
 
 
@@ -166,6 +176,5 @@ def token_metrics(before: Tensor, after: Tensor, *, backend: str | None = None) 
     """
     check_hidden_states("token_metrics", before, after)
     name = resolve_backend(backend, before.device)
-    operator = getattr(torch.ops.simdiff_kernels.token_metrics, name)
-    values = operator(as_rows(before), as_rows(after))
+    values = OPERATORS["token_metrics"][name](as_rows(before), as_rows(after))
     return TokenMetrics(*values.reshape(-1, *before.shape[:-1]).unbind(0))

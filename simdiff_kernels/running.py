@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simdiff_kernels.backends import resolve_backend, scratch_words
 from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
-from simdiff_kernels.ops import as_rows, check_hidden_states
+from simdiff_kernels.ops import OPERATORS, as_rows, check_hidden_states
 
 _NUM_METRICS = len(METRICS)
 _STATE_VERSION = 1
@@ -128,8 +128,7 @@ class RunningScores:
             per_token = x.new_empty((_NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
         scratch = self._scratch_of(layer, before.device, backend)
         moments, tallies = self._state(layer, before.device)
-        operator = getattr(torch.ops.simdiff_kernels.accumulate, backend)
-        operator(moments, tallies, x, y, mask, per_token, scratch)
+        OPERATORS["accumulate"][backend](moments, tallies, x, y, mask, per_token, scratch)
         if per_token is not None:
             self._tokens[layer].append(per_token.flatten(1))
 

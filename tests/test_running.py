@@ -30,8 +30,13 @@ def batches(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor, Te
     return found
 
 
-def check_summary(summary: RunningSummary, layer: int, data: list[tuple[Tensor, ...]]) -> None:
+def check_summary(
+    summary: RunningSummary, layer: int, data: list[tuple[Tensor, ...]], backend: str
+) -> None:
     """Mean, standard error, maximum and its token from all tokens at once."""
+    # On the CPU 25 products are added in float32 before they are widened (row_sums_short.h).
+    short = backend == "cpu" and data[0][0].dtype != torch.float64
+    limit = 25 / 4 * 2.0**-24 if short else 1e-12
     exact = [exact_metrics(before, after) for before, after, _ in data]
     mask = torch.cat([mask.flatten() for *_, mask in data]).bool()
     assert summary.num_tokens[layer] == mask.sum()
@@ -39,9 +44,9 @@ def check_summary(summary: RunningSummary, layer: int, data: list[tuple[Tensor, 
         values = torch.cat([metrics[m].flatten() for metrics in exact])
         kept, result = values[mask], summary[name]
         error = kept.std() / len(kept) ** 0.5
-        assert result.mean[layer] == pytest.approx(kept.mean().item(), rel=1e-12)
+        assert result.mean[layer] == pytest.approx(kept.mean().item(), rel=limit)
         assert result.standard_error[layer] == pytest.approx(error.item(), rel=1e-6)
-        assert result.maximum[layer] == pytest.approx(kept.max().item(), rel=1e-12)
+        assert result.maximum[layer] == pytest.approx(kept.max().item(), rel=limit)
         assert result.argmax[layer] == values.where(mask, -1).argmax()
 
 
@@ -53,8 +58,8 @@ def test_summary(dtype: torch.dtype, backend: str, device: str) -> None:
         scores.update(0, before.to(device), after.to(device), mask.to(device))
         scores.update(1, after.to(device), before.to(device))
     summary = scores.finish()
-    check_summary(summary, 0, data)
-    check_summary(summary, 1, [(a, b, torch.ones_like(mask)) for b, a, mask in data])
+    check_summary(summary, 0, data, backend)
+    check_summary(summary, 1, [(a, b, torch.ones_like(mask)) for b, a, mask in data], backend)
 
 
 def test_many_programs(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +73,7 @@ def test_many_programs(backend: str, device: str, monkeypatch: pytest.MonkeyPatc
     mask = torch.rand(before.shape[:2], generator=torch.Generator().manual_seed(4)) > 0.3
     scores = RunningScores(1, backend=backend)
     scores.update(0, before.to(device), after.to(device), mask.to(device))
-    check_summary(scores.finish(), 0, [(before, after, mask)])
+    check_summary(scores.finish(), 0, [(before, after, mask)], backend)
 
 
 def test_mask_dtypes_and_strides_agree(backend: str, device: str) -> None:
@@ -173,7 +178,7 @@ def test_nonfinite_tokens_are_counted_and_left_out(value: float, backend: str, d
     assert caught.value.tokens_by_layer == {1: 2}
     mask[0, 5] = mask[2, 1] = False
     summary = scores.finish(allow_nonfinite=True)
-    check_summary(summary, 1, [(before, after, mask)])
+    check_summary(summary, 1, [(before, after, mask)], backend)
     assert summary.num_nonfinite.tolist() == [0, 2]
 
 

@@ -14,10 +14,11 @@
 #include <cstdint>
 #include <limits>
 
+// Inlined always: the linker must not merge copies compiled for different processors.
 #ifdef __CUDACC__
-#define SIMDIFF_HOST_DEVICE __host__ __device__
+#define SIMDIFF_INLINE __host__ __device__ __forceinline__
 #else
-#define SIMDIFF_HOST_DEVICE
+#define SIMDIFF_INLINE __attribute__((always_inline)) inline
 #endif
 
 namespace simdiff {
@@ -47,33 +48,35 @@ struct TokenMetrics {
 
 // A NaN or Inf anywhere in the row reaches its sum of squares (no float32 square overflows
 // float64).
-SIMDIFF_HOST_DEVICE inline bool is_finite(const RowSums& sums) {
+SIMDIFF_INLINE bool is_finite(const RowSums& sums) {
   return std::isfinite(sums.before_squared + sums.after_squared);
 }
 
-SIMDIFF_HOST_DEVICE inline double cosine_distance(const RowSums& sums, double norm_before,
-                                                  double norm_after) {
-  const double product = norm_before * norm_after;
-  if (product == 0) {
-    // A zero vector has no direction: nothing in common with anything but another zero vector.
-    return norm_before == norm_after ? 0.0 : 1.0;
-  }
-  const double norm_gap = (sums.after_squared - sums.before_squared) / (norm_before + norm_after);
-  const double distance = (sums.difference_squared - norm_gap * norm_gap) / (2 * product);
+// Without branches, so that a loop over tokens becomes vector instructions: where a zero vector
+// leaves a quotient undefined, its divisor is replaced by one and the result afterwards.
+SIMDIFF_INLINE double cosine_distance(const RowSums& sums, double norm_before, double norm_after) {
+  const double product = norm_before * norm_after, total = norm_before + norm_after;
+  const double gap = (sums.after_squared - sums.before_squared) / (total == 0 ? 1.0 : total);
+  double distance = (sums.difference_squared - gap * gap) / (product == 0 ? 1.0 : 2 * product);
   // Rounding may leave [0, 2] by an ulp; a NaN passes both comparisons unchanged.
-  return distance < 0 ? 0.0 : (distance > 2 ? 2.0 : distance);
+  distance = distance < 0 ? 0.0 : distance;
+  distance = distance > 2 ? 2.0 : distance;
+  // A zero vector has no direction: nothing in common with anything but another zero vector.
+  const double undefined = norm_before == norm_after ? 0.0 : 1.0;
+  return product == 0 ? undefined : distance;
 }
 
-SIMDIFF_HOST_DEVICE inline TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
+SIMDIFF_INLINE TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
   const double norm_before = std::sqrt(sums.before_squared);
   const double norm_after = std::sqrt(sums.after_squared);
+  const double norm_difference = std::sqrt(sums.difference_squared);
+  const double relative = norm_difference / (norm_before == 0 ? 1.0 : norm_before);
+  const double undefined = sums.difference_squared == 0 ? 0.0 : 1.0;
   TokenMetrics metrics;
   metrics.values[kCosineDistance] = cosine_distance(sums, norm_before, norm_after);
   metrics.values[kSquaredDifference] = sums.difference_squared;
   metrics.values[kAbsoluteDifference] = sums.difference_absolute / static_cast<double>(hidden_size);
-  metrics.values[kRelativeDifference] = norm_before == 0
-                                            ? (sums.difference_squared == 0 ? 0.0 : 1.0)
-                                            : std::sqrt(sums.difference_squared) / norm_before;
+  metrics.values[kRelativeDifference] = norm_before == 0 ? undefined : relative;
   metrics.values[kNormBefore] = norm_before;
   metrics.values[kNormAfter] = norm_after;
   return metrics;

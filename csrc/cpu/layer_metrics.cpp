@@ -1,6 +1,7 @@
 #include "layer_metrics.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "row_sums.h"
 
@@ -10,7 +11,7 @@ namespace {
 // About 64 Ki elements of each input: large enough to outweigh handing a chunk to a thread
 // (~5 us), small enough to balance two threads over 8 x 512 tokens.
 int64_t tokens_per_chunk(int64_t hidden_size) {
-  return std::clamp<int64_t>(65536 / hidden_size, 1, 1024);
+  return std::clamp<int64_t>(65536 / hidden_size, 1, kMaxChunk);
 }
 
 const void* row(const HiddenStates& states, int64_t outer, int64_t inner, int64_t element_bytes) {
@@ -18,25 +19,21 @@ const void* row(const HiddenStates& states, int64_t outer, int64_t inner, int64_
          (outer * states.outer_stride + inner * states.inner_stride) * element_bytes;
 }
 
-template <class Value>
-void store(Value* out, int64_t num_tokens, int64_t token, const TokenMetrics& metrics) {
-  for (int m = 0; m < kNumMetrics; ++m) {
-    out[m * num_tokens + token] = static_cast<Value>(metrics.values[m]);
-  }
-}
-
-// Calls consume(token, sums) for tokens [begin, end) in order.
-template <class Consume>
-void for_each_token(const LayerStates& states, int64_t begin, int64_t end, const Consume& consume) {
+// Reads the rows of tokens [begin, end) that are wanted; the others' sums are zero.
+template <class Wanted>
+void read_rows(const LayerStates& states, int64_t begin, int64_t end, Chunk& chunk,
+               const Wanted& wanted) {
   const int dtype = static_cast<int>(states.dtype);
   const RowSumsFunction row_sums = selected_instruction_set().row_sums[dtype];
   const int64_t bytes = kElementBytes[dtype];
   int64_t outer = begin / states.inner, inner = begin % states.inner;
   for (int64_t token = begin; token < end; ++token) {
-    consume(token, [&] {
-      return row_sums(row(states.before, outer, inner, bytes),
+    RowSums& sums = chunk.sums[token - begin];
+    sums = {};
+    if (wanted(token)) {
+      sums = row_sums(row(states.before, outer, inner, bytes),
                       row(states.after, outer, inner, bytes), states.hidden_size);
-    });
+    }
     if (++inner == states.inner) {
       inner = 0;
       ++outer;
@@ -44,60 +41,87 @@ void for_each_token(const LayerStates& states, int64_t begin, int64_t end, const
   }
 }
 
-void store_token(const LayerStates& states, PerToken out, int64_t token,
-                 const TokenMetrics& metrics) {
-  if (states.dtype == DType::kFloat64) {
-    store(static_cast<double*>(out), states.num_tokens(), token, metrics);
-  } else {
-    store(static_cast<float*>(out), states.num_tokens(), token, metrics);
+template <class Value>
+void store(const Chunk& chunk, Value* out, int64_t num_tokens, int64_t begin, int64_t end) {
+  for (int m = 0; m < kNumMetrics; ++m) {
+    Value* target = out + m * num_tokens + begin;
+    for (int64_t t = 0; t < end - begin; ++t) target[t] = static_cast<Value>(chunk.values[m][t]);
   }
+}
+
+void store(const Chunk& chunk, const LayerStates& states, PerToken out, int64_t begin,
+           int64_t end) {
+  if (states.dtype == DType::kFloat64) {
+    store(chunk, static_cast<double*>(out), states.num_tokens(), begin, end);
+  } else {
+    store(chunk, static_cast<float*>(out), states.num_tokens(), begin, end);
+  }
+}
+
+// The state of the tokens of a chunk, of which `counted` tells those to average.
+template <class Counted>
+RunningState fold(Chunk& chunk, int64_t num_tokens, int64_t first_index, const Counted& counted) {
+  RunningState state;
+  for (int64_t t = 0; t < num_tokens; ++t) {
+    const bool counts = counted(t), finite = is_finite(chunk.sums[t]);
+    chunk.used[t] = -static_cast<int64_t>(counts && finite);
+    state.num_tokens += counts && finite;
+    state.num_nonfinite += counts && !finite;
+  }
+  const int64_t padded = (num_tokens + kTokenLanes - 1) / kTokenLanes * kTokenLanes;
+  for (int64_t t = num_tokens; t < padded; ++t) {
+    chunk.used[t] = 0;
+    for (int m = 0; m < kNumMetrics; ++m) chunk.values[m][t] = 0;
+  }
+  selected_instruction_set().fold(chunk, padded, first_index, state);
+  state.num_seen = num_tokens;
+  return state;
 }
 
 template <class Body>
 void for_each_chunk(const LayerStates& states, const ParallelFor& parallel_for, const Body& body) {
-  const int64_t chunk = tokens_per_chunk(states.hidden_size);
+  const int64_t size = tokens_per_chunk(states.hidden_size);
   const int64_t num_tokens = states.num_tokens();
-  parallel_for((num_tokens + chunk - 1) / chunk, [&](int64_t first, int64_t last) {
+  const auto run = [&](int64_t first, int64_t last) {
+    Chunk chunk;  // on the thread's stack, not cleared: every chunk writes what it reads
     for (int64_t c = first; c < last; ++c) {
-      body(c, c * chunk, std::min(num_tokens, (c + 1) * chunk));
+      body(c, c * size, std::min(num_tokens, (c + 1) * size), chunk);
     }
-  });
+  };
+  const int64_t num_chunks = (num_tokens + size - 1) / size;
+  if (num_chunks == 1) {
+    run(0, 1);  // a few tokens: not worth the caller's pool
+  } else {
+    parallel_for(num_chunks, run);
+  }
 }
 
 }  // namespace
 
 void token_metrics(const LayerStates& states, PerToken out, const ParallelFor& parallel_for) {
-  for_each_chunk(states, parallel_for, [&](int64_t, int64_t begin, int64_t end) {
-    for_each_token(states, begin, end, [&](int64_t token, const auto& sums) {
-      store_token(states, out, token, token_metrics(sums(), states.hidden_size));
-    });
+  for_each_chunk(states, parallel_for, [&](int64_t, int64_t begin, int64_t end, Chunk& chunk) {
+    read_rows(states, begin, end, chunk, [](int64_t) { return true; });
+    selected_instruction_set().measure(chunk, end - begin, states.hidden_size);
+    store(chunk, states, out, begin, end);
   });
 }
 
 void accumulate(const LayerStates& states, const bool* mask, RunningState& state, PerToken out,
                 const ParallelFor& parallel_for) {
-  const int64_t chunk = tokens_per_chunk(states.hidden_size);
+  const int64_t size = tokens_per_chunk(states.hidden_size);
   const int64_t first_index = state.num_seen;
-  std::vector<RunningState> chunks((states.num_tokens() + chunk - 1) / chunk);
-  for_each_chunk(states, parallel_for, [&](int64_t c, int64_t begin, int64_t end) {
-    RunningState partial;  // on this thread's stack: no cache line shared while it is summed
-    for_each_token(states, begin, end, [&](int64_t token, const auto& sums) {
-      const bool counted = mask == nullptr || mask[token];
-      if (!counted && out == nullptr) return;  // padding is not even read
-      const RowSums row = sums();
-      const TokenMetrics metrics = token_metrics(row, states.hidden_size);
-      if (out != nullptr) store_token(states, out, token, metrics);
-      if (!counted) return;
-      if (is_finite(row)) {
-        partial.add(metrics, first_index + token);
-      } else {
-        ++partial.num_nonfinite;
-      }
-    });
-    partial.num_seen = end - begin;
-    chunks[c] = partial;
+  std::vector<RunningState> parts((states.num_tokens() + size - 1) / size);
+  for_each_chunk(states, parallel_for, [&](int64_t c, int64_t begin, int64_t end, Chunk& chunk) {
+    const auto counted = [&](int64_t token) { return mask == nullptr || mask[token]; };
+    // Padding is not even read, except where its metrics are stored.
+    read_rows(states, begin, end, chunk,
+              [&](int64_t token) { return out != nullptr || counted(token); });
+    selected_instruction_set().measure(chunk, end - begin, states.hidden_size);
+    if (out != nullptr) store(chunk, states, out, begin, end);
+    parts[c] = fold(chunk, end - begin, first_index + begin,
+                    [&](int64_t t) { return counted(begin + t); });
   });
-  for (const RunningState& partial : chunks) state.append(partial);
+  for (const RunningState& part : parts) state.append(part);
 }
 
 }  // namespace simdiff

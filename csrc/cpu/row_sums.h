@@ -7,6 +7,7 @@
 
 #include "../common/layer_states.h"
 #include "../common/metrics.h"
+#include "chunk.h"
 
 namespace simdiff {
 
@@ -17,6 +18,10 @@ struct InstructionSet {
   const char* name;
   bool (*runs_here)();
   RowSumsFunction row_sums[kNumDTypes];  // indexed by DType
+  // Turns the first num_tokens sums of a chunk into metrics.
+  void (*measure)(Chunk& chunk, int64_t num_tokens, int64_t hidden_size);
+  // Folds the used tokens into a state that has seen none; `padded` is a multiple of kTokenLanes.
+  void (*fold)(const Chunk& chunk, int64_t padded, int64_t first_index, RunningState& state);
 };
 
 extern const InstructionSet kBaseline;

@@ -11,7 +11,8 @@
 #endif
 #include <immintrin.h>
 
-#include "row_sums_loop.h"
+#include "chunk_loops.h"
+#include "row_sums_short.h"
 
 namespace simdiff {
 namespace {
@@ -39,10 +40,48 @@ struct Avx2 {
   static Register subtract(Register a, Register b) { return _mm256_sub_pd(a, b); }
   static Register add(Register a, Register b) { return _mm256_add_pd(a, b); }
   static Register magnitude(Register a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
-  static double total(Register a) {
-    const __m128d halves = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(halves, _mm_unpackhi_pd(halves, halves)));
+  static void totals(Register a, Register b, Register c, Register d, double* out) {
+    const __m256d ab = _mm256_hadd_pd(a, b), cd = _mm256_hadd_pd(c, d);
+    _mm256_storeu_pd(out, _mm256_add_pd(_mm256_permute2f128_pd(ab, cd, 0x20),
+                                        _mm256_permute2f128_pd(ab, cd, 0x31)));
   }
+};
+
+struct Avx2Short {
+  static constexpr int lanes = 8;
+  using Register = __m256;
+  using Wide = __m256d;
+
+  static Register zero() { return _mm256_setzero_ps(); }
+  static Wide wide_zero() { return _mm256_setzero_pd(); }
+
+  // Which entry goes where does not matter, as long as it is the same for both rows.
+  static void load(const float* pointer, Register& even, Register& odd) {
+    even = _mm256_loadu_ps(pointer);
+    odd = _mm256_loadu_ps(pointer + lanes);
+  }
+  static void load(const BFloat16* pointer, Register& even, Register& odd) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pointer));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000u)));
+  }
+  static void load(const Float16* pointer, Register& even, Register& odd) {
+    const auto* halves = reinterpret_cast<const __m128i*>(pointer);
+    even = _mm256_cvtph_ps(_mm_loadu_si128(halves));
+    odd = _mm256_cvtph_ps(_mm_loadu_si128(halves + 1));
+  }
+
+  static Register multiply_add(Register a, Register b, Register c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  static Register subtract(Register a, Register b) { return _mm256_sub_ps(a, b); }
+  static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
+  static Register magnitude(Register a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static Wide widen_add(Register a, Wide sum) {
+    sum = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(a)), sum);
+    return _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), sum);
+  }
+  static void totals(Wide a, Wide b, Wide c, Wide d, double* out) { Avx2::totals(a, b, c, d, out); }
 };
 
 bool runs_here() {
@@ -52,7 +91,8 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2", &runs_here, SIMDIFF_ROW_SUMS(Avx2)};
+const InstructionSet kAvx2 = {"avx2", &runs_here, SIMDIFF_ROW_SUMS_SHORT(Avx2, Avx2Short), &measure,
+                              &fold};
 
 }  // namespace simdiff
 #if defined(__clang__)

@@ -1,6 +1,7 @@
 // Portable C++: four independent lanes that any compiler can vectorise without reordering sums.
 #include <cmath>
 
+#include "chunk_loops.h"
 #include "row_sums_loop.h"
 
 namespace simdiff {
@@ -63,8 +64,13 @@ struct Baseline {
     for (int i = 0; i < lanes; ++i) a.lane[i] = std::fabs(a.lane[i]);
     return a;
   }
-  static double total(const Register& a) {
-    return (a.lane[0] + a.lane[1]) + (a.lane[2] + a.lane[3]);
+  static void totals(const Register& a, const Register& b, const Register& c, const Register& d,
+                     double* out) {
+    const Register* registers[] = {&a, &b, &c, &d};
+    for (int i = 0; i < 4; ++i) {
+      const double* lane = registers[i]->lane;
+      out[i] = (lane[0] + lane[1]) + (lane[2] + lane[3]);
+    }
   }
 };
 
@@ -72,6 +78,7 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline)};
+const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline), &measure,
+                                  &fold};
 
 }  // namespace simdiff

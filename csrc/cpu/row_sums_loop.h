@@ -3,7 +3,8 @@
 // linker must never merge copies compiled for different processors.
 //
 // A Vector offers: lanes, Register (lanes doubles), zero(), load(pointer to the element type),
-// multiply_add(a, b, c) = a * b + c, subtract, add, magnitude, and total(Register).
+// multiply_add(a, b, c) = a * b + c, subtract, add, magnitude, and totals(a, b, c, d, out): the sum
+// of the lanes of each.
 #pragma once
 
 #include <cstring>
@@ -67,14 +68,12 @@ RowSums row_sums(const void* before_row, const void* after_row, int64_t hidden_s
     std::memcpy(after_tail, after + i, (hidden_size - i) * sizeof(Element));
     odd.step(before_tail, after_tail);
   }
-  RowSums sums;
-  sums.before_squared = Vector::total(Vector::add(even.before_squared, odd.before_squared));
-  sums.after_squared = Vector::total(Vector::add(even.after_squared, odd.after_squared));
-  sums.difference_squared =
-      Vector::total(Vector::add(even.difference_squared, odd.difference_squared));
-  sums.difference_absolute =
-      Vector::total(Vector::add(even.difference_absolute, odd.difference_absolute));
-  return sums;
+  double totals[4];
+  Vector::totals(Vector::add(even.before_squared, odd.before_squared),
+                 Vector::add(even.after_squared, odd.after_squared),
+                 Vector::add(even.difference_squared, odd.difference_squared),
+                 Vector::add(even.difference_absolute, odd.difference_absolute), totals);
+  return {totals[0], totals[1], totals[2], totals[3]};
 }
 
 }  // namespace
