@@ -2,6 +2,7 @@
 # make test    install, build everything, run the Python and the C++ tests
 # make lint    style, format and type checks
 # make format  apply the formatters
+# make gpu-check  on a CUDA GPU: its tests, then scoring against copies, PyTorch and peers
 # make bench   overhead of scoring on a real forward
 # make clean   remove what these made, the environment and the converted model included
 
@@ -14,7 +15,7 @@ SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
 export SIMDIFF_CACHE := $(CURDIR)/.cache
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format bench gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
@@ -39,6 +40,9 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/overhead.py
+
+gpu-check: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) .cache build demo simdiff_kernels/*.so

@@ -1,0 +1,76 @@
+"""The benchmarks' own logic on tiny cases: results are checked, wrong ones are not timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_check
+import predict
+import pytest
+import subjects
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def test_the_predicted_table_is_what_its_script_writes() -> None:
+    assert predict.TARGET.read_text() == predict.document()
+    h100 = predict.GPUS[2]
+    # 16384 tokens of 2 x 4096 bfloat16 entries: 268 MB at 3.35 TB/s.
+    assert predict.floors(h100, 4096, 2, 16384)["memory"] == pytest.approx(80.1e-6, rel=1e-2)
+    # LLaMA2-7B: 202 M parameters a layer, two flops each, and attention over 1024 positions.
+    flops = predict.MODELS[0].layer_flops(2048)
+    assert flops == pytest.approx(2 * 202.4e6 + 4 * 1024 * 4096, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_subject_computes_what_it_says(dtype: torch.dtype) -> None:
+    before, after = subjects.states(40, 96, dtype, "cpu")
+    for subject in [subjects.ours("cpu"), *subjects.in_pytorch("cpu")]:
+        assert subjects.check(subject, before, after) is None
+
+
+def test_a_wrong_result_is_reported() -> None:
+    before, after = subjects.states(40, 96, torch.float32, "cpu")
+    good = subjects.in_pytorch("cpu")[0]
+
+    def run(x, y):
+        cosine, squared, absolute, peak = good.run(x, y)
+        return cosine, squared * 1.01, absolute, peak
+
+    wrong = subjects.check(subjects.Subject("bad", run, good.means, 1e-3), before, after)
+    assert wrong is not None
+    assert wrong.startswith("bad: squared_difference must be")
+
+
+def test_gpu_check_measures_judges_and_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = subjects.in_pytorch("cpu")
+    bad = subjects.Subject("block influence", good[3].run, lambda *_: {"cosine_distance": 9.0}, 0.1)
+    monkeypatch.setattr(subjects, "in_pytorch", lambda device: [*good[:3], bad])
+    settings = gpu_check.Settings.quick("cpu")
+    settings.tokens, settings.dtypes = (8200,), ("float32",)
+    settings.most_bytes = 1 << 24
+    results = gpu_check.run(settings) | {"tests": None}
+    json.dumps(results)
+    (case,) = results["cases"]
+    assert set(case["seconds"]) == {"cpu", "eager", "torch.compile", "float32 cosine"}
+    assert "block influence: cosine_distance must be" in case["wrong"][0]
+    goals = {verdict["goal"]: verdict for verdict in results["goals"]}
+    medians = {name: times["median"] for name, times in case["seconds"].items()}
+    assert goals["x eager"]["worst"] == medians["eager"] / medians["cpu"]
+    assert goals["x eager"]["met"] == (medians["eager"] / medians["cpu"] >= 8)
+    text = gpu_check.markdown(results)
+    assert "WRONG, not timed: block influence" in text
+    assert f"{medians['eager'] / medians['cpu']:.2f}" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: it would run")
+def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--output", str(tmp_path / "r")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "needs a CUDA GPU, and none is visible" in result.stderr
+    assert list(tmp_path.iterdir()) == []
