@@ -3,7 +3,7 @@
 # make lint    style, format and type checks
 # make format  apply the formatters
 # make gpu-check  on a CUDA GPU: its tests, then scoring against copies, PyTorch and peers
-# make bench   overhead of scoring on a real forward
+# make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 10 minutes)
 # make clean   remove what these made, the environment and the converted model included
 
 PYTHON ?= python3
@@ -39,7 +39,8 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=bench.json
+	$(BIN)/python benchmarks/report.py write bench.json
 
 gpu-check: $(VENV)/.test
 	$(BIN)/python benchmarks/gpu_check.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,50 @@ def seconds_per_call(
         run(*pair)
     measure = _on_gpu if device == "cuda" else _on_cpu
     return [measure(run, pairs, calls) for _ in range(repeats)]
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], device: str, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round, one after the other: what drifts, drifts for all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(_once_on_gpu(run) if device == "cuda" else _once_on_cpu(run))
+    return times
+
+
+def _once_on_cpu(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _once_on_gpu(run: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000)  # about 1 ms, in which the host gets ahead
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def read_or_copy(pair: Pair, device: str) -> Callable[[], object]:
+    """The memory's limit for this pair: a pure read of all its bytes, on a GPU a copy of as many.
+
+    The read goes through both tensors side by side, which is faster here than one after the other.
+    """
+    if device == "cuda":
+        target = torch.empty_like(pair[0])
+        return lambda: target.copy_(pair[0])
+    from simdiff_kernels import _C
+
+    (x, y), size = pair, pair[0].nbytes
+    return lambda: _C.read_memory([x.data_ptr(), y.data_ptr()], size)
 
 
 def _on_cpu(run: Callable[[Tensor, Tensor], object], pairs: Sequence[Pair], calls: int) -> float:

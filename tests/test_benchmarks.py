@@ -10,6 +10,7 @@ from pathlib import Path
 import gpu_check
 import predict
 import pytest
+import report
 import subjects
 import torch
 
@@ -65,6 +66,51 @@ def test_gpu_check_measures_judges_and_prints(monkeypatch: pytest.MonkeyPatch) -
     text = gpu_check.markdown(results)
     assert "WRONG, not timed: block influence" in text
     assert f"{medians['eager'] / medians['cpu']:.2f}" in text
+
+
+def results_of(medians: dict[str, float]) -> dict[str, object]:
+    """A result file of pytest-benchmark with one scoring case for each name."""
+    info = {"backend": "cpu", "hidden_size": 576, "dtype": "float32", "gb_per_second": 12.25,
+            "fraction_of_limit": 0.75, "times_faster": {"eager": 30.0}, "wrong": []}  # fmt: skip
+    cases = [
+        {
+            "name": f"test_large_update[{name}]", "fullname": f"x::{name}", "group": "g",
+            "stats": {"median": median, "q1": 0.99 * median, "q3": 1.01 * median, "min": median,
+                      "max": median, "rounds": 3},
+            "extra_info": info,
+        }
+        for name, median in medians.items()
+    ]  # fmt: skip
+    return {"benchmarks": cases, "machine_info": {"machine": "some processor"}}
+
+
+def test_comparison_names_what_got_slower() -> None:
+    old = results_of({"a": 1.0, "b": 1.0, "gone": 1.0, "noisy": 1.0})
+    new = results_of({"a": 1.04, "b": 1.2, "noisy": 1.2})
+    new["benchmarks"][2]["stats"]["q1"] = 0.9  # its spread reaches the old one
+    lines = report.compare(old, new)
+    assert [line.partition(":")[0] for line in lines] == ["x", "x"]
+    assert "b: 1.20 times slower" in lines[0]
+    assert "gone: not measured any more" in lines[1]
+
+
+def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results_of({"a": 0.5})))
+    command = [sys.executable, str(BENCHMARKS / "report.py"), "write", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "| cpu | 576 | float32 | 12.2 | 0.75 | 30.0 |  |  |" in result.stdout
+    rows = path.with_suffix(".csv").read_text().splitlines()
+    assert rows[0] == "group,case,quantity,value"
+    assert "g,test_large_update[a],times_faster.eager,30.0" in rows
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_json_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="must be a JSON file of pytest-benchmark"):
+        report.load(path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: it would run")

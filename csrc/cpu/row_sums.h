@@ -22,6 +22,8 @@ struct InstructionSet {
   void (*measure)(Chunk& chunk, int64_t num_tokens, int64_t hidden_size);
   // Folds the used tokens into a state that has seen none; `padded` is a multiple of kTokenLanes.
   void (*fold)(const Chunk& chunk, int64_t padded, int64_t first_index, RunningState& state);
+  // The bitwise or of all bytes: a pure read, for measurements.
+  uint64_t (*read_bytes)(const void* data, int64_t num_bytes);
 };
 
 extern const InstructionSet kBaseline;

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 
 #include "chunk_loops.h"
+#include "read_loop.h"
 #include "row_sums_short.h"
 
 namespace simdiff {
@@ -91,8 +92,8 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2", &runs_here, SIMDIFF_ROW_SUMS_SHORT(Avx2, Avx2Short), &measure,
-                              &fold};
+const InstructionSet kAvx2 = {"avx2",   &runs_here, SIMDIFF_ROW_SUMS_SHORT(Avx2, Avx2Short),
+                              &measure, &fold,      &read_bytes};
 
 }  // namespace simdiff
 #if defined(__clang__)

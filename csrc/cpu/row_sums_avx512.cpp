@@ -13,6 +13,7 @@
 #include <immintrin.h>
 
 #include "chunk_loops.h"
+#include "read_loop.h"
 #include "row_sums_short.h"
 
 namespace simdiff {
@@ -102,7 +103,7 @@ bool runs_here() {
 }  // namespace
 
 const InstructionSet kAvx512 = {"avx512", &runs_here, SIMDIFF_ROW_SUMS_SHORT(Avx512, Avx512Short),
-                                &measure, &fold};
+                                &measure, &fold,      &read_bytes};
 
 }  // namespace simdiff
 #if defined(__clang__)

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "chunk_loops.h"
+#include "read_loop.h"
 #include "row_sums_loop.h"
 
 namespace simdiff {
@@ -78,7 +79,7 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline), &measure,
-                                  &fold};
+const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline),
+                                  &measure,   &fold,      &read_bytes};
 
 }  // namespace simdiff

@@ -155,6 +155,17 @@ void check_exact_rows(const InstructionSet& set) {
   }
 }
 
+// The read that scoring is measured against does touch every byte.
+void check_read_bytes(const InstructionSet& set) {
+  std::vector<unsigned char> bytes(1000, 0);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    bytes[i] = 0x40;
+    expect(set.read_bytes(bytes.data(), bytes.size()) != 0, "byte read", set.name, 0, i);
+    bytes[i] = 0;
+  }
+  expect(set.read_bytes(bytes.data(), bytes.size()) == 0, "nothing read", set.name, 0, 0);
+}
+
 void check_accumulate(int num_threads) {
   constexpr int64_t outer = 3, inner = 700, hidden_size = 200;
   std::mt19937 random(11);
@@ -219,6 +230,7 @@ int main() {
     }
     check_float16_values(*set);
     check_exact_rows(*set);
+    check_read_bytes(*set);
     select_instruction_set(set->name);
     for (int num_threads : {1, 2, 5}) check_accumulate(num_threads);
   }

@@ -1,0 +1,78 @@
+"""Prefill and decoding of the demo model with layers removed, beside the ideal.
+
+The share of layers removed is that of the paper's Table 4 (4, 6, 8, 10 and 12 of 32). The ideal of
+decoding is the ratio of the weights' bytes, which every step reads; that of prefill the ratio of
+flops, in which the head counts once for the last token only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+from simdiff.calibration import token_windows
+from simdiff.models import find_decoder_layers, load_model
+from simdiff.speed import measure_speed
+from simdiff.surgery import removed_layers
+
+OF_32 = (4, 6, 8, 10, 12)
+
+
+def ideals(model: Any, num_removed: int) -> dict[str, float]:
+    """Speed-up of decoding by bytes and of prefill by flops, if nothing but weights cost."""
+    layers = find_decoder_layers(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layer = sum(parameter.numel() for parameter in layers.modules[0].parameters())
+    return {
+        "decode": total / (total - num_removed * layer),
+        "prefill": len(layers) / (len(layers) - num_removed),
+    }
+
+
+@pytest.mark.parametrize("of_32", OF_32)
+def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) -> None:
+    model, tokenizer = load_model("demo", dtype="float32")
+    model.to(device)
+    num_layers = len(find_decoder_layers(model))
+    num_removed = round(of_32 * num_layers / 32)
+    # Which layers does not matter for speed: a run in the middle.
+    first = (num_layers - num_removed) // 2
+    removed = range(first, first + num_removed)
+    length, new_tokens, repeats = (16, 2, 1) if quick else (256, 24, 5)
+    prompt = token_windows("demo", tokenizer, num_windows=1, window_length=length).batches(1)[0]
+    models = {
+        "dense": lambda: contextlib.nullcontext(model),
+        "pruned": lambda: removed_layers(model, removed),
+    }
+    with models["pruned"]() as pruned:
+        kept = len(find_decoder_layers(pruned))
+        logits = pruned(input_ids=prompt.to(device)).logits
+    if kept != num_layers - num_removed or not bool(logits.isfinite().all()):
+        pytest.fail(f"not timed: {kept} layers left of {num_layers}, logits finite: "
+                    f"{bool(logits.isfinite().all())}")  # fmt: skip
+    speeds = measure_speed(models, prompt, new_tokens=new_tokens, repeats=repeats)
+    ideal = ideals(model, num_removed)
+    speedup = {
+        phase: getattr(speeds["pruned"], phase) / getattr(speeds["dense"], phase)
+        for phase in ("prefill", "decode")
+    }
+    benchmark.group = f"inference, {num_removed} of {num_layers} layers removed"
+    benchmark.extra_info.update(
+        removed=num_removed, num_layers=num_layers, of_32=of_32, prompt=length,
+        new_tokens=new_tokens, speedup=speedup, ideal=ideal,
+        share_of_ideal={phase: speedup[phase] / ideal[phase] for phase in speedup},
+        tokens_per_second={
+            name: {"prefill": speed.prefill, "decode": speed.decode}
+            for name, speed in speeds.items()
+        },
+    )  # fmt: skip
+
+    @torch.inference_mode()
+    def prefill() -> None:
+        pruned(input_ids=prompt.to(device), use_cache=True, logits_to_keep=1)
+
+    with models["pruned"]() as pruned:
+        benchmark.pedantic(prefill, rounds=repeats)

@@ -1,0 +1,112 @@
+"""One update of running scores: GB/s, share of the memory's limit, ratio to PyTorch and peers.
+
+All subjects of a case run interleaved on the same buffers, which no cache holds; the ratios in
+`extra_info` come from there. pytest-benchmark then times our update alone, on the same buffers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import subjects
+import timing
+import torch
+
+from simdiff_kernels import backend_status
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BACKENDS = [
+    status.name
+    for status in backend_status()
+    if status.available and "interpreted" not in status.detail and status.name != "reference"
+]
+HIDDEN_SIZES = (576, 2048, 4096, 8192)
+LARGE_BYTES = 256 << 20  # of one pair: no cache holds it
+FEW_TOKENS = (1, 16)
+
+
+def tokens_of(bytes_of_pair: int, hidden_size: int, dtype: torch.dtype) -> int:
+    return bytes_of_pair // (2 * hidden_size * dtype.itemsize)
+
+
+def measure(
+    benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: torch.dtype,
+    device: str, repeats: int, rounds: int,
+) -> None:  # fmt: skip
+    """Check, compare, then let pytest-benchmark time our update."""
+
+    def make(seed: int) -> timing.Pair:
+        return subjects.states(num_tokens, hidden_size, dtype, device, seed)
+
+    pair_bytes = 2 * num_tokens * hidden_size * dtype.itemsize
+    cold = pair_bytes >= LARGE_BYTES // 64
+    pairs = timing.cold_pairs(make, pair_bytes, device) if cold else [make(0)]
+    ours = subjects.ours(backend)
+    wrong = subjects.check(ours, *pairs[0])
+    if wrong is not None:
+        pytest.fail(f"not timed: {wrong}")
+    others = subjects.in_pytorch(device)
+    left_out = [text for other in others if (text := subjects.check(other, *pairs[0]))]
+    turn = itertools.cycle(pairs)
+
+    def on_next_pair(run: Callable[..., object]) -> Callable[[], object]:
+        return lambda: run(*next(turn))
+
+    runs = {"limit": timing.read_or_copy(pairs[0], device), "ours": on_next_pair(ours.run)}
+    runs |= {
+        other.name: on_next_pair(other.run)
+        for other in others
+        if not any(text.startswith(f"{other.name}:") for text in left_out)
+    }
+    times = timing.interleaved(runs, device, repeats)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    benchmark.group = f"update of {num_tokens} tokens of {hidden_size}, {str(dtype)[6:]}"
+    benchmark.extra_info.update(
+        backend=backend, tokens=num_tokens, hidden_size=hidden_size, dtype=str(dtype)[6:],
+        bytes=pair_bytes, seconds=median["ours"], gb_per_second=pair_bytes / median["ours"] / 1e9,
+        limit_gb_per_second=pair_bytes / median["limit"] / 1e9,
+        fraction_of_limit=statistics.median(
+            limit / our for limit, our in zip(times["limit"], times["ours"], strict=True)
+        ),
+        times_faster={
+            name: median[name] / median["ours"] for name in runs if name not in ("limit", "ours")
+        },
+        wrong=left_out,
+    )  # fmt: skip
+
+    def timed() -> None:
+        ours.run(*next(turn))
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_update(
+    benchmark: Any, backend: str, hidden_size: int, dtype: str, device: str, quick: bool
+) -> None:
+    """A pair of 256 MB: what counts is the share of the memory's limit."""
+    size = 1 << 20 if quick else LARGE_BYTES
+    num_tokens = tokens_of(size, hidden_size, DTYPES[dtype])
+    repeats, rounds = (1, 1) if quick else (7, 15)
+    measure(benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden_size", [576, 4096])
+@pytest.mark.parametrize("num_tokens", FEW_TOKENS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_small_update(
+    benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: str, device: str,
+    quick: bool,
+) -> None:  # fmt: skip
+    """A few tokens, as in decoding, in the cache: what counts is the time of a call."""
+    repeats, rounds = (2, 2) if quick else (401, 2000)
+    measure(benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds)
