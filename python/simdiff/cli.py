@@ -43,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler: Callable[[argparse.Namespace], None] = arguments.handler
     try:
         _load_libraries()
+        _set_threads(getattr(arguments, "threads", None))
         handler(arguments)
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
-        if not _is_for_users(error):
+        if not isinstance(error, SimdiffError) and not _is_for_users(error):
             raise
         print(f"simdiff {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -61,7 +62,22 @@ def _load_libraries() -> None:
     from simdiff.progress import step
 
     with step("load torch and transformers"):
-        import simdiff.pipeline  # noqa: F401
+        try:
+            import simdiff.pipeline  # noqa: F401
+        except ValueError as error:
+            if not str(error).startswith("SIMDIFF_"):  # an environment variable of ours
+                raise
+            raise SimdiffError(str(error)) from None
+
+
+def _set_threads(count: int | None) -> None:
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise SimdiffError(f"--threads must be at least 1, got {count}")
+    torch.set_num_threads(count)
 
 
 def _is_for_users(error: ValueError) -> bool:
@@ -122,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--part", choices=("held-out", "calibration", "all"), default="held-out",
                      help="part of the text; `score` does not read held-out")  # fmt: skip
 
+    sub = command("profile", _profile, "Time and memory of a calibration pass, layer by layer.")
+    _add_model(sub)
+    _add_text(sub, default="demo")
+    sub.set_defaults(windows=8)
+    _add_output(sub, "trace to write, .json or .json.gz; Perfetto opens it")
+
     command("info", _info, "Which backends can score here, and on what they run.")
     return parser
 
@@ -142,6 +164,7 @@ def _add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
                      help="of the weights in memory; auto is as stored")  # fmt: skip
     sub.add_argument("--device", help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
                      "if there is one and this is not given")  # fmt: skip
+    sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
 
 
 def _add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -285,6 +308,25 @@ def _score(arguments: argparse.Namespace) -> None:
     )
     scores.save(arguments.output)
     _show(arguments, scores.to_dict(), scores_table(scores), f"Scores: {arguments.output}")
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from simdiff.files import check_new_file
+    from simdiff.models import load_model
+    from simdiff.profiling import profile_pass
+    from simdiff.tables import profile_table
+
+    check_new_file(arguments.output.absolute(), arguments.overwrite)
+    model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    windows = _text_options(arguments).windows(tokenizer, "calibration")
+    batches = windows.batches(arguments.batch_size)
+    result = profile_pass(model, batches, arguments.output, overwrite=arguments.overwrite)
+    _show(
+        arguments,
+        {**result.to_dict(), "trace": str(arguments.output)},
+        profile_table(result),
+        f"Trace: {arguments.output} (open it in https://ui.perfetto.dev)",
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -86,10 +86,15 @@ def _replace_directory(scratch: Path, path: Path, overwrite: bool) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file that is either complete or absent."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either complete or absent."""
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(scratch, 0o666 & ~_umask())
         os.replace(scratch, path)
     except BaseException:

@@ -197,7 +197,8 @@ def feed_forward(
             keywords = {"input_ids": batch["input_ids"].to(device), "use_cache": False}
             hooks.attention_mask = None
             if padded:
-                hooks.attention_mask = keywords["attention_mask"] = mask.to(device)
+                keywords["attention_mask"] = mask.to(device)
+                hooks.attention_mask = mask.to(device).bool()  # once, not per layer
                 if not bool(mask[:, 0].all()):  # padded on the left: positions start at the text
                     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
                     keywords["position_ids"] = positions.to(device)

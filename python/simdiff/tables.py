@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from simdiff.profiling import PassProfile
 from simdiff.report.page import layer_cells
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
@@ -82,6 +83,27 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             f"{result['nll']:.4f}",
             "" if error is None else f"{error:.4f}",
             str(result["num_tokens"]),
+        )
+    return table
+
+
+def profile_table(profile: PassProfile) -> Table:
+    """Where a calibration pass spends its time and memory."""
+    title = f"Calibration pass: {profile.num_batches} batches, {profile.num_tokens} tokens"
+    table = Table(title=f"{title}, on {profile.device}", title_justify="left")
+    for column in ("layer", "forward, ms", f"scoring ({profile.backend}), ms", "overhead, %",
+                   "peak, MB"):  # fmt: skip
+        table.add_column(column, justify="right")
+    content = profile.to_dict()
+    rows = [(str(layer["layer"]), layer) for layer in content["layers"]]
+    for index, (name, row) in enumerate([*rows, ("all", content["total"])]):
+        table.add_row(
+            name,
+            f"{1e3 * row['forward_seconds']:.2f}",
+            f"{1e3 * row['scoring_seconds']:.3f}",
+            f"{100 * row['overhead']:.2f}",
+            f"{row['peak_bytes'] / 1e6:.1f}",
+            end_section=index == len(rows) - 1,
         )
     return table
 
