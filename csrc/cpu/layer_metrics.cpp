@@ -28,12 +28,10 @@ void read_rows(const LayerStates& states, int64_t begin, int64_t end, Chunk& chu
   const int64_t bytes = kElementBytes[dtype];
   int64_t outer = begin / states.inner, inner = begin % states.inner;
   for (int64_t token = begin; token < end; ++token) {
-    RowSums& sums = chunk.sums[token - begin];
-    sums = {};
-    if (wanted(token)) {
-      sums = row_sums(row(states.before, outer, inner, bytes),
-                      row(states.after, outer, inner, bytes), states.hidden_size);
-    }
+    chunk.sums[token - begin] =
+        wanted(token) ? row_sums(row(states.before, outer, inner, bytes),
+                                 row(states.after, outer, inner, bytes), states.hidden_size)
+                      : RowSums{};
     if (++inner == states.inner) {
       inner = 0;
       ++outer;

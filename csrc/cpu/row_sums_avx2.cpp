@@ -83,6 +83,11 @@ struct Avx2Short {
     return _mm256_add_pd(_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)), sum);
   }
   static void totals(Wide a, Wide b, Wide c, Wide d, double* out) { Avx2::totals(a, b, c, d, out); }
+  static void narrow_totals(Register a, Register b, Register c, Register d, double* out) {
+    const __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
+    _mm256_storeu_pd(out, _mm256_cvtps_pd(sums));
+  }
 };
 
 bool runs_here() {

@@ -1,16 +1,18 @@
 // The loop for float32, bfloat16 and float16: short sums in float32, added up in float64.
 //
 // Converting every entry to float64, as row_sums_loop.h does, takes longer than reading it; here
-// the memory is the limit again. What float32 costs is bounded: at most 25 terms, all positive but
-// in sum x d, are added before they are widened, so that each sum is off by at most 25 * 2^-24 of
-// the sum of its absolute terms (1.5e-6), and typically by 1e-8. Differences y - x of neighbouring
+// the memory is the limit again. What float32 costs is bounded: at most 29 additions, of terms
+// that are all positive but in sum x d, follow each other before a sum is widened, so that it is
+// off by at most 29 * 2^-24 of the sum of its absolute terms (1.7e-6), and typically by 1e-8.
+// Differences y - x of neighbouring
 // values are exact. A row for which that is not enough is summed again in float64, out of the
 // cache: where the cosine distance is a small difference of large numbers, or where float32 over-
 // or underflows.
 //
 // A Vector offers: lanes (of float32), Register, Wide (lanes doubles), zero(), wide_zero(),
 // load(pointer to 2 * lanes entries, even, odd), multiply_add, subtract, add, magnitude,
-// widen_add(Register, Wide), and totals of four Wide, as in row_sums_loop.h.
+// widen_add(Register, Wide), totals of four Wide, as in row_sums_loop.h, and narrow_totals of four
+// Registers.
 #pragma once
 
 #include "row_sums_loop.h"
@@ -38,6 +40,12 @@ struct ShortSums {
   }
 };
 
+// The metrics' sums from sum x^2, sum x d, sum d^2 and sum |d|: |y|^2 = |x|^2 + 2 sum x d + |d|^2,
+// so that what the norms differ by is as exact as d is.
+inline RowSums from_totals(const double* total) {
+  return {total[0], total[0] + (2 * total[1] + total[2]), total[2], total[3]};
+}
+
 template <class Vector>
 struct LongSums {
   using Wide = typename Vector::Wide;
@@ -64,10 +72,20 @@ struct LongSums {
     double total[4];
     Vector::totals(before_squared, before_difference, difference_squared, difference_absolute,
                    total);
-    // |y|^2 = |x|^2 + 2 sum x d + |d|^2: what the norms differ by is as exact as d is.
-    return {total[0], total[0] + (2 * total[1] + total[2]), total[2], total[3]};
+    return from_totals(total);
   }
 };
+
+// Of a row that is one short sum: the lanes, too, are added in float32.
+template <class Vector>
+inline RowSums short_totals(const ShortSums<Vector>& even, const ShortSums<Vector>& odd) {
+  double total[4];
+  Vector::narrow_totals(Vector::add(even.before_squared, odd.before_squared),
+                        Vector::add(even.before_difference, odd.before_difference),
+                        Vector::add(even.difference_squared, odd.difference_squared),
+                        Vector::add(even.difference_absolute, odd.difference_absolute), total);
+  return from_totals(total);
+}
 
 // Whether sums that are off by some 1e-8 give metrics that are off by some 1e-7.
 inline bool float32_is_enough(const RowSums& sums) {
@@ -86,6 +104,7 @@ RowSums row_sums_short(const void* before_row, const void* after_row, int64_t hi
   const auto* before = static_cast<const Element*>(before_row);
   const auto* after = static_cast<const Element*>(after_row);
   LongSums<Vector> sums;
+  RowSums totals;
   typename Vector::Register x_even, x_odd, y_even, y_odd;
   for (int64_t i = 0; i < hidden_size;) {
     ShortSums<Vector> even, odd;
@@ -108,9 +127,13 @@ RowSums row_sums_short(const void* before_row, const void* after_row, int64_t hi
       odd.step(x_odd, y_odd);
       i = hidden_size;
     }
-    sums.add(even, odd);
+    if (hidden_size <= steps * step) {
+      totals = short_totals(even, odd);
+    } else {
+      sums.add(even, odd);
+    }
   }
-  const RowSums totals = sums.totals();
+  if (hidden_size > steps * step) totals = sums.totals();
   return float32_is_enough(totals) ? totals
                                    : row_sums<Exact, Element>(before_row, after_row, hidden_size);
 }

@@ -46,9 +46,9 @@ PYBIND11_MODULE(SIMDIFF_EXTENSION_NAME, module) {
              [] { return std::string(simdiff::selected_instruction_set().name); });
   module.def("select_instruction_set", &simdiff::select_instruction_set,
              "Use the named instruction set; ValueError names the choices.");
-  module.def(
-      "read_memory", &read_memory, pybind11::arg("addresses"), pybind11::arg("num_bytes"),
-      "Load num_bytes from each address once, side by side, and return the bitwise or of all 64-bit "
-      "words: the limit that scoring is measured against.");
+  module.def("read_memory", &read_memory, pybind11::arg("addresses"), pybind11::arg("num_bytes"),
+             "Load num_bytes from each address once, side by side, and return the bitwise or of "
+             "all 64-bit "
+             "words: the limit that scoring is measured against.");
   module.attr("compiler") = __VERSION__;
 }
