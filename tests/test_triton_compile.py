@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: wide loads, no spills, few registers."""
+"""Every Triton configuration: compiled for GPUs that are not here, and run by the interpreter."""
 
 from __future__ import annotations
 
@@ -6,32 +6,65 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-# 65536 registers a multiprocessor, 2048 threads: 64 registers a thread leave half of them.
-MAX_REGISTERS = {"fp32": 80, "bf16": 72, "fp16": 72, "fp64": 104}
+from simdiff_kernels import METRICS, TokenMetrics, reference
+from simdiff_kernels.metrics import result_dtype
+from simdiff_kernels.running import _empty_state as empty_states
+from simdiff_kernels.testing import check_metrics, near
+from simdiff_kernels.triton import layer_metrics
+from simdiff_kernels.triton.compile import ELEMENT_TYPES, USES, variants
+from simdiff_kernels.triton.configurations import CONFIGURATIONS, configuration
+from simdiff_kernels.triton.partials import SCRATCH_WORDS
+
+# 65536 registers and 2048 threads a multiprocessor: with 64 a thread half of them are resident.
+MAX_REGISTERS = 64
+DTYPES = {8: [torch.float64], 4: [torch.float32], 2: [torch.bfloat16, torch.float16]}
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90", "hip:gfx942"])
-def test_compiles_ahead_of_time(target: str) -> None:
+def compile_ahead_of_time(target: str, *uses: str) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "simdiff_kernels.triton.compile", "--target", target]
     result = subprocess.run(
-        [sys.executable, "-m", "simdiff_kernels.triton.compile", "--target", target],
-        env=environment,
-        capture_output=True,
-        text=True,
+        [*command, "--uses", *uses], env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     reports = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(reports) == 24
-    if target.startswith("hip"):
-        return  # AMD's resource report comes with their tools, which are not here
-    for report in reports:
-        wide = [bits for bits in report["load_bits"] if bits != 8]  # 8 bits: the mask
-        assert wide == [128], report
+    for report, variant in zip(reports, variants(uses), strict=True):
+        assert variant.items() <= report.items()
+    return reports
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_registers_and_loads(target: str) -> None:
+    disassembled = 0
+    for report in compile_ahead_of_time(target, *USES, "join"):
         assert report["local"] == report["stack"] == 0, report
-        assert report["registers"] <= MAX_REGISTERS[report["element"]], report
+        if report["use"] == "join":  # a single program, which need not share its multiprocessor
+            assert report["registers"] * report["threads"] <= 65536, report
+            continue
+        assert report["threads"] == 128
+        assert report["registers"] <= MAX_REGISTERS, report
+        mask = [8] if "masked" in report["use"] else []
+        bits = 128 if report["aligned"] else 8 * ELEMENT_TYPES[report["element"]]
+        assert report["load_bits"] == [*mask, bits], report
+        if "sass" in report:
+            row = configuration(report["hidden_size"], ELEMENT_TYPES[report["element"]], True)
+            assert set(report["sass"]) == {"LDG.E.128"}, report  # no LDL, STL: nothing is spilled
+            # One load of each input per vector; ptxas may unroll the loop.
+            assert report["sass"]["LDG.E.128"] % (2 * row.vectors) == 0, report
+            disassembled += 1
+    assert disassembled == sum(len(CONFIGURATIONS[size]) for size in ELEMENT_TYPES.values())
+
+
+def test_compiles_for_amd() -> None:
+    """The kernel that does everything; AMD's resource report comes with their tools, not here."""
+    reports = compile_ahead_of_time("hip:gfx942", "accumulate_masked_keep_tokens", "join")
+    assert [report["threads"] for report in reports] == [128] * (len(reports) - 1) + [512]
 
 
 def test_refuses_the_interpreter() -> None:
@@ -43,3 +76,63 @@ def test_refuses_the_interpreter() -> None:
     )
     assert result.returncode != 0
     assert "unset TRITON_INTERPRET" in result.stderr
+
+
+def rows() -> list[Any]:
+    """A hidden size in each row of the table: several steps and a tail, for every dtype."""
+    found = []
+    for size, table in CONFIGURATIONS.items():
+        for first in (1, *(row[0] + 1 for row in table[:-1])):
+            for aligned in (True, False):
+                hidden_size = (first + 15 if aligned else first + 2) if first > 1 else 400
+                for dtype in DTYPES[size]:
+                    name = f"{first}-{'' if aligned else 'un'}aligned-{dtype}"
+                    found.append(pytest.param(hidden_size, aligned, dtype, id=name))
+    return found
+
+
+def states(hidden_size: int, aligned: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Six tokens with a massive channel, the third masked by the tests, two of them equal."""
+    build = near((2, 3, hidden_size), 1e-3, massive=True, dtype=dtype)
+    before, after = build(torch.Generator().manual_seed(hidden_size))
+    before[0, 2], after[0, 2] = 3 * before[0, 2], -2 * after[0, 2]
+    before[1, 2], after[1, 2] = before[0, 1], after[0, 1]
+    if aligned:
+        return before, after
+    pair = [torch.empty(2, 3, hidden_size + 1, dtype=dtype) for _ in range(2)]
+    views = [space[..., 1:] for space in pair]  # rows that start in the middle of 16 bytes
+    return views[0].copy_(before), views[1].copy_(after)
+
+
+@pytest.mark.parametrize(("hidden_size", "aligned", "dtype"), rows())
+def test_every_configuration(hidden_size: int, aligned: bool, dtype: torch.dtype) -> None:
+    """On the GPU if there is one, else under Triton's interpreter."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    before, after = states(hidden_size, aligned, dtype)
+    x, y = before.to(device), after.to(device)
+    assert layer_metrics._rows_are_aligned(x, y) == aligned
+    check_metrics(TokenMetrics(*layer_metrics.token_metrics(x, y).cpu().unbind(0)), before, after)
+
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    mask[0, 2] = False
+    moments, tallies = (part[0] for part in empty_states(torch.device("cpu"), 1))
+    state = moments.to(device), tallies.to(device)
+    kept = torch.empty(len(METRICS), 2, 3, device=device, dtype=result_dtype(dtype))
+    scratch = torch.zeros(SCRATCH_WORDS, dtype=torch.int64, device=device)
+    layer_metrics.accumulate(*state, x, y, None, None, scratch)
+    layer_metrics.accumulate(*state, x, y, mask.to(device), kept, scratch)  # used once more
+    reference.accumulate(moments, tallies, before, after)
+    reference.accumulate(moments, tallies, before, after, mask)
+    assert torch.equal(state[1].cpu(), tallies)
+    assert torch.allclose(state[0].cpu(), moments, rtol=1e-12, atol=0)
+    wanted = reference.token_metrics(before.double(), after.double())
+    assert torch.allclose(kept.cpu().double(), wanted, rtol=1e-7, atol=0)
+
+
+def test_scratch_that_is_too_small() -> None:
+    x = torch.ones(1, 2, 8)
+    moments, tallies = (part[0] for part in empty_states(torch.device("cpu"), 1))
+    scratch = torch.zeros(SCRATCH_WORDS - 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"at least {SCRATCH_WORDS} entries.*{SCRATCH_WORDS - 1}"):
+        layer_metrics.accumulate(moments, tallies, x, x, None, None, scratch)
+    assert int(tallies[-1]) == 0

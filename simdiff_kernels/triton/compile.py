@@ -12,7 +12,8 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,22 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from simdiff_kernels.backends import interpreting_triton
-from simdiff_kernels.triton import layer_metrics
+from simdiff_kernels.triton import layer_metrics, partials
+from simdiff_kernels.triton.configurations import (
+    CONFIGURATIONS,
+    THREADS,
+    configuration,
+    launch_options,
+)
 
 ELEMENT_TYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}  # bytes
+# What a launch asks of the main kernel: (HAS_MASK, STORE_TOKENS, REDUCE).
+USES = {
+    "token_metrics": (False, True, False),
+    "accumulate": (False, False, True),
+    "accumulate_masked": (True, False, True),
+    "accumulate_masked_keep_tokens": (True, True, True),
+}
 
 
 def parse_target(text: str) -> GPUTarget:
@@ -36,113 +50,129 @@ def parse_target(text: str) -> GPUTarget:
     raise ValueError(f"target must be cuda:<capability> or hip:<arch>, got {text!r}")
 
 
-def variants(hidden_sizes: tuple[int, ...] = (576, 4096, 8192)) -> Iterator[dict[str, Any]]:
-    """Every configuration, element type and use of the main kernel on aligned rows."""
-    uses = ((True, False), (False, True))  # (store tokens, reduce): token_metrics, accumulate
-    for hidden_size, element, (store, reduce) in itertools.product(
-        hidden_sizes, ELEMENT_TYPES, uses
-    ):
-        yield {"hidden_size": hidden_size, "element": element, "store": store, "reduce": reduce}
+def variants(uses: Sequence[str] = (*USES, "join")) -> Iterator[dict[str, Any]]:
+    """Every configuration and element type of these uses of the main kernel; the joining kernel."""
+    for element, size in ELEMENT_TYPES.items():
+        # The first hidden size of each row of the table.
+        first = [1, *(row[0] + 1 for row in CONFIGURATIONS[size][:-1])]
+        main = [use for use in USES if use in uses]
+        for hidden_size, aligned, use in itertools.product(first, (True, False), main):
+            yield {"hidden_size": hidden_size, "element": element, "aligned": aligned, "use": use}
+    if "join" in uses:
+        yield {"use": "join"}
 
 
 def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
-    """Compile the main kernel as `accumulate` or `token_metrics` launches it.
+    """Compile a kernel as the operators launch it.
 
-    A variant has a hidden size, element type and use; "aligned": False is for rows of which
-    nothing is known, "mask" tells whether there is one (default: with `accumulate`).
+    A variant has a use, and for the main kernel a hidden size (which chooses the configuration)
+    and an element type. "aligned": False is for rows of which nothing is known, "wide": True for
+    numbers of tokens and outer strides of 2^31 and more, "ones": True for a hidden size and
+    strides of one, which Triton makes constants.
     """
-    block_t, block_h, num_warps = layer_metrics.configuration(variant["hidden_size"])
-    element, reduce, store = variant["element"], variant["reduce"], variant["store"]
-    mask = variant.get("mask", reduce)
+    wide = variant.get("wide", False)
+    if variant["use"] == "join":
+        return _compile_join(target, wide)
+    element, aligned = variant["element"], variant.get("aligned", True)
+    row = configuration(variant["hidden_size"], ELEMENT_TYPES[element], aligned)
+    mask, store, reduce = USES[variant["use"]]
     constants: dict[str, Any] = {
-        "BLOCK_T": block_t,
-        "BLOCK_H": block_h,
-        "GROUP": layer_metrics.group_size(ELEMENT_TYPES[element], variant.get("aligned", True)),
-        "NUM_METRICS": layer_metrics._NUM_METRICS,
-        "METRIC_BLOCK": layer_metrics._METRIC_BLOCK,
+        "TOKENS": row.tokens,
+        "VECTORS": row.vectors,
+        "THREADS": row.threads,
+        "ENTRIES": row.entries,
+        "NUM_METRICS": partials.NUM_METRICS,
+        "METRIC_BLOCK": partials.METRIC_BLOCK,
+        "PARTIAL_BLOCK": partials.PARTIAL_BLOCK,
         "HAS_MASK": mask,
         "STORE_TOKENS": store,
         "REDUCE": reduce,
     }
-    pointers = {
+    strides = {
+        f"{states}_{axis}_stride" for states in ("before", "after") for axis in ("outer", "inner")
+    }
+    types = {
         "p_before": f"*{element}",
         "p_after": f"*{element}",
         "p_mask": "*i1" if mask else None,
         "p_per_token": ("*fp64" if element == "fp64" else "*fp32") if store else None,
-        "p_partial_moments": "*fp64" if reduce else None,
-        "p_partial_tallies": "*i64" if reduce else None,
+        "p_scratch": "*i64" if reduce else None,
     }
     # Values divisible by 16 are specialised at launch: pointers, sizes and strides of such rows.
-    aligned = {"p_before", "p_after", "hidden_size"} if variant.get("aligned", True) else set()
-    if aligned:
-        aligned |= {f"{name}_{axis}_stride" for name in ("before", "after")
-                    for axis in ("outer", "inner")}  # fmt: skip
+    divisible = {name for name, kind in types.items() if kind is not None}
+    divisible = divisible | {"hidden_size"} | strides if aligned else set()
+    if wide:
+        outer = ("before_outer_stride", "after_outer_stride")
+        types |= dict.fromkeys(("num_tokens", "inner", *outer), "i64")
+    if variant.get("ones"):
+        constants |= dict.fromkeys({"hidden_size", *strides}, 1)
     kernel = layer_metrics._layer_metrics_kernel
-    return _compile(kernel, target, constants, pointers, aligned, num_warps)
+    return _compile(kernel, target, constants, types, divisible, THREADS)
 
 
-def compile_join(target: GPUTarget) -> Any:
-    """Compile the kernel that joins the partial states."""
+def _compile_join(target: GPUTarget, wide: bool) -> Any:
     constants = {
-        "NUM_METRICS": layer_metrics._NUM_METRICS,
-        "METRIC_BLOCK": layer_metrics._METRIC_BLOCK,
-        "PARTIAL_BLOCK": layer_metrics._PARTIAL_BLOCK,
+        "NUM_METRICS": partials.NUM_METRICS,
+        "METRIC_BLOCK": partials.METRIC_BLOCK,
+        "PARTIAL_BLOCK": partials.PARTIAL_BLOCK,
     }
-    pointers: dict[str, str | None] = {
-        "p_moments": "*fp64",
-        "p_tallies": "*i64",
-        "p_partial_moments": "*fp64",
-        "p_partial_tallies": "*i64",
-    }
-    kernel = layer_metrics._join_partials_kernel
-    return _compile(kernel, target, constants, pointers, set(pointers), 4)
+    types: dict[str, str | None] = {"p_moments": "*fp64", "p_tallies": "*i64", "p_scratch": "*i64"}
+    divisible = set(types)
+    if wide:
+        types["num_tokens"] = "i64"
+    kernel = partials._join_partials_kernel
+    return _compile(kernel, target, constants, types, divisible, partials.JOIN_THREADS)
 
 
 def _compile(
     kernel: Any,
     target: GPUTarget,
     constants: dict[str, Any],
-    pointers: dict[str, str | None],
-    aligned: set[str],
-    num_warps: int,
+    types: dict[str, str | None],
+    divisible: set[str],
+    num_threads: int,
 ) -> Any:
-    """Compile one kernel; parameters that are neither constants nor pointers are int32."""
+    """Compile one kernel; parameters that are neither constants nor typed are int32."""
     names = kernel.arg_names
-    constants = constants | {name: None for name, kind in pointers.items() if kind is None}
+    constants = constants | {name: None for name, kind in types.items() if kind is None}
     signature = {
-        name: "constexpr" if name in constants else pointers.get(name) or "i32" for name in names
+        name: "constexpr" if name in constants else types.get(name) or "i32" for name in names
     }
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(
-        kernel,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        attributes,
-    )
-    return triton.compile(source, target=target, options={"num_warps": num_warps})
+    # In the order of the parameters: Triton's cache key depends on it, a set's order on the run.
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in divisible
+    }
+    values = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
+    source = ASTSource(kernel, signature, values, attributes)
+    options = launch_options(num_threads, target.warp_size)
+    return triton.compile(source, target=target, options=options)
 
 
 def save_ptx(directory: Path, target: GPUTarget, requests: list[dict[str, Any]]) -> None:
-    """Write `<index>.ptx` and `<index>.json` for each variant; "join" is the joining kernel."""
+    """Write `<index>.ptx` and `<index>.json` for each variant."""
     for index, request in enumerate(requests):
-        compiled = compile_join(target) if "join" in request else compile_variant(target, request)
+        compiled = compile_variant(target, request)
         (directory / f"{index}.ptx").write_text(compiled.asm["ptx"])
         launch = {
             "kernel": compiled.metadata.name,
-            "threads": 32 * compiled.metadata.num_warps,
+            "threads": target.warp_size * compiled.metadata.num_warps,
             "shared": compiled.metadata.shared,
         }
         (directory / f"{index}.json").write_text(json.dumps(request | launch))
 
 
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory per thread, shared memory per block of a cubin."""
+def _disassemble(cubin: bytes, option: str) -> str:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tools / "cuobjdump"), "-res-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [str(tools / "cuobjdump"), option, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory per thread, shared memory per block of a cubin."""
+    text = _disassemble(cubin, "-res-usage")
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     return {
         "registers": usage["REG"],
@@ -152,16 +182,29 @@ def resources(cubin: bytes) -> dict[str, int]:
     }
 
 
+def _ptx_load_bits(ptx: str) -> list[int]:
+    """The widths of the loads from global memory."""
+    loads = re.findall(r"ld\.global(?:\.(?!v\d)\w+)*?(?:\.(v\d))?\.[bfus](\d+)", ptx)
+    return sorted({int((vector or "v1")[1:]) * int(bits) for vector, bits in loads})
+
+
+def sass_accesses(cubin: bytes) -> dict[str, int]:
+    """How often each instruction that touches global or local memory occurs in the SASS."""
+    sass = _disassemble(cubin, "-sass")
+    return dict(Counter(re.findall(r"\b((?:LDG|LDL|STL)[\w.]*)", sass)))
+
+
 def describe(target: GPUTarget, variant: dict[str, Any]) -> dict[str, Any]:
     """Compile one variant and tell its loads and, for CUDA, its use of registers and memory."""
     compiled = compile_variant(target, variant)
     report = {**variant, "target": f"{target.backend}:{target.arch}"}
+    report["threads"] = compiled.metadata.num_warps * target.warp_size
     if target.backend == "cuda":
-        loads = re.findall(
-            r"ld\.global(?:\.(?!v\d)\w+)*?(?:\.(v\d))?\.[bfus](\d+)", compiled.asm["ptx"]
-        )
-        report["load_bits"] = sorted({int((v or "v1")[1:]) * int(bits) for v, bits in loads})
+        report["load_bits"] = _ptx_load_bits(compiled.asm["ptx"])
         report.update(resources(compiled.asm["cubin"]))
+        # Disassembling takes as long as compiling: one use of each aligned configuration.
+        if variant["use"] == "accumulate" and variant["aligned"]:
+            report["sass"] = sass_accesses(compiled.asm["cubin"])
     return report
 
 
@@ -169,6 +212,9 @@ def main() -> None:
     """Print one JSON line per variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="cuda:90", help="cuda:80, cuda:90, hip:gfx942, ...")
+    parser.add_argument(
+        "--uses", nargs="+", choices=(*USES, "join"), default=(*USES, "join"), metavar="USE"
+    )
     parser.add_argument(
         "--save",
         nargs=2,
@@ -182,7 +228,7 @@ def main() -> None:
     if arguments.save:
         save_ptx(Path(arguments.save[0]), target, json.loads(arguments.save[1]))
         return
-    for variant in variants():
+    for variant in variants(arguments.uses):
         print(json.dumps(describe(target, variant)), flush=True)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from .faults import Fault, FaultError, FaultLog, Kind
 from .floats import Array
 from .machine import Launch, Machine, Program, StoppedError, make_fault
 from .memory import Access, Buffer, GlobalMemory, Region
-from .parser import Variable, parse
+from .parser import Module, Variable, parse
 
 
 @dataclass
@@ -68,9 +70,7 @@ class Gpu:
         max_steps: int = 1_000_000,
     ) -> None:
         """Bind all kernels, or those named; `max_threads` run at once, at least one block."""
-        module = parse(ptx)
-        names = module.kernels if kernels is None else kernels
-        self.programs = {name: bind(module.kernels[name], module) for name in names}
+        module, self.programs = _bind(ptx, None if kernels is None else tuple(kernels))
         self.max_threads, self.max_steps = max_threads, max_steps
         self.memory = GlobalMemory()
         self.symbols: dict[str, int] = {}
@@ -116,8 +116,8 @@ class Gpu:
     ) -> Report:
         """Run a kernel; faults raise FaultError unless `check` is False.
 
-        Arguments are buffers, `buffer + bytes`, None (a null pointer), numbers or bytes. With
-        `blocks` only these consecutive blocks of the grid run.
+        Arguments are buffers, `buffer + bytes`, None (a null pointer), numbers or bytes. Of a huge
+        grid only `blocks`, counted along x first, may be run.
         """
         program = self.programs[name]
         grid, block = _dim3(grid), _dim3(block)
@@ -129,8 +129,7 @@ class Gpu:
         threads, limits = launch.block_threads, program.kernel.block_limit
         if threads != limits.get("reqntid", threads) or threads > limits.get("maxntid", 1024):
             raise ValueError(f"{name} cannot run with blocks of {threads} threads: {limits}")
-        total = grid[0] * grid[1] * grid[2]
-        steps = _run(launch, blocks or range(total), max(1, self.max_threads // threads))
+        steps = _run(launch, blocks or range(math.prod(grid)), max(1, self.max_threads // threads))
         logs = {}
         for buffer in self.memory.buffers:
             for piece in buffer.pieces:
@@ -145,11 +144,19 @@ class Gpu:
         return report
 
 
+@lru_cache(maxsize=4)
+def _bind(ptx: str, kernels: tuple[str, ...] | None) -> tuple[Module, dict[str, Program]]:
+    """Parse a text once: tests launch the same kernel many times, each on memory of its own."""
+    module = parse(ptx)
+    names = module.kernels if kernels is None else kernels
+    return module, {name: bind(module.kernels[name], module) for name in names}
+
+
 def _run(launch: Launch, blocks: range, at_once: int) -> int:
     """Run the blocks, some at a time, and look for races in their shared memory."""
     steps = 0
     with np.errstate(all="ignore"):
-        for first in range(blocks.start, blocks.stop, at_once):
+        for first in blocks[::at_once]:
             machine = Machine(launch, first, min(at_once, blocks.stop - first))
             with suppress(StoppedError):
                 machine.run()
