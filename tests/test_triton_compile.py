@@ -129,6 +129,20 @@ def test_every_configuration(hidden_size: int, aligned: bool, dtype: torch.dtype
     assert torch.allclose(kept.cpu().double(), wanted, rtol=1e-7, atol=0)
 
 
+def test_alignment_of_every_number_counts() -> None:
+    """One address, size or stride that is no multiple of 16 makes the rows unaligned."""
+    aligned = torch.zeros(4 * 64 * 64 + 16).as_strided((2, 2, 32), (64, 32, 1))
+    assert layer_metrics._rows_are_aligned(aligned, aligned)
+    for numbers in ((24, 64, 32, 0), (32, 72, 32, 0), (32, 64, 40, 0), (32, 64, 32, 1)):
+        hidden_size, outer_stride, inner_stride, offset = numbers
+        strides = (outer_stride, inner_stride, 1)
+        other = aligned.as_strided((2, 2, hidden_size), strides, offset)
+        assert not layer_metrics._rows_are_aligned(other, other)
+        if hidden_size == 32:
+            assert not layer_metrics._rows_are_aligned(aligned, other)
+            assert not layer_metrics._rows_are_aligned(other, aligned)
+
+
 def test_scratch_that_is_too_small() -> None:
     x = torch.ones(1, 2, 8)
     moments, tallies = (part[0] for part in empty_states(torch.device("cpu"), 1))

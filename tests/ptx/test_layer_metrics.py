@@ -91,8 +91,10 @@ def states(hidden_size: int, aligned: bool, dtype: torch.dtype) -> tuple[Tensor,
     x[12], y[12] = x[10], y[10]
     x[5], y[5] = x[10], torch.lerp(x[10], 4 * second[10], 1e-3)  # nearly identical
     x[14], y[14] = 8 * x[14], -8 * y[14]
-    gap = 16 if aligned else 1
-    padded = [torch.zeros(OUTER, INNER + 1, hidden_size + gap, dtype=dtype) for _ in range(2)]
+    unit = 16 if aligned else 1
+    padded = [
+        torch.zeros(OUTER, INNER + gap, hidden_size + gap * unit, dtype=dtype) for gap in (1, 2)
+    ]
     for space, values in zip(padded, (x, y), strict=True):
         space[:, :INNER, :hidden_size] = values.view(OUTER, INNER, hidden_size)
     before, after = (space[:, :INNER, :hidden_size] for space in padded)
