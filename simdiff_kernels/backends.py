@@ -133,9 +133,13 @@ def backend_status() -> list[BackendStatus]:
     ]
 
 
-@functools.cache
 def scratch_words(backend: str) -> int:
     """int64 words in which an update of this backend keeps the partial states of its blocks."""
+    return _scratch_words(backend)
+
+
+@functools.cache
+def _scratch_words(backend: str) -> int:
     if backend == "cuda":
         extension = load_cuda_extension()
         return 0 if extension is None else extension.scratch_words
@@ -204,6 +208,7 @@ def resolve_backend(backend: str | None, device: str | torch.device) -> str:
     return backend
 
 
-# For torch.compile the choice is a constant, not code to trace. This is all that
+# For torch.compile these are constants, not code to trace. This is all that
 # torch.compiler.assume_constant_result does; calling it here would import torch._dynamo (~1.5 s).
-resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for _function in (resolve_backend, scratch_words):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
