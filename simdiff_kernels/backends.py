@@ -210,5 +210,5 @@ def resolve_backend(backend: str | None, device: str | torch.device) -> str:
 
 # For torch.compile these are constants, not code to trace. This is all that
 # torch.compiler.assume_constant_result does; calling it here would import torch._dynamo (~1.5 s).
-for _function in (resolve_backend, scratch_words):
-    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+scratch_words._dynamo_marked_constant = True  # type: ignore[attr-defined]
