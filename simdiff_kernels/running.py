@@ -70,7 +70,7 @@ class RunningScores:
     """Running reductions of `token_metrics` over any number of batches, one state per layer.
 
     Keeps, for each layer and metric, the sum, the sum of squares, the maximum and the token that
-    attained it: 216 bytes a layer however many tokens are seen (and about 110 KB more on a GPU, in
+    attained it: 216 bytes a layer however many tokens are seen (and 106 to 208 KB more on a GPU, in
     which an update leaves what its blocks have summed). Sums are float64. `update` never waits for
     the device, allocates nothing there after a layer's first batch, and its result is bitwise the
     same in every run; states of different batches, devices or processes are joined by `merge`.

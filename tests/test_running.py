@@ -223,3 +223,30 @@ def test_bad_input() -> None:
         scores.load_state_dict({**state, "version": 2})
     with pytest.raises(ValueError, match="3 layers, got 2"):
         RunningScores(3).load_state_dict(state)
+
+
+def test_running_out_of_memory_leaves_the_state(
+    backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever an update allocates, it allocates before it changes anything."""
+    before, after, mask = (tensor.to(device) for tensor in batches()[0])
+    scores = RunningScores(1, keep_tokens=True, backend=backend)
+    scores.update(0, before, after, mask)
+    earlier = scores.state_dict()
+
+    def no_memory(*arguments: object, **keywords: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    allocations = [(Tensor, "new_empty"), (Tensor, "contiguous")]
+    if backend in ("triton", "cuda"):
+        allocations.append((torch, "zeros"))  # scratch memory
+    for owner, name in allocations:
+        scores._scratch = [None]
+        with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+            patch.setattr(owner, name, no_memory)
+            scores.update(0, before.transpose(1, 2), after.transpose(1, 2))
+        for key in ("moments", "tallies"):
+            assert torch.equal(scores.state_dict()[key], earlier[key])
+        assert torch.equal(scores.state_dict()["tokens"][0], earlier["tokens"][0])
+    scores.update(0, before, after, mask)
+    assert scores.finish().num_tokens == 2 * mask.sum()
