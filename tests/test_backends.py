@@ -95,6 +95,10 @@ def test_the_built_module_tells_what_it_is_for() -> None:
     module = pytest.importorskip("simdiff_kernels._C_cuda", reason="_C_cuda is not built")
     assert module.compiled_architectures() == sorted(module.compiled_architectures())
     assert 80 in module.compiled_architectures()
+    for operator in ("token_metrics.cuda", "accumulate.cuda"):
+        name = f"simdiff_kernels::{operator}"
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
     if not torch.cuda.is_available():
         assert "CUDA" in module.device_problem(0)
         states = torch.ones(2, 4)
