@@ -80,7 +80,7 @@ def test_calibration_pass(benchmark: Any, dtype: str, device: str, quick: bool) 
         if not abs(got - value.item()) <= limit * got + (dtype == "bfloat16") * 4e-3:
             pytest.fail(f"not timed: layer {layer}: cosine distance {got}, peers {value.item()}")
     runs = {name: (lambda run=run: run(model, ids)) for name, run in PASSES.items()}
-    times = timing.interleaved(runs, device, 1 if quick else 7)
+    times = timing.interleaved(runs, device, 1 if quick else 5)
     median = {name: statistics.median(values) for name, values in times.items()}
     benchmark.group = f"calibration pass, {dtype}"
     benchmark.extra_info.update(

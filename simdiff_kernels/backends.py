@@ -167,6 +167,8 @@ def _problem(backend: str, device: torch.device) -> str:
         return f"it runs on cuda tensors ({status.detail})"
     if not status.available:
         return status.detail
+    if not torch.cuda.is_available():  # interpreted Triton runs on CPU tensors
+        return "no GPU is visible"
     index = torch.cuda.current_device() if device.index is None else device.index
     return _gpu_problem(backend, index)
 
