@@ -316,3 +316,34 @@ def test_rows_longer_than_their_buffers_are_reported() -> None:
     name = kernel_name(gpu, torch.float32, 1)
     with pytest.raises(FaultError, match="out of bounds"):
         gpu.launch(name, 1, 256, arguments)
+
+
+# One warp or eight a row, one tile or several, one block or several.
+TIES = ((1, 2), (1, 40), (1, 100), (8, 3), (8, 40))
+
+
+@pytest.mark.parametrize(("warps_per_row", "tokens_per_group"), TIES)
+def test_of_equal_tokens_the_earliest_counts(warps_per_row: int, tokens_per_group: int) -> None:
+    row = near((2, 1, 40), 0.1)(torch.Generator().manual_seed(6))
+    before, after = (states[:1].repeat(1, 90, 1) for states in row)
+    mask = torch.ones(1, 90, dtype=torch.bool)
+    mask[0, :4] = False
+    shape = Shape.forced(90, warps_per_row, tokens_per_group)
+    run = Run(before, after, mask, store=False, shape=shape)
+    run.launch("sm_80")
+    assert run.tallies.tolist() == [4] * len(METRICS) + [86, 0, 90]
+    again = Run(before, after, mask, store=False, shape=shape, earlier=(run.moments, run.tallies))
+    again.launch("sm_80")
+    assert again.tallies.tolist() == [4] * len(METRICS) + [172, 0, 180]
+
+
+@pytest.mark.parametrize("warps_per_row", [1, 8])
+def test_masked_tokens_are_stored_but_not_counted(warps_per_row: int) -> None:
+    before, after = padded_states((3, 15), 96, torch.float32, True)
+    mask = torch.rand(3, 15, generator=torch.Generator().manual_seed(7)) > 0.5
+    run = Run(before, after, mask, shape=Shape.forced(45, warps_per_row, 35))
+    run.launch("sm_80")
+    check_metrics(TokenMetrics(*run.per_token.unbind(0)), before, after)
+    moments, tallies = (state[0] for state in empty_states(torch.device("cpu"), 1))
+    reference.accumulate(moments, tallies, before, after, mask)
+    check_state(run, (moments, tallies))
