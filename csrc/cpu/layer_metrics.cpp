@@ -9,9 +9,10 @@ namespace simdiff {
 namespace {
 
 // About 64 Ki elements of each input: large enough to outweigh handing a chunk to a thread
-// (~5 us), small enough to balance two threads over 8 x 512 tokens.
+// (~5 us), small enough to balance two threads over 8 x 512 tokens; and never fewer rows than are
+// read side by side.
 int64_t tokens_per_chunk(int64_t hidden_size) {
-  return std::clamp<int64_t>(65536 / hidden_size, 1, kMaxChunk);
+  return std::clamp<int64_t>(65536 / hidden_size, 4, kMaxChunk);
 }
 
 const void* row(const HiddenStates& states, int64_t outer, int64_t inner, int64_t element_bytes) {
@@ -26,16 +27,25 @@ void read_rows(const LayerStates& states, int64_t begin, int64_t end, Chunk& chu
   const int dtype = static_cast<int>(states.dtype);
   const RowSumsFunction row_sums = selected_instruction_set().row_sums[dtype];
   const int64_t bytes = kElementBytes[dtype];
+  RowPair rows[kMaxChunk];
+  int64_t tokens[kMaxChunk], num_rows = 0;
   int64_t outer = begin / states.inner, inner = begin % states.inner;
   for (int64_t token = begin; token < end; ++token) {
-    chunk.sums[token - begin] =
-        wanted(token) ? row_sums(row(states.before, outer, inner, bytes),
-                                 row(states.after, outer, inner, bytes), states.hidden_size)
-                      : RowSums{};
+    if (wanted(token)) {
+      rows[num_rows] = {row(states.before, outer, inner, bytes),
+                        row(states.after, outer, inner, bytes)};
+      tokens[num_rows++] = token - begin;
+    }
     if (++inner == states.inner) {
       inner = 0;
       ++outer;
     }
+  }
+  row_sums(rows, num_rows, states.hidden_size, chunk.sums);
+  if (num_rows == end - begin) return;
+  // To their tokens, from the last, so that none is overwritten before it has moved.
+  for (int64_t token = end - begin - 1, r = num_rows - 1; token >= 0; --token) {
+    chunk.sums[token] = r >= 0 && tokens[r] == token ? chunk.sums[r--] : RowSums{};
   }
 }
 

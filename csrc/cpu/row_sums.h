@@ -11,8 +11,16 @@
 
 namespace simdiff {
 
-// Reads both rows of hidden_size contiguous entries once.
-using RowSumsFunction = RowSums (*)(const void* before, const void* after, int64_t hidden_size);
+// Both rows of a token, of hidden_size contiguous entries each.
+struct RowPair {
+  const void* before;
+  const void* after;
+};
+
+// Reads num_rows pairs of rows once and writes their sums. A row's sums do not depend on the rows
+// that it is read with.
+using RowSumsFunction = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size,
+                                 RowSums* sums);
 
 struct InstructionSet {
   const char* name;

@@ -49,7 +49,7 @@ struct Avx2 {
 };
 
 struct Avx2Short {
-  static constexpr int lanes = 8;
+  static constexpr int lanes = 8, rows = 2;
   using Register = __m256;
   using Wide = __m256d;
 

@@ -57,7 +57,7 @@ struct Avx512 {
 };
 
 struct Avx512Short {
-  static constexpr int lanes = 16;
+  static constexpr int lanes = 16, rows = 4;
   using Register = __m512;
   using Wide = __m512d;
 

@@ -76,10 +76,17 @@ RowSums row_sums(const void* before_row, const void* after_row, int64_t hidden_s
   return {totals[0], totals[1], totals[2], totals[3]};
 }
 
+template <class Vector, class Element>
+void all_row_sums(const RowPair* rows, int64_t num_rows, int64_t hidden_size, RowSums* sums) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    sums[r] = row_sums<Vector, Element>(rows[r].before, rows[r].after, hidden_size);
+  }
+}
+
 }  // namespace
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_ROW_SUMS(Vector)                                                     \
-  {&row_sums<Vector, float>, &row_sums<Vector, double>, &row_sums<Vector, BFloat16>, \
-   &row_sums<Vector, Float16>}
+#define SIMDIFF_ROW_SUMS(Vector)                                                                 \
+  {&all_row_sums<Vector, float>, &all_row_sums<Vector, double>, &all_row_sums<Vector, BFloat16>, \
+   &all_row_sums<Vector, Float16>}

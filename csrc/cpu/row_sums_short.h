@@ -1,24 +1,35 @@
 // The loop for float32, bfloat16 and float16: short sums in float32, added up in float64.
 //
 // Converting every entry to float64, as row_sums_loop.h does, takes longer than reading it; here
-// the memory is the limit again. What float32 costs is bounded: at most 29 additions, of terms
+// the memory is the limit again. What float32 costs is bounded: at most 52 additions, of terms
 // that are all positive but in sum x d, follow each other before a sum is widened, so that it is
-// off by at most 29 * 2^-24 of the sum of its absolute terms (1.7e-6), and typically by 1e-8.
-// Differences y - x of neighbouring
-// values are exact. A row for which that is not enough is summed again in float64, out of the
-// cache: where the cosine distance is a small difference of large numbers, or where float32 over-
-// or underflows.
+// off by at most 52 * 2^-24 of the sum of its absolute terms (3.1e-6), and typically by 1e-8.
+// Differences y - x of neighbouring values are exact. A row for which that is not enough is summed
+// again in float64, out of the cache: where the cosine distance is a small difference of large
+// numbers, or where float32 over- or underflows.
 //
-// A Vector offers: lanes (of float32), Register, Wide (lanes doubles), zero(), wide_zero(),
-// load(pointer to 2 * lanes entries, even, odd), multiply_add, subtract, add, magnitude,
-// widen_add(Register, Wide), totals of four Wide, as in row_sums_loop.h, and narrow_totals of four
-// Registers.
+// Several rows are read side by side, step by step. Processors prefetch within a page of memory, so
+// that more pages in progress mean more bytes on the way: a fifth to a third more a second than one
+// row after the other. And the sums of one row need not be split into independent chains, which
+// would have to be added up at its end.
+//
+// A Vector offers: lanes (of float32), rows (read side by side: as many as its registers hold the
+// sums of), Register, Wide (lanes doubles), zero(), wide_zero(), load(pointer to 2 * lanes entries,
+// even, odd), multiply_add, subtract, add, magnitude, widen_add(Register, Wide), totals of four
+// Wide, as in row_sums_loop.h, and narrow_totals of four Registers.
 #pragma once
+
+#include <algorithm>
 
 #include "row_sums_loop.h"
 
 namespace simdiff {
 namespace {
+
+inline constexpr int64_t kShortSteps = 24;
+// How far ahead of a load its cache line is asked for. From 512 to 1024 bytes are alike.
+inline constexpr int64_t kPrefetchBytes = 512;
+inline constexpr int64_t kCacheLine = 64;
 
 template <class Vector>
 struct ShortSums {
@@ -31,20 +42,24 @@ struct ShortSums {
         difference_squared(Vector::zero()),
         difference_absolute(Vector::zero()) {}
 
-  inline void step(Register x, Register y) {
+  inline void add(Register x, Register y) {
     const Register d = Vector::subtract(y, x);
     before_squared = Vector::multiply_add(x, x, before_squared);
     before_difference = Vector::multiply_add(x, d, before_difference);
     difference_squared = Vector::multiply_add(d, d, difference_squared);
     difference_absolute = Vector::add(difference_absolute, Vector::magnitude(d));
   }
-};
 
-// The metrics' sums from sum x^2, sum x d, sum d^2 and sum |d|: |y|^2 = |x|^2 + 2 sum x d + |d|^2,
-// so that what the norms differ by is as exact as d is.
-inline RowSums from_totals(const double* total) {
-  return {total[0], total[0] + (2 * total[1] + total[2]), total[2], total[3]};
-}
+  // One step: 2 * lanes entries of both rows.
+  template <class Element>
+  inline void step(const Element* before, const Element* after) {
+    Register x_even, x_odd, y_even, y_odd;
+    Vector::load(before, x_even, x_odd);
+    Vector::load(after, y_even, y_odd);
+    add(x_even, y_even);
+    add(x_odd, y_odd);
+  }
+};
 
 template <class Vector>
 struct LongSums {
@@ -57,91 +72,137 @@ struct LongSums {
         difference_squared(Vector::wide_zero()),
         difference_absolute(Vector::wide_zero()) {}
 
-  inline void add(const ShortSums<Vector>& even, const ShortSums<Vector>& odd) {
-    const auto widen = [](auto a, auto b, Wide sum) {
-      return Vector::widen_add(Vector::add(a, b), sum);
-    };
-    before_squared = widen(even.before_squared, odd.before_squared, before_squared);
-    before_difference = widen(even.before_difference, odd.before_difference, before_difference);
-    difference_squared = widen(even.difference_squared, odd.difference_squared, difference_squared);
-    difference_absolute =
-        widen(even.difference_absolute, odd.difference_absolute, difference_absolute);
-  }
-
-  RowSums totals() const {
-    double total[4];
-    Vector::totals(before_squared, before_difference, difference_squared, difference_absolute,
-                   total);
-    return from_totals(total);
+  inline void add(const ShortSums<Vector>& part) {
+    before_squared = Vector::widen_add(part.before_squared, before_squared);
+    before_difference = Vector::widen_add(part.before_difference, before_difference);
+    difference_squared = Vector::widen_add(part.difference_squared, difference_squared);
+    difference_absolute = Vector::widen_add(part.difference_absolute, difference_absolute);
   }
 };
 
-// Of a row that is one short sum: the lanes, too, are added in float32.
+// What is read: sum x^2, sum x d, sum d^2 and sum |d|. They lie where the row's RowSums will, with
+// sum x d in the place of sum y^2, until finish().
 template <class Vector>
-inline RowSums short_totals(const ShortSums<Vector>& even, const ShortSums<Vector>& odd) {
+inline void store_totals(const ShortSums<Vector>& sums, RowSums& out) {
   double total[4];
-  Vector::narrow_totals(Vector::add(even.before_squared, odd.before_squared),
-                        Vector::add(even.before_difference, odd.before_difference),
-                        Vector::add(even.difference_squared, odd.difference_squared),
-                        Vector::add(even.difference_absolute, odd.difference_absolute), total);
-  return from_totals(total);
+  Vector::narrow_totals(sums.before_squared, sums.before_difference, sums.difference_squared,
+                        sums.difference_absolute, total);
+  std::memcpy(&out, total, sizeof out);
 }
 
-// Whether sums that are off by some 1e-8 give metrics that are off by some 1e-7.
+template <class Vector>
+inline void store_totals(const LongSums<Vector>& sums, RowSums& out) {
+  double total[4];
+  Vector::totals(sums.before_squared, sums.before_difference, sums.difference_squared,
+                 sums.difference_absolute, total);
+  std::memcpy(&out, total, sizeof out);
+}
+
+// Entries [begin, end) of num_rows pairs of rows: at most kShortSteps steps, the last one perhaps
+// of fewer entries.
+template <class Vector, class Element, int num_rows>
+inline void short_sums(const RowPair* rows, int64_t begin, int64_t end, ShortSums<Vector>* out) {
+  constexpr int64_t step = 2 * Vector::lanes;
+  constexpr int64_t step_bytes = step * sizeof(Element);
+  const Element *before[num_rows], *after[num_rows];
+  for (int r = 0; r < num_rows; ++r) {
+    before[r] = static_cast<const Element*>(rows[r].before);
+    after[r] = static_cast<const Element*>(rows[r].after);
+  }
+  ShortSums<Vector> sums[num_rows];  // in registers: all loops over rows are unrolled
+  int64_t i = begin;
+  for (; i + step <= end; i += step) {
+#pragma GCC unroll 4
+    for (int r = 0; r < num_rows; ++r) {
+      for (int64_t line = 0; line < step_bytes; line += kCacheLine) {
+        __builtin_prefetch(reinterpret_cast<const char*>(before[r] + i) + kPrefetchBytes + line);
+        __builtin_prefetch(reinterpret_cast<const char*>(after[r] + i) + kPrefetchBytes + line);
+      }
+      sums[r].step(before[r] + i, after[r] + i);
+    }
+  }
+  if (i < end) {
+    // The tail, padded with zeros, which add nothing to any sum.
+#pragma GCC unroll 4
+    for (int r = 0; r < num_rows; ++r) {
+      Element before_tail[step] = {}, after_tail[step] = {};
+      std::memcpy(before_tail, before[r] + i, (end - i) * sizeof(Element));
+      std::memcpy(after_tail, after[r] + i, (end - i) * sizeof(Element));
+      sums[r].step(before_tail, after_tail);
+    }
+  }
+  for (int r = 0; r < num_rows; ++r) out[r] = sums[r];
+}
+
+// The pairs of rows 0, stride, 2 * stride, ..., (num_rows - 1) * stride, side by side.
+template <class Vector, class Element, int num_rows>
+inline void side_by_side(const RowPair* rows, int64_t stride, int64_t hidden_size, RowSums* out) {
+  constexpr int64_t part = kShortSteps * 2 * Vector::lanes;
+  RowPair chosen[num_rows];
+  for (int r = 0; r < num_rows; ++r) chosen[r] = rows[r * stride];
+  ShortSums<Vector> short_part[num_rows];
+  if (hidden_size <= part) {
+    short_sums<Vector, Element, num_rows>(chosen, 0, hidden_size, short_part);
+    for (int r = 0; r < num_rows; ++r) store_totals(short_part[r], out[r * stride]);
+    return;
+  }
+  LongSums<Vector> sums[num_rows];
+  for (int64_t begin = 0; begin < hidden_size; begin += part) {
+    const int64_t end = std::min(begin + part, hidden_size);
+    short_sums<Vector, Element, num_rows>(chosen, begin, end, short_part);
+    for (int r = 0; r < num_rows; ++r) sums[r].add(short_part[r]);
+  }
+  for (int r = 0; r < num_rows; ++r) store_totals(sums[r], out[r * stride]);
+}
+
+// Whether sums that are off by some 1e-8 give metrics that are off by some 1e-7. Without branches,
+// so that a loop over tokens is vector code.
 inline bool float32_is_enough(const RowSums& sums) {
   constexpr double smallest = 1e-24, largest = 1e+30;  // products far from float32's ends
   const double x = sums.before_squared, y = sums.after_squared, d = sums.difference_squared;
-  if (!(x > smallest && x < largest && y > x / 16 && y < largest && d < largest)) return false;
-  if (d == 0) return sums.difference_absolute == 0;
-  if (d < smallest) return false;
+  const bool in_range =
+      (x > smallest) & (x < largest) & (y > x / 16) & (y < largest) & (d < largest);
+  const bool equal = (d == 0) & (sums.difference_absolute == 0);
   // d - (|y| - |x|)^2 >= d / 16, with (|y| - |x|)^2 <= growth^2 / (x + y)
-  return (y - x) * (y - x) <= 0.9375 * d * (x + y);
+  const bool turned = (d >= smallest) & ((y - x) * (y - x) <= 0.9375 * d * (x + y));
+  return in_range & (equal | turned);
+}
+
+// From what is read to RowSums: |y|^2 = |x|^2 + 2 sum x d + |d|^2, so that what the norms differ by
+// is as exact as d is. Returns the number of rows for which float32 is not enough.
+inline int64_t finish(RowSums* sums, int64_t num_rows) {
+  int64_t num_inexact = 0;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const double before_difference = sums[r].after_squared;
+    sums[r].after_squared =
+        sums[r].before_squared + (2 * before_difference + sums[r].difference_squared);
+    num_inexact += !float32_is_enough(sums[r]);
+  }
+  return num_inexact;
 }
 
 template <class Vector, class Exact, class Element>
-RowSums row_sums_short(const void* before_row, const void* after_row, int64_t hidden_size) {
-  constexpr int64_t step = 2 * Vector::lanes, steps = 24;
-  const auto* before = static_cast<const Element*>(before_row);
-  const auto* after = static_cast<const Element*>(after_row);
-  LongSums<Vector> sums;
-  RowSums totals;
-  typename Vector::Register x_even, x_odd, y_even, y_odd;
-  for (int64_t i = 0; i < hidden_size;) {
-    ShortSums<Vector> even, odd;
-    const int64_t full = i + (hidden_size - i) / step * step;
-    const int64_t end = full < i + steps * step ? full : i + steps * step;
-    for (; i < end; i += step) {
-      Vector::load(before + i, x_even, x_odd);
-      Vector::load(after + i, y_even, y_odd);
-      even.step(x_even, y_even);
-      odd.step(x_odd, y_odd);
-    }
-    if (hidden_size - i < step && i < hidden_size) {
-      // The tail, padded with zeros, which add nothing to any sum.
-      Element before_tail[step] = {}, after_tail[step] = {};
-      std::memcpy(before_tail, before + i, (hidden_size - i) * sizeof(Element));
-      std::memcpy(after_tail, after + i, (hidden_size - i) * sizeof(Element));
-      Vector::load(before_tail, x_even, x_odd);
-      Vector::load(after_tail, y_even, y_odd);
-      even.step(x_even, y_even);
-      odd.step(x_odd, y_odd);
-      i = hidden_size;
-    }
-    if (hidden_size <= steps * step) {
-      totals = short_totals(even, odd);
-    } else {
-      sums.add(even, odd);
-    }
+void all_row_sums_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, RowSums* sums) {
+  constexpr int together = Vector::rows;
+  // Rows far from each other, so that each is read on where its predecessor ended.
+  const int64_t stride = num_rows / together;
+  for (int64_t r = 0; r < stride; ++r) {
+    side_by_side<Vector, Element, together>(rows + r, stride, hidden_size, sums + r);
   }
-  if (hidden_size > steps * step) totals = sums.totals();
-  return float32_is_enough(totals) ? totals
-                                   : row_sums<Exact, Element>(before_row, after_row, hidden_size);
+  for (int64_t r = together * stride; r < num_rows; ++r) {
+    side_by_side<Vector, Element, 1>(rows + r, 1, hidden_size, sums + r);
+  }
+  if (finish(sums, num_rows) == 0) return;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    if (float32_is_enough(sums[r])) continue;
+    sums[r] = row_sums<Exact, Element>(rows[r].before, rows[r].after, hidden_size);
+  }
 }
 
 }  // namespace
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_ROW_SUMS_SHORT(Exact, Short)                       \
-  {&row_sums_short<Short, Exact, float>, &row_sums<Exact, double>, \
-   &row_sums_short<Short, Exact, BFloat16>, &row_sums_short<Short, Exact, Float16>}
+#define SIMDIFF_ROW_SUMS_SHORT(Exact, Short)                               \
+  {&all_row_sums_short<Short, Exact, float>, &all_row_sums<Exact, double>, \
+   &all_row_sums_short<Short, Exact, BFloat16>, &all_row_sums_short<Short, Exact, Float16>}
