@@ -23,9 +23,9 @@ def test_quick_start_runs(block: int, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_every_command_of_the_readme_is_accepted() -> None:
-    from simdiff.cli import _parser
+    from simdiff.cli import parser
 
     commands = re.findall(r"^simdiff (.*?)(?:\s+#.*)?$", README, flags=re.MULTILINE)
     assert len(commands) >= 6
     for command in commands:
-        _parser().parse_args(command.split())
+        parser().parse_args(command.split())

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simdiff import cli
 from simdiff.calibration import read_documents, split_documents, token_windows
+from simdiff.cli import options
 from simdiff.criteria import CRITERIA
 from simdiff_kernels import BACKENDS
 
@@ -231,4 +232,4 @@ def test_help_is_quick_and_complete() -> None:
 
 
 def test_every_criterion_can_be_named() -> None:
-    assert tuple(CRITERIA) == cli.CRITERIA
+    assert tuple(CRITERIA) == options.CRITERIA

@@ -1,0 +1,119 @@
+"""The command `simdiff`: one module for each subcommand, with `TEXT`, `add` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from simdiff.cli import evaluate, info, plan, profile, prune, run, score
+from simdiff.errors import SimdiffError
+
+# Commands import what they need in `run`: `simdiff --help` must not wait for torch.
+COMMANDS = {
+    "run": run,
+    "score": score,
+    "plan": plan,
+    "prune": prune,
+    "eval": evaluate,
+    "profile": profile,
+    "info": info,
+}
+
+_DESCRIPTION = """\
+Make a language model smaller by removing whole decoder layers.
+
+Every layer is scored from the hidden states that enter and leave it while the model reads some
+calibration text: how much it turns them (cosine distance) and how much it moves them (squared and
+absolute difference). The layers that matter least are removed, and the result is written as an
+ordinary checkpoint that transformers loads."""
+
+_EPILOG = """\
+examples:
+  simdiff run demo --output out                     the whole way on the built-in demo model
+  simdiff run ./my-model --text corpus.txt --ratio 0.25 --output out
+  simdiff score ./my-model --text corpus.txt --output scores.json      the slow part, once ...
+  simdiff plan scores.json --num-layers 8 --output plan.json           ... plans as often as liked
+  simdiff prune ./my-model --plan plan.json --output ./my-model-small
+  simdiff eval ./my-model ./my-model-small --text other.txt
+
+exit codes: 0 success, 1 unexpected error, 2 input that cannot be used, 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    handler: Callable[[argparse.Namespace], None] = arguments.handler
+    try:
+        _load_libraries()
+        _set_threads(getattr(arguments, "threads", None))
+        handler(arguments)
+    except (SimdiffError, ValueError) as error:
+        # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
+        if not isinstance(error, SimdiffError) and not _is_for_users(error):
+            raise
+        print(f"simdiff {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"simdiff {arguments.command}: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _load_libraries() -> None:
+    """Say what the first seconds are spent on."""
+    from simdiff.progress import step
+
+    with step("load torch and transformers"):
+        try:
+            import simdiff.pipeline  # noqa: F401
+        except ValueError as error:
+            if not str(error).startswith("SIMDIFF_"):  # an environment variable of ours
+                raise
+            raise SimdiffError(str(error)) from None
+
+
+def _set_threads(count: int | None) -> None:
+    import torch
+
+    if count is None:
+        return
+    if count < 1:
+        raise SimdiffError(f"--threads must be at least 1, got {count}")
+    torch.set_num_threads(count)
+
+
+def _is_for_users(error: ValueError) -> bool:
+    from simdiff_kernels import NonFiniteError
+
+    return isinstance(error, (SimdiffError, NonFiniteError))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    result = argparse.ArgumentParser(
+        prog="simdiff",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=module.TEXT,
+            description=module.TEXT,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(handler=module.run)
+        sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+        module.add(sub)
+    return result
+
+
+def version() -> str:
+    """Of the distribution."""
+    from importlib.metadata import version
+
+    return version("simdiff-kernels")

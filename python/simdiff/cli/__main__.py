@@ -1,0 +1,7 @@
+"""`python -m simdiff.cli`."""
+
+import sys
+
+from simdiff.cli import main
+
+sys.exit(main())

@@ -1,0 +1,122 @@
+"""Options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simdiff.pipeline import PlanOptions, TextOptions
+
+CRITERIA = ("simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence")
+
+
+def add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
+    """The model argument, dtype, device and threads."""
+    text = "a local directory, a hub name, or 'demo' (SmolLM2-135M-Instruct)"
+    if several:
+        sub.add_argument("models", nargs="+", metavar="model", help=text)
+    else:
+        sub.add_argument("model", help=text)
+    sub.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+                     help="of the weights in memory; auto is as stored")  # fmt: skip
+    sub.add_argument("--device", help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
+                     "if there is one and this is not given")  # fmt: skip
+    sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
+
+
+def add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Which text, and how much of it."""
+    sub.add_argument(
+        "--text",
+        default=default,
+        required=default is None,
+        help="'demo', a text file (blank lines separate documents), or a .jsonl file of objects "
+        'with "text"; one half of the documents calibrates, the other is held out',
+    )
+    sub.add_argument("--windows", type=int, default=32, help="number of windows of text")
+    sub.add_argument("--window-length", type=int, default=512, help="tokens in a window")
+    sub.add_argument("--seed", type=int, default=0, help="of the shuffle of documents")
+    if sub.prog.split()[-1] != "eval":
+        sub.add_argument("--batch-size", type=int, default=8, help="windows per forward")
+
+
+def add_plan(sub: argparse.ArgumentParser) -> None:
+    """Criterion, and how many layers go."""
+    sub.add_argument("--criterion", choices=CRITERIA, default=CRITERIA[0],
+                     help="what makes a layer important")  # fmt: skip
+    sub.add_argument("--alpha", type=float, default=0.5,
+                     help="weight of difference against similarity, 0 to 1")  # fmt: skip
+    amount = sub.add_mutually_exclusive_group()
+    amount.add_argument("--ratio", type=float, help="share of the layers to remove, rounded down "
+                        "(0.25 if neither this nor --num-layers is given)")  # fmt: skip
+    amount.add_argument("--num-layers", type=int, help="number of layers to remove")
+    sub.add_argument("--protect", type=_layer_list, default=(), metavar="LAYERS",
+                     help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
+
+
+def add_output(sub: argparse.ArgumentParser, text: str) -> None:
+    """Where the result goes."""
+    sub.add_argument("--output", "-o", type=Path, required=True, help=text)
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+
+
+def _layer_list(text: str) -> tuple[int, ...]:
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be layers such as 0,1,28-29, got {text!r}"
+            ) from None
+    return tuple(dict.fromkeys(layers))
+
+
+def text_options(arguments: argparse.Namespace) -> TextOptions:
+    """What `add_text` asked for."""
+    from simdiff.pipeline import TextOptions
+
+    return TextOptions(arguments.text, arguments.windows, arguments.window_length, arguments.seed)
+
+
+def plan_options(arguments: argparse.Namespace) -> PlanOptions:
+    """What `add_plan` asked for."""
+    from simdiff.pipeline import PlanOptions
+
+    return PlanOptions(
+        arguments.criterion,
+        arguments.alpha,
+        arguments.ratio,
+        arguments.num_layers,
+        arguments.protect,
+    )
+
+
+def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
+    """Print either JSON or what people read."""
+    if arguments.json:
+        print(json.dumps(content, indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    # Away from a terminal a table keeps its own width instead of being cut to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
+def plan_lines(plan: Any) -> list[str]:
+    """What went and why, for people."""
+    order = ", ".join(map(str, plan.removed))
+    alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
+    return [
+        f"Removed, the least important first: {order}",
+        f"Why: lowest importance by {plan.criterion}{alpha}: {plan.formula}",
+        *(f"Note: {note}." for note in plan.notes),
+        "",
+    ]

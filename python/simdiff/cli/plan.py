@@ -1,0 +1,36 @@
+"""`simdiff plan`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simdiff.cli.options import add_output, add_plan, plan_lines, plan_options, show
+
+TEXT = "Choose the layers that go, from saved scores; no model needed."
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """The options of `simdiff plan`."""
+    sub.add_argument("scores", type=Path, help="file written by `simdiff score`")
+    add_plan(sub)
+    add_output(sub, "file to write, such as plan.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `simdiff plan`."""
+    from simdiff.files import check_new_file
+    from simdiff.scores import LayerScores
+    from simdiff.tables import layers_table
+
+    check_new_file(arguments.output.absolute(), arguments.overwrite)
+    scores = LayerScores.load(arguments.scores)
+    plan = plan_options(arguments).plan(scores)
+    plan.save(arguments.output)
+    show(
+        arguments,
+        plan.to_dict(),
+        layers_table(scores, plan),
+        *plan_lines(plan),
+        f"Plan: {arguments.output}",
+    )

@@ -1,0 +1,65 @@
+"""`simdiff run`."""
+
+from __future__ import annotations
+
+import argparse
+
+from simdiff.cli.options import (
+    add_model,
+    add_output,
+    add_plan,
+    add_text,
+    plan_lines,
+    plan_options,
+    show,
+    text_options,
+)
+
+TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """The options of `simdiff run`."""
+    add_model(sub)
+    add_text(sub, default="demo")
+    sub.add_argument("--held-out", metavar="TEXT", help="evaluate on this text (default: the half "
+                     "of --text that does not calibrate)")  # fmt: skip
+    add_plan(sub)
+    add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `simdiff run`."""
+    from simdiff.pipeline import run
+    from simdiff.tables import layers_table, results_table
+
+    outcome = run(
+        arguments.model,
+        arguments.output,
+        text=text_options(arguments),
+        plan=plan_options(arguments),
+        held_out_source=arguments.held_out,
+        batch_size=arguments.batch_size,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        overwrite=arguments.overwrite,
+    )
+    plan, results = outcome.plan, outcome.results
+    sample = results["pruned"]["generation"]
+    agrees = "agrees with" if sample["equals_uncached"] else "DIFFERS from"
+    show(
+        arguments,
+        {
+            **results,
+            "output": str(outcome.directory),
+            "removed": list(plan.removed),
+            "notes": list(plan.notes),
+        },
+        layers_table(outcome.scores, plan),
+        *plan_lines(plan),
+        results_table(results),
+        f"The pruned model continues with the KV cache, which {agrees} a forward without:\n"
+        f"  {sample['prompt']}{sample['text']}\n",
+        f"Checkpoint: {outcome.directory / 'model'}",
+        f"Report:     {outcome.directory / 'report.html'}",
+    )
