@@ -79,7 +79,7 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kBaseline = {"baseline", &runs_here, SIMDIFF_ROW_SUMS(Baseline),
-                                  &measure,   &fold,      &read_bytes};
+const InstructionSet kBaseline = {"baseline", &runs_here, 1, SIMDIFF_MEASURE_ROWS(Baseline),
+                                  &fold,      &read_bytes};
 
 }  // namespace simdiff
