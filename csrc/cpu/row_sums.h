@@ -38,6 +38,8 @@ extern const InstructionSet kBaseline;
 #if defined(__x86_64__)
 extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
+#elif defined(__aarch64__)
+extern const InstructionSet kNeon;
 #endif
 
 // Compiled in, narrowest first; those that this processor can run are a prefix.

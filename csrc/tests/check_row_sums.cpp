@@ -262,6 +262,7 @@ int main() {
       std::printf("skipped %s: this processor does not run it\n", set->name);
       continue;
     }
+    const int checks_before = checks;
     for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
       for (int64_t size = 1; size <= 70; ++size) {
         check_sums(*set, static_cast<DType>(dtype), size, random);
@@ -280,6 +281,7 @@ int main() {
     check_read_bytes(*set);
     select_instruction_set(set->name);
     for (int num_threads : {1, 2, 5}) check_accumulate(num_threads);
+    std::printf("%s: %d checks\n", set->name, checks - checks_before);
   }
   bool refused = false;
   try {
