@@ -30,14 +30,16 @@ struct InstructionSet {
   // Folds the used rows into a state that has seen none, argmax counting the chunk's rows; `padded`
   // is a multiple of kTokenLanes.
   void (*fold)(const Chunk& chunk, int64_t padded, RunningState& state);
-  // The bitwise or of all bytes: a pure read, for measurements.
-  uint64_t (*read_bytes)(const void* data, int64_t num_bytes);
+  // The bitwise or of num_bytes bytes from each pointer: a pure read, for measurements.
+  uint64_t (*read_bytes)(const void* before, const void* after, int64_t num_bytes);
 };
 
 extern const InstructionSet kBaseline;
 #if defined(__x86_64__)
 extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
+#elif defined(__aarch64__)
+extern const InstructionSet kNeon;
 #endif
 
 // Compiled in, narrowest first; those that this processor can run are a prefix.
