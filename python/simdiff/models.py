@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,6 +31,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_NOT_FETCHED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx*", "original/*",
+                "consolidated*")  # fmt: skip
 
 
 def load_model(
@@ -62,6 +68,65 @@ def load_model(
             f"model {name!r} must be {kind} that transformers loads: {error}"
         ) from None
     return model.eval(), tokenizer
+
+
+def source_directory(name: str) -> Path:
+    """The directory that holds a model's files: itself, the demo's, or the hub's snapshot.
+
+    A snapshot is completed if parts of it are missing; weights in other formats are not fetched.
+
+    Raises:
+        SimdiffError: no such directory, and no such model on the hub or none that can be reached.
+    """
+    if name == DEMO:
+        return demo_model()
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with step(f"find {name}"):
+            return Path(snapshot_download(name, ignore_patterns=list(_NOT_FETCHED)))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as err:
+        raise SimdiffError(f"model {name!r} must be a directory or a hub name: {err}") from None
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The config of a checkpoint, read by the stock class; no code of the checkpoint is run.
+
+    Raises:
+        SimdiffError: no config.json, damaged, or of a model that stock transformers does not know.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise SimdiffError(f"{directory}: must hold config.json, and does not")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SimdiffError(
+            f"{path}: must be the config of a model that stock transformers knows: {error}"
+        ) from None
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The stock model of a config on the meta device: all names and shapes, no weights.
+
+    Raises:
+        SimdiffError: the config has no causal language model, or an inconsistent one.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise SimdiffError(
+            f"the config ({type(config).__name__}) must describe a causal language model of stock "
+            f"transformers: {error}"
+        ) from None
 
 
 def _check_device(device: str) -> None:
