@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from simdiff.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
+from simdiff.layer_entries import layer_counts, text_part
 from simdiff.progress import step
 
 DTYPES = {
@@ -151,36 +152,51 @@ class DecoderLayers:
 
 
 def text_config(model: PreTrainedModel) -> Any:
-    """The part of the config that describes the decoder."""
-    return model.config.get_text_config(decoder=True)
+    """The part of the config that describes the decoder; never a copy."""
+    return text_part(model.config)
 
 
 def find_decoder_layers(model: PreTrainedModel) -> DecoderLayers:
     """The list of decoder layers, found by structure.
 
-    It is the outermost `nn.ModuleList` whose length is the config's number of hidden layers.
+    It is the outermost `nn.ModuleList` as long as the config's number of layers; if a vision or
+    audio tower has a list of that length too, the one of the module with the text config.
 
     Raises:
-        SimdiffError: there is none, or more than one.
+        SimdiffError: the config has no number of layers, there is no such list, or more than one.
     """
-    expected = getattr(text_config(model), "num_hidden_layers", None)
+    text = text_config(model)
+    counts = layer_counts(text)
     lists = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)
     }
-    candidates = [path for path, module in lists.items() if len(module) == expected]
+    candidates = [path for path, module in lists.items() if len(module) in counts.values()]
     # A list inside a layer (of experts, say) may happen to have the same length.
     outermost = [
         path
         for path in candidates
         if not any(path.startswith(other + ".") for other in lists if other != path)
     ]
+    if len(outermost) > 1:
+        outermost = [path for path in outermost if _owner_config(model, path) is text]
     if len(outermost) != 1:
         found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
+        wanted = " or ".join(f"{count} ({name})" for name, count in counts.items())
         raise SimdiffError(
-            f"{type(model).__name__} must have one list of {expected} decoder layers "
-            f"(num_hidden_layers of its config); lists found: {found}"
+            f"{type(model).__name__} must have one list of decoder layers as long as its config "
+            f"says, {wanted}; lists found: {found}"
         )
     return DecoderLayers(outermost[0], lists[outermost[0]])
+
+
+def _owner_config(model: PreTrainedModel, path: str) -> Any:
+    """The config of the innermost module around a path that has one."""
+    names = path.split(".")
+    for length in range(len(names) - 1, -1, -1):
+        config = getattr(model.get_submodule(".".join(names[:length])), "config", None)
+        if config is not None:
+            return config
+    return None
 
 
 def decoder_body(model: PreTrainedModel) -> nn.Module:
