@@ -26,7 +26,9 @@ Gemma 3n and 4 reshape `embed_tokens_per_layer` and `per_layer_model_projection`
 INDEX_NAME = re.compile(r"^_?(decoder_)?(layer|block)_?(idx|id|index|number|num)$")
 """Attributes that hold a layer's own index. It must change: it counts the slots of the cache."""
 
-_IGNORED = set(vars(nn.Module())) | {"forward", "gradient_checkpointing", "generation_config"}
+_IGNORED = set(vars(nn.Module())) | {
+    "forward", "gradient_checkpointing", "generation_config", "name_or_path",
+}  # fmt: skip
 _HOOKS = re.compile(r"^_(hf|old|is_hf|gradient)")
 
 State = dict[str, Any]
