@@ -7,7 +7,7 @@ is saved from there. Where both are possible they give the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from simdiff.companions import Companions, copy_companions, sort_companions
 from simdiff.errors import SimdiffError
-from simdiff.files import MARKER, check_apart
+from simdiff.files import MARKER, check_apart, write_bytes
 from simdiff.layer_config import check_cut, cut_config
-from simdiff.layer_entries import layer_count, text_part
+from simdiff.layer_entries import layer_count, layer_counts, text_part
 from simdiff.layer_names import LayerNumbers, renumber_names
-from simdiff.models import check_same_model, load_config, meta_model
+from simdiff.models import check_same_model, load_config, meta_model, source_directory
 from simdiff.progress import step
 from simdiff.safetensors_files import total_bytes
-from simdiff.selection import PruningPlan
+from simdiff.selection import PruningPlan, check_layers
 from simdiff.stock_layout import in_saving_order, saved_groups, use_conversions
 from simdiff.stored_layers import check_layers_stored, number_layers
-from simdiff.stored_weights import INDEX, SINGLE, StoredWeights, read_weights
+from simdiff.stored_weights import INDEX, SINGLE, StoredWeights, has_safetensors, read_weights
 from simdiff.streaming import (
     DEFAULT_SHARD_SIZE,
     Shard,
@@ -44,6 +44,8 @@ def write_pruned(
     tokenizer: PreTrainedTokenizerBase | None,
     plan: PruningPlan,
     directory: Path,
+    *,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
 ) -> None:
     """Save the model without the plan's layers, its tokenizer and the plan into a directory.
 
@@ -56,7 +58,7 @@ def write_pruned(
     """
     check_same_model(model, plan.model, "plan")
     with removed_layers(model, plan.removed), step("write the pruned checkpoint"):
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, max_shard_size=parse_size(max_shard_size))
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     plan.save(directory / MARKER)
@@ -103,6 +105,7 @@ def cut_checkpoint(
         config = load_config(source)
         model = meta_model(config)
         quantised = quantization(config) is not None
+        _check_depth(source, config, plan)
         _check_plan(model, plan, quantised)
         cut = cut_config(config, plan.kept)
         check_cut(type(model), config, cut.config, plan.kept)
@@ -113,7 +116,7 @@ def cut_checkpoint(
         kept_groups = saved_groups(smaller)
         layers = number_layers(weights, plan, config, wanted, kept_groups)
         check_layers_stored(weights, layers, layer_count(config), wanted, quantised)
-        renumbered = _renumber_quantiser(cut.config, layers, source)
+        renumbered = _renumber_quantiser(config, cut.config, layers, source)
     named = {}
     for name, tensor in weights.tensors.items():
         new = layers.rename(name)
@@ -122,6 +125,7 @@ def cut_checkpoint(
     order = in_saving_order(kept_groups, named)
     groups = [[(name, named[name]) for name in group] for group in order]
     companions = sort_companions(source, [file.name for file in weights.files] + [INDEX, SINGLE])
+    vars(cut.config).pop("transformers_weights", None)  # a file name that is not used here
     if not cut.config.architectures:
         cut.config.architectures = [type(model).__name__]
     notes = [f"config.json: {change}" for change in (*cut.changes, *renumbered)]
@@ -153,23 +157,41 @@ def write_cut(cut: CheckpointCut, directory: Path) -> None:
     Raises:
         SimdiffError: not enough room on the disk, or what was written is not what was meant.
     """
-    check_space(directory, cut.num_bytes)
+    beside = sum((cut.source / path).stat().st_size for path in cut.companions.taken)
+    check_space(directory, cut.num_bytes + beside)
     write_shards(cut.shards, directory, cut.metadata)
     write_index(cut.shards, directory, cut.num_parameters)
     copy_companions(cut.companions, cut.source, directory, cut.layers)
     cut.plan.save(directory / MARKER)
     _check_written(cut, directory)
-    cut.config.save_pretrained(directory)
+    # As config.save_pretrained writes it, but in one go: a config.json is never half there.
+    write_bytes(directory / "config.json", cut.config.to_json_string(use_diff=True).encode())
 
 
-def check_output(source: Path, output: Path, files: Sequence[Path] = ()) -> None:
+def files_of(name: str, dtype: str) -> Path | None:
+    """The directory whose files can be cut for this model, or None where only memory has it.
+
+    Args:
+        name: a local directory, a hub name, or "demo".
+        dtype: of the weights in memory; another than "auto" is not what the files hold.
+    """
+    if dtype != "auto":
+        return None
+    try:
+        source = source_directory(name)
+    except SimdiffError:
+        return None
+    return source if has_safetensors(source) else None
+
+
+def check_output(source: Path, output: Path) -> None:
     """Refuse an output that overlaps the input, also where the input is made of links.
 
     Raises:
         SimdiffError: see `files.check_apart`.
     """
     check_apart(source, output)
-    for file in files:
+    for file in sorted(source.glob("*")):
         if file.resolve().is_relative_to(output.resolve()):
             raise SimdiffError(
                 f"output {output} must not contain {file.resolve()}, which {file} links to: give "
@@ -184,6 +206,26 @@ def quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
         if found:
             return dict(found)
     return None
+
+
+def _check_depth(source: Path, config: PreTrainedConfig, plan: PruningPlan) -> None:
+    """The config must say how many layers there are, and the plan name some of them once each."""
+    names = layer_counts(config) if text_part(config) is config else {}
+    aliases = {alias for alias, name in config.attribute_map.items() if name in names}
+    path = source / "config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    if names and not written.keys() & (names.keys() | aliases):
+        # Stock classes would silently take their default.
+        raise SimdiffError(
+            f"{path}: must say how many layers there are, as {' or '.join(names)}, and does not: "
+            "take it from the original checkpoint"
+        )
+    check_layers(plan.removed, plan.num_layers, f"layers to remove from {source}")
+    if not 0 < len(plan.removed) < plan.num_layers:
+        raise SimdiffError(
+            f"the layers to remove must be 1 to {plan.num_layers - 1} of {plan.num_layers}, got "
+            f"{len(plan.removed)}"
+        )
 
 
 def _check_plan(model: PreTrainedModel, plan: PruningPlan, quantised: bool) -> None:
@@ -203,17 +245,17 @@ def _check_plan(model: PreTrainedModel, plan: PruningPlan, quantised: bool) -> N
 
 
 def _renumber_quantiser(
-    config: PreTrainedConfig, layers: LayerNumbers, source: Path
-) -> tuple[str, ...]:
+    dense: PreTrainedConfig, cut: PreTrainedConfig, layers: LayerNumbers, source: Path
+) -> list[str]:
     """Renumber the layers that a quantisation config names; returns what changed."""
     changes = []
-    for part in (config, text_part(config)):
-        found = getattr(part, "quantization_config", None)
+    for part in (lambda config: config, text_part):
+        found = getattr(part(dense), "quantization_config", None)
         if isinstance(found, dict) and found:
             new = renumber_names(found, layers, f"{source / 'config.json'}: quantization_config")
-            part.quantization_config = new
-            changes += [f"quantization_config.{k} renumbered" for k in found if new.get(k) != found[k]]
-    return tuple(dict.fromkeys(changes))
+            part(cut).quantization_config = new
+            changes += [key for key in found if new.get(key) != found[key]]
+    return [f"quantization_config.{key} renumbered" for key in dict.fromkeys(changes)]
 
 
 def _metadata(weights: StoredWeights, layers: LayerNumbers) -> dict[str, str]:
@@ -235,7 +277,11 @@ def _check_written(cut: CheckpointCut, directory: Path) -> None:
     wanted = {name: tensor for shard in cut.shards for name, tensor in shard.tensors}
     for name in sorted(set(written) | set(wanted)):
         ours, theirs = wanted.get(name), written.get(name)
-        if ours is None or theirs is None or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        if (
+            ours is None
+            or theirs is None
+            or (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape)
+        ):
             raise SimdiffError(
                 f"{directory}: tensor {name!r} must be there as it was in {cut.source}, and is "
                 "not: the file system lost it; nothing was kept"

@@ -69,6 +69,9 @@ def sort_companions(directory: Path, weights: Collection[str]) -> Companions:
     Args:
         directory: of the checkpoint.
         weights: names of the files that are pruned themselves.
+
+    Raises:
+        SimdiffError: a file that would go along is a link to nothing.
     """
     taken: list[Path] = []
     left: dict[str, str] = {}
@@ -88,6 +91,11 @@ def sort_companions(directory: Path, weights: Collection[str]) -> Companions:
             else:
                 left[entry.name] = "a folder of unknown purpose"
         elif _is_taken(entry.name):
+            if not entry.exists():
+                raise SimdiffError(
+                    f"{entry}: must be a file, but is a link to {entry.readlink()}, which does not "
+                    "exist: download the checkpoint again"
+                )
             taken.append(Path(entry.name))
         else:
             left[entry.name] = "of unknown purpose"
@@ -104,7 +112,7 @@ def copy_companions(
     """Copy what goes along; links are followed, layer names of quantisers renumbered.
 
     Raises:
-        SimdiffError: a file cannot be read, or a quantiser's file cannot be renumbered.
+        SimdiffError: a quantiser's file is no JSON, or cannot be renumbered.
     """
     for path in companions.taken:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +124,6 @@ def copy_companions(
                 (target / path).write_text(text, encoding="utf-8")
             else:
                 shutil.copyfile(source / path, target / path)
-        except FileNotFoundError:
-            raise SimdiffError(
-                f"{source / path}: must be a file, but is a link to what does not exist: download "
-                "the checkpoint again"
-            ) from None
         except ValueError as error:
             if isinstance(error, SimdiffError):
                 raise

@@ -34,14 +34,16 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         raise SimdiffError(
             f"output {path}: its parent directory must exist, {path.parent} does not"
         )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    effective = os.access in os.supports_effective_ids
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
         raise SimdiffError(
             f"output {path}: its parent directory must be writable, {path.parent} is not "
             f"(for user id {os.geteuid()}): give another path or change its permissions"
         )
     if path.is_symlink():
         raise SimdiffError(
-            f"output {path} must not be a symbolic link (to {path.readlink()}): give the path itself"
+            f"output {path} must not be a symbolic link (to {path.readlink()}): "
+            "give the path itself"
         )
     if not path.exists():
         return

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.calibration import TokenWindows, token_windows
-from simdiff.checkpoint import write_pruned
+from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, importance
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
@@ -112,6 +112,8 @@ def run(
         dtype, device: see `simdiff.models.load_model`.
     """
     check_new_path(directory.absolute(), overwrite)
+    if Path(name, "config.json").is_file():
+        check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(len(find_decoder_layers(model)))
     calibration = text.windows(tokenizer, "calibration")
@@ -131,7 +133,11 @@ def run(
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
         (scratch / "model").mkdir()
-        write_pruned(model, tokenizer, chosen, scratch / "model")
+        source = files_of(name, dtype)
+        if source is None:
+            write_pruned(model, tokenizer, chosen, scratch / "model")
+        else:
+            write_cut(cut_checkpoint(source, chosen), scratch / "model")
         dense, pruned = _measure_dense(model, chosen, held_out)
         del model
         gc.collect()

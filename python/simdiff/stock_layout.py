@@ -56,9 +56,7 @@ def saved_groups(model: PreTrainedModel) -> dict[Group, list[tuple[int, ...]]]:
     groups: dict[int, list[str]] = {}
     for name, tensor in state.items():
         groups.setdefault(tensor.untyped_storage()._cdata, []).append(name)
-    return {
-        tuple(names): [tuple(state[name].shape) for name in names] for names in groups.values()
-    }
+    return {tuple(names): [tuple(state[name].shape) for name in names] for names in groups.values()}
 
 
 def in_saving_order(groups: Iterable[Group], names: Collection[str]) -> list[Group]:

@@ -91,7 +91,11 @@ def check_layers_stored(
             layer = layer_of(name, expected)
             here = name if layer is None else layers.prefix + name[len(expected) :]
             if quantised:
-                if layer is not None and here not in stored and here.rpartition(".")[0] not in modules:
+                if (
+                    layer is not None
+                    and here not in stored
+                    and here.rpartition(".")[0] not in modules
+                ):
                     raise _missing(weights, here, layer, num_layers)
             elif here in stored:
                 if stored[here].shape != shape:

@@ -155,9 +155,7 @@ def _shards(index: Path, weight_map: dict[str, str]) -> list[Path]:
     return [index.parent / shard for shard in named]
 
 
-def _check_index(
-    index: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]
-) -> None:
+def _check_index(index: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
     """Every tensor must lie where the index says, and the index must know every tensor."""
     for name, tensor in tensors.items():
         said = weight_map.get(name)

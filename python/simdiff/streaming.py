@@ -26,8 +26,8 @@ _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
 # of 0.5 to 1 MB copied 3.1 to 3.6 GB/s, of 4 MB 0.7, copy_file_range and sendfile between the
 # unaligned offsets of tensors 2.3 to 2.5, and cp 2.2 to 3.8.
 _BLOCK_BYTES = 1 << 20
-# Beside the weights: index, config, tokenizer, and what the file system itself needs.
-_SLACK_BYTES = 64 << 20
+# Headers, index, config, and what the file system itself needs.
+_SLACK_BYTES = 4 << 20
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
          errno.EFBIG: "the file would be larger than allowed there"}  # fmt: skip
 
