@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -57,8 +58,10 @@ class Structure:
 
 def saved_and_loaded(config: PreTrainedConfig) -> PreTrainedConfig:
     """What stock classes will read from the config.json that this config is written to."""
-    content = json.loads(config.to_json_string(use_diff=True))
-    loaded = type(config).from_dict(content)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "config.json"
+        config.to_json_file(path, use_diff=True)
+        loaded = type(config).from_json_file(path)
     loaded._attn_implementation = config._attn_implementation
     return loaded
 
@@ -101,7 +104,7 @@ def _state(module: nn.Module, shared: PreTrainedConfig, public: bool = False) ->
     for key, parameter in module.named_parameters(recurse=False):
         state[f"shape of {key}"] = tuple(parameter.shape)
     for key, buffer in module.named_buffers(recurse=False):
-        state[f"shape of {key}"] = tuple(buffer.shape)
+        state[f"buffer {key}"] = tuple(buffer.shape)
     return state
 
 
@@ -187,6 +190,24 @@ def compare(dense: Structure, cut: Structure, kept: Sequence[int]) -> Comparison
     return Comparison(tuple(differences), tuple(follows), tuple(packed))
 
 
+def unlike(stock: Structure, live: Structure) -> list[str]:
+    """Where a model in memory has other classes or parameter shapes than the stock one."""
+    found = []
+    pairs = [("", stock.outside, live.outside)]
+    pairs += [
+        (f"layer {layer} ", *states)
+        for layer, states in enumerate(zip(stock.layers, live.layers, strict=False))
+    ]
+    for place, before, after in pairs:
+        for name, key, old, new in _unequal(before, after):
+            if key is None:
+                side = "stock" if name in before else "given"
+                found.append(f"{place}{name} is only in the {side} model")
+            elif key == "class" or key.startswith("shape of "):
+                found.append(f"{place}{name}: {key} is {new}, stock has {old}")
+    return found
+
+
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
@@ -211,15 +232,24 @@ def _follows(
     """Whether an attribute changes only because there are fewer layers."""
     if layer is not None and INDEX_NAME.match(key):
         return True
-    if key.startswith("shape of ") or old is None or new is None:
+    if key.startswith("shape of ") or old is None:
+        return False
+    if layer is None and (new is None or (isinstance(old, tuple) and "layer_types" in key)):
+        # A kind of layer that is gone needs no rotary frequencies any more.
+        return new is None or set(new) < set(old) or _cut(old, new, num_layers, kept)
+    if new is None:
         return False
     if isinstance(old, tuple):
-        return len(old) == num_layers and new == tuple(old[layer] for layer in kept)
+        return _cut(old, new, num_layers, kept)
     if not isinstance(old, int) or not isinstance(new, int):
         return False
     if layer is not None:
         return (old, new) == (num_layers, len(kept)) and "layer" in key
     return old % num_layers == 0 and old // num_layers * len(kept) == new
+
+
+def _cut(old: Any, new: Any, num_layers: int, kept: Sequence[int]) -> bool:
+    return len(old) == num_layers and new == tuple(old[layer] for layer in kept)
 
 
 def _packed(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ DEPTH_NAMES = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_de
 
 MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
 """Entries of the multi-token-prediction heads, which are not decoder layers."""
+
+MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 LAYERISH = re.compile(r"layer|block|(^|_)idx|ind(ex|ices)")
 
@@ -79,6 +82,19 @@ def layer_count(config: PreTrainedConfig) -> int:
     return min(layer_counts(text_part(config)).values())
 
 
+def check_layers(layers: Collection[int], num_layers: int, what: str = "layers") -> None:
+    """Refuse indices that are not layers, or named twice.
+
+    Raises:
+        SimdiffError: which, and what would be right.
+    """
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_layers:
+            raise SimdiffError(f"{what} must be indices from 0 to {num_layers - 1}, got {layer!r}")
+    if len(set(layers)) != len(layers):
+        raise SimdiffError(f"{what} must be named once each, got {sorted(layers)}")
+
+
 @dataclass(frozen=True)
 class Depth:
     """A cut: how many layers there were, which stay, how many heads of prediction follow."""
@@ -106,6 +122,40 @@ def set_depth(text: PreTrainedConfig, depth: Depth) -> None:
     for name, value in layer_counts(text).items():
         if value == depth.num_layers:
             setattr(text, name, len(depth.kept))
+
+
+def depth_of(config: PreTrainedConfig, kept: Sequence[int]) -> Depth:
+    """The cut of a config that keeps these layers.
+
+    Raises:
+        SimdiffError: the config does not say how many layers there are, or kept are not some of
+            them in order.
+    """
+    num_layers = layer_count(config)
+    check_layers(kept, num_layers, "kept layers")
+    if not kept or list(kept) != sorted(kept):
+        raise SimdiffError(f"kept layers must be at least one, in rising order, got {list(kept)}")
+    counts = [vars(text_part(config)).get(name) or 0 for name in MTP_COUNTS]
+    return Depth(num_layers, tuple(kept), max(counts))
+
+
+def cut_entries(config: PreTrainedConfig, depth: Depth) -> PreTrainedConfig:
+    """A copy of the config in which every entry of the text part has its likeliest new value."""
+    cut = copy.deepcopy(config)
+    text = text_part(cut)
+    set_depth(text, depth)
+    for name, value in list(vars(text).items()):
+        if not name.startswith("_"):
+            new = cut_entry(name, value, depth)
+            if new is not value:
+                vars(text)[name] = new
+    # Overrides of single layers, by index: transformers' heterogeneous configs.
+    overrides = getattr(vars(text).get("_heterogeneity_spec"), "per_layer_overrides", None)
+    if overrides is not None:
+        kept = enumerate(depth.kept)
+        new = {index: overrides[layer] for index, layer in kept if layer in overrides}
+        text.per_layer_config = new or None
+    return cut
 
 
 def cut_entry(name: str, value: Any, depth: Depth) -> Any:

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.layer_check import Comparison, build, compare, describe
-from simdiff.layer_config import cut_config, refuse
-from simdiff.layer_entries import text_part
+from simdiff.layer_check import Comparison, build, describe, unlike
+from simdiff.layer_config import cut_config, refuse, without_mtp
+from simdiff.layer_entries import MTP, check_layers, text_part
+from simdiff.layer_search import Trial
 from simdiff.models import DecoderLayers, find_decoder_layers, text_config
-from simdiff.selection import check_layers
 
 __all__ = ["SurgeryError", "remove_layers", "removed_layers"]
 
@@ -62,10 +62,15 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
             f"the layers to remove must be 1 to {num_layers - 1} of {num_layers}, got {len(layers)}"
         )
     kept = [layer for layer in range(num_layers) if layer not in layers]
-    cut = cut_config(model.config, kept).config
+    trial = Trial(type(model), model.config, kept)
+    if not getattr(model, "is_quantized", False):
+        _check_stock(type(model).__name__, unlike(trial.dense, describe(model)))
+    cut = cut_config(model.config, kept, trial=trial).config
+    if not any(MTP.search(name) for name, _ in model.named_modules()):
+        without_mtp(cut)
     stock = build(type(model), cut)
-    compared = compare(describe(model), describe(stock), kept)
-    refuse(type(model), compared.differences)
+    compared = trial.beside(stock)
+    refuse(type(model), model.config, compared.differences, trial.dense, len(layers))
     edits = _Edits()
     try:
         _follow(model, stock, compared, edits)
@@ -76,6 +81,14 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
         edits.undo()
         raise
     return edits.undo
+
+
+def _check_stock(name: str, differences: Sequence[str]) -> None:
+    if differences:
+        raise SurgeryError(
+            f"this {name} is not what stock transformers builds from its config, so a cut of it "
+            f"could not be loaded: {'; '.join(differences[:3])}"
+        )
 
 
 class _Edits:
@@ -103,8 +116,9 @@ def _follow(
 ) -> None:
     """Indices and counts of layers, taken from the model that the stock class builds."""
     for own, other, key in compared.follows:
-        value = vars(stock.get_submodule(other))[key]
-        edits.set(vars(model.get_submodule(own)), key, value)
+        values = vars(stock.get_submodule(other))
+        if key in values:  # frequencies of a kind of layer that is gone may stay: nobody asks
+            edits.set(vars(model.get_submodule(own)), key, values[key])
 
 
 def _slice(
