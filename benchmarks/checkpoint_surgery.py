@@ -47,6 +47,10 @@ from simdiff.checkpoint import cut_checkpoint
 from simdiff.models import load_config, meta_model
 meta_model(load_config(Path(sys.argv[1])))
 """
+_COMMAND = """
+import sys; from simdiff import cli
+assert cli.main(sys.argv[1:]) == 0
+"""
 _STREAM = """
 from pathlib import Path; import sys
 from simdiff.stored_weights import read_weights
@@ -89,14 +93,16 @@ def make_checkpoint(directory: Path, config: LlamaConfig, sparse: bool) -> Pruni
     )  # fmt: skip
 
 
-def peak_of(*command: object) -> tuple[float, float]:
-    """Peak resident memory in MB and seconds of a fresh process."""
+def peak_of(code: str, *arguments: object) -> tuple[float, float]:
+    """Peak resident memory in MB and seconds of a fresh process that runs some code."""
+    # Not ru_maxrss: it counts what this process had when it forked.
+    code += "\nimport re; status = open('/proc/self/status').read()"
+    code += "\nprint(re.search(r'VmHWM:\\s+(\\d+)', status)[1])"
     start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *map(str, command)])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{command[:3]} failed with status {status}")
-    return usage.ru_maxrss * 1024 / 1e6, time.monotonic() - start
+    printed = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=True, stdout=subprocess.PIPE
+    ).stdout
+    return int(printed.split()[-1]) * 1024 / 1e6, time.monotonic() - start
 
 
 def measure_memory(folder: Path, num_layers: int) -> dict[str, Any]:
@@ -107,13 +113,13 @@ def measure_memory(folder: Path, num_layers: int) -> dict[str, Any]:
     plan.save(plan_file)
     total = total_bytes(list(read_weights(source).tensors.values()))
     command, seconds = peak_of(
-        "-m", "simdiff.cli", "prune", source, "--plan", plan_file, "-o", folder / "small", "--json"
+        _COMMAND, "prune", source, "--plan", plan_file, "-o", folder / "small", "--json"
     )
     kept = check_copied(source, folder / "small", plan)
     shutil.rmtree(folder / "small")
-    libraries, _ = peak_of("-c", _IMPORTS, source)
+    libraries, _ = peak_of(_IMPORTS, source)
     removed = ",".join(map(str, plan.removed))
-    streaming, _ = peak_of("-c", _STREAM, source, folder / "small", removed)
+    streaming, _ = peak_of(_STREAM, source, folder / "small", removed)
     shutil.rmtree(folder / "small")
     return {
         "layers": num_layers,

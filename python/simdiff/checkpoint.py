@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from simdiff.companions import Companions, copy_companions, sort_companions
 from simdiff.errors import SimdiffError
 from simdiff.files import MARKER, check_apart, write_bytes
-from simdiff.layer_config import check_cut, cut_config
+from simdiff.layer_config import check_cut, cut_config, without_mtp
 from simdiff.layer_entries import layer_count, layer_counts, text_part
 from simdiff.layer_names import LayerNumbers, renumber_names
 from simdiff.models import check_same_model, load_config, meta_model, source_directory
@@ -25,7 +25,7 @@ from simdiff.progress import step
 from simdiff.safetensors_files import total_bytes
 from simdiff.selection import PruningPlan, check_layers
 from simdiff.stock_layout import in_saving_order, saved_groups, use_conversions
-from simdiff.stored_layers import check_layers_stored, number_layers
+from simdiff.stored_layers import check_layers_stored, has_heads, number_layers
 from simdiff.stored_weights import INDEX, SINGLE, StoredWeights, has_safetensors, read_weights
 from simdiff.streaming import (
     DEFAULT_SHARD_SIZE,
@@ -107,7 +107,7 @@ def cut_checkpoint(
         quantised = quantization(config) is not None
         _check_depth(source, config, plan)
         _check_plan(model, plan, quantised)
-        cut = cut_config(config, plan.kept)
+        cut = cut_config(config, plan.kept, model_class=type(model))
         check_cut(type(model), config, cut.config, plan.kept)
         smaller = meta_model(cut.config)
         use_conversions(model, weights.tensors)
@@ -116,6 +116,8 @@ def cut_checkpoint(
         kept_groups = saved_groups(smaller)
         layers = number_layers(weights, plan, config, wanted, kept_groups)
         check_layers_stored(weights, layers, layer_count(config), wanted, quantised)
+        if not has_heads(weights, layers, plan.num_layers):
+            without_mtp(cut.config)
         renumbered = _renumber_quantiser(config, cut.config, layers, source)
     named = {}
     for name, tensor in weights.tensors.items():

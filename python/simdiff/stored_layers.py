@@ -64,6 +64,13 @@ def number_layers(
     return LayerNumbers(prefix, new_numbers(plan.kept, num_layers, heads), others)
 
 
+def has_heads(weights: StoredWeights, layers: LayerNumbers, num_layers: int) -> bool:
+    """Whether multi-token-prediction heads are stored: behind the last layer, or under mtp."""
+    return any(layer >= num_layers for layer in layers.new) or any(
+        "mtp" in name.split(".")[:2] for name in weights.tensors
+    )
+
+
 def check_layers_stored(
     weights: StoredWeights, layers: LayerNumbers, num_layers: int, dense: Shapes, quantised: bool
 ) -> None:
