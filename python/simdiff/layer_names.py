@@ -19,6 +19,8 @@ class LayerNumbers:
     """Before the number, such as model.layers."""
     new: dict[int, int]
     """Old number to new number, of the layers that stay; heads behind the last layer included."""
+    stock: str
+    """The prefix in the names of the stock model, which may have more or fewer parts."""
     others: tuple[str, ...] = ()
     """Prefixes that count something else, such as the layers of a vision tower."""
 

@@ -61,7 +61,7 @@ def number_layers(
     found = counted_prefixes(weights.tensors)
     heads = sorted(number for number in found[prefix] if number >= num_layers)
     others = tuple(sorted(other for other in found if other != prefix))
-    return LayerNumbers(prefix, new_numbers(plan.kept, num_layers, heads), others)
+    return LayerNumbers(prefix, new_numbers(plan.kept, num_layers, heads), expected, others)
 
 
 def has_heads(weights: StoredWeights, layers: LayerNumbers, num_layers: int) -> bool:
@@ -82,21 +82,13 @@ def check_layers_stored(
     Raises:
         SimdiffError: which tensor of which layer is missing or of another shape.
     """
-    # The prefix of the stock model, which may be longer or shorter than the stored one.
-    expected = next(
-        prefix
-        for prefix in counted_prefixes(name for group in dense for name in group)
-        if prefix == layers.prefix
-        or f".{prefix}".endswith(f".{layers.prefix}")
-        or f".{layers.prefix}".endswith(f".{prefix}")
-    )
     stored = weights.tensors
     modules = {name.rpartition(".")[0] for name in stored}
     modules |= {module.rpartition(".")[0] for module in modules}
     for group, shapes in dense.items():
         for name, shape in zip(group, shapes, strict=True):
-            layer = layer_of(name, expected)
-            here = name if layer is None else layers.prefix + name[len(expected) :]
+            layer = layer_of(name, layers.stock)
+            here = name if layer is None else layers.prefix + name[len(layers.stock) :]
             if quantised:
                 if (
                     layer is not None
