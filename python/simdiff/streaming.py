@@ -22,7 +22,7 @@ Named = tuple[str, StoredTensor]
 # What save_pretrained of transformers 5 does when no size is given.
 DEFAULT_SHARD_SIZE = "50GB"
 _UNITS = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
-# Reads that stay in the second-level cache: on a 2-core Xeon, from the page cache to ext4, blocks
+# Reads that stay in the second-level cache: on a 2-core EPYC, from the page cache to ext4, blocks
 # of 0.5 to 1 MB copied 3.1 to 3.6 GB/s, of 4 MB 0.7, copy_file_range and sendfile between the
 # unaligned offsets of tensors 2.3 to 2.5, and cp 2.2 to 3.8.
 _BLOCK_BYTES = 1 << 20
