@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.companions import Companions, copy_companions, sort_companions
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.files import MARKER, check_apart, write_bytes
 from simdiff.layer_config import check_cut, cut_config, without_mtp
 from simdiff.layer_entries import layer_count, layer_counts, text_part
@@ -108,7 +108,7 @@ def cut_checkpoint(
         _check_depth(source, config, plan)
         _check_plan(model, plan, quantised)
         cut = cut_config(config, plan.kept, model_class=type(model))
-        check_cut(type(model), config, cut.config, plan.kept)
+        _check_cut(type(model), config, cut.config, plan)
         smaller = meta_model(cut.config)
         use_conversions(model, weights.tensors)
         smaller._weight_conversions = model._weight_conversions
@@ -244,6 +244,24 @@ def _check_plan(model: PreTrainedModel, plan: PruningPlan, quantised: bool) -> N
         )
         if not (quantised and same):
             raise
+
+
+def _check_cut(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    cut: PreTrainedConfig,
+    plan: PruningPlan,
+) -> None:
+    """Stock classes must express the cut, and no tensor hold parts of several layers."""
+    try:
+        check_cut(model_class, config, cut, plan.kept)
+    except SurgeryError:
+        check_cut(model_class, config, cut, plan.kept, allow_packed=True)
+        raise SurgeryError(
+            f"{model_class.__name__} has tensors that hold parts of every layer, which cannot be "
+            "copied as they are: prune the model in memory, by giving the --dtype that it is "
+            "stored in, such as --dtype bfloat16"
+        ) from None
 
 
 def _renumber_quantiser(

@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma3nTextConfig, PreTrainedModel
 
-from checkpoints import CONFIGS, KEPT, REMOVED, content, edit_json, plan_for, read_raw, save_model
+from checkpoints import (
+    CONFIGS,
+    KEPT,
+    REMOVED,
+    ROPE,
+    content,
+    edit_json,
+    plan_for,
+    read_raw,
+    save_model,
+)
 from simdiff.checkpoint import cut_checkpoint, write_cut, write_pruned
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.files import new_directory
 from simdiff.selection import PruningPlan
 from simdiff.stored_weights import INDEX, read_weights
@@ -202,6 +212,20 @@ def test_descriptions_of_layers_in_the_header_are_refused(tmp_path: Path) -> Non
     path = tmp_path / "dense" / "model.safetensors"
     save_file(load_file(path), path, metadata={"model.layers.0.mlp": '{"_type": "Int4Tensor"}'})
     with pytest.raises(SimdiffError, match="torchao's formats do.*quantise the result"):
+        cut_checkpoint(tmp_path / "dense", plan_for(model))
+
+
+def test_tensors_that_span_layers_need_memory(tmp_path: Path) -> None:
+    """Gemma 3n keeps an embedding of every layer side by side in one table."""
+    torch.manual_seed(7)
+    config = Gemma3nTextConfig(
+        **{**ROPE, "intermediate_size": [48] * 6}, head_dim=8, vocab_size_per_layer_input=97,
+        hidden_size_per_layer_input=4, num_kv_shared_layers=0, laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 6, layer_types=["full_attention"] * 6,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "dense")
+    with pytest.raises(SurgeryError, match="parts of every layer.*--dtype bfloat16"):
         cut_checkpoint(tmp_path / "dense", plan_for(model))
 
 
