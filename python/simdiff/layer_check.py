@@ -28,7 +28,7 @@ INDEX_NAME = re.compile(r"^_?(decoder_)?(layer|block)_?(idx|id|index|number|num)
 """Attributes that hold a layer's own index. It must change: it counts the slots of the cache."""
 
 _IGNORED = set(vars(nn.Module())) | {"forward", "gradient_checkpointing", "generation_config"}
-_HOOKS = re.compile(r"^_(hf|old|is_hf|gradient)")
+_HOOKS = re.compile(r"^_(hf|old|is_hf|gradient)|tied_weights_keys|keys_to_ignore")
 
 State = dict[str, Any]
 
@@ -232,22 +232,34 @@ def _follows(
         return True
     if key.startswith("shape of ") or old is None:
         return False
-    if layer is None and (new is None or (isinstance(old, tuple) and "layer_types" in key)):
-        # A kind of layer that is gone needs no rotary frequencies any more.
-        return new is None or set(new) < set(old) or _cut(old, new, num_layers, kept)
+    if layer is None and new is None:
+        return True  # such as the rotary frequencies of a kind of layer that is gone
     if new is None:
         return False
     if isinstance(old, tuple):
-        return _cut(old, new, num_layers, kept)
+        return _list_follows(old, new, num_layers, kept)
     if not isinstance(old, int) or not isinstance(new, int):
         return False
     if layer is not None:
         return (old, new) == (num_layers, len(kept)) and "layer" in key
+    if "layer" in key and new == sum(layer < old for layer in kept):
+        return True  # the index of a first layer, like Gemma 4's first_kv_shared_layer_idx
     return old % num_layers == 0 and old // num_layers * len(kept) == new
 
 
-def _cut(old: Any, new: Any, num_layers: int, kept: Sequence[int]) -> bool:
-    return len(old) == num_layers and new == tuple(old[layer] for layer in kept)
+def _list_follows(old: tuple[Any, ...], new: Any, num_layers: int, kept: Sequence[int]) -> bool:
+    """One entry per layer, indices of layers, or the kinds of layers that there are."""
+    if len(old) == num_layers and new == tuple(old[layer] for layer in kept):
+        return True
+    if not isinstance(new, tuple):
+        return False
+    if all(isinstance(entry, int) for entry in old):
+        return new == tuple(index for index, layer in enumerate(kept) if layer in old)
+    gone = [entry for entry in old if entry not in new]
+    kinds = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in gone]
+    return all(str(kind).endswith(("attention", "conv")) for kind in kinds) and new == tuple(
+        entry for entry in old if entry in new
+    )
 
 
 def _packed(
