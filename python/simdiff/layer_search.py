@@ -21,12 +21,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from simdiff.layer_check import (
     INDEX_NAME,
     Comparison,
-    Difference,
     Structure,
     build,
     compare,
     describe,
 )
+from simdiff.layer_dependence import lost_attention, lost_by_sharing
 from simdiff.layer_entries import (
     LAYERISH,
     MTP,
@@ -35,6 +35,7 @@ from simdiff.layer_entries import (
     depth_of,
     is_int,
     layer_counts,
+    spans,
     text_part,
 )
 
@@ -89,39 +90,6 @@ class Trial:
             return len(self.compare(cut).differences)
         except Exception:  # whatever a stock class raises on a config that it cannot build
             return float("inf")
-
-
-def lost_by_sharing(text: PreTrainedConfig, depth: Depth) -> list[Difference]:
-    """Layers that reuse what the last layer before them computed, if that one goes.
-
-    GLM's and DeepSeek's sparse attention lets "shared" layers take the tokens that the indexer of
-    an earlier layer chose: an argument of the forward, which no attribute of a layer shows.
-    """
-    lost = []
-    for name, value in vars(text).items():
-        if isinstance(value, (list, tuple)) and len(value) == depth.num_layers:
-            source = None
-            for layer, kind in enumerate(value):
-                if kind != "shared":
-                    source = layer
-                elif layer in depth.kept and source is not None and source not in depth.kept:
-                    lost.append(Difference(layer, f"reuses the {name} of layer {source}"))
-    return lost
-
-
-def lost_attention(text: PreTrainedConfig, depth: Depth) -> list[Difference]:
-    """The last attention of a hybrid: stock caches count the tokens there, or cannot generate."""
-    kinds = getattr(text, "layer_types", None)
-    if not isinstance(kinds, (list, tuple)) or len(kinds) != depth.num_layers:
-        return []
-    attends = [layer for layer, kind in enumerate(kinds) if "attention" in _without_linear(kind)]
-    if not attends or any(layer in depth.kept for layer in attends):
-        return []
-    return [Difference(None, f"one of the attention layers {spans(attends)} must stay")]
-
-
-def _without_linear(kind: Any) -> str:
-    return "" if kind == "linear_attention" else str(kind)
 
 
 def search(trial: Trial, seconds: float = 60.0) -> PreTrainedConfig:
@@ -324,14 +292,3 @@ def alternatives(
     if len(singles) > 1 or (singles and num_removed == 1):
         found.append(f"{'one of ' if len(singles) > 1 else ''}{spans(sorted(singles))}")
     return " or ".join(found) or "none was found"
-
-
-def spans(layers: Sequence[int]) -> str:
-    """Rising indices, runs joined: 0-2, 5."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][1] + 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)
