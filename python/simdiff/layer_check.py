@@ -70,6 +70,17 @@ def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
         return model_class(saved_and_loaded(config))
 
 
+def build_cut(
+    model_class: type[PreTrainedModel], cut: PreTrainedConfig
+) -> PreTrainedModel | Difference:
+    """The stock model of a cut config, or why the class refuses it."""
+    try:
+        return build(model_class, cut)
+    except Exception as error:  # whatever a stock class raises on a config that it cannot build
+        reason = " ".join(str(error).split())[:200]
+        return Difference(None, f"no model at all: {type(error).__name__}: {reason}")
+
+
 def describe(model: PreTrainedModel) -> Structure:
     """Read a model's structure; weights are not touched."""
     found = find_decoder_layers(model)
@@ -92,7 +103,7 @@ def _state(module: nn.Module, shared: PreTrainedConfig, public: bool = False) ->
     """The class, the shapes, and every plain attribute that may steer the computation."""
     state: State = {"class": type(module).__qualname__}
     for key, value in vars(module).items():
-        if key in _IGNORED or _HOOKS.match(key) or (public and key.startswith("_")):
+        if key in _IGNORED or _HOOKS.search(key) or (public and key.startswith("_")):
             continue
         if isinstance(value, PreTrainedConfig):
             if not public and value is not shared:

@@ -21,8 +21,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from simdiff.layer_check import (
     INDEX_NAME,
     Comparison,
+    Difference,
     Structure,
     build,
+    build_cut,
     compare,
     describe,
 )
@@ -77,19 +79,21 @@ class Trial:
 
     def compare(self, cut: PreTrainedConfig) -> Comparison:
         """The cut model beside the dense one."""
-        return self.beside(build(self.model_class, cut))
+        return self.beside(build_cut(self.model_class, cut))
 
-    def beside(self, stock: PreTrainedModel) -> Comparison:
-        """A model built from a cut config beside the dense one."""
+    def beside(self, stock: PreTrainedModel | Difference) -> Comparison:
+        """What `build_cut` made of a cut config beside the dense model."""
+        if isinstance(stock, Difference):
+            return Comparison((*self.lost, stock), (), ())
         compared = compare(self.dense, describe(stock), self.depth.kept)
         return replace(compared, differences=(*self.lost, *compared.differences))
 
     def cost(self, cut: PreTrainedConfig) -> float:
         """The number of differences; infinite if the class refuses the config."""
-        try:
-            return len(self.compare(cut).differences)
-        except Exception:  # whatever a stock class raises on a config that it cannot build
-            return float("inf")
+        stock = build_cut(self.model_class, cut)
+        if isinstance(stock, Difference):
+            return math.inf
+        return len(self.beside(stock).differences)
 
 
 def search(trial: Trial, seconds: float = 60.0) -> PreTrainedConfig:

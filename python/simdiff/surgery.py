@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.layer_check import Comparison, build, describe, unlike
+from simdiff.layer_check import Comparison, build_cut, describe, unlike
 from simdiff.layer_config import cut_config, refuse, without_mtp
 from simdiff.layer_entries import MTP, check_layers, text_part
 from simdiff.layer_search import Trial
@@ -76,9 +76,10 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
     cut = cut_config(model.config, kept, trial=trial).config
     if not any(MTP.search(name) for name, _ in model.named_modules()):
         without_mtp(cut)
-    stock = build(type(model), cut)
+    stock = build_cut(type(model), cut)
     compared = trial.beside(stock)
     refuse(type(model), model.config, compared.differences, trial.dense, len(layers))
+    assert isinstance(stock, PreTrainedModel)  # else it was refused
     edits = _Edits()
     try:
         _follow(model, stock, compared, edits)
