@@ -266,6 +266,9 @@ def _list_follows(old: tuple[Any, ...], new: Any, num_layers: int, kept: Sequenc
         return False
     if all(isinstance(entry, int) for entry in old):
         return new == tuple(index for index, layer in enumerate(kept) if layer in old)
+    if all(isinstance(entry, tuple) and str(entry[0]).isdigit() for entry in old if entry):
+        index = {str(layer): str(place) for place, layer in enumerate(kept)}
+        return new == tuple((index[key], *rest) for key, *rest in old if key in index)
     gone = [entry for entry in old if entry not in new]
     kinds = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in gone]
     return all(str(kind).endswith(("attention", "conv")) for kind in kinds) and new == tuple(

@@ -35,6 +35,7 @@ from simdiff.layer_entries import (
     Depth,
     cut_entries,
     depth_of,
+    is_index_list,
     is_int,
     layer_counts,
     spans,
@@ -214,7 +215,9 @@ def _rescaled(value: float, share: float) -> Iterator[float]:
 
 def _other_readings(path: tuple[str, ...], value: Any, depth: Depth) -> Iterator[Edit]:
     """Left as it is, cut, renumbered from 0, from 1: lists whose length or name misleads."""
-    yield {path: value}
+    # Indices that stay as they were would look the same to the check, and name other layers.
+    if not is_index_list(path[-1], value, depth.num_layers):
+        yield {path: value}
     if isinstance(value, (list, tuple)):
         if len(value) >= depth.num_layers:
             yield {path: type(value)(depth.cut(value))}
