@@ -30,7 +30,7 @@ INDEX_NAME = re.compile(r"^_?(decoder_)?(layer|block)_?(idx|id|index|number|num)
 _IGNORED = set(vars(nn.Module())) | {
     "forward", "gradient_checkpointing", "generation_config", "name_or_path",
 }  # fmt: skip
-_HOOKS = re.compile(r"^_(hf|old|is_hf|gradient)")
+_HOOKS = re.compile(r"^_(hf|old|is_hf|gradient)|tied_weights_keys|keys_to_ignore")
 
 State = dict[str, Any]
 
@@ -72,6 +72,17 @@ def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTr
         return model_class(saved_and_loaded(config))
 
 
+def build_cut(
+    model_class: type[PreTrainedModel], cut: PreTrainedConfig
+) -> PreTrainedModel | Difference:
+    """The stock model of a cut config, or why the class refuses it."""
+    try:
+        return build(model_class, cut)
+    except Exception as error:  # whatever a stock class raises on a config that it cannot build
+        reason = " ".join(str(error).split())[:200]
+        return Difference(None, f"no model at all: {type(error).__name__}: {reason}")
+
+
 def describe(model: PreTrainedModel) -> Structure:
     """Read a model's structure; weights are not touched."""
     found = find_decoder_layers(model)
@@ -94,7 +105,7 @@ def _state(module: nn.Module, shared: PreTrainedConfig, public: bool = False) ->
     """The class, the shapes, and every plain attribute that may steer the computation."""
     state: State = {"class": type(module).__qualname__}
     for key, value in vars(module).items():
-        if key in _IGNORED or _HOOKS.match(key) or (public and key.startswith("_")):
+        if key in _IGNORED or _HOOKS.search(key) or (public and key.startswith("_")):
             continue
         if isinstance(value, PreTrainedConfig):
             if not public and value is not shared:
@@ -234,22 +245,37 @@ def _follows(
         return True
     if key.startswith("shape of ") or old is None:
         return False
-    if layer is None and (new is None or (isinstance(old, tuple) and "layer_types" in key)):
-        # A kind of layer that is gone needs no rotary frequencies any more.
-        return new is None or set(new) < set(old) or _cut(old, new, num_layers, kept)
+    if layer is None and new is None:
+        return True  # such as the rotary frequencies of a kind of layer that is gone
     if new is None:
         return False
     if isinstance(old, tuple):
-        return _cut(old, new, num_layers, kept)
+        return _list_follows(old, new, num_layers, kept)
     if not isinstance(old, int) or not isinstance(new, int):
         return False
     if layer is not None:
         return (old, new) == (num_layers, len(kept)) and "layer" in key
+    if "layer" in key and new == sum(layer < old for layer in kept):
+        return True  # the index of a first layer, like Gemma 4's first_kv_shared_layer_idx
     return old % num_layers == 0 and old // num_layers * len(kept) == new
 
 
-def _cut(old: Any, new: Any, num_layers: int, kept: Sequence[int]) -> bool:
-    return len(old) == num_layers and new == tuple(old[layer] for layer in kept)
+def _list_follows(old: tuple[Any, ...], new: Any, num_layers: int, kept: Sequence[int]) -> bool:
+    """One entry per layer, indices of layers, or the kinds of layers that there are."""
+    if len(old) == num_layers and new == tuple(old[layer] for layer in kept):
+        return True
+    if not isinstance(new, tuple):
+        return False
+    if all(isinstance(entry, int) for entry in old):
+        return new == tuple(index for index, layer in enumerate(kept) if layer in old)
+    if all(isinstance(entry, tuple) and str(entry[0]).isdigit() for entry in old if entry):
+        index = {str(layer): str(place) for place, layer in enumerate(kept)}
+        return new == tuple((index[key], *rest) for key, *rest in old if key in index)
+    gone = [entry for entry in old if entry not in new]
+    kinds = [entry[0] if isinstance(entry, tuple) and entry else entry for entry in gone]
+    return all(str(kind).endswith(("attention", "conv")) for kind in kinds) and new == tuple(
+        entry for entry in old if entry in new
+    )
 
 
 def _packed(

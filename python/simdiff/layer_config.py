@@ -11,8 +11,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 
 from simdiff.errors import SurgeryError
 from simdiff.layer_check import Difference, Structure
-from simdiff.layer_entries import MTP, MTP_COUNTS, cut_entries, depth_of, text_part
-from simdiff.layer_search import Trial, alternatives, search, spans
+from simdiff.layer_entries import MTP, MTP_COUNTS, cut_entries, depth_of, spans, text_part
+from simdiff.layer_search import Trial, alternatives, search
 
 
 @dataclass(frozen=True)

@@ -250,3 +250,14 @@ _RULES: tuple[_Rule, ...] = (
         lambda value, depth: depth.below(value + 1) - 1,
     ),
 )
+
+
+def spans(layers: Sequence[int]) -> str:
+    """Rising indices, runs joined: 0-2, 5."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -23,17 +24,21 @@ from simdiff.layer_check import (
     Difference,
     Structure,
     build,
+    build_cut,
     compare,
     describe,
 )
+from simdiff.layer_dependence import lost_attention, lost_by_sharing
 from simdiff.layer_entries import (
     LAYERISH,
     MTP,
     Depth,
     cut_entries,
     depth_of,
+    is_index_list,
     is_int,
     layer_counts,
+    spans,
     text_part,
 )
 
@@ -42,8 +47,14 @@ POSITION = re.compile(
 )
 """Names of numbers that may tell layers apart by position."""
 
+PER_LAYER = re.compile(r"layer|block|pattern|types|ratios|idx|ind(ex|ices)")
+"""Names of lists that are cut even where the class does not read them: other loaders may."""
+
 STEP = re.compile(r"step|freq|interval|period|pattern|every|stride")
 """Names of numbers n that mean every n-th layer."""
+
+SCALE = re.compile(r"scale|multiplier|factor|alpha|depth")
+"""Names of numbers that a class may divide by the depth, like MiniCPM's scale_depth."""
 
 Edit = dict[tuple[str, ...], Any]
 """New values by the path of their entry."""
@@ -64,57 +75,26 @@ class Trial:
         self.config = config
         self.dense = dense or describe(build(model_class, config))
         self.depth = depth_of(config, kept)
+        text = text_part(config)
+        self.lost = (*lost_by_sharing(text, self.depth), *lost_attention(text, self.depth))
 
     def compare(self, cut: PreTrainedConfig) -> Comparison:
         """The cut model beside the dense one."""
-        return self.beside(build(self.model_class, cut))
+        return self.beside(build_cut(self.model_class, cut))
 
-    def beside(self, stock: PreTrainedModel) -> Comparison:
-        """A model built from a cut config beside the dense one."""
+    def beside(self, stock: PreTrainedModel | Difference) -> Comparison:
+        """What `build_cut` made of a cut config beside the dense model."""
+        if isinstance(stock, Difference):
+            return Comparison((*self.lost, stock), (), ())
         compared = compare(self.dense, describe(stock), self.depth.kept)
-        lost = lost_by_sharing(text_part(self.config), self.depth)
-        lost += lost_attention(text_part(self.config), self.depth)
-        return replace(compared, differences=(*lost, *compared.differences))
+        return replace(compared, differences=(*self.lost, *compared.differences))
 
     def cost(self, cut: PreTrainedConfig) -> float:
         """The number of differences; infinite if the class refuses the config."""
-        try:
-            return len(self.compare(cut).differences)
-        except Exception:  # whatever a stock class raises on a config that it cannot build
-            return float("inf")
-
-
-def lost_by_sharing(text: PreTrainedConfig, depth: Depth) -> list[Difference]:
-    """Layers that reuse what the last layer before them computed, if that one goes.
-
-    GLM's and DeepSeek's sparse attention lets "shared" layers take the tokens that the indexer of
-    an earlier layer chose: an argument of the forward, which no attribute of a layer shows.
-    """
-    lost = []
-    for name, value in vars(text).items():
-        if isinstance(value, (list, tuple)) and len(value) == depth.num_layers:
-            source = None
-            for layer, kind in enumerate(value):
-                if kind != "shared":
-                    source = layer
-                elif layer in depth.kept and source is not None and source not in depth.kept:
-                    lost.append(Difference(layer, f"reuses the {name} of layer {source}"))
-    return lost
-
-
-def lost_attention(text: PreTrainedConfig, depth: Depth) -> list[Difference]:
-    """The last attention of a hybrid: stock caches count the tokens there, or cannot generate."""
-    kinds = getattr(text, "layer_types", None)
-    if not isinstance(kinds, (list, tuple)) or len(kinds) != depth.num_layers:
-        return []
-    attends = [layer for layer, kind in enumerate(kinds) if "attention" in _without_linear(kind)]
-    if not attends or any(layer in depth.kept for layer in attends):
-        return []
-    return [Difference(None, f"one of the attention layers {spans(attends)} must stay")]
-
-
-def _without_linear(kind: Any) -> str:
-    return "" if kind == "linear_attention" else str(kind)
+        stock = build_cut(self.model_class, cut)
+        if isinstance(stock, Difference):
+            return math.inf
+        return len(self.beside(stock).differences)
 
 
 def search(trial: Trial, seconds: float = 60.0) -> PreTrainedConfig:
@@ -122,7 +102,8 @@ def search(trial: Trial, seconds: float = 60.0) -> PreTrainedConfig:
     deadline = time.monotonic() + seconds
     best = cut_entries(trial.config, trial.depth)
     cost = trial.cost(best)
-    while cost > 0:
+    least = len(trial.lost)  # what no value of an entry can mend
+    while cost > least:
         improved = False
         for edit in _edits(trial):
             if time.monotonic() > deadline:
@@ -130,11 +111,26 @@ def search(trial: Trial, seconds: float = 60.0) -> PreTrainedConfig:
             attempt = _edited(best, edit)
             if attempt is not None and (attempt_cost := trial.cost(attempt)) < cost:
                 best, cost, improved = attempt, attempt_cost, True
-                if cost == 0:
+                if cost == least:
                     break
         if not improved:
             break
-    return best
+    return _with_coincidences(trial, best, cost)
+
+
+def _with_coincidences(trial: Trial, cut: PreTrainedConfig, cost: float) -> PreTrainedConfig:
+    """Put back lists that are as long as the model is deep, but that the class reads uncut.
+
+    End-of-text tokens, say: what neither is named like an entry per layer nor is missed.
+    """
+    after = dict(_entries(vars(text_part(cut))))
+    for path, value in _entries(vars(text_part(trial.config))):
+        named = any(PER_LAYER.search(name) for name in path)
+        if isinstance(value, (list, tuple)) and not named and after.get(path) != value:
+            attempt = _edited(cut, {path: value})
+            if attempt is not None and trial.cost(attempt) <= cost:
+                cut = attempt
+    return cut
 
 
 def _edited(config: PreTrainedConfig, edit: Edit) -> PreTrainedConfig | None:
@@ -174,6 +170,8 @@ def _edits(trial: Trial) -> Iterator[Edit]:
         ):
             yield {path: new}
     for path, value in entries.items():
+        if isinstance(value, float) and SCALE.search(path[-1]):
+            yield from ({path: new} for new in _rescaled(value, num_kept / depth.num_layers))
         if isinstance(value, (list, tuple, str, dict)) and value:
             yield from _other_readings(path, value, depth)
     steps = [path for path in numbers if STEP.search(path[-1])]
@@ -207,12 +205,25 @@ def _entries(
             yield (*path, name), value
 
 
+def _rescaled(value: float, share: float) -> Iterator[float]:
+    """What a class divides by the depth, or by its square root, to get the same as before."""
+    for new in (value * math.sqrt(share), value * share, value / math.sqrt(share), value / share):
+        yield new
+        yield math.nextafter(new, math.inf)  # the quotient must be the same to the last digit
+        yield math.nextafter(new, -math.inf)
+
+
 def _other_readings(path: tuple[str, ...], value: Any, depth: Depth) -> Iterator[Edit]:
     """Left as it is, cut, renumbered from 0, from 1: lists whose length or name misleads."""
-    yield {path: value}
+    # Indices that stay as they were would look the same to the check, and name other layers.
+    if not is_index_list(path[-1], value, depth.num_layers):
+        yield {path: value}
     if isinstance(value, (list, tuple)):
         if len(value) >= depth.num_layers:
             yield {path: type(value)(depth.cut(value))}
+        elif not all(map(is_int, value)):  # a unit that the class repeats along the depth
+            unrolled = [value[layer % len(value)] for layer in depth.kept]
+            yield {path: type(value)(unrolled)}
         if all(map(is_int, value)):
             yield {path: type(value)(depth.renumber(value))}
             yield {path: type(value)(depth.renumber(value, base=1))}
@@ -273,29 +284,18 @@ def alternatives(
             return False
         kept = [layer for layer in range(num_layers) if layer not in removed]
         trial = Trial(model_class, config, kept, dense)
-        return trial.cost(search(trial, left / 4)) == 0
+        return not trial.lost and trial.cost(search(trial, left / 4)) == 0
 
     found = []
     last = range(num_layers - num_removed, num_layers)
-    if works(last):
-        found.append(f"the last {num_removed} ({spans(last)})" if num_removed > 1 else f"{last[0]}")
+    if num_removed > 1 and works(last):
+        found.append(f"the last {num_removed} ({spans(last)})")
     kinds = [repr(sorted(layer.items())) for layer in signatures(dense)]
-    periods = (p for p in range(2, num_layers) if kinds[p:] == kinds[:-p])
+    periods = (p for p in range(2, num_layers // 2 + 1) if kinds[p:] == kinds[:-p])
     period = next(periods, None)
     if period and works(range(num_layers - period, num_layers)) and works(range(period)):
-        found.append(f"any {period} in a row (0-{period - 1}, {period}-{2 * period - 1}, ...)")
+        found.append(f"any {period} in a row (0-{period - 1}, 1-{period}, ...)")
     singles = [layer for layer in range(num_layers - 1, -1, -1) if works([layer])]
-    if singles and singles != [num_layers - 1]:
-        found.append(f"one of {spans(sorted(singles))}")
+    if len(singles) > 1 or (singles and num_removed == 1):
+        found.append(f"{'one of ' if len(singles) > 1 else ''}{spans(sorted(singles))}")
     return " or ".join(found) or "none was found"
-
-
-def spans(layers: Sequence[int]) -> str:
-    """Rising indices, runs joined: 0-2, 5."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][1] + 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in parts)

@@ -181,10 +181,10 @@ def find_decoder_layers(model: PreTrainedModel) -> DecoderLayers:
         outermost = [path for path in outermost if _owner_config(model, path) is text]
     if len(outermost) != 1:
         found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
-        wanted = " or ".join(f"{count} ({name})" for name, count in counts.items())
+        wanted = " or ".join(f"{count} decoder layers ({name})" for name, count in counts.items())
         raise SimdiffError(
-            f"{type(model).__name__} must have one list of decoder layers as long as its config "
-            f"says, {wanted}; lists found: {found}"
+            f"{type(model).__name__} must have one list of {wanted} like its config; "
+            f"lists found: {found}"
         )
     return DecoderLayers(outermost[0], lists[outermost[0]])
 

@@ -11,11 +11,19 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.layer_check import Comparison, build, describe, unlike
+from simdiff.layer_check import Comparison, build_cut, describe, unlike
 from simdiff.layer_config import cut_config, refuse, without_mtp
 from simdiff.layer_entries import MTP, check_layers, text_part
 from simdiff.layer_search import Trial
 from simdiff.models import DecoderLayers, find_decoder_layers, text_config
+
+_PARAMETER_NAMES = {
+    "all_tied_weights_keys",
+    "_tied_weights_keys",
+    "_keys_to_ignore_on_load_unexpected",
+    "_keys_to_ignore_on_load_missing",
+}
+"""Attributes of transformers' models that name parameters."""
 
 __all__ = ["SurgeryError", "remove_layers", "removed_layers"]
 
@@ -68,12 +76,14 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
     cut = cut_config(model.config, kept, trial=trial).config
     if not any(MTP.search(name) for name, _ in model.named_modules()):
         without_mtp(cut)
-    stock = build(type(model), cut)
+    stock = build_cut(type(model), cut)
     compared = trial.beside(stock)
     refuse(type(model), model.config, compared.differences, trial.dense, len(layers))
+    assert isinstance(stock, PreTrainedModel)  # else it was refused
     edits = _Edits()
     try:
         _follow(model, stock, compared, edits)
+        _follow_names(model, stock, edits)
         _slice(model, compared, num_layers, kept, edits)
         _replace_entries(model, text_part(cut), edits)
         _replace_layers(found, kept, edits)
@@ -119,6 +129,15 @@ def _follow(
         values = vars(stock.get_submodule(other))
         if key in values:  # frequencies of a kind of layer that is gone may stay: nobody asks
             edits.set(vars(model.get_submodule(own)), key, values[key])
+
+
+def _follow_names(model: PreTrainedModel, stock: PreTrainedModel, edits: _Edits) -> None:
+    """Which parameters are tied is told by name, and names hold the indices of layers."""
+    others = dict(stock.named_modules())
+    for name, module in model.named_modules():
+        other = vars(others[name]) if name in others else {}
+        for key in _PARAMETER_NAMES & set(other) & set(vars(module)):
+            edits.set(vars(module), key, other[key])
 
 
 def _slice(
