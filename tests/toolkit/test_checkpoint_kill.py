@@ -47,6 +47,7 @@ def in_a_child(work: Make, kill_after: float | None = None) -> int:
     """Run in a forked process, killed after some seconds; returns its wait status."""
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # a child that hangs ends too
         try:
             work()
             os._exit(0)
