@@ -19,6 +19,11 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune`."""
+    from simdiff.cli import prune_gguf
+    from simdiff.gguf_files import is_gguf
+
+    if is_gguf(arguments.model):
+        return prune_gguf.run(arguments)
     from simdiff.checkpoint import write_pruned
     from simdiff.files import check_new_path, new_directory
     from simdiff.models import load_model
