@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from simdiff.cli import evaluate, export, info, plan, profile, prune, run, score
+from simdiff.cli import evaluate, export, info, plan, profile, prune, run, score, verify
 from simdiff.errors import SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -15,6 +15,7 @@ COMMANDS = {
     "score": score,
     "plan": plan,
     "prune": prune,
+    "verify": verify,
     "export": export,
     "eval": evaluate,
     "profile": profile,
