@@ -18,6 +18,7 @@ from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, 
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
+from simdiff.model_card import write_card
 from simdiff.models import find_decoder_layers, load_model
 from simdiff.progress import step
 from simdiff.report.page import write_report
@@ -145,6 +146,7 @@ def run(
             "pruned": pruned,
         }
         write_json(scratch / "results.json", results)
+        write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)
     return RunOutcome(directory, scores, chosen, results)

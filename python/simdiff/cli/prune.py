@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         return prune_gguf.run(arguments)
     from simdiff.checkpoint import write_pruned
     from simdiff.files import check_new_path, new_directory
+    from simdiff.model_card import write_card
     from simdiff.models import load_model
     from simdiff.selection import PruningPlan
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     with new_directory(arguments.output, arguments.overwrite) as scratch:
         write_pruned(model, tokenizer, plan, scratch)
+        write_card(scratch, plan, arguments.model)
     removed = ", ".join(map(str, sorted(plan.removed)))
     show(
         arguments,
