@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.utils.hub import cached_file
 
-from simdiff.demo import DEMO
+from simdiff.demo import DEMO, demo_model
 from simdiff.exports import run_words
 from simdiff.files import MARKER, write_bytes
 from simdiff.scores import LayerScores
@@ -57,7 +58,7 @@ def write_card(
         scores: what the plan was made from, if at hand.
         results: the content of results.json, if the model was evaluated.
     """
-    folder = Path(source) if Path(source).is_dir() else None
+    folder = source_folder(source)
     if folder is not None:
         for name in licence_files(folder):
             if not (directory / name).exists():
@@ -70,6 +71,25 @@ def write_card(
         changes=config_changes(folder, directory),
     )
     write_bytes(directory / CARD, text.encode(errors="replace"))
+
+
+def source_folder(source: str | Path) -> Path | None:
+    """Where the files of a model are: a directory, or the snapshot of a hub name.
+
+    The card and the licence of a hub name are fetched if they can be: loading a model does not.
+    """
+    if source == DEMO:
+        return demo_model()
+    if Path(source).is_dir():
+        return Path(source)
+    found = None
+    for name in ("config.json", CARD, *_LICENCE_FILES, "NOTICE"):
+        try:
+            file = cached_file(str(source), name)
+        except (OSError, ValueError):  # no such file, no such name, no network
+            continue
+        found = Path(file).parent if file and found is None else found
+    return found
 
 
 def card(

@@ -19,6 +19,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from simdiff.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
@@ -87,8 +88,11 @@ def verify(directory: Path, against: str | None = None) -> list[Check]:
         SimdiffError: no directory, or no config.json in it; `against` cannot be loaded.
     """
     if not (directory / "config.json").is_file():
-        found = "no config.json" if directory.is_dir() else "no such directory"
+        found = "no config.json in it" if directory.is_dir() else "no directory of that name"
+        if directory.is_file():
+            found = "a file"
         raise SimdiffError(f"verify: {directory} must be a directory with a model, got {found}")
+    transformers_logging.disable_progress_bar()
     subject = _Subject(directory, against)
     checks = []
     for name, check in _CHECKS.items():

@@ -112,6 +112,25 @@ def test_licence_files_go_along(tmp_path: Path) -> None:
     assert "Their card" not in body
 
 
+def test_the_card_of_a_hub_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it lies in the hub's cache; nothing is asked of the network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = tmp_path / "cache" / "models--org--tiny" / "snapshots" / "abc"
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    snapshot.mkdir(parents=True)
+    source(snapshot, "license: other\nlicense_name: acme\nlicense_link: LICENSE", LICENSE="Acme")
+    target = tmp_path / "target"
+    target.mkdir()
+    write_card(target, plan_for(6, (1,), name="org/tiny"), "org/tiny")
+    header, body = parts((target / "README.md").read_text())
+    assert (header["base_model"], header["license_name"]) == ("org/tiny", "acme")
+    assert (target / "LICENSE").read_text() == "Acme"
+    assert "Copied from it: `LICENSE`" in body
+    write_card(target, plan_for(6, (1,), name="org/none"), "org/none")
+    assert "license" not in parts((target / "README.md").read_text())[0]
+
+
 @pytest.mark.parametrize("link", ["../../etc/passwd", "/etc/passwd", "..", "."])
 def test_a_licence_link_does_not_leave_the_source(link: str, tmp_path: Path) -> None:
     folder = source(tmp_path / "source", f"license: other\nlicense_link: {link}")

@@ -243,7 +243,8 @@ def test_the_command(
     assert content["ok"] is False
     assert [check["passed"] for check in content["checks"]] == [True] * 9 + [False]
     for wrong, words in (
-        ([str(tmp_path / "none")], "no such directory"),
+        ([str(tmp_path / "none")], "no directory of that name"),
+        ([str(checkpoint / WEIGHTS)], "a directory with a model, got a file"),
         ([str(tmp_path)], "no config.json"),
         ([str(checkpoint), "--against", str(tmp_path / "none")], "--against"),
     ):
