@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf_models import check_tensors, content, write_gguf
 from plans import plan_for
 
-from simdiff import cli, gguf_files
+from simdiff import cli, gguf_output
 from simdiff.errors import SimdiffError
 from simdiff.gguf_files import is_gguf, prune_gguf
 
@@ -140,17 +140,17 @@ def test_output_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         prune_gguf(tmp_path / "link.gguf", plan, source, overwrite=True)
     output = tmp_path / "b.gguf"
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_files, "_copy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(gguf_output, "_copy", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prune_gguf(source, plan, output)
     with monkeypatch.context() as patch:  # a copy that comes out short is noticed before renaming
-        copy = gguf_files._copy
-        patch.setattr(gguf_files, "_copy", lambda pieces, *rest: copy(list(pieces)[:-1], *rest))
+        copy = gguf_output._copy
+        patch.setattr(gguf_output, "_copy", lambda pieces, *rest: copy(list(pieces)[:-1], *rest))
         with pytest.raises(SimdiffError, match="truncated"):
             prune_gguf(source, plan, output)
     with monkeypatch.context() as patch:
         full = SimpleNamespace(free=100)
-        patch.setattr(gguf_files.shutil, "disk_usage", lambda _: full)
+        patch.setattr(gguf_output.shutil, "disk_usage", lambda _: full)
         with pytest.raises(SimdiffError, match="needs 0.00 GB, but"):
             prune_gguf(source, plan, output)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.gguf", "link.gguf", "out"]
