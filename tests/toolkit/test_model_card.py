@@ -131,13 +131,18 @@ def test_the_card_of_a_hub_name_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert "license" not in parts((target / "README.md").read_text())[0]
 
 
-@pytest.mark.parametrize("link", ["../../etc/passwd", "/etc/passwd", "..", "."])
+@pytest.mark.parametrize("link", ["../secret", "{}/a/secret", "..", ".", "README.md"])
 def test_a_licence_link_does_not_leave_the_source(link: str, tmp_path: Path) -> None:
-    folder = source(tmp_path / "source", f"license: other\nlicense_link: {link}")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "secret").write_text("secret")
+    front_matter = f"license: other\nlicense_link: {link.format(tmp_path)}"
+    folder = source(tmp_path / "a" / "source", front_matter)
     target = tmp_path / "target"
     target.mkdir()
     write_card(target, plan_for(6, (1,)), folder)
     assert [path.name for path in target.iterdir()] == ["README.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "target"]
+    assert "Copied from it" not in (target / "README.md").read_text()
 
 
 EVIL = [
@@ -174,6 +179,7 @@ def test_odd_names_break_nothing(name: str, tmp_path: Path) -> None:
     header, body = parts((target / "README.md").read_text(encoding="utf-8"))
     assert header["license"] == "apache-2.0"
     assert header.get("base_model") in (None, name)
+    assert all(character.isprintable() or character == "\n" for character in body)
     headings = re.findall(r"^#+ (.*)", body, flags=re.MULTILINE)
     assert headings[0].endswith("with 4 of 6 layers")
     assert headings[1:] == SECTIONS
