@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,10 +52,20 @@ def write_gguf(
     return path
 
 
+def read(path: Path) -> GGUFReader:
+    """What the gguf package reads; it takes seconds where there is a vocabulary."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, _: int) -> GGUFReader:
+    return GGUFReader(path)
+
+
 def content(path: Path) -> dict[str, Any]:
     return {
         name: (field.types, field.contents())
-        for name, field in GGUFReader(path).fields.items()
+        for name, field in read(path).fields.items()
         if not name.startswith("GGUF.")
     }
 
@@ -63,14 +74,14 @@ def check_tensors(cut: Path, sources: Sequence[Path], kept: Sequence[int]) -> No
     """Every tensor is there once, under its new number, bit for bit, aligned."""
     wanted = {}
     for source in sources:
-        for tensor in GGUFReader(source).tensors:
+        for tensor in read(source).tensors:
             name = tensor.name
             if match := re.fullmatch(r"blk\.(\d+)\.(.*)", name):
                 if int(match[1]) not in kept:
                     continue
                 name = f"blk.{list(kept).index(int(match[1]))}.{match[2]}"
             wanted[name] = tensor
-    reader = GGUFReader(cut)
+    reader = read(cut)
     assert sorted(tensor.name for tensor in reader.tensors) == sorted(wanted)
     for tensor in reader.tensors:
         original = wanted[tensor.name]
