@@ -19,6 +19,7 @@ from simdiff.errors import SurgeryError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
+from simdiff.model_card import write_card
 from simdiff.models import find_decoder_layers, load_model
 from simdiff.progress import step
 from simdiff.report.page import write_report
@@ -148,6 +149,7 @@ def run(
             "pruned": pruned,
         }
         write_json(scratch / "results.json", results)
+        write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)
     return RunOutcome(directory, scores, chosen, results)

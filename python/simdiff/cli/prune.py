@@ -25,8 +25,14 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune`."""
+    from simdiff.cli import prune_gguf
+    from simdiff.gguf_files import is_gguf
+
+    if is_gguf(arguments.model):
+        return prune_gguf.run(arguments)
     from simdiff.checkpoint import check_output, cut_checkpoint, write_cut
     from simdiff.files import check_new_path, new_directory
+    from simdiff.model_card import write_card
     from simdiff.models import source_directory
     from simdiff.selection import PruningPlan
 
@@ -40,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         cut = cut_checkpoint(source, plan, max_shard_size=arguments.max_shard_size)
         with new_directory(output, arguments.overwrite) as scratch:
             write_cut(cut, scratch)
+            write_card(scratch, plan, arguments.model)
         notes = cut.notes
     else:
         _convert(arguments, source, plan)
@@ -62,8 +69,10 @@ def _convert(arguments: argparse.Namespace, source: Path, plan: PruningPlan) -> 
     """Another dtype than the stored one takes a model in memory."""
     from simdiff.checkpoint import write_pruned
     from simdiff.files import new_directory
+    from simdiff.model_card import write_card
     from simdiff.models import load_model
 
     model, tokenizer = load_model(str(source), dtype=arguments.dtype, device=arguments.device)
     with new_directory(arguments.output, arguments.overwrite) as scratch:
         write_pruned(model, tokenizer, plan, scratch, max_shard_size=arguments.max_shard_size)
+        write_card(scratch, plan, arguments.model)
