@@ -154,7 +154,7 @@ def cut_entries(config: PreTrainedConfig, depth: Depth) -> PreTrainedConfig:
     if overrides is not None:
         kept = enumerate(depth.kept)
         new = {index: overrides[layer] for index, layer in kept if layer in overrides}
-        text.per_layer_config = new or None
+        text.per_layer_config = new  # an empty one too: without it a class fills in its own
     return cut
 
 

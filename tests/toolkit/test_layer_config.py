@@ -124,7 +124,7 @@ def test_overrides_of_single_layers_are_renumbered() -> None:
     cut = cut_entries(config, depth_of(config, (0, 2, 4)))
     assert [layer.head_dim for layer in cut.per_layer_config] == [8, 8, 16]
     cut = cut_entries(config, depth_of(config, (0, 2)))
-    assert not cut.is_heterogeneous
+    assert [layer.head_dim for layer in cut.per_layer_config] == [8, 8]
 
 
 def test_only_the_text_part_of_a_composite_config_is_cut() -> None:
@@ -223,6 +223,16 @@ def test_a_wrong_cut_is_noticed() -> None:
     cut = cut_config(config, (0, 2, 5)).config
     cut.layer_types = [SLIDING, SLIDING, FULL]
     with pytest.raises(SurgeryError, match=r"layers 2 \(layer 2 .*was full_attention, would be"):
+        check_cut(stock_class(config), config, cut, (0, 2, 5))
+
+
+def test_a_wrong_kind_that_only_the_forward_would_see() -> None:
+    """Caches and masks are chosen by config.layer_types; a Llama layer has no mark of it."""
+    config = make("LlamaConfig", {"layer_types": [SLIDING, FULL] * 3, "sliding_window": 4})
+    cut = cut_config(config, (0, 2, 5)).config
+    check_cut(stock_class(config), config, cut, (0, 2, 5))
+    cut.layer_types = [SLIDING, FULL, FULL]
+    with pytest.raises(SurgeryError, match="layer 2 layer_types was sliding_attention, would be f"):
         check_cut(stock_class(config), config, cut, (0, 2, 5))
 
 
