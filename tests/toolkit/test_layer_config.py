@@ -268,3 +268,11 @@ def test_bad_layers(kept: tuple[int, ...], wanted: str) -> None:
 def test_a_config_without_a_layer_count() -> None:
     with pytest.raises(SimdiffError, match="must have a number of layers.*num_hidden_layers"):
         cut_config(PreTrainedConfig(), (0,))
+
+
+def test_a_model_that_is_not_what_its_config_says() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    model.model.layers[3].mlp.up_proj = torch.nn.Linear(32, 64, bias=False)
+    with pytest.raises(SurgeryError, match=r"not what stock .* layer 3 mlp.up_proj: shape of wei"):
+        remove_layers(model, (1,))
+    assert len(model.model.layers) == 6
