@@ -13,7 +13,14 @@ from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
 
-DEPTH_NAMES = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_decoder_layers")
+DEPTH_NAMES = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_decoder_layers",
+    "num_blocks",
+)
 """Names of the layer count. A class maps its own to the first by its attribute_map."""
 
 MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
