@@ -24,6 +24,9 @@ Gemma 3n and 4 reshape `embed_tokens_per_layer` and `per_layer_model_projection`
 (..., num_hidden_layers, hidden_size_per_layer_input). What others pack is in unknown order.
 """
 
+RUN_TIME = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types")
+"""Entries, or properties, of the config that the forward of a model looks up by layer index."""
+
 INDEX_NAME = re.compile(r"^_?(decoder_)?(layer|block)_?(idx|id|index|number|num)$")
 """Attributes that hold a layer's own index. It must change: it counts the slots of the cache."""
 
@@ -54,6 +57,8 @@ class Structure:
     path: str
     layers: list[dict[str, State]]
     outside: dict[str, State] = field(repr=False)
+    kinds: dict[str, tuple[Any, ...]]
+    """Lists of the config that masks, rotary embeddings and caches are chosen by at run time."""
 
 
 def saved_and_loaded(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -94,7 +99,13 @@ def describe(model: PreTrainedModel) -> Structure:
         for name, module in model.named_modules()
         if name != found.path and not name.startswith(inside)
     }
-    return Structure(found.path, layers, outside)
+    kinds = {name: getattr(shared, name, None) for name in RUN_TIME}
+    lists = {
+        name: tuple(value)
+        for name, value in kinds.items()
+        if isinstance(value, (list, tuple)) and len(value) == len(layers)
+    }
+    return Structure(found.path, layers, outside, lists)
 
 
 def _states(layer: nn.Module, shared: PreTrainedConfig) -> dict[str, State]:
@@ -198,6 +209,12 @@ def compare(dense: Structure, cut: Structure, kept: Sequence[int]) -> Comparison
                 packed.append(found)
             else:
                 differences.append(Difference(layer, f"{place}{key} was {old}, would be {new}"))
+    for name, kinds in dense.kinds.items():
+        differences += [
+            Difference(layer, f"{name} was {kinds[layer]}, would be {new}")
+            for layer, new in zip(kept, cut.kinds.get(name, ()), strict=False)
+            if kinds[layer] != new
+        ]
     return Comparison(tuple(differences), tuple(follows), tuple(packed))
 
 

@@ -13,7 +13,14 @@ from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
 
-DEPTH_NAMES = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_decoder_layers")
+DEPTH_NAMES = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_decoder_layers",
+    "num_blocks",
+)
 """Names of the layer count. A class maps its own to the first by its attribute_map."""
 
 MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
@@ -154,7 +161,7 @@ def cut_entries(config: PreTrainedConfig, depth: Depth) -> PreTrainedConfig:
     if overrides is not None:
         kept = enumerate(depth.kept)
         new = {index: overrides[layer] for index, layer in kept if layer in overrides}
-        text.per_layer_config = new or None
+        text.per_layer_config = new  # an empty one too: without it a class fills in its own
     return cut
 
 

@@ -124,7 +124,7 @@ def test_overrides_of_single_layers_are_renumbered() -> None:
     cut = cut_entries(config, depth_of(config, (0, 2, 4)))
     assert [layer.head_dim for layer in cut.per_layer_config] == [8, 8, 16]
     cut = cut_entries(config, depth_of(config, (0, 2)))
-    assert not cut.is_heterogeneous
+    assert [layer.head_dim for layer in cut.per_layer_config] == [8, 8]
 
 
 def test_only_the_text_part_of_a_composite_config_is_cut() -> None:
@@ -226,6 +226,16 @@ def test_a_wrong_cut_is_noticed() -> None:
         check_cut(stock_class(config), config, cut, (0, 2, 5))
 
 
+def test_a_wrong_kind_that_only_the_forward_would_see() -> None:
+    """Caches and masks are chosen by config.layer_types; a Llama layer has no mark of it."""
+    config = make("LlamaConfig", {"layer_types": [SLIDING, FULL] * 3, "sliding_window": 4})
+    cut = cut_config(config, (0, 2, 5)).config
+    check_cut(stock_class(config), config, cut, (0, 2, 5))
+    cut.layer_types = [SLIDING, FULL, FULL]
+    with pytest.raises(SurgeryError, match="layer 2 layer_types was sliding_attention, would be f"):
+        check_cut(stock_class(config), config, cut, (0, 2, 5))
+
+
 def test_heads_of_prediction_are_no_layers() -> None:
     """They stay in a cut config; a model in memory has none, and says so when it is saved."""
     config = make("MellumConfig", {**EXPERTS, "num_mtp_layers": 1})
@@ -258,3 +268,11 @@ def test_bad_layers(kept: tuple[int, ...], wanted: str) -> None:
 def test_a_config_without_a_layer_count() -> None:
     with pytest.raises(SimdiffError, match="must have a number of layers.*num_hidden_layers"):
         cut_config(PreTrainedConfig(), (0,))
+
+
+def test_a_model_that_is_not_what_its_config_says() -> None:
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    model.model.layers[3].mlp.up_proj = torch.nn.Linear(32, 64, bias=False)
+    with pytest.raises(SurgeryError, match=r"not what stock .* layer 3 mlp.up_proj: shape of wei"):
+        remove_layers(model, (1,))
+    assert len(model.model.layers) == 6
