@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
@@ -206,9 +207,9 @@ void check_batch(int64_t num_states, int64_t inner) {
     expect(totals_of(states, mask.get(), num_threads).moments == got.moments, "bitwise", "batch",
            num_threads, num_states, size);
   }
-  // One pair in a corner of the matrix and one inside, out of the values themselves.
-  for (const auto& [i, j] :
-       {std::pair{int64_t{0}, num_states - 1}, std::pair{num_states - 2, num_states - 1}}) {
+  // One pair in the corner of the matrix and one inside, out of the values themselves.
+  const int64_t j = num_states - 1;
+  for (const int64_t i : {int64_t{0}, j - 1}) {
     long double sums[kNumBlockMetrics] = {}, squares[kNumBlockMetrics] = {}, maximum = 0;
     for (int64_t t = 0; t < outer * inner; ++t) {
       if (!mask[t] || t == 8) continue;
