@@ -1,6 +1,6 @@
 // From the sums of a token's pairs to metrics, folded into the running moments of every pair;
-// compiled once for each instruction set. Loops run over pairs side by side, without branches, so
-// that they become vector code: 465 roots a token would else take as long as the sums.
+// compiled once for each instruction set. Several pairs at a time: one after the other, the 465 of
+// 31 states would take as long as their sums.
 #pragma once
 
 #include <cmath>
@@ -17,16 +17,28 @@ struct Trust {
   double nearest;
 };
 
+// kPairLanes pairs side by side, written out: GCC makes no AVX2 code of the comparisons otherwise.
+// Everything of BlockWork is aligned for them.
+typedef double Doubles __attribute__((vector_size(8 * kPairLanes), may_alias));
+typedef int64_t Masks __attribute__((vector_size(8 * kPairLanes)));
+
+inline const Doubles& at(const double* pointer) {
+  return *reinterpret_cast<const Doubles*>(pointer);
+}
+
+inline Doubles& at(double* pointer) { return *reinterpret_cast<Doubles*>(pointer); }
+
 // Whether errors of some 1e-8 in the sums make errors of some 1e-7 in the metrics; cf.
 // float32_is_enough in row_sums_short.h. norm_gap has an absolute error of some 1e-15 |h|, so that
 // its share in the error of sum d^2 - norm_gap^2 is below 1e-13 |h| / |d|.
-inline bool sums_suffice(const Trust& trust, double squared, double absolute, double norm_gap,
-                         double both_norms_squared) {
-  const bool equal = (squared == 0) & (absolute == 0);
-  const bool in_range = (squared >= trust.smallest) & (squared < trust.largest);
-  const bool apart = squared >= trust.nearest * both_norms_squared;
-  const bool turned = norm_gap * norm_gap <= 0.9375 * squared;
-  return equal | (in_range & apart & turned);
+inline void sums_suffice(const Trust& trust, const Doubles& squared, const Doubles& absolute,
+                         const Doubles& norm_gap, const Doubles& both_norms_squared,
+                         Masks& result) {
+  const Masks equal = (squared == 0.0) & (absolute == 0.0);
+  const Masks in_range = (squared >= trust.smallest) & (squared < trust.largest);
+  const Masks apart = squared >= trust.nearest * both_norms_squared;
+  const Masks turned = norm_gap * norm_gap <= 0.9375 * squared;
+  result = equal | (in_range & apart & turned);
 }
 
 // One pair in float64. |h_j|^2 - |h_i|^2 is summed as d (x + y), as exact relative to d as d is.
@@ -65,65 +77,55 @@ void exact_pair(const void* const* rows, int64_t i, int64_t j, BlockWork& work) 
 template <class Exact, class Element>
 void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& trust,
                BlockWork& work) {
-  const int64_t stride = work.stride;
   const double norm = work.norm[i], norm_squared = work.norm_squared[i];
-  const double *norms = work.norm.get(), *norms_squared = work.norm_squared.get();
-  const double* squared = work.squared.get() + i * stride;
-  const double* absolute = work.absolute.get() + i * stride;
-  double* norm_gap = work.norm_gap.get() + i * stride;
-  int64_t num_inexact = 0;
-  for (int64_t j = first; j < stride; ++j) {
-    norm_gap[j] = norms[j] - norm;
-    num_inexact +=
-        !sums_suffice(trust, squared[j], absolute[j], norm_gap[j], norm_squared + norms_squared[j]);
-  }
-  if (num_inexact == 0) return;
-  for (int64_t j = i + 1; j < work.num_states; ++j) {
-    if (!sums_suffice(trust, squared[j], absolute[j], norm_gap[j],
-                      norm_squared + norms_squared[j])) {
-      exact_pair<Exact, Element>(rows, i, j, work);
+  const int64_t row = i * work.stride;
+  for (int64_t j = first; j < work.stride; j += kPairLanes) {
+    const Doubles norm_gap = at(&work.norm[j]) - norm;
+    at(&work.norm_gap[row + j]) = norm_gap;
+    Masks suffice;
+    sums_suffice(trust, at(&work.squared[row + j]), at(&work.absolute[row + j]), norm_gap,
+                 norm_squared + at(&work.norm_squared[j]), suffice);
+    int64_t all = -1;
+    for (int lane = 0; lane < kPairLanes; ++lane) all &= suffice[lane];
+    if (all) continue;
+    for (int lane = 0; lane < kPairLanes; ++lane) {
+      const int64_t column = j + lane;
+      if (suffice[lane] || column <= i || column >= work.num_states) continue;
+      exact_pair<Exact, Element>(rows, i, column, work);
     }
   }
 }
 
-[[maybe_unused]] void fold_row(const BlockWork& work, int64_t i, int64_t first, double* moments) {
-  const int64_t stride = work.stride, matrix = work.num_states * stride;
+// Adds the metrics of the pairs (i, j) to `moments`.
+[[maybe_unused]] void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
+  const int64_t row = i * work.stride, matrix = work.num_states * work.stride;
   const double norm = work.norm[i], inverse = work.inverse_norm[i];
   const double inverse_size = 1.0 / static_cast<double>(work.hidden_size);
-  const double *norms = work.norm.get(), *inverses = work.inverse_norm.get();
-  const double* all_squared = work.squared.get() + i * stride;
-  const double* all_absolute = work.absolute.get() + i * stride;
-  const double* norm_gap = work.norm_gap.get() + i * stride;
-  double* const sums = moments + i * stride;
-  double* const squares = sums + kNumBlockMetrics * matrix;
-  double* const maxima = squares + kNumBlockMetrics * matrix;
-  // Fifteen arrays are too many to compare for overlaps at run time: there are none.
-#if defined(__clang__)
-#pragma clang loop vectorize(assume_safety)
-#else
-#pragma GCC ivdep
-#endif
-  for (int64_t j = first; j < stride; ++j) {
-    const double squared = all_squared[j], absolute = all_absolute[j] * inverse_size;
-    double cosine = 0.5 * ((squared - norm_gap[j] * norm_gap[j]) * inverse) * inverses[j];
-    cosine = cosine < 0 ? 0.0 : cosine;  // rounding may leave [0, 2] by an ulp
-    cosine = cosine > 2 ? 2.0 : cosine;
+  const Doubles zeros = {}, ones = zeros + 1.0, twos = zeros + 2.0;
+  const Doubles undefined_relative = inverse == 0 ? ones : zeros;
+  const double* all_squared = &work.squared[row];
+  double* const lengths = work.length.get();
+  for (int64_t j = first; j < work.stride; ++j) lengths[j] = std::sqrt(all_squared[j]);
+  for (int64_t j = first; j < work.stride; j += kPairLanes) {
+    const Doubles squared = at(all_squared + j), gap = at(&work.norm_gap[row + j]);
+    const Doubles inverses = at(&work.inverse_norm[j]);
+    Doubles cosine = 0.5 * ((squared - gap * gap) * inverse) * inverses;
+    cosine = cosine < zeros ? zeros : cosine;  // rounding may leave [0, 2] by an ulp
+    cosine = cosine > twos ? twos : cosine;
     // A zero vector has no direction: nothing in common with anything but another zero vector.
-    const double undefined_cosine = norm == norms[j] ? 0.0 : 1.0;
-    const bool has_zero = (inverse == 0) | (inverses[j] == 0);
-    cosine = has_zero ? undefined_cosine : cosine;
-    const double undefined_relative = squared == 0 ? 0.0 : 1.0;
-    double relative = std::sqrt(squared) * inverse;
-    relative = inverse == 0 ? undefined_relative : relative;
-    sums[j] += cosine;
-    sums[matrix + j] += squared;
-    sums[2 * matrix + j] += absolute;
-    sums[3 * matrix + j] += relative;
-    squares[j] += cosine * cosine;
-    squares[matrix + j] += squared * squared;
-    squares[2 * matrix + j] += absolute * absolute;
-    squares[3 * matrix + j] += relative * relative;
-    maxima[j] = squared > maxima[j] ? squared : maxima[j];
+    const Doubles undefined_cosine = at(&work.norm[j]) == norm ? zeros : ones;
+    cosine = inverses * inverse == zeros ? undefined_cosine : cosine;
+    const Doubles relative =
+        at(lengths + j) * inverse + (squared == zeros ? zeros : undefined_relative);
+    const Doubles values[kNumBlockMetrics] = {cosine, squared,
+                                              at(&work.absolute[row + j]) * inverse_size, relative};
+    double* const sums = moments + row + j;
+    for (int m = 0; m < kNumBlockMetrics; ++m) {
+      at(sums + m * matrix) += values[m];
+      at(sums + (kNumBlockMetrics + m) * matrix) += values[m] * values[m];
+    }
+    Doubles& maximum = at(sums + 2 * kNumBlockMetrics * matrix);
+    maximum = squared > maximum ? squared : maximum;
   }
 }
 

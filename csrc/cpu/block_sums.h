@@ -51,6 +51,7 @@ struct BlockWork {
         norm_squared(aligned_array<double>(stride)),
         norm(aligned_array<double>(stride)),
         inverse_norm(aligned_array<double>(stride)),
+        length(aligned_array<double>(stride)),
         squared(aligned_array<double>(num_states * stride)),
         absolute(aligned_array<double>(num_states * stride)),
         norm_gap(aligned_array<double>(num_states * stride)) {}
@@ -65,6 +66,7 @@ struct BlockWork {
   Array<double> norm_squared;  // |h_k|^2, exact products in float64
   Array<double> norm;
   Array<double> inverse_norm;  // 0 for a zero vector
+  Array<double> length;        // of the differences of one row of pairs
   Array<double> squared;       // matrix: sum d^2 with d = h_j - h_i
   Array<double> absolute;      // matrix: sum |d|
   Array<double> norm_gap;      // matrix: |h_j| - |h_i|

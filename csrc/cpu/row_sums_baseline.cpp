@@ -80,7 +80,7 @@ struct Baseline {
 struct BaselineShort {
   using Scalar = float;
   static constexpr int lanes = 4, tile_rows = 2, tile_columns = 2;
-  typedef float Register __attribute__((vector_size(16)));
+  typedef float Register __attribute__((vector_size(16), may_alias));
 
   static Register zero() { return Register{}; }
 

@@ -255,8 +255,8 @@ int main() {
       check_nonfinite(*set, dtype, random);
     }
     select_instruction_set(set->name);
-    check_batch(5, 700);
-    check_batch(70, 700);
+    check_batch(5, 1400);
+    check_batch(70, 1400);
   }
   std::printf("%d passed, %d failed\n", checks - failures, failures);
   return failures != 0;
