@@ -66,7 +66,10 @@ def eager(states: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def problem(states: Sequence[Tensor], backend: str | None) -> str | None:
-    """Why our matrices are wrong on the first tokens, compared with the specification, or None."""
+    """Why our matrices are wrong on the first tokens, compared with the specification, or None.
+
+    On the CPU a cosine distance is a sixteenth or more of sums that are off by some 1e-7.
+    """
     first = [state[:, :12] for state in states]
     ours, wanted = (RunningBlockScores(len(first) - 1, backend=b) for b in (backend, "reference"))
     for scores in (ours, wanted):
@@ -74,7 +77,7 @@ def problem(states: Sequence[Tensor], backend: str | None) -> str | None:
     got, exact = ours.finish(), wanted.finish()
     for name in (*BLOCK_METRICS, "squared_difference_maximum"):
         error = (getattr(got, name) / getattr(exact, name) - 1).nan_to_num(0).abs().max().item()
-        if not error <= 1e-6:
+        if not error <= 4e-6:
             return f"{name}: relative error {error:.2e}"
     return None
 
