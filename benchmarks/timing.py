@@ -86,7 +86,7 @@ def read_or_copy(pair: Pair, device: str) -> Callable[[], object]:
     from simdiff_kernels import _C
 
     (x, y), size = pair, pair[0].nbytes
-    return lambda: _C.read_memory([x.data_ptr(), y.data_ptr()], size)
+    return lambda: _C.read_memory(x.data_ptr(), y.data_ptr(), size)
 
 
 def _on_cpu(run: Callable[[Tensor, Tensor], object], pairs: Sequence[Pair], calls: int) -> float:

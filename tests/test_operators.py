@@ -130,7 +130,7 @@ print("imported")
     assert result.stdout == "imported\n", result.stderr
 
 
-@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "neon"])
 def test_instruction_set_is_chosen_by_environment(name: str) -> None:
     import simdiff_kernels._C as extension
 

@@ -1,6 +1,6 @@
-// The tokens that a thread measures together. First all rows are read, then one loop turns sums
-// into metrics and one folds them, metric by metric: vector code, where one token after the other
-// would take as long as reading a row of 576 bfloat16 entries.
+// The rows that a thread measures together: sums are turned into metrics several rows at a time and
+// folded metric by metric: vector code, where one row after the other would take as long as reading
+// a row of 576 bfloat16 entries.
 #pragma once
 
 #include <cstdint>
@@ -9,14 +9,20 @@
 
 namespace simdiff {
 
-inline constexpr int64_t kMaxChunk = 1024;
-inline constexpr int kTokenLanes = 8;  // tokens folded together
+inline constexpr int64_t kCacheLine = 64;   // bytes
+inline constexpr int64_t kMaxChunk = 1024;  // rows
+inline constexpr int kMaxRowsTogether = 4;  // read side by side
+inline constexpr int kTokenLanes = 8;       // rows turned into metrics, and folded, together
 static_assert(kMaxChunk % kTokenLanes == 0);
 
+// Room for the rows with which the last kTokenLanes are filled up.
 struct Chunk {
-  RowSums sums[kMaxChunk];
-  double values[kNumMetrics][kMaxChunk];
-  int64_t used[kMaxChunk];  // counted and finite: all bits set, else none
+  RowSums sums[kMaxChunk + kTokenLanes];
+  double values[kNumMetrics][kMaxChunk + kTokenLanes];
+  int64_t used[kMaxChunk + kTokenLanes];  // counted and finite: all bits set, else none
+  // Where reading goes on with the next chunk.
+  const char* upcoming[2 * kMaxRowsTogether];
+  int num_upcoming = 0;
 };
 
 }  // namespace simdiff

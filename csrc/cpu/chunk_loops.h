@@ -1,4 +1,4 @@
-// What follows the rows of a chunk; compiled once for each instruction set, like row_sums_loop.h.
+// What follows the sums of rows; compiled once for each instruction set, like row_sums_loop.h.
 #pragma once
 
 #include <algorithm>
@@ -10,17 +10,23 @@
 namespace simdiff {
 namespace {
 
-[[maybe_unused]] void measure(Chunk& chunk, int64_t num_tokens, int64_t hidden_size) {
-  for (int64_t t = 0; t < num_tokens; ++t) {
-    const TokenMetrics metrics = token_metrics(chunk.sums[t], hidden_size);
-    for (int m = 0; m < kNumMetrics; ++m) chunk.values[m][t] = metrics.values[m];
+// The metrics of the first num_rows rows, from their sums; a whole number of kTokenLanes is
+// measured. Meanwhile the memory goes on with what is read next: otherwise it would stand still for
+// 4% of the time with rows of 576 bfloat16 entries.
+[[maybe_unused]] void measure(Chunk& chunk, int64_t num_rows, int64_t hidden_size) {
+  for (int64_t begin = 0, line = 0; begin < num_rows; begin += kTokenLanes, line += kCacheLine) {
+    for (int i = 0; i < chunk.num_upcoming; ++i) __builtin_prefetch(chunk.upcoming[i] + line);
+    for (int64_t t = begin; t < begin + kTokenLanes; ++t) {
+      const TokenMetrics metrics = token_metrics(chunk.sums[t], hidden_size);
+      for (int m = 0; m < kNumMetrics; ++m) chunk.values[m][t] = metrics.values[m];
+    }
   }
 }
 
-// One metric of the used tokens, the first of which is `first_index`; `padded` is a multiple of
-// kTokenLanes and the tokens beyond the last are not used.
+// One metric of the used rows; `padded` is a multiple of kTokenLanes and the rows beyond the last
+// are not used.
 inline void fold_metric(const double* values, const int64_t* used, int64_t padded,
-                        int64_t first_index, RunningState& state, int m) {
+                        RunningState& state, int m) {
   typedef double Doubles __attribute__((vector_size(8 * kTokenLanes)));
   typedef int64_t Masks __attribute__((vector_size(8 * kTokenLanes)));
   Doubles sum = {}, squares = {};
@@ -46,16 +52,15 @@ inline void fold_metric(const double* values, const int64_t* used, int64_t padde
   for (int64_t t = 0; t < padded; ++t) {
     if (used[t] && values[t] == maximum) {
       state.maximum[m] = maximum;
-      state.argmax[m] = first_index + t;
+      state.argmax[m] = t;
       return;
     }
   }
 }
 
-[[maybe_unused]] void fold(const Chunk& chunk, int64_t padded, int64_t first_index,
-                           RunningState& state) {
+[[maybe_unused]] void fold(const Chunk& chunk, int64_t padded, RunningState& state) {
   for (int m = 0; m < kNumMetrics; ++m) {
-    fold_metric(chunk.values[m], chunk.used, padded, first_index, state, m);
+    fold_metric(chunk.values[m], chunk.used, padded, state, m);
   }
 }
 

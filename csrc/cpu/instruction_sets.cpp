@@ -24,6 +24,8 @@ const std::vector<const InstructionSet*>& compiled_instruction_sets() {
 #if defined(__x86_64__)
       &kAvx2,
       &kAvx512,
+#elif defined(__aarch64__)
+      &kNeon,
 #endif
   };
   return sets;

@@ -18,21 +18,21 @@ struct RowPair {
   const void* after;
 };
 
-// Reads num_rows pairs of rows once and writes their sums. A row's sums do not depend on the rows
-// that it is read with.
-using RowSumsFunction = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size,
-                                 RowSums* sums);
+// Reads num_rows pairs of rows once: their sums and, from these, their metrics go into the chunk. A
+// row's result does not depend on the rows that it is read with.
+using MeasureRows = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size,
+                             Chunk& chunk);
 
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  RowSumsFunction row_sums[kNumDTypes];  // indexed by DType
-  // Turns the first num_tokens sums of a chunk into metrics.
-  void (*measure)(Chunk& chunk, int64_t num_tokens, int64_t hidden_size);
-  // Folds the used tokens into a state that has seen none; `padded` is a multiple of kTokenLanes.
-  void (*fold)(const Chunk& chunk, int64_t padded, int64_t first_index, RunningState& state);
-  // The bitwise or of all bytes: a pure read, for measurements.
-  uint64_t (*read_bytes)(const void* data, int64_t num_bytes);
+  int rows_together;                     // how many rows measure_rows reads side by side
+  MeasureRows measure_rows[kNumDTypes];  // indexed by DType
+  // Folds the used rows into a state that has seen none, argmax counting the chunk's rows; `padded`
+  // is a multiple of kTokenLanes.
+  void (*fold)(const Chunk& chunk, int64_t padded, RunningState& state);
+  // The bitwise or of num_bytes bytes from each pointer: a pure read, for measurements.
+  uint64_t (*read_bytes)(const void* before, const void* after, int64_t num_bytes);
   BlockTokenFunction block_token[kNumDTypes];  // null: that of the baseline
 };
 
@@ -40,6 +40,8 @@ extern const InstructionSet kBaseline;
 #if defined(__x86_64__)
 extern const InstructionSet kAvx2;
 extern const InstructionSet kAvx512;
+#elif defined(__aarch64__)
+extern const InstructionSet kNeon;
 #endif
 
 // Compiled in, narrowest first; those that this processor can run are a prefix.

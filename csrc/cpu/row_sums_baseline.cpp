@@ -113,8 +113,8 @@ bool runs_here() { return true; }
 
 const InstructionSet kBaseline = {"baseline",
                                   &runs_here,
-                                  SIMDIFF_ROW_SUMS(Baseline),
-                                  &measure,
+                                  1,
+                                  SIMDIFF_MEASURE_ROWS(Baseline),
                                   &fold,
                                   &read_bytes,
                                   SIMDIFF_BLOCKS(Baseline, BaselineShort)};

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "chunk_loops.h"
 #include "row_sums.h"
 
 namespace simdiff {
@@ -77,16 +78,17 @@ RowSums row_sums(const void* before_row, const void* after_row, int64_t hidden_s
 }
 
 template <class Vector, class Element>
-void all_row_sums(const RowPair* rows, int64_t num_rows, int64_t hidden_size, RowSums* sums) {
+void measure_rows(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk) {
   for (int64_t r = 0; r < num_rows; ++r) {
-    sums[r] = row_sums<Vector, Element>(rows[r].before, rows[r].after, hidden_size);
+    chunk.sums[r] = row_sums<Vector, Element>(rows[r].before, rows[r].after, hidden_size);
   }
+  measure(chunk, num_rows, hidden_size);
 }
 
 }  // namespace
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_ROW_SUMS(Vector)                                                                 \
-  {&all_row_sums<Vector, float>, &all_row_sums<Vector, double>, &all_row_sums<Vector, BFloat16>, \
-   &all_row_sums<Vector, Float16>}
+#define SIMDIFF_MEASURE_ROWS(Vector)                                                             \
+  {&measure_rows<Vector, float>, &measure_rows<Vector, double>, &measure_rows<Vector, BFloat16>, \
+   &measure_rows<Vector, Float16>}

@@ -27,9 +27,9 @@ namespace simdiff {
 namespace {
 
 inline constexpr int64_t kShortSteps = 24;
-// How far ahead of a load its cache line is asked for. From 512 to 1024 bytes are alike.
-inline constexpr int64_t kPrefetchBytes = 512;
-inline constexpr int64_t kCacheLine = 64;
+// How far ahead of a load its cache line is asked for, in each row: with 8 rows, 32 lines. Measured
+// on Zen 4: 128 to 320 bytes are alike, 512 reads a tenth less a second, 1024 a fifth.
+inline constexpr int64_t kPrefetchBytes = 256;
 
 template <class Vector>
 struct ShortSums {
@@ -182,8 +182,9 @@ inline int64_t finish(RowSums* sums, int64_t num_rows) {
 }
 
 template <class Vector, class Exact, class Element>
-void all_row_sums_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, RowSums* sums) {
+void measure_rows_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk) {
   constexpr int together = Vector::rows;
+  RowSums* sums = chunk.sums;
   // Rows far from each other, so that each is read on where its predecessor ended.
   const int64_t stride = num_rows / together;
   for (int64_t r = 0; r < stride; ++r) {
@@ -192,17 +193,19 @@ void all_row_sums_short(const RowPair* rows, int64_t num_rows, int64_t hidden_si
   for (int64_t r = together * stride; r < num_rows; ++r) {
     side_by_side<Vector, Element, 1>(rows + r, 1, hidden_size, sums + r);
   }
-  if (finish(sums, num_rows) == 0) return;
-  for (int64_t r = 0; r < num_rows; ++r) {
-    if (float32_is_enough(sums[r])) continue;
-    sums[r] = row_sums<Exact, Element>(rows[r].before, rows[r].after, hidden_size);
+  if (finish(sums, num_rows) > 0) {
+    for (int64_t r = 0; r < num_rows; ++r) {
+      if (float32_is_enough(sums[r])) continue;
+      sums[r] = row_sums<Exact, Element>(rows[r].before, rows[r].after, hidden_size);
+    }
   }
+  measure(chunk, num_rows, hidden_size);
 }
 
 }  // namespace
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_ROW_SUMS_SHORT(Exact, Short)                               \
-  {&all_row_sums_short<Short, Exact, float>, &all_row_sums<Exact, double>, \
-   &all_row_sums_short<Short, Exact, BFloat16>, &all_row_sums_short<Short, Exact, Float16>}
+#define SIMDIFF_MEASURE_ROWS_SHORT(Exact, Short)                           \
+  {&measure_rows_short<Short, Exact, float>, &measure_rows<Exact, double>, \
+   &measure_rows_short<Short, Exact, BFloat16>, &measure_rows_short<Short, Exact, Float16>}

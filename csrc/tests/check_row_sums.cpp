@@ -92,10 +92,10 @@ Rows make_row(DType dtype, int64_t size, int64_t offset, std::mt19937& random) {
 
 RowSums sums_of_one(const InstructionSet& set, int dtype, const void* before, const void* after,
                     int64_t size) {
+  static Chunk chunk;
   const RowPair row{before, after};
-  RowSums sums;
-  set.row_sums[dtype](&row, 1, size, &sums);
-  return sums;
+  set.measure_rows[dtype](&row, 1, size, chunk);
+  return chunk.sums[0];
 }
 
 bool close(double got, long double wanted, double relative) {
@@ -140,13 +140,15 @@ void check_float16_values(const InstructionSet& set) {
   }
 }
 
-// A row's sums are the same bits whatever it is read with, and wherever float32 is not enough.
+// A row's sums and metrics are the same bits whatever it is read with, and wherever float32 is not
+// enough; so many rows that those read side by side are far apart.
 void check_rows_together(const InstructionSet& set, DType dtype, int64_t size,
                          std::mt19937& random) {
-  constexpr int64_t most = 11;
+  constexpr int64_t most = 4 * (kTokenLanes + 1) + 3;
   const int index = static_cast<int>(dtype);
   std::vector<Rows> before, after;
   std::vector<RowPair> pairs;
+  std::vector<RowSums> alone;
   for (int64_t r = 0; r < most; ++r) {
     before.push_back(make_row(dtype, size, 0, random));
     after.push_back(make_row(dtype, size, 0, random));
@@ -155,20 +157,34 @@ void check_rows_together(const InstructionSet& set, DType dtype, int64_t size,
   }
   for (int64_t r = 0; r < most; ++r) {
     pairs.push_back({before[r].bytes.data(), after[r].bytes.data()});
+    alone.push_back(sums_of_one(set, index, pairs[r].before, pairs[r].after, size));
   }
+  static Chunk got;
   for (int64_t num_rows = 0; num_rows <= most; ++num_rows) {
     const RowSums untouched{-1, -2, -3, -4};
-    RowSums got[most + 1];
-    std::fill(got, got + most + 1, untouched);
-    set.row_sums[index](pairs.data(), num_rows, size, got);
-    bool same = true;
+    std::fill(got.sums, got.sums + most + 1, untouched);
+    for (auto& values : got.values) std::fill(values, values + most + 1, -1.0);
+    set.measure_rows[index](pairs.data(), num_rows, size, got);
+    bool same = true, measured = true;
     for (int64_t r = 0; r < num_rows; ++r) {
-      const RowSums alone =
-          sums_of_one(set, index, before[r].bytes.data(), after[r].bytes.data(), size);
-      same = same && std::memcmp(&got[r], &alone, sizeof alone) == 0;
+      same = same && std::memcmp(&got.sums[r], &alone[r], sizeof alone[r]) == 0;
+      const TokenMetrics wanted = token_metrics(alone[r], size);
+      for (int m = 0; m < kNumMetrics; ++m) {
+        const double value = got.values[m][r];
+        const bool both_nan = std::isnan(value) && std::isnan(wanted.values[m]);
+        // A fused multiply-add rounds once where this program rounds twice; the cosine distance
+        // divides the difference of two sums by the product of the norms.
+        const double product = std::sqrt(alone[r].before_squared * alone[r].after_squared);
+        const double magnified =
+            m == kCosineDistance && product > 0 ? alone[r].difference_squared / product : 0;
+        const bool near = std::fabs(value - wanted.values[m]) <=
+                          1e-12 * std::fabs(wanted.values[m]) + 1e-15 * magnified;
+        measured = measured && (both_nan || near);
+      }
     }
     expect(same, "rows together", set.name, index, num_rows);
-    expect(std::memcmp(&got[num_rows], &untouched, sizeof untouched) == 0, "one row too many",
+    expect(measured, "metrics of rows together", set.name, index, num_rows);
+    expect(std::memcmp(&got.sums[num_rows], &untouched, sizeof untouched) == 0, "one row too many",
            set.name, index, num_rows);
   }
 }
@@ -197,15 +213,17 @@ void check_exact_rows(const InstructionSet& set) {
   }
 }
 
-// The read that scoring is measured against does touch every byte.
+// The read that scoring is measured against does touch every byte of both inputs.
 void check_read_bytes(const InstructionSet& set) {
-  std::vector<unsigned char> bytes(3000, 0);
+  constexpr int64_t size = 1500;
+  std::vector<unsigned char> bytes(2 * size, 0);
+  const unsigned char *before = bytes.data(), *after = before + size;
   for (size_t i = 0; i < bytes.size(); ++i) {
     bytes[i] = 0x40;
-    expect(set.read_bytes(bytes.data(), bytes.size()) != 0, "byte read", set.name, 0, i);
+    expect(set.read_bytes(before, after, size) != 0, "byte read", set.name, 0, i);
     bytes[i] = 0;
   }
-  expect(set.read_bytes(bytes.data(), bytes.size()) == 0, "nothing read", set.name, 0, 0);
+  expect(set.read_bytes(before, after, size) == 0, "nothing read", set.name, 0, 0);
 }
 
 void check_accumulate(int num_threads) {
@@ -262,6 +280,7 @@ int main() {
       std::printf("skipped %s: this processor does not run it\n", set->name);
       continue;
     }
+    const int checks_before = checks;
     for (int dtype = 0; dtype < kNumDTypes; ++dtype) {
       for (int64_t size = 1; size <= 70; ++size) {
         check_sums(*set, static_cast<DType>(dtype), size, random);
@@ -280,6 +299,7 @@ int main() {
     check_read_bytes(*set);
     select_instruction_set(set->name);
     for (int num_threads : {1, 2, 5}) check_accumulate(num_threads);
+    std::printf("%s: %d checks\n", set->name, checks - checks_before);
   }
   bool refused = false;
   try {

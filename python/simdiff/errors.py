@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class SimdiffError(ValueError):
     """Input that cannot be used; the message says what was wanted and what came."""
+
+
+class SurgeryError(SimdiffError):
+    """The cut would leave a model that stock transformers cannot express."""

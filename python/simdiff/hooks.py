@@ -40,6 +40,8 @@ class LayerHooks:
             )
         self.attention_mask: Tensor | None = None
         """Of the batch about to run, `(batch, sequence)`, 0 for padding; None counts all."""
+        self.token_shape: tuple[int, ...] | None = None
+        """`(batch, sequence)` of the batch about to run: tells streams from tokens."""
         self._layers = layers
         self._scores = scores
         self._handles: list[Any] = []
@@ -89,12 +91,23 @@ class LayerHooks:
                     f"layer {index} ({type(layer).__name__}) writes its output over its input, "
                     "so what entered it is lost: it cannot be scored"
                 )
+            before, after = self._by_token(before), self._by_token(after)
             if before.device != after.device:  # the layer was dispatched to another device
                 before = before.to(after.device, non_blocking=True)
             with torch.no_grad():
                 self._scores.update(index, before, after, self._mask_for(before))
 
         return hook
+
+    def _by_token(self, states: Tensor) -> Tensor:
+        """Several streams side by side (Gemma 3n, DeepSeek-V4) as one long state of each token."""
+        if self.token_shape is None or states.dim() != len(self.token_shape) + 2:
+            return states
+        if tuple(states.shape[1:-1]) == self.token_shape:  # (streams, batch, sequence, hidden)
+            states = states.movedim(0, -2)
+        elif tuple(states.shape[:-2]) != self.token_shape:
+            return states
+        return states.flatten(-2)
 
     def _mask_for(self, states: Tensor) -> Tensor | None:
         if self.attention_mask is None:

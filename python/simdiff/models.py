@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -20,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from simdiff.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
+from simdiff.layer_entries import layer_counts, text_part
 from simdiff.progress import step
 
 DTYPES = {
@@ -28,6 +32,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+_NOT_FETCHED = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf", "*.onnx*", "original/*",
+                "consolidated*")  # fmt: skip
 
 
 def load_model(
@@ -64,6 +71,65 @@ def load_model(
     return model.eval(), tokenizer
 
 
+def source_directory(name: str) -> Path:
+    """The directory that holds a model's files: itself, the demo's, or the hub's snapshot.
+
+    A snapshot is completed if parts of it are missing; weights in other formats are not fetched.
+
+    Raises:
+        SimdiffError: no such directory, and no such model on the hub or none that can be reached.
+    """
+    if name == DEMO:
+        return demo_model()
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with step(f"find {name}"):
+            return Path(snapshot_download(name, ignore_patterns=list(_NOT_FETCHED)))
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as err:
+        raise SimdiffError(f"model {name!r} must be a directory or a hub name: {err}") from None
+
+
+def load_config(directory: Path) -> PreTrainedConfig:
+    """The config of a checkpoint, read by the stock class; no code of the checkpoint is run.
+
+    Raises:
+        SimdiffError: no config.json, damaged, or of a model that stock transformers does not know.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise SimdiffError(f"{directory}: must hold config.json, and does not")
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SimdiffError(
+            f"{path}: must be the config of a model that stock transformers knows: {error}"
+        ) from None
+
+
+def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The stock model of a config on the meta device: all names and shapes, no weights.
+
+    Raises:
+        SimdiffError: the config has no causal language model, or an inconsistent one.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise SimdiffError(
+            f"the config ({type(config).__name__}) must describe a causal language model of stock "
+            f"transformers: {error}"
+        ) from None
+
+
 def _check_device(device: str) -> None:
     try:
         wanted = torch.device("cuda" if device == "auto" else device)
@@ -86,36 +152,51 @@ class DecoderLayers:
 
 
 def text_config(model: PreTrainedModel) -> Any:
-    """The part of the config that describes the decoder."""
-    return model.config.get_text_config(decoder=True)
+    """The part of the config that describes the decoder; never a copy."""
+    return text_part(model.config)
 
 
 def find_decoder_layers(model: PreTrainedModel) -> DecoderLayers:
     """The list of decoder layers, found by structure.
 
-    It is the outermost `nn.ModuleList` whose length is the config's number of hidden layers.
+    It is the outermost `nn.ModuleList` as long as the config's number of layers; if a vision or
+    audio tower has a list of that length too, the one of the module with the text config.
 
     Raises:
-        SimdiffError: there is none, or more than one.
+        SimdiffError: the config has no number of layers, there is no such list, or more than one.
     """
-    expected = getattr(text_config(model), "num_hidden_layers", None)
+    text = text_config(model)
+    counts = layer_counts(text)
     lists = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)
     }
-    candidates = [path for path, module in lists.items() if len(module) == expected]
+    candidates = [path for path, module in lists.items() if len(module) in counts.values()]
     # A list inside a layer (of experts, say) may happen to have the same length.
     outermost = [
         path
         for path in candidates
         if not any(path.startswith(other + ".") for other in lists if other != path)
     ]
+    if len(outermost) > 1:
+        outermost = [path for path in outermost if _owner_config(model, path) is text]
     if len(outermost) != 1:
         found = ", ".join(f"{path} ({len(module)})" for path, module in lists.items()) or "none"
+        wanted = " or ".join(f"{count} decoder layers ({name})" for name, count in counts.items())
         raise SimdiffError(
-            f"{type(model).__name__} must have one list of {expected} decoder layers "
-            f"(num_hidden_layers of its config); lists found: {found}"
+            f"{type(model).__name__} must have one list of {wanted} like its config; "
+            f"lists found: {found}"
         )
     return DecoderLayers(outermost[0], lists[outermost[0]])
+
+
+def _owner_config(model: PreTrainedModel, path: str) -> Any:
+    """The config of the innermost module around a path that has one."""
+    names = path.split(".")
+    for length in range(len(names) - 1, -1, -1):
+        config = getattr(model.get_submodule(".".join(names[:length])), "config", None)
+        if config is not None:
+            return config
+    return None
 
 
 def decoder_body(model: PreTrainedModel) -> nn.Module:

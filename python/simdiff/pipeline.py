@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.calibration import TokenWindows, token_windows
-from simdiff.checkpoint import write_pruned
+from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, importance
+from simdiff.errors import SurgeryError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
+from simdiff.model_card import write_card
 from simdiff.models import find_decoder_layers, load_model
 from simdiff.progress import step
 from simdiff.report.page import write_report
@@ -112,6 +114,8 @@ def run(
         dtype, device: see `simdiff.models.load_model`.
     """
     check_new_path(directory.absolute(), overwrite)
+    if Path(name, "config.json").is_file():
+        check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(len(find_decoder_layers(model)))
     calibration = text.windows(tokenizer, "calibration")
@@ -131,7 +135,7 @@ def run(
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
         (scratch / "model").mkdir()
-        write_pruned(model, tokenizer, chosen, scratch / "model")
+        _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
         dense, pruned = _measure_dense(model, chosen, held_out)
         del model
         gc.collect()
@@ -145,9 +149,30 @@ def run(
             "pruned": pruned,
         }
         write_json(scratch / "results.json", results)
+        write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)
     return RunOutcome(directory, scores, chosen, results)
+
+
+def _write_model(
+    name: str,
+    dtype: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PruningPlan,
+    directory: Path,
+) -> None:
+    """From the model's own files where they can be cut, from memory otherwise."""
+    source = files_of(name, dtype)
+    try:
+        cut = None if source is None else cut_checkpoint(source, plan)
+    except SurgeryError:  # of what spans layers only a model in memory can be cut
+        cut = None
+    if cut is None:
+        write_pruned(model, tokenizer, plan, directory)
+    else:
+        write_cut(cut, directory)
 
 
 def _measure_dense(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 Item = TypeVar("Item")
@@ -58,3 +60,32 @@ def step(description: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     console.print(f"{description}: {time.monotonic() - start:.1f} s", highlight=False)
+
+
+@contextlib.contextmanager
+def track_bytes(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with the bytes just done; shows bytes, speed and the expected end.
+
+    Away from a terminal one line at the end tells the time and the speed.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+    start = time.monotonic()
+    yield lambda count: None
+    seconds = time.monotonic() - start
+    console.print(
+        f"{description}: {seconds:.1f} s, {total / 1e9:.2f} GB, "
+        f"{total / 1e6 / max(seconds, 1e-9):.0f} MB/s",
+        highlight=False,
+    )

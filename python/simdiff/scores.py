@@ -196,6 +196,7 @@ def feed_forward(
             padded = not bool(mask.all())
             keywords = {"input_ids": batch["input_ids"].to(device), "use_cache": False}
             hooks.attention_mask = None
+            hooks.token_shape = tuple(batch["input_ids"].shape)
             if padded:
                 keywords["attention_mask"] = mask.to(device)
                 hooks.attention_mask = mask.to(device).bool()  # once, not per layer

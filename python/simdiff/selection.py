@@ -11,6 +11,7 @@ from typing import Any
 from simdiff.criteria import Importance
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
+from simdiff.layer_entries import check_layers
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.plan"
@@ -111,19 +112,6 @@ def _ordinal(number: int) -> str:
         "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     )
     return f"{number}{suffix}"
-
-
-def check_layers(layers: Collection[int], num_layers: int, what: str = "layers") -> None:
-    """Refuse indices that are not layers, or named twice.
-
-    Raises:
-        SimdiffError: which, and what would be right.
-    """
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_layers:
-            raise SimdiffError(f"{what} must be indices from 0 to {num_layers - 1}, got {layer!r}")
-    if len(set(layers)) != len(layers):
-        raise SimdiffError(f"{what} must be named once each, got {sorted(layers)}")
 
 
 def layers_for_ratio(num_layers: int, ratio: float) -> int:

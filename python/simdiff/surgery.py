@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, SurgeryError
+from simdiff.layer_check import Comparison, build_cut, describe, unlike
+from simdiff.layer_config import cut_config, refuse, without_mtp
+from simdiff.layer_entries import MTP, check_layers, text_part
+from simdiff.layer_search import Trial
 from simdiff.models import DecoderLayers, find_decoder_layers, text_config
-from simdiff.selection import check_layers
 
+_PARAMETER_NAMES = {
+    "all_tied_weights_keys",
+    "_tied_weights_keys",
+    "_keys_to_ignore_on_load_unexpected",
+    "_keys_to_ignore_on_load_missing",
+}
+"""Attributes of transformers' models that name parameters."""
 
-class SurgeryError(SimdiffError):
-    """The cut would leave a model that stock transformers cannot express."""
+__all__ = ["SurgeryError", "remove_layers", "removed_layers"]
 
 
 def remove_layers(model: PreTrainedModel, layers: Collection[int]) -> PreTrainedModel:
     """Take decoder layers out of a model, in place.
 
     The layers that stay are renumbered (`layer_idx` counts cache slots), the config's layer count
-    and every per-layer list in it are cut, and the result is compared with the model that the
+    and every per-layer entry of it are cut, and the result is compared with the model that the
     stock class builds from the cut config.
 
     Args:
@@ -45,12 +53,12 @@ def remove_layers(model: PreTrainedModel, layers: Collection[int]) -> PreTrained
 
 @contextlib.contextmanager
 def removed_layers(model: PreTrainedModel, layers: Collection[int]) -> Iterator[PreTrainedModel]:
-    """`remove_layers` for the duration of a with block; no weight is copied or moved."""
-    restore = _cut(model, layers)
+    """`remove_layers` for the duration of a with block; no weight of a layer is copied or moved."""
+    undo = _cut(model, layers)
     try:
         yield model
     finally:
-        restore()
+        undo()
 
 
 def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
@@ -62,99 +70,123 @@ def _cut(model: PreTrainedModel, layers: Collection[int]) -> Callable[[], None]:
             f"the layers to remove must be 1 to {num_layers - 1} of {num_layers}, got {len(layers)}"
         )
     kept = [layer for layer in range(num_layers) if layer not in layers]
-    config = text_config(model)
-    old_config, old_layers = copy.copy(config.__dict__), list(found.modules)
-    old_indices = _layer_indices(old_layers)
-
-    def restore() -> None:
-        config.__dict__.clear()
-        config.__dict__.update(old_config)
-        _replace(found, old_layers)
-        for module, index in old_indices:
-            module.layer_idx = index
-
+    trial = Trial(type(model), model.config, kept)
+    if not getattr(model, "is_quantized", False):
+        _check_stock(type(model).__name__, unlike(trial.dense, describe(model)))
+    cut = cut_config(model.config, kept, trial=trial).config
+    if not any(MTP.search(name) for name, _ in model.named_modules()):
+        without_mtp(cut)
+    stock = build_cut(type(model), cut)
+    compared = trial.beside(stock)
+    refuse(type(model), model.config, compared.differences, trial.dense, len(layers))
+    assert isinstance(stock, PreTrainedModel)  # else it was refused
+    edits = _Edits()
     try:
-        _cut_config(config, num_layers, kept)
-        _replace(found, [old_layers[layer] for layer in kept])
-        _renumber(found.modules)
-        _check_rebuild(model, found.path, kept)
+        _follow(model, stock, compared, edits)
+        _follow_names(model, stock, edits)
+        _slice(model, compared, num_layers, kept, edits)
+        _replace_entries(model, text_part(cut), edits)
+        _replace_layers(found, kept, edits)
     except BaseException:
-        restore()
+        edits.undo()
         raise
-    return restore
+    return edits.undo
 
 
-def _replace(found: DecoderLayers, layers: list[nn.Module]) -> None:
-    found.modules._modules.clear()
-    found.modules.extend(layers)
-
-
-def _layer_indices(layers: list[nn.Module]) -> list[tuple[nn.Module, Any]]:
-    return [
-        (module, module.layer_idx)
-        for layer in layers
-        for module in layer.modules()
-        if hasattr(module, "layer_idx")
-    ]
-
-
-def _renumber(layers: nn.ModuleList) -> None:
-    for index, layer in enumerate(layers):
-        for module, _ in _layer_indices([layer]):
-            module.layer_idx = index  # type: ignore[assignment]
-
-
-def _cut_config(config: Any, num_layers: int, kept: list[int]) -> None:
-    """Cut the layer count and every list that has one entry per layer."""
-    for name, value in list(config.__dict__.items()):
-        if isinstance(value, (list, tuple)) and len(value) == num_layers:
-            config.__dict__[name] = type(value)(value[layer] for layer in kept)
-    config.num_hidden_layers = len(kept)
-
-
-def _check_rebuild(model: PreTrainedModel, path: str, kept: list[int]) -> None:
-    """Compare with what the stock class builds from the config, weights left out."""
-    with torch.device("meta"):
-        rebuilt = type(model)(copy.deepcopy(model.config))
-    differences = _differences(rebuilt.get_submodule(path), model.get_submodule(path), kept)
+def _check_stock(name: str, differences: Sequence[str]) -> None:
     if differences:
         raise SurgeryError(
-            f"{type(model).__name__} cannot express this cut: what stock transformers builds from "
-            f"the cut config differs in {'; '.join(differences[:3])}"
-            + (f" and {len(differences) - 3} more" if len(differences) > 3 else "")
+            f"this {name} is not what stock transformers builds from its config, so a cut of it "
+            f"could not be loaded: {'; '.join(differences[:3])}"
         )
 
 
-def _differences(rebuilt: nn.Module, ours: nn.Module, kept: list[int]) -> list[str]:
-    theirs, mine = dict(rebuilt.named_modules()), dict(ours.named_modules())
-    differences = []
-    for name in sorted(set(theirs) | set(mine)):
-        place = name
-        index, _, rest = name.partition(".")
-        if index:
-            place = f"layer {kept[int(index)]}" + (f" {rest}" if rest else "")
-        if name not in theirs or name not in mine:
-            differences.append(f"{place}: only in the {'kept' if name in mine else 'stock'} model")
-            continue
-        stock, own = _plain_state(theirs[name]), _plain_state(mine[name])
-        differences += [
-            f"{place}: {key} is {stock.get(key)}, but was {own.get(key)}"
-            for key in sorted(set(stock) | set(own))
-            if stock.get(key) != own.get(key)
-        ]
-    return differences
+class _Edits:
+    """What was done to a model, to be undone in reverse."""
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], None]] = []
+
+    def add(self, undo: Callable[[], None]) -> None:
+        self._undo.append(undo)
+
+    def set(self, entries: dict[str, Any], key: str, value: Any) -> None:
+        """Replace an entry that is there."""
+        old = entries[key]
+        entries[key] = value
+        self.add(lambda: entries.__setitem__(key, old))
+
+    def undo(self) -> None:
+        while self._undo:
+            self._undo.pop()()
 
 
-def _plain_state(module: nn.Module) -> dict[str, Any]:
-    """The class, the parameter shapes and every plain attribute that may steer the computation."""
-    state: dict[str, Any] = {
-        key: value
-        for key, value in vars(module).items()
-        if not key.startswith("_")
-        and key != "training"
-        and isinstance(value, (bool, int, float, str, type(None)))
+def _follow(
+    model: PreTrainedModel, stock: PreTrainedModel, compared: Comparison, edits: _Edits
+) -> None:
+    """Indices and counts of layers, taken from the model that the stock class builds."""
+    for own, other, key in compared.follows:
+        values = vars(stock.get_submodule(other))
+        if key in values:  # frequencies of a kind of layer that is gone may stay: nobody asks
+            edits.set(vars(model.get_submodule(own)), key, values[key])
+
+
+def _follow_names(model: PreTrainedModel, stock: PreTrainedModel, edits: _Edits) -> None:
+    """Which parameters are tied is told by name, and names hold the indices of layers."""
+    others = dict(stock.named_modules())
+    for name, module in model.named_modules():
+        other = vars(others[name]) if name in others else {}
+        for key in _PARAMETER_NAMES & set(other) & set(vars(module)):
+            edits.set(vars(module), key, other[key])
+
+
+def _slice(
+    model: PreTrainedModel,
+    compared: Comparison,
+    num_layers: int,
+    kept: Sequence[int],
+    edits: _Edits,
+) -> None:
+    """Parameters that hold entries of every layer, one layer after the other."""
+    for name, key, dimension in compared.packed:
+        module = model.get_submodule(name)
+        entries: dict[str, Any] = (
+            module._parameters if key in module._parameters else module._buffers
+        )
+        old = entries[key]
+        size = old.shape[dimension] // num_layers
+        rows = [row for layer in kept for row in range(layer * size, (layer + 1) * size)]
+        new = old.detach().index_select(dimension, torch.tensor(rows, device=old.device))
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        edits.set(entries, key, new)
+
+
+def _replace_entries(model: PreTrainedModel, cut: PreTrainedConfig, edits: _Edits) -> None:
+    """The cut entries, in the model's config and in every copy of it that a module holds."""
+    text = text_config(model)
+    changed = {
+        name: (value, vars(cut)[name])
+        for name, value in vars(text).items()
+        if name in vars(cut)
+        and (not name.startswith("_") or name == "_heterogeneity_spec")
+        and not isinstance(value, PreTrainedConfig)
+        and value != vars(cut)[name]
     }
-    state["class"] = type(module).__name__
-    for key, parameter in module.named_parameters(recurse=False):
-        state[f"shape of {key}"] = tuple(parameter.shape)
-    return state
+    held = [value for module in model.modules() for value in vars(module).values()]
+    configs = {id(c): c for c in (text, *held) if isinstance(c, type(text))}
+    for config in configs.values():
+        for name, (old, new) in changed.items():
+            if name in vars(config) and vars(config)[name] == old:
+                edits.set(vars(config), name, new)
+
+
+def _replace_layers(found: DecoderLayers, kept: Sequence[int], edits: _Edits) -> None:
+    old = list(found.modules)
+
+    def replace(layers: list[nn.Module]) -> None:
+        found.modules._modules.clear()
+        found.modules.extend(layers)
+
+    edits.add(lambda: replace(old))
+    replace([old[layer] for layer in kept])

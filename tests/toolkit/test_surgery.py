@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2MoeConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
 from simdiff.checkpoint import write_pruned
 from simdiff.criteria import importance
@@ -94,18 +94,16 @@ def test_removed_layers_come_back_even_after_an_error(tiny: PreTrainedModel) -> 
 
 
 def test_a_cut_that_stock_classes_cannot_express_is_refused() -> None:
-    """mlp_only_layers names layers by position: after the cut it would name others."""
+    """Attention is scaled by the layer's index: at another one it would compute something else."""
     model = AutoModelForCausalLM.from_config(
-        Qwen2MoeConfig(vocab_size=97, hidden_size=32, num_hidden_layers=6, num_attention_heads=4,
-                       num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
-                       moe_intermediate_size=16, shared_expert_intermediate_size=16,
-                       intermediate_size=48, mlp_only_layers=[2])
+        GPT2Config(vocab_size=97, n_embd=32, n_layer=6, n_head=4,
+                   scale_attn_by_inverse_layer_idx=True)
     ).eval()  # fmt: skip
     dense = logits(model)
-    with pytest.raises(SurgeryError, match="layer 2 mlp"):
-        remove_layers(model, (0,))
+    with pytest.raises(SurgeryError, match="layer 2 attn: scaling"):
+        remove_layers(model, (1,))
     assert torch.equal(logits(model), dense)
-    assert len(remove_layers(model, (4,)).model.layers) == 5  # behind it nothing moves
+    assert len(remove_layers(model, (4, 5)).transformer.h) == 4  # nothing moves
 
 
 @pytest.mark.parametrize(

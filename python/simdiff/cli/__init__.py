@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from simdiff.cli import evaluate, info, plan, profile, prune, run, score
+from simdiff.cli import evaluate, export, info, plan, profile, prune, run, score, verify
 from simdiff.errors import SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -15,6 +15,8 @@ COMMANDS = {
     "score": score,
     "plan": plan,
     "prune": prune,
+    "verify": verify,
+    "export": export,
     "eval": evaluate,
     "profile": profile,
     "info": info,
@@ -37,17 +39,18 @@ examples:
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
   simdiff eval ./my-model ./my-model-small --text other.txt
 
-exit codes: 0 success, 1 unexpected error, 2 input that cannot be used, 130 interrupted"""
+exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
+130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    handler: Callable[[argparse.Namespace], None] = arguments.handler
+    handler: Callable[[argparse.Namespace], int | None] = arguments.handler
     try:
         _load_libraries()
         _set_threads(getattr(arguments, "threads", None))
-        handler(arguments)
+        return handler(arguments) or 0
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
         if not isinstance(error, SimdiffError) and not _is_for_users(error):
@@ -57,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"simdiff {arguments.command}: interrupted, nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 def _load_libraries() -> None:

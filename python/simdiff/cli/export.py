@@ -1,0 +1,50 @@
+"""`simdiff export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simdiff.cli.options import show
+
+TEXT = "A plan for mergekit, for llama.cpp, or as a plain list."
+
+FORMATS = ("mergekit", "llama.cpp", "list")
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """The options of `simdiff export`."""
+    sub.add_argument("plan", type=Path, help="file written by `simdiff plan`")
+    sub.add_argument("--format", choices=FORMATS, required=True,
+                     help="mergekit: a passthrough configuration; llama.cpp: the value of "
+                     "`llama-quantize --prune-layers`; list: one removed layer a line; all count "
+                     "from 0")  # fmt: skip
+    sub.add_argument("--model", help="how mergekit finds the model (default: the plan's name)")
+    sub.add_argument("--output", "-o", type=Path, help="file to write (default: standard output)")
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `simdiff export`."""
+    from simdiff.exports import export_plan, layer_runs
+    from simdiff.files import check_new_file, write_bytes
+    from simdiff.selection import PruningPlan
+
+    if arguments.output is not None:
+        check_new_file(arguments.output.absolute(), arguments.overwrite)
+    plan = PruningPlan.load(arguments.plan)
+    text = export_plan(plan, arguments.format, arguments.model)
+    if arguments.output is not None:
+        write_bytes(arguments.output, text.encode())
+    content = {
+        "format": arguments.format,
+        "text": text,
+        "output": None if arguments.output is None else str(arguments.output),
+        "removed": sorted(plan.removed),
+        "kept_runs": layer_runs(plan.kept),
+        "removed_runs": layer_runs(plan.removed),
+    }
+    if arguments.json or arguments.output is not None:
+        show(arguments, content, f"Written: {arguments.output}")
+    else:
+        print(text, end="")  # for a pipe: nothing else, and no line is broken

@@ -1,0 +1,42 @@
+"""`simdiff verify`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simdiff.cli.options import show
+
+TEXT = "Check that a pruned directory is whole, loads in stock tools, and is what its plan says."
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """The options of `simdiff verify`."""
+    sub.add_argument("directory", type=Path, help="written by `simdiff prune`, or any checkpoint")
+    sub.add_argument("--against", metavar="MODEL", help="the model before pruning: logits must be "
+                     "those of the plan applied to it in memory")  # fmt: skip
+    sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
+    sub.epilog = "exit codes: 0 every check held, 1 some check failed, 2 nothing to check"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run `simdiff verify`; returns its exit code."""
+    from dataclasses import asdict
+
+    from simdiff.verification import verify
+
+    checks = verify(arguments.directory, arguments.against)
+    failed = sum(check.passed is False for check in checks)
+    if arguments.json:
+        content = {
+            "directory": str(arguments.directory),
+            "against": arguments.against,
+            "ok": not failed,
+            "checks": [asdict(check) for check in checks],
+        }
+        show(arguments, content)
+    else:  # plain lines: one for each check, however long
+        print(*(check.line() for check in checks), sep="\n")
+        held = sum(check.passed is True for check in checks)
+        print(f"{arguments.directory}: {held} of {len(checks)} checks held, {failed} failed")
+    return 1 if failed else 0
