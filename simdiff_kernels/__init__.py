@@ -3,7 +3,8 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from simdiff_kernels.backends import BACKENDS, BackendStatus, backend_status, default_backend
-from simdiff_kernels.metrics import METRICS, TokenMetrics, angular_distance
+from simdiff_kernels.blocks import BlockSummary, RunningBlockScores
+from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
 from simdiff_kernels.ops import token_metrics
 from simdiff_kernels.running import MetricSummary, NonFiniteError, RunningScores, RunningSummary
 
@@ -14,10 +15,13 @@ except PackageNotFoundError:  # the source tree on the path, not installed
 
 __all__ = [
     "BACKENDS",
+    "BLOCK_METRICS",
     "METRICS",
     "BackendStatus",
+    "BlockSummary",
     "MetricSummary",
     "NonFiniteError",
+    "RunningBlockScores",
     "RunningScores",
     "RunningSummary",
     "TokenMetrics",

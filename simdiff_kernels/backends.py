@@ -150,6 +150,11 @@ def _scratch_words(backend: str) -> int:
     return 0
 
 
+def block_scratch_words(backend: str, num_states: int) -> int:
+    """int64 words in which an update of all blocks keeps its partial states, for this backend."""
+    return 0
+
+
 @functools.cache
 def _problem(backend: str, device: torch.device) -> str:
     """Why the backend cannot run on tensors of this device; empty where it can."""
@@ -194,6 +199,14 @@ def default_backend(device: str | torch.device) -> str:
     return "reference"
 
 
+@functools.cache
+def usable_backends(device: str | torch.device) -> tuple[str, ...]:
+    """All backends that can run on tensors of this device, the fastest first."""
+    device = torch.device(device)
+    preference = _PREFERENCE.get(device.type, ("reference",))
+    return tuple(backend for backend in preference if not _problem(backend, device))
+
+
 def resolve_backend(backend: str | None, device: str | torch.device) -> str:
     """Check a backend that the caller named, or choose the default.
 
@@ -214,3 +227,4 @@ def resolve_backend(backend: str | None, device: str | torch.device) -> str:
 # torch.compiler.assume_constant_result does; calling it here would import torch._dynamo (~1.5 s).
 resolve_backend._dynamo_marked_constant = True  # type: ignore[attr-defined]
 scratch_words._dynamo_marked_constant = True  # type: ignore[attr-defined]
+block_scratch_words._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ on. All take hidden states `(outer, inner, hidden_size)` with a contiguous last 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ _SCHEMAS = {
     "accumulate": (
         "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask, "
         "Tensor(c!)? per_token, Tensor(d!)? scratch=None) -> ()"
+    ),
+    "accumulate_blocks": (
+        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor[] states, Tensor? mask, "
+        "Tensor(c!)? scratch=None) -> ()"
     ),
 }
 
@@ -66,13 +70,25 @@ def _accumulate_fake(
     return None
 
 
+def _accumulate_blocks_fake(
+    moments: Tensor,
+    tallies: Tensor,
+    states: Sequence[Tensor],
+    mask: Tensor | None,
+    scratch: Tensor | None = None,
+) -> None:
+    return None
+
+
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "token_metrics": {"reference": reference.token_metrics, "triton": _token_metrics_triton},
     "accumulate": {"reference": reference.accumulate, "triton": _accumulate_triton},
+    "accumulate_blocks": {"reference": reference.accumulate_blocks},
 }
 _FAKES: dict[str, Callable[..., Any]] = {
     "token_metrics": _token_metrics_fake,
     "accumulate": _accumulate_fake,
+    "accumulate_blocks": _accumulate_blocks_fake,
 }
 
 
@@ -102,14 +118,24 @@ OPERATORS = {
 }
 
 
-def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
-    """Refuse what cannot be scored.
+def has_implementation(operator: str, backend: str, device: torch.device) -> bool:
+    """Whether an operator is registered for a backend on tensors of this kind of device."""
+    key = "CUDA" if device.type == "cuda" else "CPU"
+    name = f"simdiff_kernels::{operator}.{backend}"
+    return bool(torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key))
+
+
+def check_hidden_states(
+    function: str, before: Tensor, after: Tensor, *, names: tuple[str, str] = ("before", "after")
+) -> None:
+    """Refuse what cannot be scored; messages call the two tensors by `names`.
 
     Raises:
         TypeError: not tensors, or of a dtype that hidden states do not have.
         ValueError: shapes, dtypes or devices that differ, an empty tensor, no hidden dimension.
     """
-    for name, tensor in (("before", before), ("after", after)):
+    first, second = names
+    for name, tensor in ((first, before), (second, after)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{function}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in SUPPORTED_DTYPES:
@@ -118,23 +144,51 @@ def check_hidden_states(function: str, before: Tensor, after: Tensor) -> None:
                 f"got {tensor.dtype}"
             )
     if before.dim() == 0:
-        raise ValueError(f"{function}: before must have shape (..., hidden_size), got a scalar")
+        raise ValueError(f"{function}: {first} must have shape (..., hidden_size), got a scalar")
     if before.shape != after.shape:
         raise ValueError(
-            f"{function}: after must have shape {tuple(before.shape)} like before, "
+            f"{function}: {second} must have shape {tuple(before.shape)} like {first}, "
             f"got {tuple(after.shape)}"
         )
     if before.numel() == 0:
         raise ValueError(
-            f"{function}: before must hold at least one token and one hidden entry, "
+            f"{function}: {first} must hold at least one token and one hidden entry, "
             f"got shape {tuple(before.shape)}"
         )
     if before.dtype != after.dtype:
-        raise ValueError(f"{function}: after must be {before.dtype} like before, got {after.dtype}")
+        raise ValueError(
+            f"{function}: {second} must be {before.dtype} like {first}, got {after.dtype}"
+        )
     if before.device != after.device:
         raise ValueError(
-            f"{function}: after must be on {before.device} like before, got {after.device}"
+            f"{function}: {second} must be on {before.device} like {first}, got {after.device}"
         )
+
+
+def as_mask(function: str, mask: Tensor | None, states: Tensor, name: str) -> Tensor | None:
+    """The mask of tokens as contiguous bool; messages call the hidden states `name`.
+
+    Raises:
+        TypeError: a floating-point or complex mask.
+        ValueError: a shape other than that of the tokens, or another device.
+    """
+    if mask is None:
+        return None
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"{function}: mask must be bool or integer, 0 where a token is left out, "
+            f"got {mask.dtype}"
+        )
+    if mask.shape != states.shape[:-1]:
+        raise ValueError(
+            f"{function}: mask must have shape {tuple(states.shape[:-1])} like the "
+            f"tokens of {name}, got {tuple(mask.shape)}"
+        )
+    if mask.device != states.device:
+        raise ValueError(
+            f"{function}: mask must be on {states.device} like {name}, got {mask.device}"
+        )
+    return (mask if mask.dtype == torch.bool else mask.ne(0)).contiguous()
 
 
 def as_rows(states: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
-"""The specification: both operators in plain PyTorch, in float64. Every backend is held to it.
+"""The specification: all operators in plain PyTorch, in float64. Every backend is held to it.
 
 Hidden states are `(outer, inner, hidden_size)`; `simdiff_kernels.ops` brings any shape into it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import METRICS, result_dtype
+from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, result_dtype
 
 
 def _metrics(before: Tensor, after: Tensor) -> Tensor:
@@ -82,3 +84,47 @@ def accumulate(
     tallies[num_metrics] += used.sum()
     tallies[num_metrics + 1] += (counted & ~finite).sum()
     num_seen += used.numel()
+
+
+def accumulate_blocks(
+    moments: Tensor,
+    tallies: Tensor,
+    states: Sequence[Tensor],
+    mask: Tensor | None = None,
+    scratch: Tensor | None = None,
+) -> None:
+    """Fold all unmasked finite tokens into the running state of every block of layers, in place.
+
+    States h_0 ... h_L are the hidden states between L layers. The block of layers i ... j - 1 turns
+    h_i into h_j: its metrics are those of a layer with these before and after. One pair at a time,
+    so that no more than a few copies of one state are kept.
+
+    Args:
+        moments: float64 `(2 * num_block_metrics + 1, L + 1, L + 1)`: sums in the order of
+            `BLOCK_METRICS`, sums of squares in the same order, and the maximum of the squared
+            difference; entry [i, j] is of h_i and h_j. Entries with i >= j are never written; all
+            are zero before the first token.
+        tallies: int64 `(3,)`: tokens averaged, left out as not finite in any state, seen in all.
+        states: L + 1 tensors `(outer, inner, hidden_size)` of one dtype, strides of their own.
+        mask: bool `(outer, inner)`, True where a token counts; None counts all.
+        scratch: not used here.
+    """
+    if states[0].numel() == 0:
+        return
+    finite = torch.ones(states[0].shape[:2], dtype=torch.bool, device=states[0].device)
+    for state in states:  # a NaN or Inf anywhere in a token reaches its norm
+        finite = finite & state.double().square().sum(-1).sqrt().isfinite()
+    counted = torch.ones_like(finite) if mask is None else mask
+    used = finite & counted
+
+    num_metrics = len(BLOCK_METRICS)
+    squared = BLOCK_METRICS.index("squared_difference")
+    for j in range(1, len(states)):
+        for i in range(j):
+            kept = torch.where(used, _metrics(states[i], states[j])[:num_metrics], 0.0).flatten(1)
+            moments[:num_metrics, i, j] += kept.sum(1)
+            moments[num_metrics:-1, i, j] += kept.square().sum(1)
+            moments[-1, i, j] = torch.maximum(moments[-1, i, j], kept[squared].max())
+    tallies[0] += used.sum()
+    tallies[1] += (counted & ~finite).sum()
+    tallies[2] += used.numel()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from simdiff_kernels.backends import resolve_backend, scratch_words
 from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
-from simdiff_kernels.ops import OPERATORS, as_rows, check_hidden_states
+from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
 
 _NUM_METRICS = len(METRICS)
 _STATE_VERSION = 1
@@ -120,7 +120,7 @@ class RunningScores:
         """
         self._check_layer("update", layer)
         check_hidden_states("RunningScores.update", before, after)
-        mask = _as_mask(mask, before)
+        mask = as_mask("RunningScores.update", mask, before, "before")
         backend = resolve_backend(self.backend, before.device)
         x, y = as_rows(before), as_rows(after)
         per_token = None
@@ -314,23 +314,3 @@ def _merge_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies
     tallies[_NUM_METRICS:] += their_tallies[_NUM_METRICS:]
     moments[:2] += theirs[:2]
     moments[2] = torch.maximum(moments[2], theirs[2])
-
-
-def _as_mask(mask: Tensor | None, before: Tensor) -> Tensor | None:
-    if mask is None:
-        return None
-    if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(
-            f"RunningScores.update: mask must be bool or integer, 0 where a token is left out, "
-            f"got {mask.dtype}"
-        )
-    if mask.shape != before.shape[:-1]:
-        raise ValueError(
-            f"RunningScores.update: mask must have shape {tuple(before.shape[:-1])} like the "
-            f"tokens of before, got {tuple(mask.shape)}"
-        )
-    if mask.device != before.device:
-        raise ValueError(
-            f"RunningScores.update: mask must be on {before.device} like before, got {mask.device}"
-        )
-    return (mask if mask.dtype == torch.bool else mask.ne(0)).contiguous()

@@ -7,6 +7,7 @@
 
 #include "../common/layer_states.h"
 #include "../common/metrics.h"
+#include "block_sums.h"
 #include "chunk.h"
 
 namespace simdiff {
@@ -32,6 +33,7 @@ struct InstructionSet {
   void (*fold)(const Chunk& chunk, int64_t padded, RunningState& state);
   // The bitwise or of num_bytes bytes from each pointer: a pure read, for measurements.
   uint64_t (*read_bytes)(const void* before, const void* after, int64_t num_bytes);
+  BlockTokenFunction block_token[kNumDTypes];  // null: that of the baseline
 };
 
 extern const InstructionSet kBaseline;

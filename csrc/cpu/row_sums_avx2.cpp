@@ -11,6 +11,7 @@
 #endif
 #include <immintrin.h>
 
+#include "block_fold_loop.h"
 #include "chunk_loops.h"
 #include "read_loop.h"
 #include "row_sums_short.h"
@@ -49,7 +50,9 @@ struct Avx2 {
 };
 
 struct Avx2Short {
+  using Scalar = float;
   static constexpr int lanes = 8, rows = 2;
+  static constexpr int tile_rows = 2, tile_columns = 3;
   using Register = __m256;
   using Wide = __m256d;
 
@@ -97,9 +100,13 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2",          &runs_here,
-                              Avx2Short::rows, SIMDIFF_MEASURE_ROWS_SHORT(Avx2, Avx2Short),
-                              &fold,           &read_bytes};
+const InstructionSet kAvx2 = {"avx2",
+                              &runs_here,
+                              Avx2Short::rows,
+                              SIMDIFF_MEASURE_ROWS_SHORT(Avx2, Avx2Short),
+                              &fold,
+                              &read_bytes,
+                              SIMDIFF_BLOCKS(Avx2, Avx2Short)};
 
 }  // namespace simdiff
 #if defined(__clang__)

@@ -17,6 +17,7 @@
 #endif
 #include <immintrin.h>
 
+#include "block_fold_loop.h"
 #include "chunk_loops.h"
 #include "read_loop.h"
 #include "row_sums_short.h"
@@ -62,7 +63,9 @@ struct Avx512 {
 };
 
 struct Avx512Short {
+  using Scalar = float;
   static constexpr int lanes = 16, rows = 4;
+  static constexpr int tile_rows = 4, tile_columns = 3;
   using Register = __m512;
   using Wide = __m512d;
 
@@ -118,9 +121,13 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx512 = {
-    "avx512", &runs_here, Avx512Short::rows, SIMDIFF_MEASURE_ROWS_SHORT(Avx512, Avx512Short),
-    &fold,    &read_bytes};
+const InstructionSet kAvx512 = {"avx512",
+                                &runs_here,
+                                Avx512Short::rows,
+                                SIMDIFF_MEASURE_ROWS_SHORT(Avx512, Avx512Short),
+                                &fold,
+                                &read_bytes,
+                                SIMDIFF_BLOCKS(Avx512, Avx512Short)};
 
 }  // namespace simdiff
 #if defined(__clang__)

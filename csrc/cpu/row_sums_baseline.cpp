@@ -1,6 +1,7 @@
 // Portable C++: four independent lanes that any compiler can vectorise without reordering sums.
 #include <cmath>
 
+#include "block_fold_loop.h"
 #include "chunk_loops.h"
 #include "read_loop.h"
 #include "row_sums_loop.h"
@@ -75,11 +76,47 @@ struct Baseline {
   }
 };
 
+// Four float32 at a time, for the blocks, where arithmetic is the limit and not the memory.
+struct BaselineShort {
+  using Scalar = float;
+  static constexpr int lanes = 4, tile_rows = 2, tile_columns = 2;
+  typedef float Register __attribute__((vector_size(16), may_alias));
+
+  static Register zero() { return Register{}; }
+
+  template <class Element>
+  static void load(const Element* pointer, Register& even, Register& odd) {
+    for (int i = 0; i < lanes; ++i) {
+      even[i] = static_cast<float>(widen(pointer[i]));
+      odd[i] = static_cast<float>(widen(pointer[lanes + i]));
+    }
+  }
+  static Register multiply_add(Register a, Register b, Register c) { return c + a * b; }
+  static Register subtract(Register a, Register b) { return a - b; }
+  static Register add(Register a, Register b) { return a + b; }
+  static Register magnitude(Register a) {
+    typedef uint32_t Bits __attribute__((vector_size(16)));
+    return (Register)((Bits)a & 0x7fffffffu);
+  }
+  static void narrow_totals(Register a, Register b, Register c, Register d, double* out) {
+    const Register registers[] = {a, b, c, d};
+    for (int i = 0; i < 4; ++i) {
+      const Register& r = registers[i];
+      out[i] = (r[0] + r[1]) + (r[2] + r[3]);
+    }
+  }
+};
+
 bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kBaseline = {"baseline", &runs_here, 1, SIMDIFF_MEASURE_ROWS(Baseline),
-                                  &fold,      &read_bytes};
+const InstructionSet kBaseline = {"baseline",
+                                  &runs_here,
+                                  1,
+                                  SIMDIFF_MEASURE_ROWS(Baseline),
+                                  &fold,
+                                  &read_bytes,
+                                  SIMDIFF_BLOCKS(Baseline, BaselineShort)};
 
 }  // namespace simdiff

@@ -97,9 +97,9 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kNeon = {"neon",          &runs_here,
-                              NeonShort::rows, SIMDIFF_MEASURE_ROWS_SHORT(Neon, NeonShort),
-                              &fold,           &read_bytes};
+const InstructionSet kNeon = {
+    "neon",      &runs_here, NeonShort::rows, SIMDIFF_MEASURE_ROWS_SHORT(Neon, NeonShort), &fold,
+    &read_bytes, {}};  // blocks: the baseline's vectors are NEON's too here
 
 }  // namespace simdiff
 #endif

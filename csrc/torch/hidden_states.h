@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <vector>
 
+#include "../common/block_states.h"
 #include "../common/layer_states.h"
 #include "../common/metrics.h"
 
@@ -96,6 +98,33 @@ inline Update checked_update(Tensor& moments, Tensor& tallies, const Tensor& bef
           static_cast<int64_t*>(tallies.mutable_data_ptr()),
           mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr,
           per_token ? per_token->mutable_data_ptr() : nullptr};
+}
+
+// The tensors of one update of all blocks, checked; h_0 ... h_L are `states`.
+struct BlockUpdate {
+  BlockStates states;
+  double* moments;
+  int64_t* tallies;
+  const bool* mask;
+};
+
+inline BlockUpdate checked_block_update(Tensor& moments, Tensor& tallies,
+                                        const std::vector<Tensor>& states,
+                                        const std::optional<Tensor>& mask) {
+  STD_TORCH_CHECK(states.size() >= 2, "states must hold at least 2 tensors, got ", states.size());
+  const Tensor& first = states[0];
+  const auto num_states = static_cast<int64_t>(states.size());
+  BlockStates rows{{}, first.size(0), first.size(1), first.size(2), element_type(first)};
+  for (const Tensor& state : states) {
+    rows.states.push_back(layer_states(first, state).after);  // one shape, dtype and device
+  }
+  const int64_t num_moments = kNumBlockMoments * num_states * num_states;
+  check_buffer(moments, first, ScalarType::Double, num_moments, "moments");
+  check_buffer(tallies, first, ScalarType::Long, kNumBlockTallies, "tallies");
+  if (mask) check_buffer(*mask, first, ScalarType::Bool, rows.num_tokens(), "mask");
+  return {rows, static_cast<double*>(moments.mutable_data_ptr()),
+          static_cast<int64_t*>(tallies.mutable_data_ptr()),
+          mask ? static_cast<const bool*>(mask->const_data_ptr()) : nullptr};
 }
 
 }  // namespace simdiff

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../cpu/block_metrics.h"
 #include "../cpu/layer_metrics.h"
 #include "hidden_states.h"
 
@@ -48,9 +49,16 @@ void accumulate_cpu(Tensor moments, Tensor tallies, const Tensor& before, const 
   integers[kNumMetrics + 2] = state.num_seen;
 }
 
+void accumulate_blocks_cpu(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
+                           const std::optional<Tensor>& mask, std::optional<Tensor> /*scratch*/) {
+  const BlockUpdate update = checked_block_update(moments, tallies, states, mask);
+  accumulate_blocks(update.states, update.mask, update.moments, update.tallies, &on_torch_threads);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(simdiff_kernels, CPU, library) {
   library.impl("token_metrics.cpu", TORCH_BOX(&token_metrics_cpu));
   library.impl("accumulate.cpu", TORCH_BOX(&accumulate_cpu));
+  library.impl("accumulate_blocks.cpu", TORCH_BOX(&accumulate_blocks_cpu));
 }

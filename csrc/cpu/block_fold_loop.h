@@ -1,0 +1,162 @@
+// From the sums of a token's pairs to metrics, folded into the running moments of every pair;
+// compiled once for each instruction set. Several pairs at a time: one after the other, the 465 of
+// 31 states would take as long as their sums.
+#pragma once
+
+#include <cmath>
+
+#include "block_sums_loop.h"
+
+namespace simdiff {
+namespace {
+
+// What the sums of a pair must satisfy to be used as they are; else they are formed again.
+struct Trust {
+  double smallest, largest;  // of sum d^2: far from the ends of what it was summed in
+  // Of sum d^2 to the sum of both squared norms: below it |h_j| - |h_i| is no longer as exact as d.
+  double nearest;
+};
+
+// kPairLanes pairs side by side, written out: GCC makes no AVX2 code of the comparisons otherwise.
+// Everything of BlockWork is aligned for them.
+typedef double Doubles __attribute__((vector_size(8 * kPairLanes), may_alias));
+typedef int64_t Masks __attribute__((vector_size(8 * kPairLanes)));
+
+inline const Doubles& at(const double* pointer) {
+  return *reinterpret_cast<const Doubles*>(pointer);
+}
+
+inline Doubles& at(double* pointer) { return *reinterpret_cast<Doubles*>(pointer); }
+
+// Whether errors of some 1e-8 in the sums make errors of some 1e-7 in the metrics; cf.
+// float32_is_enough in row_sums_short.h. norm_gap has an absolute error of some 1e-15 |h|, so that
+// its share in the error of sum d^2 - norm_gap^2 is below 1e-13 |h| / |d|.
+inline void sums_suffice(const Trust& trust, const Doubles& squared, const Doubles& absolute,
+                         const Doubles& norm_gap, const Doubles& both_norms_squared,
+                         Masks& result) {
+  const Masks equal = (squared == 0.0) & (absolute == 0.0);
+  const Masks in_range = (squared >= trust.smallest) & (squared < trust.largest);
+  const Masks apart = squared >= trust.nearest * both_norms_squared;
+  const Masks turned = norm_gap * norm_gap <= 0.9375 * squared;
+  result = equal | (in_range & apart & turned);
+}
+
+// One pair in float64. |h_j|^2 - |h_i|^2 is summed as d (x + y), as exact relative to d as d is.
+template <class Exact, class Element>
+void exact_pair(const void* const* rows, int64_t i, int64_t j, BlockWork& work) {
+  constexpr int64_t lanes = Exact::lanes;
+  const auto* before = static_cast<const Element*>(rows[i]);
+  const auto* after = static_cast<const Element*>(rows[j]);
+  auto squared = Exact::zero(), absolute = Exact::zero(), growth = Exact::zero();
+  const auto step = [&](const Element* x_pointer, const Element* y_pointer) {
+    const auto x = Exact::load(x_pointer), y = Exact::load(y_pointer);
+    const auto d = Exact::subtract(y, x);
+    squared = Exact::multiply_add(d, d, squared);
+    absolute = Exact::add(absolute, Exact::magnitude(d));
+    growth = Exact::multiply_add(d, Exact::add(x, y), growth);
+  };
+  int64_t e = 0;
+  for (; e + lanes <= work.hidden_size; e += lanes) step(before + e, after + e);
+  if (e < work.hidden_size) {
+    Element x_tail[lanes] = {}, y_tail[lanes] = {};
+    std::memcpy(x_tail, before + e, (work.hidden_size - e) * sizeof(Element));
+    std::memcpy(y_tail, after + e, (work.hidden_size - e) * sizeof(Element));
+    step(x_tail, y_tail);
+  }
+  double total[4];
+  Exact::totals(squared, absolute, growth, Exact::zero(), total);
+  const int64_t pair = i * work.stride + j;
+  const double both_norms = work.norm[i] + work.norm[j];
+  work.squared[pair] = total[0];
+  work.absolute[pair] = total[1];
+  work.norm_gap[pair] = total[2] / (both_norms == 0 ? 1.0 : both_norms);
+}
+
+// norm_gap of the pairs (i, j), and what must be summed again. `first` is the column of the first
+// pair, rounded down to a multiple of kPairLanes.
+template <class Exact, class Element>
+void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& trust,
+               BlockWork& work) {
+  const double norm = work.norm[i], norm_squared = work.norm_squared[i];
+  const int64_t row = i * work.stride;
+  for (int64_t j = first; j < work.stride; j += kPairLanes) {
+    const Doubles norm_gap = at(&work.norm[j]) - norm;
+    at(&work.norm_gap[row + j]) = norm_gap;
+    Masks suffice;
+    sums_suffice(trust, at(&work.squared[row + j]), at(&work.absolute[row + j]), norm_gap,
+                 norm_squared + at(&work.norm_squared[j]), suffice);
+    int64_t all = -1;
+    for (int lane = 0; lane < kPairLanes; ++lane) all &= suffice[lane];
+    if (all) continue;
+    for (int lane = 0; lane < kPairLanes; ++lane) {
+      const int64_t column = j + lane;
+      if (suffice[lane] || column <= i || column >= work.num_states) continue;
+      exact_pair<Exact, Element>(rows, i, column, work);
+    }
+  }
+}
+
+// Adds the metrics of the pairs (i, j) to `moments`.
+[[maybe_unused]] void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
+  const int64_t row = i * work.stride, matrix = work.num_states * work.stride;
+  const double norm = work.norm[i], inverse = work.inverse_norm[i];
+  const double inverse_size = 1.0 / static_cast<double>(work.hidden_size);
+  const Doubles zeros = {}, ones = zeros + 1.0, twos = zeros + 2.0;
+  const Doubles undefined_relative = inverse == 0 ? ones : zeros;
+  const double* all_squared = &work.squared[row];
+  double* const lengths = work.length.get();
+  for (int64_t j = first; j < work.stride; ++j) lengths[j] = std::sqrt(all_squared[j]);
+  for (int64_t j = first; j < work.stride; j += kPairLanes) {
+    const Doubles squared = at(all_squared + j), gap = at(&work.norm_gap[row + j]);
+    const Doubles inverses = at(&work.inverse_norm[j]);
+    Doubles cosine = 0.5 * ((squared - gap * gap) * inverse) * inverses;
+    cosine = cosine < zeros ? zeros : cosine;  // rounding may leave [0, 2] by an ulp
+    cosine = cosine > twos ? twos : cosine;
+    // A zero vector has no direction: nothing in common with anything but another zero vector.
+    const Doubles undefined_cosine = at(&work.norm[j]) == norm ? zeros : ones;
+    cosine = inverses * inverse == zeros ? undefined_cosine : cosine;
+    const Doubles relative =
+        at(lengths + j) * inverse + (squared == zeros ? zeros : undefined_relative);
+    const Doubles values[kNumBlockMetrics] = {cosine, squared,
+                                              at(&work.absolute[row + j]) * inverse_size, relative};
+    double* const sums = moments + row + j;
+    for (int m = 0; m < kNumBlockMetrics; ++m) {
+      at(sums + m * matrix) += values[m];
+      at(sums + (kNumBlockMetrics + m) * matrix) += values[m] * values[m];
+    }
+    Doubles& maximum = at(sums + 2 * kNumBlockMetrics * matrix);
+    maximum = squared > maximum ? squared : maximum;
+  }
+}
+
+// A BlockTokenFunction.
+template <class Vector, class Exact, class Element>
+bool block_token(const void* const* rows, const void* const* next_rows, BlockWork& work,
+                 double* moments) {
+  block_sums<Vector, Exact, Element>(rows, next_rows, work);
+  // A NaN or Inf anywhere in a row reaches its sum of squares.
+  bool finite = true;
+  for (int64_t k = 0; k < work.num_states; ++k) finite &= std::isfinite(work.norm_squared[k]);
+  if (!finite) return false;
+  for (int64_t k = 0; k < work.stride; ++k) {
+    const double norm = std::sqrt(work.norm_squared[k]);
+    work.norm[k] = norm;
+    work.inverse_norm[k] = norm == 0 ? 0.0 : 1 / norm;
+  }
+  constexpr bool narrow = sizeof(typename Vector::Scalar) == sizeof(float);
+  const Trust trust = narrow ? Trust{1e-24, 1e+30, 1e-10} : Trust{1e-300, 1e+300, 1e-2};
+  for (int64_t i = 0; i + 1 < work.num_states; ++i) {
+    const int64_t first = (i + 1) / kPairLanes * kPairLanes;
+    check_row<Exact, Element>(rows, i, first, trust, work);
+    fold_row(work, i, first, moments);
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace simdiff
+
+// The order is that of DType.
+#define SIMDIFF_BLOCKS(Exact, Short)                                                  \
+  {&block_token<Short, Exact, float>, &block_token<DoubleRows<Exact>, Exact, double>, \
+   &block_token<Short, Exact, BFloat16>, &block_token<Short, Exact, Float16>}

@@ -1,0 +1,276 @@
+// Sums over the differences of every pair of a token's hidden states; compiled once for each
+// instruction set, like row_sums_loop.h.
+//
+// All rows are converted once, part by part, into a buffer that stays in the cache; each hidden
+// state is read from memory once, however many layers there are. A tile of pairs is measured from
+// the buffer: as many rows i and j as the registers hold the sums of, so that a loaded register
+// serves several pairs. For each pair and register: a subtraction, a multiply-add, a magnitude and
+// an addition. Differences are formed directly, never out of norms and products.
+//
+// What float32 costs is what it costs in row_sums_short.h: at most 48 additions, and 4 across a
+// register, before a sum is widened.
+//
+// A Vector offers: Scalar (of its buffer), lanes, tile_rows and tile_columns (i and j of a tile),
+// Register, zero(), load(pointer to 2 * lanes entries, even, odd), multiply_add, subtract, add,
+// magnitude, and narrow_totals of four Registers.
+#pragma once
+
+#include <algorithm>
+
+#include "block_sums.h"
+#include "row_sums_loop.h"
+
+namespace simdiff {
+namespace {
+
+// Float64 states: the same loops on the registers of row_sums_loop.h.
+template <class Exact>
+struct DoubleRows {
+  using Scalar = double;
+  static constexpr int lanes = Exact::lanes, tile_rows = 2, tile_columns = 2;
+  using Register = typename Exact::Register;
+
+  static Register zero() { return Exact::zero(); }
+  static void load(const double* pointer, Register& even, Register& odd) {
+    even = Exact::load(pointer);
+    odd = Exact::load(pointer + lanes);
+  }
+  static Register multiply_add(Register a, Register b, Register c) {
+    return Exact::multiply_add(a, b, c);
+  }
+  static Register subtract(Register a, Register b) { return Exact::subtract(a, b); }
+  static Register add(Register a, Register b) { return Exact::add(a, b); }
+  static Register magnitude(Register a) { return Exact::magnitude(a); }
+  static void narrow_totals(Register a, Register b, Register c, Register d, double* out) {
+    Exact::totals(a, b, c, d, out);
+  }
+};
+
+// What is needed next, asked for while there is arithmetic to do: without it a third of the time
+// went by waiting for memory (31 states of 576 float32 entries, AVX-512). One row for each tile,
+// one register's worth for each step of it.
+struct Ahead {
+  const void* const* rows;
+  int64_t num_rows;
+  int64_t offset;          // bytes into a row
+  int64_t register_bytes;  // of what fills a register of the buffer
+  const void* instead;     // once all rows have been asked for
+  int64_t tile = 0;
+
+  inline const char* next() {
+    const bool left = tile < num_rows;
+    const auto* row = static_cast<const char*>(left ? rows[tile] : instead);
+    ++tile;
+    return left ? row + offset : row;
+  }
+};
+
+// Rows of registers in the buffer, one after the other.
+template <class Vector>
+struct RowPart {
+  using Register = typename Vector::Register;
+  const Register* registers;
+  int64_t size;  // registers of a row
+
+  const Register* row(int64_t k) const { return registers + k * size; }
+};
+
+// Where the sums of a pair (i, j) are added.
+struct PairSums {
+  double* squared;
+  double* absolute;
+  int64_t stride;
+
+  inline void add(int64_t i, int64_t j, const double* squared_and_absolute) const {
+    squared[i * stride + j] += squared_and_absolute[0];
+    absolute[i * stride + j] += squared_and_absolute[1];
+  }
+};
+
+template <class Vector, int count>
+struct TileSums {
+  using Register = typename Vector::Register;
+  Register squared[count], absolute[count];
+
+  TileSums() {
+    for (int p = 0; p < count; ++p) squared[p] = absolute[p] = Vector::zero();
+  }
+
+  inline void add(int p, Register x, Register y) {
+    const Register d = Vector::subtract(y, x);
+    squared[p] = Vector::multiply_add(d, d, squared[p]);
+    absolute[p] = Vector::add(absolute[p], Vector::magnitude(d));
+  }
+
+  // Two pairs at a time.
+  inline void totals(int p, double* out) const {
+    const int q = p + 1 < count ? p + 1 : p;
+    Vector::narrow_totals(squared[p], absolute[p], squared[q], absolute[q], out);
+  }
+};
+
+// The pairs (i + a, j + b) with a < num_i and b < num_j.
+template <class Vector, int num_i, int num_j>
+inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, Ahead& ahead,
+                 const PairSums& out) {
+  using Register = typename Vector::Register;
+  TileSums<Vector, num_i * num_j> sums;  // in registers: all loops over pairs are unrolled
+  const Register *x = part.row(i), *y = part.row(j);
+  const char* upcoming = ahead.next();
+  for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
+    __builtin_prefetch(upcoming);
+    Register rows[num_i];
+#pragma GCC unroll 8
+    for (int a = 0; a < num_i; ++a) rows[a] = x[a * part.size + s];
+#pragma GCC unroll 8
+    for (int b = 0; b < num_j; ++b) {
+      const Register column = y[b * part.size + s];
+#pragma GCC unroll 8
+      for (int a = 0; a < num_i; ++a) sums.add(b * num_i + a, rows[a], column);
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < num_i * num_j; p += 2) {
+    double total[4];
+    sums.totals(p, total);
+    out.add(i + p % num_i, j + p / num_i, total);
+    if (p + 1 < num_i * num_j) out.add(i + (p + 1) % num_i, j + (p + 1) / num_i, total + 2);
+  }
+}
+
+// The pairs i <= a < b < i + num.
+template <class Vector, int num>
+inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, Ahead& ahead,
+                          const PairSums& out) {
+  using Register = typename Vector::Register;
+  if constexpr (num > 1) {
+    TileSums<Vector, num*(num - 1) / 2> sums;
+    const Register* x = part.row(i);
+    const char* upcoming = ahead.next();
+    for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
+      __builtin_prefetch(upcoming);
+      Register rows[num];
+#pragma GCC unroll 8
+      for (int a = 0; a < num; ++a) rows[a] = x[a * part.size + s];
+#pragma GCC unroll 8
+      for (int b = 1; b < num; ++b) {
+#pragma GCC unroll 8
+        for (int a = 0; a < b; ++a) sums.add(b * (b - 1) / 2 + a, rows[a], rows[b]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int b = 1; b < num; ++b) {
+#pragma GCC unroll 8
+      for (int a = 0; a < b; ++a) {
+        double total[4];
+        sums.totals(b * (b - 1) / 2 + a, total);
+        out.add(i + a, i + b, total);
+      }
+    }
+  }
+}
+
+// The pairs of rows i ... i + num_i - 1 with each other and with all that follow.
+template <class Vector, int num_i>
+inline void tile_row(const RowPart<Vector>& part, int64_t i, int64_t num_states, Ahead& ahead,
+                     const PairSums& out) {
+  constexpr int columns = Vector::tile_columns;
+  diagonal_tile<Vector, num_i>(part, i, ahead, out);
+  int64_t j = i + num_i;
+  for (; j + columns <= num_states; j += columns)
+    tile<Vector, num_i, columns>(part, i, j, ahead, out);
+  if (columns > 2 && j + 2 <= num_states) {
+    tile<Vector, num_i, 2>(part, i, j, ahead, out);
+    j += 2;
+  }
+  for (; j < num_states; ++j) tile<Vector, num_i, 1>(part, i, j, ahead, out);
+}
+
+template <class Vector>
+inline void all_pairs(const RowPart<Vector>& part, int64_t num_states, Ahead ahead,
+                      const PairSums& out) {
+  constexpr int rows = Vector::tile_rows;
+  static_assert(rows <= 4 && Vector::tile_columns <= 3, "what is left over is enumerated here");
+  int64_t i = 0;
+  for (; i + rows <= num_states; i += rows) tile_row<Vector, rows>(part, i, num_states, ahead, out);
+  switch (num_states - i) {  // these rows are the last ones
+    case 3:
+      return diagonal_tile<Vector, 3>(part, i, ahead, out);
+    case 2:
+      return diagonal_tile<Vector, 2>(part, i, ahead, out);
+  }
+}
+
+// Entries [begin, end) of a row into the buffer, padded with zeros, which add nothing to any sum.
+template <class Vector, class Element>
+inline void convert(const Element* row, int64_t begin, int64_t end,
+                    typename Vector::Register* out) {
+  constexpr int64_t step = 2 * Vector::lanes;
+  int64_t i = begin;
+  for (; i + step <= end; i += step, out += 2) Vector::load(row + i, out[0], out[1]);
+  if (i < end) {
+    Element tail[step] = {};
+    std::memcpy(tail, row + i, (end - i) * sizeof(Element));
+    Vector::load(tail, out[0], out[1]);
+  }
+}
+
+// Adds sum x^2 of every row of the buffer to norm_squared; in float64 the products are exact.
+template <class Vector, class Exact>
+inline void add_norms(const RowPart<Vector>& part, int64_t num_states, double* norm_squared) {
+  using Scalar = typename Vector::Scalar;
+  for (int64_t k = 0; k < num_states; k += 4) {
+    const Scalar* rows[4];
+    typename Exact::Register sums[4];
+    for (int r = 0; r < 4; ++r) {
+      rows[r] = reinterpret_cast<const Scalar*>(part.row(std::min(k + r, num_states - 1)));
+      sums[r] = Exact::zero();
+    }
+    for (int64_t e = 0; e < part.size * Vector::lanes; e += Exact::lanes) {
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const auto x = Exact::load(rows[r] + e);
+        sums[r] = Exact::multiply_add(x, x, sums[r]);
+      }
+    }
+    double total[4];
+    Exact::totals(sums[0], sums[1], sums[2], sums[3], total);
+    for (int r = 0; r < 4 && k + r < num_states; ++r) norm_squared[k + r] += total[r];
+  }
+}
+
+// All sums of one token: norm_squared, squared and absolute of `work`. The token that follows has
+// `next_rows`.
+template <class Vector, class Exact, class Element>
+void block_sums(const void* const* rows, const void* const* next_rows, BlockWork& work) {
+  using Register = typename Vector::Register;
+  constexpr int64_t step = 2 * Vector::lanes;
+  static_assert(sizeof(Register) <= kLargestRegister);
+  const int64_t num_states = work.num_states;
+  const PairSums out{work.squared.get(), work.absolute.get(), work.stride};
+  std::fill_n(work.norm_squared.get(), work.stride, 0.0);
+  std::fill_n(work.squared.get(), num_states * work.stride, 0.0);
+  std::fill_n(work.absolute.get(), num_states * work.stride, 0.0);
+
+  // Parts of equal length: few additions in a row make small errors.
+  const int64_t num_steps = (work.hidden_size + step - 1) / step;
+  const int64_t num_parts = (num_steps + kBlockSteps - 1) / kBlockSteps;
+  const int64_t part_steps = (num_steps + num_parts - 1) / num_parts;
+  auto* buffer = reinterpret_cast<Register*>(work.rows.get());
+  for (int64_t begin = 0; begin < work.hidden_size; begin += part_steps * step) {
+    const int64_t end = std::min(begin + part_steps * step, work.hidden_size);
+    const RowPart<Vector> part{buffer, (end - begin + step - 1) / step * 2};
+    for (int64_t k = 0; k < num_states; ++k) {
+      convert<Vector>(static_cast<const Element*>(rows[k]), begin, end, buffer + k * part.size);
+    }
+    add_norms<Vector, Exact>(part, num_states, work.norm_squared.get());
+    const bool last = end == work.hidden_size;
+    const int64_t offset = last ? 0 : end * static_cast<int64_t>(sizeof(Element));
+    const Ahead ahead{last ? next_rows : rows, num_states, offset,
+                      Vector::lanes * static_cast<int64_t>(sizeof(Element)), buffer};
+    all_pairs<Vector>(part, num_states, ahead, out);
+  }
+}
+
+}  // namespace
+}  // namespace simdiff
