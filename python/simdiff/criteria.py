@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simdiff.block_costs import BLOCK_CRITERIA, block_costs
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
 
@@ -21,7 +22,9 @@ class Criterion:
     formula: str
     source: str
     difference: Callable[[LayerScores], tuple[float, ...]] | None
-    """L_diff of every layer; None for a criterion of similarity alone."""
+    """L_diff of every layer; None for a criterion without one."""
+    own: Callable[[LayerScores], tuple[float, ...]] | None = None
+    """The importance itself, for a criterion that is not the paper's sum."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Importance:
     alpha: float | None
     values: tuple[float, ...]
     tie_breakers: tuple[float, ...]
-    """L_diff (the cosine distance where the criterion has none): orders equal importances."""
+    """L_diff (the importance itself where the criterion has none): orders equal importances."""
     saturated: tuple[int, ...]
     """Layers whose sigmoid(L_diff) is exactly 1 in float64."""
     ties: tuple[tuple[int, ...], ...]
@@ -67,9 +70,21 @@ class Importance:
         return notes
 
 
+def _cost_of_each_layer(scores: LayerScores) -> tuple[float, ...]:
+    costs = block_costs(scores, "simdiff")
+    return tuple(costs.values[layer][layer + 1] for layer in range(costs.num_layers))
+
+
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
+        Criterion(
+            "simdiff",
+            BLOCK_CRITERIA["simdiff"].formula,
+            BLOCK_CRITERIA["simdiff"].source,
+            None,
+            _cost_of_each_layer,
+        ),
         Criterion(
             "simdiff-mssd",
             "alpha * sigmoid(mean ||y - x||^2) + (1 - alpha) * mean(1 - cos) / 2",
@@ -93,10 +108,11 @@ CRITERIA = {
             "mean(1 - cos)",
             "ShortGPT, arXiv 2403.03853, Eq. 1",
             None,
+            lambda scores: scores.metrics["cosine_distance"].mean,
         ),
     )
 }
-DEFAULT_CRITERION = "simdiff-mssd"
+DEFAULT_CRITERION = "simdiff"
 DEFAULT_ALPHA = 0.5
 
 
@@ -120,26 +136,28 @@ def importance(
 ) -> Importance:
     """The importance of every layer.
 
-    I = alpha * I_diff + (1 - alpha) * I_sim with I_diff = sigmoid(L_diff) and I_sim half of the
-    mean cosine distance; block-influence is the mean cosine distance itself.
+    The paper's: I = alpha * I_diff + (1 - alpha) * I_sim with I_diff = sigmoid(L_diff) and I_sim
+    half of the mean cosine distance. block-influence is the mean cosine distance itself, simdiff
+    the cost of cutting the layer alone (`simdiff.block_costs`).
 
     Args:
-        scores: of all layers.
+        scores: of all layers; simdiff needs those of blocks too.
         criterion: a name in `CRITERIA`.
-        alpha: weight of the difference, in [0, 1]; block-influence does not use it.
+        alpha: weight of the difference, in [0, 1]; block-influence and simdiff do not use it.
 
     Raises:
-        SimdiffError: unknown criterion, alpha outside [0, 1].
+        SimdiffError: unknown criterion, alpha outside [0, 1], scores that lack what it needs.
 
     Source: SimDiff, arXiv 2604.19520, Eq. 1-9.
     """
     check_criterion(criterion, alpha)
     chosen = CRITERIA[criterion]
-    cosine = scores.metrics["cosine_distance"].mean
+    saturated: tuple[int, ...] = ()
     if chosen.difference is None:
-        values, tie_breakers = cosine, cosine
-        saturated: tuple[int, ...] = ()
+        assert chosen.own is not None
+        values = tie_breakers = chosen.own(scores)
     else:
+        cosine = scores.metrics["cosine_distance"].mean
         tie_breakers = chosen.difference(scores)
         squashed = [sigmoid(value) for value in tie_breakers]
         values = tuple(

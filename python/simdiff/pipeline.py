@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from simdiff.budget import Budget
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import write_pruned
-from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, importance
+from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
+from simdiff.errors import SimdiffError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
-from simdiff.models import find_decoder_layers, load_model
+from simdiff.models import check_same_model, load_model, model_identity
+from simdiff.planning import check_planning, make_plan
 from simdiff.progress import step
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
-from simdiff.selection import PruningPlan, check_selection, layers_for_ratio, select
+from simdiff.selection import PruningPlan, check_selection
 from simdiff.speed import measure_speed
 from simdiff.surgery import removed_layers
 
@@ -56,23 +60,80 @@ class PlanOptions:
 
     criterion: str = DEFAULT_CRITERION
     alpha: float = DEFAULT_ALPHA
-    ratio: float | None = None
-    num_layers: int | None = None
+    budget: Budget = field(default_factory=Budget)
     protect: Collection[int] = field(default_factory=tuple)
+    selection: str | None = None
+    max_blocks: int | None = None
+    keep_decisive: bool = True
+    evaluation_windows: int = 8
+    """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
 
-    def count(self, num_layers: int) -> int:
-        """How many layers go; refuses options that cannot be met, before any scoring."""
-        count = self.num_layers
-        if count is None:
-            count = layers_for_ratio(num_layers, 0.25 if self.ratio is None else self.ratio)
+    def count(self, model: Mapping[str, Any]) -> int:
+        """How many layers go; refuses options that cannot be met, before any scoring.
+
+        Args:
+            model: of `model_identity`.
+        """
+        count = self.budget.layers(model)
         check_criterion(self.criterion, self.alpha)
-        check_selection(num_layers, count, self.protect)
+        check_planning(self.criterion, self.selection, self.max_blocks)
+        check_selection(int(model["num_layers"]), count, self.protect)
+        if self.evaluation_windows < 0:
+            raise SimdiffError(
+                f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
+            )
         return count
 
-    def plan(self, scores: LayerScores) -> PruningPlan:
-        """The plan for these scores."""
-        count = self.count(scores.num_layers)
-        return select(scores, importance(scores, self.criterion, self.alpha), count, self.protect)
+    def plan(
+        self,
+        scores: LayerScores,
+        model: PreTrainedModel | None = None,
+        windows: Tensor | None = None,
+    ) -> PruningPlan:
+        """The plan for these scores; see `make_plan` for what model and windows are used for."""
+        if model is None or windows is None or self.evaluation_windows == 0:
+            model = windows = None
+        else:
+            windows = windows[: self.evaluation_windows]
+        return make_plan(
+            scores,
+            self.count(scores.model),
+            criterion=self.criterion,
+            alpha=self.alpha,
+            selection=self.selection,
+            protect=self.protect,
+            max_blocks=self.max_blocks,
+            keep_decisive=self.keep_decisive,
+            model=model,
+            windows=windows,
+        )
+
+
+def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]:
+    """The model that scores were made for, and the token windows they were made on.
+
+    Raises:
+        SimdiffError: another model, or a text that has changed or gone.
+    """
+    text = scores.calibration
+    if "source" not in text:
+        raise SimdiffError("the scores must name their calibration text, got none in their record")
+    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
+    check_same_model(model, scores.model, "file of scores")
+    windows = token_windows(
+        text["source"],
+        tokenizer,
+        part=text["part"],
+        num_windows=text["num_windows"],
+        window_length=text["window_length"],
+        seed=text["seed"],
+    )
+    if windows.identity.to_dict() != text:
+        raise SimdiffError(
+            f"text {text['source']}: must be as it was when the scores were made, {text}, "
+            f"got {windows.identity.to_dict()}"
+        )
+    return model, windows.tokens
 
 
 @dataclass(frozen=True)
@@ -113,7 +174,7 @@ def run(
     """
     check_new_path(directory.absolute(), overwrite)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
-    plan.count(len(find_decoder_layers(model)))
+    plan.count(model_identity(model, name))
     calibration = text.windows(tokenizer, "calibration")
     if held_out_source is None:
         held_out = text.windows(tokenizer, "held-out")
@@ -126,7 +187,7 @@ def run(
         name=name,
         calibration=calibration.identity.to_dict(),
     )
-    chosen = plan.plan(scores)
+    chosen = plan.plan(scores, model, calibration.tokens)
     with new_directory(directory, overwrite) as scratch:
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
