@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import METRICS, TokenMetrics
+from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics
 
 MASSIVE = 300.0  # times the rest of the row: the activations that METRICS must survive
 
@@ -124,6 +124,115 @@ def cases(dtypes: tuple[torch.dtype, ...] | None = None) -> list[Case]:
     return found
 
 
+@dataclass(frozen=True)
+class BlockCase:
+    """Hidden states between the layers of a model, made from a seed, always the same."""
+
+    name: str
+    dtype: torch.dtype
+    build: Callable[[torch.Generator], list[Tensor]]
+
+    def states(self) -> list[Tensor]:
+        """h_0 ... h_L, of this case's dtype."""
+        return [h.to(self.dtype) for h in self.build(torch.Generator().manual_seed(20260423))]
+
+    def __str__(self) -> str:
+        """Names the case in test output."""
+        return f"{self.name}-{str(self.dtype).removeprefix('torch.')}"
+
+
+def walk(
+    num_layers: int, shape: tuple[int, ...], step: float, *, growth: float = 1.0
+) -> Callable[[torch.Generator], list[Tensor]]:
+    """States that each layer turns by about `step` of their length and lengthens by `growth`."""
+
+    def build(generator: torch.Generator) -> list[Tensor]:
+        states = [torch.randn(shape, generator=generator, dtype=torch.float64)]
+        for _ in range(num_layers):
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            scale = step * states[-1].norm(dim=-1, keepdim=True) / shape[-1] ** 0.5
+            states.append(growth * (states[-1] + scale * noise))
+        return states
+
+    return build
+
+
+def _unusual(kind: str, dtype: torch.dtype) -> Callable[[torch.Generator], list[Tensor]]:
+    def build(generator: torch.Generator) -> list[Tensor]:
+        states = walk(6, (4, 70), 0.2)(generator)
+        if kind == "massive-written-and-erased":  # by layer 1 and by layer 4
+            for h in states[2:5]:
+                h[:, 23] += MASSIVE * h.norm(dim=-1)
+        elif kind == "identical":
+            states[3] = states[2].clone()
+            states[6] = states[0].clone()
+        elif kind == "opposite-and-parallel":
+            states[2], states[5] = -states[1], 2 * states[4]
+        elif kind == "zero-vectors":  # first, in the middle, all
+            states[0][0] = states[3][1] = 0
+            for h in states:
+                h[2] = 0
+        elif kind == "short-first":  # embeddings are far shorter than what the layers add
+            states[0] = states[0] / 500
+        elif kind in ("large", "small"):
+            exponent = 4 if kind == "large" else -6
+            exponent *= 1 if dtype == torch.float16 else 7 if kind == "large" else 5
+            states = [h * 10.0**exponent for h in states]
+        return states
+
+    return build
+
+
+def _strided_blocks(generator: torch.Generator) -> list[Tensor]:
+    """Every state with strides of its own, rows unaligned; same shape `(4, 5, 67)`."""
+    x = [torch.randn(9, 11, 96, generator=generator) for _ in range(5)]
+    return [
+        x[0][:4, :5, 3:70],
+        x[1].transpose(0, 1)[:4, :5, 29:],
+        x[2][1::2, 1::2, :67],
+        x[3][:1, :5, 9:76].expand(4, 5, 67),
+        x[4].flatten(1)[:4, : 5 * 134 : 2].view(4, 5, 67),
+    ]
+
+
+def block_cases(dtypes: tuple[torch.dtype, ...] | None = None) -> list[BlockCase]:
+    """Every case that every backend must get right for blocks of layers."""
+    found = []
+    for dtype in dtypes or (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for num_layers, shape in (
+            (1, (1, 1)),
+            (2, (3, 1)),
+            (3, (2, 2, 7)),
+            (4, (1, 33)),
+            (5, (3, 576)),
+            (6, (2, 1000)),
+            (7, (1, 4097)),
+            (8, (2, 31)),
+            (12, (2, 64)),
+            (30, (1, 40)),
+        ):
+            name = f"random-{num_layers}-{'x'.join(map(str, shape))}"
+            found.append(BlockCase(name, dtype, walk(num_layers, shape, 0.3)))
+        for exponent in (2, 4, 6, 7):  # cosine distances of neighbours near half of 10^-exponent
+            build = walk(4, (3, 576), 10.0 ** (-exponent / 2))
+            found.append(BlockCase(f"distance-1e-{exponent}", dtype, build))
+            build = walk(4, (3, 576), 10.0 ** (-exponent / 2), growth=1.5)
+            found.append(BlockCase(f"distance-1e-{exponent}-longer", dtype, build))
+        for kind in (
+            "massive-written-and-erased",
+            "identical",
+            "opposite-and-parallel",
+            "zero-vectors",
+            "short-first",
+            "large",
+            "small",
+        ):
+            found.append(BlockCase(kind, dtype, _unusual(kind, dtype)))
+        found.append(BlockCase("strided", dtype, _strided_blocks))
+        found.append(BlockCase("single", dtype, lambda g: [h[0] for h in walk(3, (1, 50), 0.3)(g)]))
+    return found
+
+
 def exact_metrics(before: Tensor, after: Tensor) -> TokenMetrics:
     """The metrics of exactly these values in extended precision, by an independent computation.
 
@@ -159,7 +268,9 @@ def check_metrics(
 
     Backends sum exact products in float64, so that a sum of n positive terms is off by at most
     n * 2^-53, and round once to the result's dtype (eps / 2). The cosine distance subtracts
-    (b - a)^2 from ||d||^2, which magnifies the error of the sums by ||d||^2 / (2 a b v).
+    (b - a)^2 from ||d||^2, which magnifies the error of the sums by ||d||^2 / (2 a b v); b - a
+    comes from b^2 - a^2, so that it is off by the error of a and b, and its square by 2 |b - a|
+    times as much.
 
     With `short_sums` (the cpu backend below float64) up to 52 additions are made in float32 before
     a sum is widened: at most 52 * 2^-24 of it, where the errors of all 52 point the same way;
@@ -180,6 +291,9 @@ def check_metrics(
             product = 2 * exact.norm_before * exact.norm_after * wanted
             magnified = exact.squared_difference / product.where(product > 0, torch.inf)
             limit = bound + 4 * summation * magnified + short * magnified.clamp(max=16)
+            a, b = exact.norm_before, exact.norm_after
+            gap = (b - a).abs() * torch.maximum(a, b)
+            limit = limit + 4 * summation * gap / product.where(product > 0, torch.inf)
         largest = torch.finfo(got.dtype).max
         over = wanted > largest
         if bool((over & ~got.isinf()).any()):
@@ -196,6 +310,34 @@ def check_metrics(
                 f"relative error {float(error[index] / wanted[index].abs()):.2e} above "
                 f"{float(limit[index]):.2e}"
             )
+
+
+def check_token_blocks(
+    moments: Tensor, states: Sequence[Tensor], *, short_sums: bool = False
+) -> None:
+    """Compare the state after one token with the exact metrics of all pairs.
+
+    `states` are its hidden states, `(hidden_size,)` each. The bounds are those of `check_metrics`:
+    a block is measured like a layer.
+
+    Raises:
+        AssertionError: which metric of which pair, by how much; a sum of squares or a maximum that
+            does not belong to its sum; an entry [i, j] with i >= j that is not zero.
+    """
+    num_metrics = len(BLOCK_METRICS)
+    i, j = torch.triu_indices(len(states), len(states), offset=1).unbind(0)
+    stacked = torch.stack([state.cpu() for state in states])
+    before, after = stacked[i], stacked[j]
+    sums, squares, maximum = moments[:num_metrics], moments[num_metrics:-1], moments[-1]
+    exact = exact_metrics(before, after)
+    result = exact._replace(**dict(zip(BLOCK_METRICS, sums[:, i, j].unbind(0), strict=True)))
+    check_metrics(result, before, after, short_sums=short_sums)
+    if not torch.allclose(squares, sums.square(), rtol=1e-15, atol=0):
+        raise AssertionError("sums of squares of one token must be the squares of its sums")
+    if not torch.equal(maximum, sums[BLOCK_METRICS.index("squared_difference")]):
+        raise AssertionError("the maximum over one token must be its squared difference")
+    if bool(moments.tril().any()):
+        raise AssertionError("entries [i, j] with i >= j must be zero")
 
 
 def bytes_read(before: Tensor, after: Tensor) -> int:

@@ -97,7 +97,12 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
   double* const sums = moments + i * stride;
   double* const squares = sums + kNumBlockMetrics * matrix;
   double* const maxima = squares + kNumBlockMetrics * matrix;
+  // Fifteen arrays are too many to compare for overlaps at run time: there are none.
+#if defined(__clang__)
+#pragma clang loop vectorize(assume_safety)
+#else
 #pragma GCC ivdep
+#endif
   for (int64_t j = first; j < stride; ++j) {
     const double squared = all_squared[j], absolute = all_absolute[j] * inverse_size;
     double cosine = 0.5 * ((squared - norm_gap[j] * norm_gap[j]) * inverse) * inverses[j];
@@ -105,7 +110,8 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
     cosine = cosine > 2 ? 2.0 : cosine;
     // A zero vector has no direction: nothing in common with anything but another zero vector.
     const double undefined_cosine = norm == norms[j] ? 0.0 : 1.0;
-    cosine = (inverse == 0) | (inverses[j] == 0) ? undefined_cosine : cosine;
+    const bool has_zero = (inverse == 0) | (inverses[j] == 0);
+    cosine = has_zero ? undefined_cosine : cosine;
     const double undefined_relative = squared == 0 ? 0.0 : 1.0;
     double relative = std::sqrt(squared) * inverse;
     relative = inverse == 0 ? undefined_relative : relative;
