@@ -22,10 +22,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from simdiff.block_scores import BlockScores, Matrix
 from simdiff.block_selection import BlockCosts
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
+from simdiff_kernels import angular_distance
 
 # Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993): modified z-scores above this.
 DECISIVE_Z_SCORE = 3.5
@@ -38,7 +41,8 @@ class BlockCriterion:
     name: str
     formula: str
     source: str
-    cost: Callable[[BlockScores], Matrix]
+    cost: Callable[[BlockScores], Matrix] | None
+    """From the scores of all blocks; None takes the angles at last tokens as they are."""
 
 
 def _sum(blocks: BlockScores) -> Matrix:
@@ -46,6 +50,12 @@ def _sum(blocks: BlockScores) -> Matrix:
     return tuple(
         tuple(turned + grown for turned, grown in zip(*rows, strict=True)) for rows in pairs
     )
+
+
+def _angles(blocks: BlockScores) -> Matrix:
+    """The angle of the mean cosine: the pass over all tokens keeps no angle of single ones."""
+    distances = torch.tensor(blocks.metrics["cosine_distance"], dtype=torch.float64)
+    return tuple(map(tuple, angular_distance(distances).tolist()))
 
 
 BLOCK_CRITERIA = {
@@ -63,6 +73,18 @@ BLOCK_CRITERIA = {
             "mean(1 - cos)",
             "LLM-Streamline, arXiv 2403.19135, Eq. 2",
             lambda blocks: blocks.metrics["cosine_distance"],
+        ),
+        BlockCriterion(
+            "angular-distance",
+            "arccos(mean cos) / pi",
+            "Gromov et al., arXiv 2403.17887, Eq. 7, of all tokens; orders like the cosine",
+            _angles,
+        ),
+        BlockCriterion(
+            "last-token-angle",
+            "mean arccos(cos) / pi over the last token of each sequence",
+            "Gromov et al., arXiv 2403.17887, Eq. 7",
+            None,
         ),
         BlockCriterion(
             "norm-change",
@@ -89,12 +111,24 @@ def block_costs(scores: LayerScores, criterion: str = "simdiff") -> BlockCosts:
             f"block_costs: criterion must be one of {', '.join(BLOCK_CRITERIA)}, got {criterion!r}"
         )
     chosen = BLOCK_CRITERIA[criterion]
+    if chosen.cost is None:
+        return _last_token_costs(scores, chosen)
     if scores.blocks is None:
         raise SimdiffError(
             f"criterion {criterion} needs the scores of all blocks of layers, which these scores "
             "lack: score the model again with `simdiff score` (in Python, score(..., blocks=True))"
         )
     return BlockCosts(chosen.name, chosen.formula, chosen.cost(scores.blocks))
+
+
+def _last_token_costs(scores: LayerScores, chosen: BlockCriterion) -> BlockCosts:
+    if scores.last_token_angles is None:
+        raise SimdiffError(
+            f"criterion {chosen.name} needs the angles of all blocks at the last token of each "
+            "sequence, which these scores lack: score the model again with `simdiff score` (in "
+            "Python, score(..., blocks=True))"
+        )
+    return BlockCosts(chosen.name, chosen.formula, scores.last_token_angles)
 
 
 def decisive_layers(scores: LayerScores) -> dict[int, float]:

@@ -34,10 +34,7 @@ class BlockScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Row `start` holds the values of stop = start + 1 ... num_layers."""
-        return {
-            name: [list(row[start + 1 :]) for start, row in enumerate(matrix[:-1])]
-            for name, matrix in self.metrics.items()
-        }
+        return {name: matrix_to_rows(matrix) for name, matrix in self.metrics.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], num_layers: int) -> BlockScores:
@@ -47,10 +44,22 @@ class BlockScores:
             KeyError, TypeError, ValueError: a matrix is missing, has another shape, or holds
                 something that is not a finite number.
         """
-        return cls({name: _square(name, content[name], num_layers) for name in BLOCK_SCORES})
+        return cls(
+            {name: matrix_from_rows(name, content[name], num_layers) for name in BLOCK_SCORES}
+        )
 
 
-def _square(name: str, rows: Any, num_layers: int) -> Matrix:
+def matrix_to_rows(matrix: Matrix) -> list[list[float]]:
+    """What lies above the diagonal."""
+    return [list(row[start + 1 :]) for start, row in enumerate(matrix[:-1])]
+
+
+def matrix_from_rows(name: str, rows: Any, num_layers: int) -> Matrix:
+    """The inverse of `matrix_to_rows`.
+
+    Raises:
+        TypeError, ValueError: another shape, or something that is not a finite number.
+    """
     if not isinstance(rows, list) or [len(row) for row in rows] != list(range(num_layers, 0, -1)):
         raise ValueError(f"{name} of blocks must have {num_layers} rows, each one shorter")
     if not all(math.isfinite(float(value)) for row in rows for value in row):

@@ -26,7 +26,6 @@ class Perplexity:
     """Predicted tokens: one less than the window length for each window."""
 
 
-@torch.inference_mode()
 def perplexity(
     model: PreTrainedModel, windows: Tensor, *, description: str = "perplexity"
 ) -> Perplexity:
@@ -40,15 +39,7 @@ def perplexity(
     Raises:
         SimdiffError: the loss of some window is NaN or Inf.
     """
-    device = model.get_input_embeddings().weight.device
-    losses = []
-    # One window at a time: the logits are the largest tensor of the whole run.
-    for ids in track(windows.split(1), description):
-        ids = ids.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        losses.append(
-            float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
-        )
+    losses = window_losses(model, windows, description=description)
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(
@@ -60,7 +51,36 @@ def perplexity(
     if len(losses) > 1:
         variance = sum((loss - nll) ** 2 for loss in losses) / (len(losses) - 1)
         error = math.sqrt(variance / len(losses))
-    return Perplexity(math.exp(nll) if nll < 700 else math.inf, nll, error, windows[:, 1:].numel())
+    return Perplexity(exponential(nll), nll, error, windows[:, 1:].numel())
+
+
+@torch.inference_mode()
+def window_losses(
+    model: PreTrainedModel, windows: Tensor, *, description: str | None = "perplexity"
+) -> list[float]:
+    """Mean negative log-likelihood of each window, in nats per predicted token; may be NaN or Inf.
+
+    Args:
+        model, windows: see `perplexity`.
+        description: of the progress bar; None shows none.
+    """
+    # One window at a time: the logits are the largest tensor of the whole run.
+    parts = windows.split(1)
+    return [
+        window_loss(model, ids) for ids in (track(parts, description) if description else parts)
+    ]
+
+
+def window_loss(model: PreTrainedModel, ids: Tensor) -> float:
+    """Mean negative log-likelihood of one window `(1, window_length)`."""
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
+
+
+def exponential(nll: float) -> float:
+    """The perplexity of a mean negative log-likelihood; Inf where it exceeds float64."""
+    return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simdiff.block_scores import RunningBlocks
 from simdiff.errors import SimdiffError
+from simdiff.last_token import RunningLastTokenAngles
 from simdiff_kernels import RunningScores
 
 
@@ -25,6 +26,7 @@ class LayerHooks:
         scores: has one state per layer.
         blocks: takes all hidden states of a batch when its last layer has run; they are held until
             then, those of one batch. None scores no blocks.
+        last_tokens: takes the same states where `blocks` does.
 
     Usage::
 
@@ -39,6 +41,7 @@ class LayerHooks:
         layers: Sequence[nn.Module] | nn.ModuleList,
         scores: RunningScores,
         blocks: RunningBlocks | None = None,
+        last_tokens: RunningLastTokenAngles | None = None,
     ) -> None:
         """Prepare; nothing is registered yet."""
         if len(layers) != scores.num_layers:
@@ -51,6 +54,7 @@ class LayerHooks:
         self._layers = layers
         self._scores = scores
         self._blocks = blocks
+        self._last_tokens = last_tokens
         self._states: list[tuple[Tensor, int | None]] = []
         self._handles: list[Any] = []
         self._versions: dict[int, int | None] = {}
@@ -132,7 +136,10 @@ class LayerHooks:
         # Layers on several devices: all pairs meet where the last layer lives.
         states = [tensor.to(after.device, non_blocking=True) for tensor, _ in self._states]
         self._states.clear()
-        blocks.update(states, None if mask is None else mask.to(after.device))
+        mask = None if mask is None else mask.to(after.device)
+        blocks.update(states, mask)
+        if self._last_tokens is not None:
+            self._last_tokens.update(states, mask)
 
     def _mask_for(self, states: Tensor) -> Tensor | None:
         if self.attention_mask is None:

@@ -65,6 +65,7 @@ class PlanOptions:
     selection: str | None = None
     max_blocks: int | None = None
     keep_decisive: bool = True
+    random_seed: int = 0
     evaluation_windows: int = 8
     """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
 
@@ -104,6 +105,7 @@ class PlanOptions:
             protect=self.protect,
             max_blocks=self.max_blocks,
             keep_decisive=self.keep_decisive,
+            random_seed=self.random_seed,
             model=model,
             windows=windows,
         )

@@ -20,12 +20,23 @@ from simdiff.shortlist import Candidate, choose_by_perplexity, shortlist
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
 # Criteria of single layers and the block costs that say the same of blocks.
-BLOCK_CRITERION_OF = {"simdiff": "simdiff", "block-influence": "cosine-distance"}
+BLOCK_CRITERION_OF = {
+    "simdiff": "simdiff",
+    "block-influence": "cosine-distance",
+    "cosine-block": "cosine-distance",
+    "angular-block": "angular-distance",
+    "angular-block-last": "last-token-angle",
+}
+
+# Their sources cut one block.
+ONE_BLOCK = ("cosine-block", "angular-block", "angular-block-last")
 
 
 def default_selection(criterion: str) -> str:
-    """Optimal disjoint blocks for `simdiff`, the K lowest for criteria of single layers."""
-    return "blocks" if criterion == "simdiff" else "lowest"
+    """Disjoint blocks for `simdiff`, one block for criteria of blocks, else the K lowest."""
+    if criterion == "simdiff":
+        return "blocks"
+    return "contiguous" if criterion in ONE_BLOCK else "lowest"
 
 
 def check_planning(criterion: str, selection: str | None, max_blocks: int | None) -> None:
@@ -55,6 +66,7 @@ def make_plan(
     protect: Collection[int] = (),
     max_blocks: int | None = None,
     keep_decisive: bool = True,
+    random_seed: int = 0,
     model: PreTrainedModel | None = None,
     windows: Tensor | None = None,
 ) -> PruningPlan:
@@ -73,6 +85,7 @@ def make_plan(
         protect: layers that stay, whatever they cost.
         max_blocks: at most so many separate blocks, for selection "blocks".
         keep_decisive: protect layers that make a decisive correction, for criterion `simdiff`.
+        random_seed: of the criterion random.
         model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
             text, both or neither; used by `simdiff` with selection "blocks" alone.
 
@@ -93,7 +106,7 @@ def make_plan(
             f"{len(protect)} are protected and layers {sorted(decisive)} make a decisive "
             "correction; let those go too with --allow-decisive (keep_decisive=False)"
         )
-    ranked = importance(scores, criterion, alpha)
+    ranked = importance(scores, criterion, alpha, seed=random_seed)
     base = select(scores, ranked, num_remove, held)
     candidates: Sequence[Candidate] = ()
     removed, label = base.removed, chosen

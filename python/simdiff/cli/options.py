@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simdiff.pipeline import PlanOptions, TextOptions
 
-CRITERIA = ("simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence")
+CRITERIA = (
+    "simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence",
+    "relative-magnitude", "norm-ratio", "last-n", "random", "cosine-block", "angular-block",
+    "angular-block-last",
+)  # fmt: skip
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
 
@@ -62,9 +66,11 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
                         "predicted from the bytes it reads")  # fmt: skip
     amount.add_argument("--max-memory", type=float, metavar="GB",
                         help="as many layers as the weights need to fit (1e9 bytes)")  # fmt: skip
+    sub.add_argument("--random-seed", type=int, default=0, metavar="SEED",
+                     help="of the criterion random")  # fmt: skip
     sub.add_argument("--selection", choices=SELECTIONS, help="the K lowest layers, the best "
                      "contiguous block, or the best disjoint blocks (default: blocks for simdiff, "
-                     "lowest for the others)")  # fmt: skip
+                     "contiguous for criteria of blocks, lowest for the others)")  # fmt: skip
     sub.add_argument("--max-blocks", type=int, metavar="N",
                      help="at most N separate blocks (with --selection blocks)")  # fmt: skip
     sub.add_argument("--allow-decisive", action="store_true", help="let simdiff remove layers "
@@ -126,6 +132,7 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         selection=arguments.selection,
         max_blocks=arguments.max_blocks,
         keep_decisive=not arguments.allow_decisive,
+        random_seed=arguments.random_seed,
         evaluation_windows=getattr(arguments, "evaluation_windows", 0),
     )
 
