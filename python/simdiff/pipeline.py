@@ -16,14 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.budget import Budget
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import write_pruned
+from simdiff.comparison import Comparison, ComparisonOptions, compare, remove_journal
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
-from simdiff.models import check_same_model, load_model, model_identity
+from simdiff.models import check_same_model, find_decoder_layers, load_model, model_identity
 from simdiff.planning import check_planning, make_plan
 from simdiff.progress import step
+from simdiff.report.comparison_page import write_comparison
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
 from simdiff.selection import PruningPlan, check_selection
@@ -177,12 +179,7 @@ def run(
     check_new_path(directory.absolute(), overwrite)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(model_identity(model, name))
-    calibration = text.windows(tokenizer, "calibration")
-    if held_out_source is None:
-        held_out = text.windows(tokenizer, "held-out")
-    else:
-        other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
-        held_out = other.windows(tokenizer, "all")
+    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
     scores = score(
         model,
         calibration.batches(batch_size),
@@ -247,6 +244,60 @@ def _measure_pruned(
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "generation": asdict(sample),
     }
+
+
+def run_comparison(
+    name: str,
+    directory: Path,
+    *,
+    text: TextOptions,
+    options: ComparisonOptions,
+    held_out_source: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> Comparison:
+    """Compare criteria on one model, see `simdiff.comparison.compare`.
+
+    Writes into `directory`: compare.html, compare.csv, compare.json, perplexity.png, layers.png,
+    blocks.png, scores.json and plans/. What is finished before an interruption is kept beside it,
+    in a directory of the same name that ends with .journal, and removed at the end.
+
+    Args:
+        name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
+        options: what is compared.
+        restart: forget what an interrupted comparison left.
+    """
+    directory = directory.absolute()
+    check_new_path(directory, overwrite)
+    journal = directory.with_name(directory.name + ".journal")
+    if restart:
+        remove_journal(journal)
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    options.counts(len(find_decoder_layers(model)))
+    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
+    comparison = compare(
+        model, calibration, held_out, options, journal, name=name, batch_size=batch_size
+    )
+    with new_directory(directory, overwrite) as scratch:
+        comparison.save(scratch)
+        with step("write the report"):
+            write_comparison(scratch, comparison)
+    remove_journal(journal)
+    return comparison
+
+
+def _both_parts(
+    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: str | None
+) -> tuple[TokenWindows, TokenWindows]:
+    """Calibration windows, and held-out ones from the other half or another text."""
+    calibration = text.windows(tokenizer, "calibration")
+    if held_out_source is None:
+        return calibration, text.windows(tokenizer, "held-out")
+    other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
+    return calibration, other.windows(tokenizer, "all")
 
 
 def evaluate(

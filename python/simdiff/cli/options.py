@@ -16,6 +16,10 @@ CRITERIA = (
     "relative-magnitude", "norm-ratio", "last-n", "random", "cosine-block", "angular-block",
     "angular-block-last",
 )  # fmt: skip
+COMPARED = (
+    *CRITERIA, "simdiff-mssd-swept", "simdiff-masd-swept", "simdiff-max-swept",
+    "one-shot-perplexity", "greedy-perplexity",
+)  # fmt: skip
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
 
@@ -75,7 +79,7 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
                      help="at most N separate blocks (with --selection blocks)")  # fmt: skip
     sub.add_argument("--allow-decisive", action="store_true", help="let simdiff remove layers "
                      "that write or erase a massive activation")  # fmt: skip
-    sub.add_argument("--protect", type=_layer_list, default=(), metavar="LAYERS",
+    sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
                      help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
 
 
@@ -92,7 +96,8 @@ def add_evaluation(sub: argparse.ArgumentParser) -> None:
                      "0 takes the first without running any")  # fmt: skip
 
 
-def _layer_list(text: str) -> tuple[int, ...]:
+def layer_list(text: str) -> tuple[int, ...]:
+    """Numbers such as 0,1,28-29."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
