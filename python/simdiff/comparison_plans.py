@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class Planner:
         plan, sweep, problem = None, None, None
         try:
             plan, sweep = self._plan(criterion, num_remove)
+            plan = self._with_windows(plan)
         except SimdiffError as error:
             problem = str(error)
         seconds = time.perf_counter() - start - self._in_evaluations + sum(self._charged.values())
@@ -131,6 +132,13 @@ class Planner:
             random_seed=self._random_seed, model=self._model, windows=self._windows,
         )  # fmt: skip
         return plan, None
+
+    def _with_windows(self, plan: PruningPlan) -> PruningPlan:
+        """The plan with a note of what it was evaluated on, if it was."""
+        if not self._charged and not plan.candidates:
+            return plan
+        note = f"evaluated on the first {len(self._windows)} windows of the calibration text"
+        return replace(plan, notes=(*plan.notes, note))
 
     def _timed(self, removed: frozenset[int]) -> Evaluation:
         start = time.perf_counter()

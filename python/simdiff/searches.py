@@ -197,5 +197,6 @@ def greedy_plan(
         notes=(),
         model=dict(model),
         calibration=dict(calibration),
+        selection="greedy",
     )
     return with_exclusions(plan, steps)

@@ -59,6 +59,8 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         plan = PruningPlan.load(out / cell["plan"])
         assert sorted(plan.removed) == removed
         assert len(removed) == int(row["num_removed"])
+        looked = row["criterion"] == "simdiff" or row["criterion"].endswith(("swept", "perplexity"))
+        assert ("evaluated on the first 3 windows" in " ".join(plan.notes)) == looked
         with removed_layers(model, removed):
             losses = window_losses(model, held_out, description=None)
         assert float(row["perplexity"]) == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)

@@ -58,6 +58,7 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
             plots["layers.png"],
             "Removed layers of every criterion, one panel for each number of layers; the same is "
             "in the table at the end.",
+            wide=True,
         ),
         *_blocks(plots),
         *_sweeps(comparison),
@@ -78,6 +79,7 @@ def _blocks(plots: Mapping[str, bytes]) -> Iterable[str]:
             plots["blocks.png"],
             "Two heat maps of the cost of cutting every block of consecutive layers, first layer "
             "down, last layer across, on a logarithmic scale: by simdiff and by cosine distance.",
+            wide=True,
         )
 
 

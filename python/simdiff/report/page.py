@@ -45,6 +45,9 @@ tr.removed td { color: var(--removed); font-weight: 600; }
 figure { margin: 0.8rem 0; background: #ffffff; border: 1px solid var(--line); border-radius: 8px;
   padding: 0.5rem; }
 figure img { width: 100%; height: auto; display: block; }
+figure.wide { overflow-x: auto; }
+figure.wide img { min-width: 44rem; }
+summary { cursor: pointer; margin: 0.3rem 0; }
 blockquote { margin: 0; padding: 0.2rem 0.9rem; border-left: 3px solid var(--line); }
 """
 
@@ -134,10 +137,14 @@ def tile(name: str, value: str, detail: str) -> str:
     )
 
 
-def figure(png: bytes, description: str) -> str:
-    """An embedded picture with its text alternative, which is escaped already."""
+def figure(png: bytes, description: str, *, wide: bool = False) -> str:
+    """An embedded picture with its text alternative, which is escaped already.
+
+    A wide one scrolls on a narrow screen instead of shrinking until it cannot be read.
+    """
     data = base64.b64encode(png).decode()
-    return f"<figure><img alt='{description}' src='data:image/png;base64,{data}'></figure>"
+    kind = " class='wide'" if wide else ""
+    return f"<figure{kind}><img alt='{description}' src='data:image/png;base64,{data}'></figure>"
 
 
 def layer_table(scores: LayerScores, plan: PruningPlan) -> str:
