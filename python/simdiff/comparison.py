@@ -56,7 +56,9 @@ class ComparisonOptions:
     protect: Collection[int] = ()
     random_seed: int = 0
     search_windows: int = 8
-    """Calibration windows on which searches, sweeps and choices evaluate."""
+    """Calibration windows on which searches and sweeps evaluate."""
+    evaluation_windows: int = 4
+    """Calibration windows on which simdiff chooses among a few plans; 0 takes the first one."""
 
     def counts(self, depth: int) -> tuple[int, ...]:
         """The numbers of layers to remove; refuses what cannot be met, before any work.
@@ -73,6 +75,10 @@ class ComparisonOptions:
         check_criterion("simdiff", self.alpha)
         if self.search_windows < 1:
             raise SimdiffError(f"search windows must be at least 1, got {self.search_windows}")
+        if self.evaluation_windows < 0:
+            raise SimdiffError(
+                f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
+            )
         steps = {max(1, round(depth * step / 15)) for step in range(1, 7)}
         counts = tuple(sorted(set(self.num_layers) or steps))
         for count in counts:
@@ -202,18 +208,21 @@ def compare(
     counts = options.counts(len(find_decoder_layers(model)))
     journal.mkdir(exist_ok=True)
     windows = calibration.tokens[: options.search_windows]
+    choice_windows = calibration.tokens[: options.evaluation_windows]
     scores, seconds = _scored(model, calibration, journal, name, batch_size)
     evaluator = BypassEvaluator(model, windows)
     search_key = evaluation_key(model, windows, calibration.identity.to_dict())
     with EvaluationJournal(search_key, journal / "search.json", evaluator.losses) as evaluate:
         planner = Planner(
-            model, scores, seconds, windows, evaluate, evaluator,
+            model, scores, seconds, windows, choice_windows if len(choice_windows) else None,
+            evaluate, evaluator,
             alpha=options.alpha, protect=options.protect, random_seed=options.random_seed,
         )  # fmt: skip
         chosen = {
             "alpha": options.alpha,
             "protect": sorted(options.protect),
             "random_seed": options.random_seed,
+            "evaluation_windows": len(choice_windows),
             "scored_tokens": scores.num_tokens,
         }
         done = CellJournal(journal, {**search_key, **chosen})

@@ -63,7 +63,8 @@ class Planner:
     Args:
         model: dense.
         scores: of the calibration pass, which took `scoring_seconds`.
-        windows: token ids of the calibration text that searches and choices evaluate on.
+        windows: token ids of the calibration text that searches and sweeps evaluate on.
+        choice_windows: those on which simdiff chooses among a few plans; None takes the first plan.
         evaluate: what is known of the model without layers on these windows.
         evaluator: computes for `evaluate`.
         alpha, protect, random_seed: see `make_plan`.
@@ -75,6 +76,7 @@ class Planner:
         scores: LayerScores,
         scoring_seconds: float,
         windows: Tensor,
+        choice_windows: Tensor | None,
         evaluate: EvaluationJournal,
         evaluator: BypassEvaluator,
         *,
@@ -84,7 +86,8 @@ class Planner:
     ) -> None:
         """Prepare."""
         self._model, self._scores, self._scoring_seconds = model, scores, scoring_seconds
-        self._windows, self._evaluate, self._evaluator = windows, evaluate, evaluator
+        self._windows, self._choice_windows = windows, choice_windows
+        self._evaluate, self._evaluator = evaluate, evaluator
         self._alpha, self._protect, self._random_seed = alpha, protect, random_seed
         self._in_evaluations = 0.0
         self._charged: dict[frozenset[int], float] = {}
@@ -129,15 +132,18 @@ class Planner:
             return sweep_plan(scores, sweep, protect), sweep.to_dict()
         plan = make_plan(
             scores, count, criterion=criterion, alpha=self._alpha, protect=protect,
-            random_seed=self._random_seed, model=self._model, windows=self._windows,
+            random_seed=self._random_seed,
+            model=None if self._choice_windows is None else self._model,
+            windows=self._choice_windows,
         )  # fmt: skip
         return plan, None
 
     def _with_windows(self, plan: PruningPlan) -> PruningPlan:
         """The plan with a note of what it was evaluated on, if it was."""
-        if not self._charged and not plan.candidates:
+        windows = self._windows if self._charged else self._choice_windows
+        if windows is None or not (self._charged or plan.candidates):
             return plan
-        note = f"evaluated on the first {len(self._windows)} windows of the calibration text"
+        note = f"evaluated on the first {len(windows)} windows of the calibration text"
         return replace(plan, notes=(*plan.notes, note))
 
     def _timed(self, removed: frozenset[int]) -> Evaluation:

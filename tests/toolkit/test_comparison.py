@@ -23,7 +23,8 @@ from simdiff.paired_bootstrap import perplexity_interval
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
 
-SMALL = ("--windows", "4", "--window-length", "16", "--num-layers", "2,4", "--search-windows", "3")
+SMALL = ("--windows", "4", "--window-length", "16", "--num-layers", "2,4", "--search-windows", "3",
+         "--evaluation-windows", "2")  # fmt: skip
 
 
 def test_names_need_no_torch() -> None:
@@ -60,7 +61,8 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         assert sorted(plan.removed) == removed
         assert len(removed) == int(row["num_removed"])
         looked = row["criterion"] == "simdiff" or row["criterion"].endswith(("swept", "perplexity"))
-        assert ("evaluated on the first 3 windows" in " ".join(plan.notes)) == looked
+        number = 2 if row["criterion"] == "simdiff" else 3
+        assert (f"evaluated on the first {number} windows" in " ".join(plan.notes)) == looked
         with removed_layers(model, removed):
             losses = window_losses(model, held_out, description=None)
         assert float(row["perplexity"]) == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simdiff.cli.options import (
     COMPARED,
+    add_evaluation,
     add_model,
     add_output,
     add_text,
@@ -38,7 +39,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--random-seed", type=int, default=0, metavar="SEED",
                      help="of the criterion random")  # fmt: skip
     sub.add_argument("--search-windows", type=int, default=8, metavar="N",
-                     help="calibration windows that searches, sweeps and choices use")  # fmt: skip
+                     help="calibration windows on which searches and sweeps evaluate")  # fmt: skip
+    add_evaluation(sub)
     sub.add_argument("--restart", action="store_true",
                      help="forget what an interrupted call left in OUTPUT.journal")  # fmt: skip
     add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
@@ -61,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
             protect=arguments.protect,
             random_seed=arguments.random_seed,
             search_windows=arguments.search_windows,
+            evaluation_windows=arguments.evaluation_windows,
         ),
         held_out_source=arguments.held_out,
         batch_size=arguments.batch_size,
