@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from states import hidden_states
 from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
-from simdiff.criteria import importance
+from simdiff.budget import Budget
+from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
+from simdiff.pipeline import PlanOptions
 from simdiff.planning import BLOCK_CRITERION_OF, ONE_BLOCK, make_plan
 from simdiff.scores import LayerScores, score
-from simdiff.selection import select
+from simdiff.selection import PruningPlan, select
 
 
 def test_criteria_of_single_layers(tiny: PreTrainedModel, token_batches: list) -> None:
@@ -106,3 +110,22 @@ def test_what_a_criterion_lacks_is_said(llama_scores: LayerScores) -> None:
     )
     with pytest.raises(SimdiffError, match="norm-ratio: importance must be finite.*layers 2"):
         importance(scores, "norm-ratio")
+
+
+def test_every_criterion_plans_from_the_same_saved_scores(
+    llama_scores: LayerScores, tmp_path: Path
+) -> None:
+    llama_scores.save(tmp_path / "scores.json")
+    scores = LayerScores.load(tmp_path / "scores.json")
+    for name in CRITERIA:
+        plan = PlanOptions(name, budget=Budget(num_layers=2), protect=(2,)).plan(scores)
+        assert len(plan.removed) == 2
+        assert 2 not in plan.removed
+        assert plan.criterion == name
+        plan.save(tmp_path / "plan.json")
+        assert PruningPlan.load(tmp_path / "plan.json") == plan
+    for damage in ([[0.5]], [[math.nan] * (6 - row) for row in range(6)], "none"):
+        content = {**llama_scores.to_dict(), "last_token_angles": damage}
+        (tmp_path / "scores.json").write_text(json.dumps(content))
+        with pytest.raises(SimdiffError, match="damaged"):
+            LayerScores.load(tmp_path / "scores.json")
