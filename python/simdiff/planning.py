@@ -61,8 +61,9 @@ def make_plan(
     """Choose the layers that go.
 
     The default, `simdiff` with selection "blocks", keeps layers that make a decisive correction and
-    removes the disjoint blocks of least total cost (to the power 5/6, see `shortlist`). Given the model and calibration windows, it
-    evaluates a shortlist of at most seven such plans and takes the one of lowest perplexity.
+    removes the disjoint blocks of least total cost (to the power 5/6, see `simdiff.shortlist`).
+    Given the model and calibration windows, it evaluates a shortlist of at most seven such plans
+    and takes the one of lowest perplexity.
 
     Args:
         scores: of all layers, and of blocks where the selection needs them.
