@@ -65,7 +65,7 @@ class PlanOptions:
     selection: str | None = None
     max_blocks: int | None = None
     keep_decisive: bool = True
-    evaluation_windows: int = 8
+    evaluation_windows: int = 4
     """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
 
     def count(self, model: Mapping[str, Any]) -> int:

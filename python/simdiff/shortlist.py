@@ -30,9 +30,9 @@ from simdiff.evaluation import perplexity
 from simdiff.scores import LayerScores
 from simdiff.surgery import removed_layers
 
-# A third of the way from orthogonal to aligned errors, which is also what is taken unevaluated: on
-# SmolLM2-135M it leaves a lower perplexity than p = 1 at 6 of 11 numbers of layers and a higher one
-# at 1, on Gemma 3 270M at 2 layers. Then both ends, between, and errors that partly cancel.
+# A third of the way from orthogonal to aligned errors comes first, and is taken unevaluated: of the
+# numbers of layers 2 ... 12 on SmolLM2-135M it beats p = 1 at seven, loses at two and is equal at
+# two; on Gemma 3 270M it is better at 2 layers. Then p = 1, more aligned, and partly cancelling.
 EXPONENTS = (5 / 6, 1.0, 2 / 3, 1 / 2, 7 / 6)
 
 
