@@ -117,10 +117,11 @@ class LayerHooks:
         """Keep the state that leaves a layer; after the last one, score all pairs of states."""
         if index == 0:
             self._states = [(before, _version(before))]
-        if len(self._states) != index + 1:
+        due = max(len(self._states) - 1, 0)
+        if index != due or not self._states:
             raise SimdiffError(
                 f"LayerHooks: every layer must run once and in order to score blocks, got layer "
-                f"{index} after {len(self._states) - 1} others"
+                f"{index} where layer {due} was due"
             )
         self._states.append((after, _version(after)))
         if len(self._states) <= blocks.num_layers:

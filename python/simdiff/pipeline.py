@@ -68,7 +68,7 @@ class PlanOptions:
     max_blocks: int | None = None
     keep_decisive: bool = True
     random_seed: int = 0
-    evaluation_windows: int = 8
+    evaluation_windows: int = 4
     """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
 
     def count(self, model: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan, check_selection, select
-from simdiff.shortlist import Candidate, choose_by_perplexity, shortlist
+from simdiff.shortlist import EXPONENTS, Candidate, choose_by_perplexity, shortlist
 
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
@@ -73,8 +73,9 @@ def make_plan(
     """Choose the layers that go.
 
     The default, `simdiff` with selection "blocks", keeps layers that make a decisive correction and
-    removes the disjoint blocks of least total cost. Given the model and calibration windows, it
-    evaluates a shortlist of at most seven such plans and takes the one of lowest perplexity.
+    removes the disjoint blocks of least total cost (to the power 5/6, see `simdiff.shortlist`).
+    Given the model and calibration windows, it evaluates a shortlist of at most seven such plans
+    and takes the one of lowest perplexity.
 
     Args:
         scores: of all layers, and of blocks where the selection needs them.
@@ -119,7 +120,9 @@ def make_plan(
             best, candidates = choose_by_perplexity(model, windows, candidates)
             removed, label = best.removed, best.origin
         else:
-            removed, label = optimal_blocks(costs, num_remove, held, max_blocks), "optimal blocks"
+            power = EXPONENTS[0] if criterion == "simdiff" else 1.0
+            removed = optimal_blocks(costs.raised(power), num_remove, held, max_blocks)
+            label = f"optimal blocks, p = {power:.3g}"
     return _with(base, removed, label, protect, decisive, candidates)
 
 

@@ -30,8 +30,10 @@ from simdiff.evaluation import perplexity
 from simdiff.scores import LayerScores
 from simdiff.surgery import removed_layers
 
-# From orthogonal to aligned errors, and one beyond: errors that partly cancel.
-EXPONENTS = (1.0, 5 / 6, 2 / 3, 1 / 2, 7 / 6)
+# A third of the way from orthogonal to aligned errors comes first, and is taken unevaluated: of the
+# numbers of layers 2 ... 12 on SmolLM2-135M it beats p = 1 at seven, loses at two and is equal at
+# two; on Gemma 3 270M it is better at 2 layers. Then p = 1, more aligned, and partly cancelling.
+EXPONENTS = (5 / 6, 1.0, 2 / 3, 1 / 2, 7 / 6)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def shortlist(
 ) -> list[Candidate]:
     """Distinct plans to choose from, at most seven; the first is the one to take unevaluated.
 
-    In this order: optimal blocks for p = 1, the K layers of lowest block influence (so that the
+    In this order: optimal blocks for p = 5/6, the K layers of lowest block influence (so that the
     choice is never worse on its text), the K layers of lowest cost, then the other p.
 
     Args:

@@ -91,7 +91,7 @@ def add_output(sub: argparse.ArgumentParser, text: str) -> None:
 
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     """How a plan is chosen where the model is at hand."""
-    sub.add_argument("--evaluation-windows", type=int, default=8, metavar="N",
+    sub.add_argument("--evaluation-windows", type=int, default=4, metavar="N",
                      help="calibration windows on which simdiff chooses among up to seven plans; "
                      "0 takes the first without running any")  # fmt: skip
 
