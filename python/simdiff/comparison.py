@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import fcntl
 import math
+import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from simdiff.bypass import BypassEvaluator
 from simdiff.calibration import TokenWindows
-from simdiff.comparison_plans import COMPARED, Cell, CellJournal, Planner, plan_name
+from simdiff.comparison_plans import COMPARED, Cell, CellJournal, Planner
+from simdiff.comparison_results import ComparedCell, Comparison
 from simdiff.criteria import DEFAULT_ALPHA, check_criterion
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import window_losses
-from simdiff.files import COMPARISON_MARKER, header, read_json, write_bytes, write_json
+from simdiff.files import header, read_json, write_json
 from simdiff.journal import Evaluation, EvaluationJournal, check_key, evaluation_key
 from simdiff.machine import describe_machine
 from simdiff.models import find_decoder_layers, model_identity
@@ -35,14 +36,6 @@ from simdiff.progress import track
 from simdiff.scores import LayerScores, score
 from simdiff.selection import check_selection
 from simdiff.surgery import removed_layers
-
-SCHEMA = "simdiff.comparison"
-SCHEMA_VERSION = 1
-
-CSV_COLUMNS = (
-    "criterion", "num_removed", "removed", "perplexity", "perplexity_low", "perplexity_high",
-    "ratio", "ratio_low", "ratio_high", "seconds_to_plan", "problem",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,100 +79,6 @@ class ComparisonOptions:
         return counts
 
 
-@dataclass(frozen=True)
-class ComparedCell:
-    """A cell with the quality of its plan; none where `problem` says why."""
-
-    cell: Cell
-    quality: PerplexityInterval | None
-    problem: str | None
-
-    @property
-    def removed(self) -> tuple[int, ...]:
-        """In order of depth."""
-        return () if self.cell.plan is None else tuple(sorted(self.cell.plan.removed))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "criterion": self.cell.criterion,
-            "num_removed": self.cell.num_remove,
-            "removed": list(self.removed),
-            "plan": None if self.cell.plan is None else f"plans/{plan_name(self.cell)}",
-            "quality": None if self.quality is None else asdict(self.quality),
-            "seconds_to_plan": self.cell.seconds,
-            "notes": [] if self.cell.plan is None else list(self.cell.plan.notes),
-            "sweep": self.cell.sweep,
-            "problem": self.problem,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All cells, by number of layers, then in the order of the criteria asked for."""
-
-    scores: LayerScores
-    dense: PerplexityInterval
-    cells: tuple[ComparedCell, ...]
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def criteria(self) -> tuple[str, ...]:
-        """In the order asked for."""
-        return tuple(dict.fromkeys(entry.cell.criterion for entry in self.cells))
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """The numbers of removed layers."""
-        return tuple(dict.fromkeys(entry.cell.num_remove for entry in self.cells))
-
-    def at(self, criterion: str, num_remove: int) -> ComparedCell:
-        """One cell."""
-        return next(
-            entry
-            for entry in self.cells
-            if (entry.cell.criterion, entry.cell.num_remove) == (criterion, num_remove)
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of compare.json."""
-        return {
-            **header(SCHEMA, SCHEMA_VERSION),
-            **self.provenance,
-            "dense": asdict(self.dense),
-            "cells": [entry.to_dict() for entry in self.cells],
-        }
-
-    def to_csv(self) -> str:
-        """One row for each cell, with the columns `CSV_COLUMNS`."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_COLUMNS)
-        for entry in self.cells:
-            quality = entry.quality
-            writer.writerow(
-                (
-                    entry.cell.criterion,
-                    entry.cell.num_remove,
-                    " ".join(map(str, entry.removed)),
-                    *(asdict(quality).values() if quality else [""] * 6),
-                    round(entry.cell.seconds, 6),
-                    entry.problem or "",
-                )
-            )
-        return text.getvalue()
-
-    def save(self, directory: Path) -> None:
-        """Write compare.json, compare.csv, scores.json and plans/ into a directory."""
-        write_json(directory / COMPARISON_MARKER, self.to_dict())
-        write_bytes(directory / "compare.csv", self.to_csv().encode())
-        self.scores.save(directory / "scores.json")
-        (directory / "plans").mkdir()
-        for entry in self.cells:
-            if entry.cell.plan is not None:
-                entry.cell.plan.save(directory / "plans" / plan_name(entry.cell))
-
-
 def compare(
     model: PreTrainedModel,
     calibration: TokenWindows,
@@ -202,11 +101,41 @@ def compare(
         batch_size: windows per forward while scoring.
 
     Raises:
-        SimdiffError: options that cannot be met; a journal of other input.
+        SimdiffError: options that cannot be met; a journal of other input, or in use.
         simdiff_kernels.NonFiniteError: a hidden state of the dense model held NaN or Inf.
     """
-    counts = options.counts(len(find_decoder_layers(model)))
+    options.counts(len(find_decoder_layers(model)))
     journal.mkdir(exist_ok=True)
+    with _held(journal):
+        return _compare(model, calibration, held_out, options, journal, name, batch_size)
+
+
+@contextlib.contextmanager
+def _held(journal: Path) -> Iterator[None]:
+    """Keep other processes out; the lock ends with this one, however it ends."""
+    descriptor = os.open(journal, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SimdiffError(
+                f"{journal} must be used by one comparison at a time, and another one runs"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _compare(
+    model: PreTrainedModel,
+    calibration: TokenWindows,
+    held_out: TokenWindows,
+    options: ComparisonOptions,
+    journal: Path,
+    name: str,
+    batch_size: int,
+) -> Comparison:
+    counts = options.counts(len(find_decoder_layers(model)))
     windows = calibration.tokens[: options.search_windows]
     choice_windows = calibration.tokens[: options.evaluation_windows]
     scores, seconds = _scored(model, calibration, journal, name, batch_size)

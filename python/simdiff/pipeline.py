@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.budget import Budget
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import write_pruned
-from simdiff.comparison import Comparison, ComparisonOptions, compare, remove_journal
+from simdiff.comparison import ComparisonOptions, compare, remove_journal
+from simdiff.comparison_results import Comparison
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import generate, perplexity

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from simdiff.comparison import Comparison
+from simdiff.comparison_results import Comparison
 from simdiff.profiling import PassProfile
 from simdiff.report.comparison_page import cell_texts
 from simdiff.report.page import layer_cells

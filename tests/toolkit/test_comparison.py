@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,11 @@ def test_a_journal_of_other_input_is_refused(
         capsys.readouterr()
         assert simdiff(*command, *change, "-o", tmp_path / "out") == 2
         assert wanted in capsys.readouterr().err
+    descriptor = os.open(tmp_path / "out.journal", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert simdiff(*command, "-o", tmp_path / "out") == 2
+    assert "one comparison at a time" in capsys.readouterr().err
+    os.close(descriptor)
     restarted = (*command, "--alpha", "0.1", "--restart", "-o", tmp_path / "out")
     assert simdiff(*restarted) == 0
     foreign = tmp_path / "mine.journal"

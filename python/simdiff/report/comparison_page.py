@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simdiff.comparison import ComparedCell, Comparison
+from simdiff.comparison_results import ComparedCell, Comparison
 from simdiff.criteria import CRITERIA
 from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
 from simdiff.report.page import document, facts_table, figure, tile

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from simdiff.block_costs import block_costs
-from simdiff.comparison import Comparison
+from simdiff.comparison_results import Comparison
 from simdiff.report.plots import GRID, KEPT, REMOVED, png
 from simdiff.scores import LayerScores
 
