@@ -43,10 +43,10 @@ bench: $(VENV)/.test
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=bench.json
 	$(BIN)/python benchmarks/report.py write bench.json
 
-# 16 windows of 512 tokens calibrate and 16 others are held out; searches see 8 of the first.
+# 16 windows of 512 tokens calibrate and 16 others are held out; searches see 4 of the first.
 COMPARED := benchmarks/results/compare-smollm2
 compare: $(VENV)/.demo
-	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --windows 16 --search-windows 8 \
+	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --windows 16 --search-windows 4 \
 		--num-layers 2,4,6,8,10,12 --output comparison --overwrite
 	cp comparison/compare.csv $(COMPARED).csv
 	cp comparison/compare.json $(COMPARED).json
