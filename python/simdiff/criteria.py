@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simdiff.block_costs import BLOCK_CRITERIA, block_costs
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
 
@@ -15,13 +17,22 @@ SATURATION_POINT = 36.7
 
 @dataclass(frozen=True)
 class Criterion:
-    """How a criterion is defined, and what it takes from the scores."""
+    """How a criterion of single layers is defined, and what it takes from the scores."""
 
     name: str
     formula: str
     source: str
-    difference: Callable[[LayerScores], tuple[float, ...]] | None
-    """L_diff of every layer; None for a criterion of similarity alone."""
+    difference: Callable[[LayerScores], tuple[float, ...]] | None = None
+    """L_diff of every layer, weighed against the cosine distance by alpha."""
+    own: Callable[[LayerScores, int], tuple[float, ...]] | None = None
+    """The importance itself, for a criterion that is not the paper's sum; takes the seed too."""
+    metrics: tuple[str, ...] = ("cosine_distance",)
+    """What must be in the scores."""
+
+    @property
+    def takes_alpha(self) -> bool:
+        """Whether similarity and difference are weighed."""
+        return self.difference is not None
 
 
 @dataclass(frozen=True)
@@ -63,40 +74,114 @@ class Importance:
             )
         for group in self.ties:
             layers = ", ".join(map(str, group))
-            notes.append(f"tie: layers {layers} have equal importance, ordered by L_diff")
+            order = "the cosine distance" if self.alpha is None else "L_diff"
+            notes.append(f"tie: layers {layers} have equal importance, ordered by {order}")
         return notes
 
+
+def _mean(name: str) -> Callable[[LayerScores], tuple[float, ...]]:
+    return lambda scores: scores.metrics[name].mean
+
+
+def _cost_of_each_layer(criterion: str) -> Callable[[LayerScores, int], tuple[float, ...]]:
+    def costs(scores: LayerScores, seed: int) -> tuple[float, ...]:
+        values = block_costs(scores, criterion).values
+        return tuple(values[layer][layer + 1] for layer in range(scores.num_layers))
+
+    return costs
+
+
+def _of_blocks(name: str, criterion: str, source: str | None = None) -> Criterion:
+    """A criterion of whole blocks; the importance of a layer is the cost of cutting it alone."""
+    chosen = BLOCK_CRITERIA[criterion]
+    return Criterion(
+        name, chosen.formula, source or chosen.source, own=_cost_of_each_layer(criterion)
+    )
+
+
+def _change_of_norm(scores: LayerScores, seed: int) -> tuple[float, ...]:
+    before, after = scores.metrics["norm_before"].mean, scores.metrics["norm_after"].mean
+    # A layer that erases every state, or fills empty ones, changes the norm without bound.
+    return tuple(
+        abs(math.log(y / x)) if x > 0 and y > 0 else (math.inf if x != y else 0.0)
+        for x, y in zip(before, after, strict=True)
+    )
+
+
+def _random(scores: LayerScores, seed: int) -> tuple[float, ...]:
+    generator = random.Random(seed)
+    return tuple(generator.random() for _ in range(scores.num_layers))
+
+
+_SIMDIFF = "alpha * sigmoid({}) + (1 - alpha) * mean(1 - cos) / 2"
 
 CRITERIA = {
     criterion.name: criterion
     for criterion in (
+        _of_blocks("simdiff", "simdiff"),
         Criterion(
             "simdiff-mssd",
-            "alpha * sigmoid(mean ||y - x||^2) + (1 - alpha) * mean(1 - cos) / 2",
+            _SIMDIFF.format("mean ||y - x||^2"),
             "SimDiff, arXiv 2604.19520, Eq. 1-9, MSSD variant",
-            lambda scores: scores.metrics["squared_difference"].mean,
+            difference=_mean("squared_difference"),
+            metrics=("cosine_distance", "squared_difference"),
         ),
         Criterion(
             "simdiff-masd",
-            "alpha * sigmoid(mean |y - x|) + (1 - alpha) * mean(1 - cos) / 2",
+            _SIMDIFF.format("mean |y - x|"),
             "SimDiff, arXiv 2604.19520, Eq. 1-9, MASD variant",
-            lambda scores: scores.metrics["absolute_difference"].mean,
+            difference=_mean("absolute_difference"),
+            metrics=("cosine_distance", "absolute_difference"),
         ),
         Criterion(
             "simdiff-max",
-            "alpha * sigmoid(max ||y - x||^2) + (1 - alpha) * mean(1 - cos) / 2",
+            _SIMDIFF.format("max ||y - x||^2"),
             "the maximum over tokens in place of SimDiff's mean (MSSD)",
-            lambda scores: scores.metrics["squared_difference"].maximum,
+            difference=lambda scores: scores.metrics["squared_difference"].maximum,
+            metrics=("cosine_distance", "squared_difference"),
         ),
         Criterion(
             "block-influence",
             "mean(1 - cos)",
             "ShortGPT, arXiv 2403.03853, Eq. 1",
-            None,
+            own=lambda scores, seed: scores.metrics["cosine_distance"].mean,
         ),
+        Criterion(
+            "relative-magnitude",
+            "mean(||y - x|| / ||x||)",
+            "after Samragh et al., arXiv 2312.09299, who divide by ||y||",
+            own=lambda scores, seed: scores.metrics["relative_difference"].mean,
+            metrics=("cosine_distance", "relative_difference"),
+        ),
+        Criterion(
+            "norm-ratio",
+            "|log(mean ||y|| / mean ||x||)|",
+            "the change of length alone, which the cosine does not see",
+            own=_change_of_norm,
+            metrics=("cosine_distance", "norm_before", "norm_after"),
+        ),
+        Criterion(
+            "last-n",
+            "number of layers that follow",
+            "reverse order: Lu et al., arXiv 2411.15558; the deepest layers go first",
+            own=lambda scores, seed: tuple(
+                float(scores.num_layers - 1 - layer) for layer in range(scores.num_layers)
+            ),
+        ),
+        Criterion(
+            "random",
+            "uniform random numbers",
+            "the baseline that any criterion must beat",
+            own=_random,
+        ),
+        _of_blocks("cosine-block", "cosine-distance"),
+        _of_blocks("angular-block", "angular-distance"),
+        _of_blocks("angular-block-last", "last-token-angle"),
     )
 }
-DEFAULT_CRITERION = "simdiff-mssd"
+
+
+DEFAULT_CRITERION = "simdiff"
 DEFAULT_ALPHA = 0.5
 
 
@@ -116,30 +201,35 @@ def check_criterion(criterion: str, alpha: float) -> None:
 
 
 def importance(
-    scores: LayerScores, criterion: str = DEFAULT_CRITERION, alpha: float = DEFAULT_ALPHA
+    scores: LayerScores,
+    criterion: str = DEFAULT_CRITERION,
+    alpha: float = DEFAULT_ALPHA,
+    *,
+    seed: int = 0,
 ) -> Importance:
     """The importance of every layer.
 
-    I = alpha * I_diff + (1 - alpha) * I_sim with I_diff = sigmoid(L_diff) and I_sim half of the
-    mean cosine distance; block-influence is the mean cosine distance itself.
+    The paper's: I = alpha * I_diff + (1 - alpha) * I_sim with I_diff = sigmoid(L_diff) and I_sim
+    half of the mean cosine distance. The others are their own formula, see `CRITERIA`; simdiff and
+    other criteria of blocks give the cost of cutting the layer alone (`simdiff.block_costs`).
 
     Args:
         scores: of all layers.
         criterion: a name in `CRITERIA`.
-        alpha: weight of the difference, in [0, 1]; block-influence does not use it.
+        alpha: weight of the difference, in [0, 1]; only the paper's criteria use it.
+        seed: of the criterion random.
 
     Raises:
-        SimdiffError: unknown criterion, alpha outside [0, 1].
+        SimdiffError: unknown criterion, alpha outside [0, 1], scores without a metric it takes.
 
-    Source: SimDiff, arXiv 2604.19520, Eq. 1-9.
+    Source: SimDiff, arXiv 2604.19520, Eq. 1-9; for the others see `CRITERIA`.
     """
     check_criterion(criterion, alpha)
     chosen = CRITERIA[criterion]
+    _check_metrics(scores, chosen)
     cosine = scores.metrics["cosine_distance"].mean
-    if chosen.difference is None:
-        values, tie_breakers = cosine, cosine
-        saturated: tuple[int, ...] = ()
-    else:
+    saturated: tuple[int, ...] = ()
+    if chosen.difference is not None:
         tie_breakers = chosen.difference(scores)
         squashed = [sigmoid(value) for value in tie_breakers]
         values = tuple(
@@ -147,15 +237,37 @@ def importance(
             for difference, distance in zip(squashed, cosine, strict=True)
         )
         saturated = tuple(layer for layer, value in enumerate(squashed) if value == 1)
+    else:
+        assert chosen.own is not None
+        values, tie_breakers = chosen.own(scores, seed), cosine
+        _check_finite(chosen, values)
     return Importance(
         criterion=criterion,
-        formula=chosen.formula,
-        alpha=None if chosen.difference is None else alpha,
+        formula=f"{chosen.formula}, seed {seed}" if criterion == "random" else chosen.formula,
+        alpha=alpha if chosen.takes_alpha else None,
         values=tuple(values),
         tie_breakers=tuple(tie_breakers),
         saturated=saturated,
         ties=_ties(values),
     )
+
+
+def _check_metrics(scores: LayerScores, criterion: Criterion) -> None:
+    missing = [name for name in criterion.metrics if name not in scores.metrics]
+    if missing:
+        raise SimdiffError(
+            f"{criterion.name} needs {', '.join(missing)} of every layer, which these scores lack: "
+            "run `simdiff score` again with this version"
+        )
+
+
+def _check_finite(criterion: Criterion, values: tuple[float, ...]) -> None:
+    bad = [layer for layer, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise SimdiffError(
+            f"{criterion.name}: importance must be finite, but {criterion.formula} is not for "
+            f"layers {', '.join(map(str, bad))}"
+        )
 
 
 def _ties(values: tuple[float, ...]) -> tuple[tuple[int, ...], ...]:

@@ -12,6 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.errors import SimdiffError
 from simdiff.progress import track
 
+# Tokens whose logits are widened at a time, so that they stay in the cache: for 511 tokens and a
+# vocabulary of 49152 it takes a quarter of the time of all at once (one thread of an AMD EPYC).
+_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -26,7 +30,6 @@ class Perplexity:
     """Predicted tokens: one less than the window length for each window."""
 
 
-@torch.inference_mode()
 def perplexity(
     model: PreTrainedModel, windows: Tensor, *, description: str = "perplexity"
 ) -> Perplexity:
@@ -40,15 +43,7 @@ def perplexity(
     Raises:
         SimdiffError: the loss of some window is NaN or Inf.
     """
-    device = model.get_input_embeddings().weight.device
-    losses = []
-    # One window at a time: the logits are the largest tensor of the whole run.
-    for ids in track(windows.split(1), description):
-        ids = ids.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        losses.append(
-            float(torch.nn.functional.cross_entropy(logits, ids[0, 1:].to(logits.device)))
-        )
+    losses = window_losses(model, windows, description=description)
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(
@@ -60,7 +55,40 @@ def perplexity(
     if len(losses) > 1:
         variance = sum((loss - nll) ** 2 for loss in losses) / (len(losses) - 1)
         error = math.sqrt(variance / len(losses))
-    return Perplexity(math.exp(nll) if nll < 700 else math.inf, nll, error, windows[:, 1:].numel())
+    return Perplexity(exponential(nll), nll, error, windows[:, 1:].numel())
+
+
+@torch.inference_mode()
+def window_losses(
+    model: PreTrainedModel, windows: Tensor, *, description: str | None = "perplexity"
+) -> list[float]:
+    """Mean negative log-likelihood of each window, in nats per predicted token; may be NaN or Inf.
+
+    Args:
+        model, windows: see `perplexity`.
+        description: of the progress bar; None shows none.
+    """
+    # One window at a time: the logits are the largest tensor of the whole run.
+    parts = windows.split(1)
+    return [
+        window_loss(model, ids) for ids in (track(parts, description) if description else parts)
+    ]
+
+
+def window_loss(model: PreTrainedModel, ids: Tensor) -> float:
+    """Mean negative log-likelihood of one window `(1, window_length)`, in float32."""
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    targets = ids[0, 1:].to(logits.device)
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for some, wanted in zip(logits.split(_ROWS), targets.split(_ROWS), strict=True):
+        total += torch.nn.functional.cross_entropy(some.float(), wanted, reduction="sum").double()
+    return float(total / targets.numel())
+
+
+def exponential(nll: float) -> float:
+    """The perplexity of a mean negative log-likelihood; Inf where it exceeds float64."""
+    return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from typing import Any
 
 from simdiff.errors import SimdiffError
 
-# Every directory that the toolkit writes holds this file; only such a directory is overwritten.
+# Every directory that the toolkit writes holds one of these; only such a directory is overwritten.
 MARKER = "plan.json"
+COMPARISON_MARKER = "compare.json"
 
 
 def check_new_path(path: Path, overwrite: bool) -> None:
@@ -49,10 +50,12 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise SimdiffError(f"output {path} must not exist yet; give another path or --overwrite")
-    if path.is_dir() and any(path.iterdir()) and not (path / MARKER).is_file():
+    markers = (MARKER, COMPARISON_MARKER)
+    ours = path.is_dir() and any((path / marker).is_file() for marker in markers)
+    if path.is_dir() and any(path.iterdir()) and not ours:
         raise SimdiffError(
-            f"output {path} exists and holds no {MARKER}, so simdiff did not write it: "
-            "it is not overwritten"
+            f"output {path} exists and holds no {' or '.join(markers)}, so simdiff did not write "
+            "it: it is not overwritten"
         )
 
 

@@ -1,4 +1,4 @@
-"""Forward hooks that feed what enters and leaves each decoder layer to RunningScores."""
+"""Forward hooks that feed what enters and leaves each decoder layer to the running scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simdiff.block_scores import RunningBlocks
 from simdiff.errors import SimdiffError
+from simdiff.last_token import RunningLastTokenAngles
 from simdiff_kernels import RunningScores
 
 
@@ -22,6 +24,9 @@ class LayerHooks:
     Args:
         layers: decoder layers in order; layer i feeds `scores.update(i, ...)`.
         scores: has one state per layer.
+        blocks: takes all hidden states of a batch when its last layer has run; they are held until
+            then, those of one batch. None scores no blocks.
+        last_tokens: takes the same states where `blocks` does.
 
     Usage::
 
@@ -31,7 +36,13 @@ class LayerHooks:
                 model.model(**batch, use_cache=False)
     """
 
-    def __init__(self, layers: Sequence[nn.Module] | nn.ModuleList, scores: RunningScores) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module] | nn.ModuleList,
+        scores: RunningScores,
+        blocks: RunningBlocks | None = None,
+        last_tokens: RunningLastTokenAngles | None = None,
+    ) -> None:
         """Prepare; nothing is registered yet."""
         if len(layers) != scores.num_layers:
             raise SimdiffError(
@@ -44,6 +55,9 @@ class LayerHooks:
         """`(batch, sequence)` of the batch about to run: tells streams from tokens."""
         self._layers = layers
         self._scores = scores
+        self._blocks = blocks
+        self._last_tokens = last_tokens
+        self._states: list[tuple[Tensor, int | None]] = []
         self._handles: list[Any] = []
         self._versions: dict[int, int | None] = {}
 
@@ -74,6 +88,7 @@ class LayerHooks:
     def _remove(self) -> None:
         while self._handles:
             self._handles.pop().remove()
+        self._states.clear()
 
     def _before(self, index: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -96,6 +111,8 @@ class LayerHooks:
                 before = before.to(after.device, non_blocking=True)
             with torch.no_grad():
                 self._scores.update(index, before, after, self._mask_for(before))
+                if self._blocks is not None:
+                    self._collect(index, before, after, self._blocks)
 
         return hook
 
@@ -108,6 +125,35 @@ class LayerHooks:
         elif tuple(states.shape[:-2]) != self.token_shape:
             return states
         return states.flatten(-2)
+
+    def _collect(self, index: int, before: Tensor, after: Tensor, blocks: RunningBlocks) -> None:
+        """Keep the state that leaves a layer; after the last one, score all pairs of states."""
+        if index == 0:
+            self._states = [(before, _version(before))]
+        due = max(len(self._states) - 1, 0)
+        if index != due or not self._states:
+            raise SimdiffError(
+                f"LayerHooks: every layer must run once and in order to score blocks, got layer "
+                f"{index} where layer {due} was due"
+            )
+        self._states.append((after, _version(after)))
+        if len(self._states) <= blocks.num_layers:
+            return
+        for state, (tensor, version) in enumerate(self._states):
+            if _version(tensor) != version:
+                raise SimdiffError(
+                    f"LayerHooks: hidden state {state} was written over after its layer had run: "
+                    "blocks cannot be scored"
+                )
+        first = self._states[0][0]
+        mask = self._mask_for(first)
+        # Layers on several devices: all pairs meet where the last layer lives.
+        states = [tensor.to(after.device, non_blocking=True) for tensor, _ in self._states]
+        self._states.clear()
+        mask = None if mask is None else mask.to(after.device)
+        blocks.update(states, mask)
+        if self._last_tokens is not None:
+            self._last_tokens.update(states, mask)
 
     def _mask_for(self, states: Tensor) -> Tensor | None:
         if self.attention_mask is None:

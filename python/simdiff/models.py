@@ -221,9 +221,22 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
         "num_layers": len(find_decoder_layers(model)),
         "hidden_size": text_config(model).hidden_size,
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        "layer_parameters": [
+            sum(p.numel() for p in layer.parameters())
+            for layer in find_decoder_layers(model).modules
+        ],
+        "embedding_parameters": _lookup_parameters(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprint": digest.hexdigest(),
     }
+
+
+def _lookup_parameters(model: PreTrainedModel) -> int:
+    """Parameters of an input embedding of its own, of which decoding reads one row per token."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        return 0
+    return int(embedding.weight.numel())
 
 
 def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str) -> None:

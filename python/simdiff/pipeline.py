@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from simdiff.budget import Budget
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
-from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion, importance
-from simdiff.errors import SurgeryError
+from simdiff.comparison import ComparisonOptions, compare, remove_journal
+from simdiff.comparison_results import Comparison
+from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
+from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
 from simdiff.model_card import write_card
-from simdiff.models import find_decoder_layers, load_model
+from simdiff.models import check_same_model, find_decoder_layers, load_model, model_identity
+from simdiff.planning import check_planning, make_plan
 from simdiff.progress import step
+from simdiff.report.comparison_page import write_comparison
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
-from simdiff.selection import PruningPlan, check_selection, layers_for_ratio, select
+from simdiff.selection import PruningPlan, check_selection
 from simdiff.speed import measure_speed
 from simdiff.surgery import removed_layers
 
@@ -58,23 +64,82 @@ class PlanOptions:
 
     criterion: str = DEFAULT_CRITERION
     alpha: float = DEFAULT_ALPHA
-    ratio: float | None = None
-    num_layers: int | None = None
+    budget: Budget = field(default_factory=Budget)
     protect: Collection[int] = field(default_factory=tuple)
+    selection: str | None = None
+    max_blocks: int | None = None
+    keep_decisive: bool = True
+    random_seed: int = 0
+    evaluation_windows: int = 4
+    """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
 
-    def count(self, num_layers: int) -> int:
-        """How many layers go; refuses options that cannot be met, before any scoring."""
-        count = self.num_layers
-        if count is None:
-            count = layers_for_ratio(num_layers, 0.25 if self.ratio is None else self.ratio)
+    def count(self, model: Mapping[str, Any]) -> int:
+        """How many layers go; refuses options that cannot be met, before any scoring.
+
+        Args:
+            model: of `model_identity`.
+        """
+        count = self.budget.layers(model)
         check_criterion(self.criterion, self.alpha)
-        check_selection(num_layers, count, self.protect)
+        check_planning(self.criterion, self.selection, self.max_blocks)
+        check_selection(int(model["num_layers"]), count, self.protect)
+        if self.evaluation_windows < 0:
+            raise SimdiffError(
+                f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
+            )
         return count
 
-    def plan(self, scores: LayerScores) -> PruningPlan:
-        """The plan for these scores."""
-        count = self.count(scores.num_layers)
-        return select(scores, importance(scores, self.criterion, self.alpha), count, self.protect)
+    def plan(
+        self,
+        scores: LayerScores,
+        model: PreTrainedModel | None = None,
+        windows: Tensor | None = None,
+    ) -> PruningPlan:
+        """The plan for these scores; see `make_plan` for what model and windows are used for."""
+        if model is None or windows is None or self.evaluation_windows == 0:
+            model = windows = None
+        else:
+            windows = windows[: self.evaluation_windows]
+        return make_plan(
+            scores,
+            self.count(scores.model),
+            criterion=self.criterion,
+            alpha=self.alpha,
+            selection=self.selection,
+            protect=self.protect,
+            max_blocks=self.max_blocks,
+            keep_decisive=self.keep_decisive,
+            random_seed=self.random_seed,
+            model=model,
+            windows=windows,
+        )
+
+
+def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]:
+    """The model that scores were made for, and the token windows they were made on.
+
+    Raises:
+        SimdiffError: another model, or a text that has changed or gone.
+    """
+    text = scores.calibration
+    if "source" not in text:
+        raise SimdiffError("the scores must name their calibration text, got none in their record")
+    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
+    check_same_model(model, scores.model, "file of scores")
+    windows = token_windows(
+        text["source"],
+        tokenizer,
+        part=text["part"],
+        num_windows=text["num_windows"],
+        window_length=text["window_length"],
+        seed=text["seed"],
+    )
+    if windows.identity.to_dict() != text:
+        raise SimdiffError(
+            f"text {text['source']}: must be as it was when the scores were made, {text}, "
+            f"got {windows.identity.to_dict()}"
+        )
+    return model, windows.tokens
 
 
 @dataclass(frozen=True)
@@ -117,20 +182,15 @@ def run(
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
-    plan.count(len(find_decoder_layers(model)))
-    calibration = text.windows(tokenizer, "calibration")
-    if held_out_source is None:
-        held_out = text.windows(tokenizer, "held-out")
-    else:
-        other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
-        held_out = other.windows(tokenizer, "all")
+    plan.count(model_identity(model, name))
+    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
     scores = score(
         model,
         calibration.batches(batch_size),
         name=name,
         calibration=calibration.identity.to_dict(),
     )
-    chosen = plan.plan(scores)
+    chosen = plan.plan(scores, model, calibration.tokens)
     with new_directory(directory, overwrite) as scratch:
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
@@ -209,6 +269,60 @@ def _measure_pruned(
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "generation": asdict(sample),
     }
+
+
+def run_comparison(
+    name: str,
+    directory: Path,
+    *,
+    text: TextOptions,
+    options: ComparisonOptions,
+    held_out_source: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> Comparison:
+    """Compare criteria on one model, see `simdiff.comparison.compare`.
+
+    Writes into `directory`: compare.html, compare.csv, compare.json, perplexity.png, layers.png,
+    blocks.png, scores.json and plans/. What is finished before an interruption is kept beside it,
+    in a directory of the same name that ends with .journal, and removed at the end.
+
+    Args:
+        name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
+        options: what is compared.
+        restart: forget what an interrupted comparison left.
+    """
+    directory = directory.absolute()
+    check_new_path(directory, overwrite)
+    journal = directory.with_name(directory.name + ".journal")
+    if restart:
+        remove_journal(journal)
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    options.counts(len(find_decoder_layers(model)))
+    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
+    comparison = compare(
+        model, calibration, held_out, options, journal, name=name, batch_size=batch_size
+    )
+    with new_directory(directory, overwrite) as scratch:
+        comparison.save(scratch)
+        with step("write the report"):
+            write_comparison(scratch, comparison)
+    remove_journal(journal)
+    return comparison
+
+
+def _both_parts(
+    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: str | None
+) -> tuple[TokenWindows, TokenWindows]:
+    """Calibration windows, and held-out ones from the other half or another text."""
+    calibration = text.windows(tokenizer, "calibration")
+    if held_out_source is None:
+        return calibration, text.windows(tokenizer, "held-out")
+    other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
+    return calibration, other.windows(tokenizer, "all")
 
 
 def evaluate(

@@ -12,15 +12,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.block_scores import (
+    BlockScores,
+    Matrix,
+    RunningBlocks,
+    matrix_from_rows,
+    matrix_to_rows,
+)
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
 from simdiff.hooks import LayerHooks
+from simdiff.last_token import RunningLastTokenAngles
 from simdiff.models import decoder_body, find_decoder_layers, model_identity
 from simdiff.progress import track
 from simdiff_kernels import METRICS, RunningScores, RunningSummary, default_backend
 
 SCHEMA = "simdiff.scores"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added the blocks; a file of version 1 is read without them
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -59,6 +67,10 @@ class LayerScores:
     model: dict[str, Any]
     calibration: dict[str, Any]
     provenance: dict[str, Any]
+    blocks: BlockScores | None = None
+    """Of every run of consecutive layers; None where the pass did not score them."""
+    last_token_angles: Matrix | None = None
+    """Of every run of consecutive layers, [start][stop]: see `RunningLastTokenAngles`."""
 
     @property
     def num_layers(self) -> int:
@@ -89,6 +101,10 @@ class LayerScores:
                 }
                 for name, table in self.metrics.items()
             },
+            "blocks": None if self.blocks is None else self.blocks.to_dict(),
+            "last_token_angles": None
+            if self.last_token_angles is None
+            else matrix_to_rows(self.last_token_angles),
         }
 
     @classmethod
@@ -104,8 +120,14 @@ class LayerScores:
             metrics = {
                 name: _metric_table(content["metrics"][name], num_layers) for name in METRICS
             }
+            blocks = content["blocks"] if content["schema_version"] > 1 else None
+            angles = content.get("last_token_angles")
             return cls(
                 metrics=metrics,
+                blocks=None if blocks is None else BlockScores.from_dict(blocks, num_layers),
+                last_token_angles=None
+                if angles is None
+                else matrix_from_rows("last_token_angles", angles, num_layers),
                 num_tokens=int(content["num_tokens"]),
                 model=dict(content["model"]),
                 calibration=dict(content["calibration"]),
@@ -141,12 +163,13 @@ def score(
     name: str = "",
     calibration: Mapping[str, Any] | None = None,
     backend: str | None = None,
+    blocks: bool = True,
     progress: bool = True,
 ) -> LayerScores:
-    """Run the calibration batches through the decoder and score every layer.
+    """Run the calibration batches through the decoder and score every layer and block of layers.
 
     One forward per batch without language-model head and without KV cache; no hidden state
-    outlives its layer.
+    outlives its batch, nor its layer where no blocks are scored.
 
     Args:
         model: any causal language model of transformers with recognisable decoder layers.
@@ -155,6 +178,7 @@ def score(
         name: of the model, for the record.
         calibration: what is known of the text, for the record (`TextIdentity.to_dict()`).
         backend: of simdiff_kernels; None takes the fastest one.
+        blocks: also score every run of consecutive layers, at the last tokens too.
         progress: show a bar.
 
     Raises:
@@ -168,11 +192,22 @@ def score(
     if not any(bool(batch["attention_mask"].any()) for batch in inputs):
         raise SimdiffError("score: attention_mask must leave some token, got all tokens masked")
     running = RunningScores(len(layers), backend=backend)
-    feed_forward(model, layers.modules, running, track(inputs, "score") if progress else inputs)
+    running_blocks = RunningBlocks(len(layers), backend=backend) if blocks else None
+    last_tokens = RunningLastTokenAngles(len(layers)) if blocks else None
+    feed_forward(
+        model,
+        layers.modules,
+        running,
+        track(inputs, "score") if progress else inputs,
+        running_blocks,
+        last_tokens,
+    )
     summary = running.finish()
     device = next(layers.modules.parameters()).device.type
     return LayerScores(
         metrics=_tables(summary, inputs),
+        blocks=None if running_blocks is None else running_blocks.finish(),
+        last_token_angles=None if last_tokens is None else last_tokens.finish(),
         num_tokens=int(summary.num_tokens[0]),
         model=model_identity(model, name),
         calibration=dict(calibration or {}),
@@ -186,11 +221,13 @@ def feed_forward(
     layers: torch.nn.ModuleList,
     running: RunningScores,
     inputs: Iterable[dict[str, Tensor]],
+    blocks: RunningBlocks | None = None,
+    last_tokens: RunningLastTokenAngles | None = None,
 ) -> None:
-    """The calibration pass: every batch through the decoder, its layers feeding `running`."""
+    """The calibration pass: every batch through the decoder, its layers feeding the scores."""
     body = decoder_body(model)
     device = model.get_input_embeddings().weight.device
-    with LayerHooks(layers, running) as hooks:
+    with LayerHooks(layers, running, blocks, last_tokens) as hooks:
         for batch in inputs:
             mask = batch["attention_mask"]
             padded = not bool(mask.all())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simdiff.block_selection import blocks_of
 from simdiff.criteria import Importance
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
@@ -15,7 +16,7 @@ from simdiff.layer_entries import check_layers
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.plan"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added selection, decisive and candidates
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class PruningPlan:
     notes: tuple[str, ...]
     model: dict[str, Any]
     calibration: dict[str, Any]
+    selection: str = "lowest"
+    """How the layers were chosen by importance or by the costs of blocks, in a few words."""
+    decisive: tuple[int, ...] = ()
+    """Layers kept because they make a decisive correction (`simdiff.block_costs`)."""
+    candidates: tuple[dict[str, Any], ...] = ()
+    """The plans among which perplexity chose, with their loss; empty where nothing was run."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -46,7 +53,16 @@ class PruningPlan:
     def reason(self, layer: int) -> str:
         """Why a layer goes or stays, in a few words."""
         rank = _ordinal(self.ranking.index(layer) + 1)
-        return f"{rank} lowest, protected" if layer in self.protected else f"{rank} lowest"
+        if layer in self.protected:
+            return f"{rank} lowest, protected"
+        if layer in self.decisive:
+            return f"{rank} lowest, decisive correction"
+        if layer in self.removed and self.selection != "lowest":
+            start, stop = next(b for b in blocks_of(self.removed) if b[0] <= layer < b[1])
+            return f"{rank} lowest, " + (
+                "alone" if stop == start + 1 else f"in block {start}-{stop - 1}"
+            )
+        return f"{rank} lowest"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of plan.json."""
@@ -64,6 +80,9 @@ class PruningPlan:
             "importance": list(self.importance),
             "ranking": list(self.ranking),
             "notes": list(self.notes),
+            "selection": self.selection,
+            "decisive": list(self.decisive),
+            "candidates": list(self.candidates),
         }
 
     def save(self, path: Path) -> None:
@@ -100,6 +119,9 @@ class PruningPlan:
                 notes=tuple(content["notes"]),
                 model=dict(content["model"]),
                 calibration=dict(content["calibration"]),
+                selection=str(content.get("selection", "lowest")),
+                decisive=tuple(content.get("decisive", ())),
+                candidates=tuple(map(dict, content.get("candidates", ()))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(

@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from simdiff.comparison_results import Comparison
 from simdiff.profiling import PassProfile
+from simdiff.report.comparison_page import cell_texts
 from simdiff.report.page import layer_cells
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
@@ -84,6 +86,31 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             "" if error is None else f"{error:.4f}",
             str(result["num_tokens"]),
         )
+    return table
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Every cell of a comparison; the lowest perplexity of each number of layers stands out."""
+    dense = comparison.dense
+    table = Table(
+        title=f"{comparison.scores.model['name']}: held-out perplexity, dense "
+        f"{dense.perplexity:.2f}; layers count from 0",
+        title_justify="left",
+    )
+    for column in ("removed", "criterion", "perplexity", "95% interval", "× dense",
+                   "95% interval", "time to plan", "layers"):  # fmt: skip
+        left = column in ("criterion", "layers")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "layers")
+    for count in comparison.counts:
+        entries = [comparison.at(name, count) for name in comparison.criteria]
+        values = [entry.quality.perplexity for entry in entries if entry.quality is not None]
+        for entry in entries:
+            wins = entry.quality is not None and entry.quality.perplexity == min(values)
+            table.add_row(
+                *cell_texts(entry),
+                style="bold" if wins else None,
+                end_section=entry is entries[-1],
+            )
     return table
 
 

@@ -99,6 +99,31 @@ def test_steps_give_what_run_gives(
     assert evaluated[str(small)]["num_tokens"] == 4 * 15
 
 
+def test_a_plan_with_the_model_chooses_as_a_run_does(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
+) -> None:
+    text = ("--text", tiny_text, *SMALL)
+    out, scores, plan = tmp_path / "out", tmp_path / "s.json", tmp_path / "p.json"
+    options = ("--speed-up", "1.3", "--allow-decisive", "--max-blocks", "2")
+    assert simdiff("run", tiny_checkpoint, *text, *options, "-o", out) == 0
+    whole = json.loads((out / "plan.json").read_text())
+    assert simdiff("score", tiny_checkpoint, *text, "-o", scores) == 0
+    with_model = ("--model", tiny_checkpoint, *options, "-o", plan)
+    assert simdiff("plan", scores, *with_model) == 0
+    again = json.loads(plan.read_text())
+    for key in ("removed", "selection", "candidates"):
+        assert again[key] == whole[key]
+    losses = {candidate["origin"]: candidate["nll"] for candidate in again["candidates"]}
+    assert losses[again["selection"]] == min(losses.values())
+    assert simdiff("plan", scores, *options, "--overwrite", "-o", plan) == 0
+    assert json.loads(plan.read_text())["removed"]  # no model: the first candidate
+    assert json.loads(plan.read_text())["candidates"] == []
+    tiny_text.write_text("w1 " * 400)
+    capsys.readouterr()
+    assert simdiff("plan", scores, *with_model, "--overwrite") == 2
+    assert "as it was when the scores were made" in capsys.readouterr().err
+
+
 def test_halves_are_disjoint(tiny_text: Path) -> None:
     documents = read_documents(str(tiny_text))
     calibration, held_out = split_documents(documents, seed=3)

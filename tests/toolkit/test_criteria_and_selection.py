@@ -42,7 +42,7 @@ def test_formulas(llama_scores: LayerScores, alpha: float) -> None:
         wanted = alpha * squashed + (1 - alpha) * cosine / 2
         assert importance(llama_scores, name, alpha).values == pytest.approx(wanted.tolist())
     assert importance(llama_scores, "block-influence").values == tuple(cosine.tolist())
-    assert set(CRITERIA) == {*differences, "block-influence"}
+    assert {name for name, entry in CRITERIA.items() if entry.takes_alpha} == set(differences)
 
 
 def test_sigmoid() -> None:
@@ -61,7 +61,7 @@ def test_saturation_is_told_and_ranks_like_block_influence(llama_scores: LayerSc
     assert ranked.ranking() == importance(scores, "block-influence").ranking()
     assert "1 for 6 of 6 layers" in ranked.notes()[0]
     assert "block influence" in ranked.notes()[0]
-    partly = importance(with_means(scores, squared_difference=(50, 1, 2, 3, 4, 5)))
+    partly = importance(with_means(scores, squared_difference=(50, 1, 2, 3, 4, 5)), "simdiff-mssd")
     assert partly.saturated == (0,)
     assert "1 of 6 layers" in partly.notes()[0]
 
@@ -108,7 +108,7 @@ def test_ratio() -> None:
 
 
 def test_bad_criteria(llama_scores: LayerScores) -> None:
-    with pytest.raises(SimdiffError, match="one of simdiff-mssd, .*got 'taylor'"):
+    with pytest.raises(SimdiffError, match="one of simdiff, simdiff-mssd, .*got 'taylor'"):
         importance(llama_scores, "taylor")
     for alpha in (-0.1, 1.1, math.nan):
         with pytest.raises(SimdiffError, match=r"alpha must be in \[0, 1\]"):
@@ -138,10 +138,10 @@ def damaged_scores(content: dict) -> dict[str, tuple[object, str]]:
     text = {**metric, "mean": ["low"] * 6}
     return {
         "newer": (
-            {**content, "schema_version": 2},
-            "schema_version 1 to 1, got 2; a newer simdiff",
+            {**content, "schema_version": 3},
+            "schema_version 1 to 2, got 3; a newer simdiff",
         ),
-        "no version": ({**content, "schema_version": None}, "schema_version 1 to 1, got None"),
+        "no version": ({**content, "schema_version": None}, "schema_version 1 to 2, got None"),
         "a plan": (
             {**content, "schema": "simdiff.plan"},
             "be a simdiff.scores file.*'simdiff.plan'",

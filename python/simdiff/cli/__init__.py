@@ -6,7 +6,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from simdiff.cli import evaluate, export, info, plan, profile, prune, run, score, verify
+from simdiff.cli import (
+    compare,
+    evaluate,
+    export,
+    info,
+    plan,
+    profile,
+    prune,
+    run,
+    score,
+    verify,
+)  # fmt: skip
 from simdiff.errors import SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -18,6 +29,7 @@ COMMANDS = {
     "verify": verify,
     "export": export,
     "eval": evaluate,
+    "compare": compare,
     "profile": profile,
     "info": info,
 }
@@ -38,6 +50,7 @@ examples:
   simdiff plan scores.json --num-layers 8 --output plan.json           ... plans as often as liked
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
   simdiff eval ./my-model ./my-model-small --text other.txt
+  simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
 
 exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
 130 interrupted"""
@@ -58,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"simdiff {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"simdiff {arguments.command}: interrupted, nothing was written", file=sys.stderr)
+        consequence = getattr(COMMANDS[arguments.command], "INTERRUPTED", "nothing was written")
+        print(f"simdiff {arguments.command}: interrupted, {consequence}", file=sys.stderr)
         return 130
 
 

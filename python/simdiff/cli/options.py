@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simdiff.pipeline import PlanOptions, TextOptions
 
-CRITERIA = ("simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence")
+CRITERIA = (
+    "simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence",
+    "relative-magnitude", "norm-ratio", "last-n", "random", "cosine-block", "angular-block",
+    "angular-block-last",
+)  # fmt: skip
+COMPARED = (
+    *CRITERIA, "simdiff-mssd-swept", "simdiff-masd-swept", "simdiff-max-swept",
+    "one-shot-perplexity", "greedy-perplexity",
+)  # fmt: skip
+SELECTIONS = ("lowest", "contiguous", "blocks")
 
 
 def add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
@@ -54,7 +63,23 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
     amount.add_argument("--ratio", type=float, help="share of the layers to remove, rounded down "
                         "(0.25 if neither this nor --num-layers is given)")  # fmt: skip
     amount.add_argument("--num-layers", type=int, help="number of layers to remove")
-    sub.add_argument("--protect", type=_layer_list, default=(), metavar="LAYERS",
+    amount.add_argument("--parameter-ratio", type=float, metavar="RATIO",
+                        help="share of all parameters to remove, at least")  # fmt: skip
+    amount.add_argument("--speed-up", type=float, metavar="FACTOR",
+                        help="as many layers as decoding at batch 1 needs to get so much faster, "
+                        "predicted from the bytes it reads")  # fmt: skip
+    amount.add_argument("--max-memory", type=float, metavar="GB",
+                        help="as many layers as the weights need to fit (1e9 bytes)")  # fmt: skip
+    sub.add_argument("--random-seed", type=int, default=0, metavar="SEED",
+                     help="of the criterion random")  # fmt: skip
+    sub.add_argument("--selection", choices=SELECTIONS, help="the K lowest layers, the best "
+                     "contiguous block, or the best disjoint blocks (default: blocks for simdiff, "
+                     "contiguous for criteria of blocks, lowest for the others)")  # fmt: skip
+    sub.add_argument("--max-blocks", type=int, metavar="N",
+                     help="at most N separate blocks (with --selection blocks)")  # fmt: skip
+    sub.add_argument("--allow-decisive", action="store_true", help="let simdiff remove layers "
+                     "that write or erase a massive activation")  # fmt: skip
+    sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
                      help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
 
 
@@ -64,7 +89,15 @@ def add_output(sub: argparse.ArgumentParser, text: str) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
 
 
-def _layer_list(text: str) -> tuple[int, ...]:
+def add_evaluation(sub: argparse.ArgumentParser) -> None:
+    """How a plan is chosen where the model is at hand."""
+    sub.add_argument("--evaluation-windows", type=int, default=4, metavar="N",
+                     help="calibration windows on which simdiff chooses among up to seven plans; "
+                     "0 takes the first without running any")  # fmt: skip
+
+
+def layer_list(text: str) -> tuple[int, ...]:
+    """Numbers such as 0,1,28-29."""
     layers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -86,14 +119,26 @@ def text_options(arguments: argparse.Namespace) -> TextOptions:
 
 def plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """What `add_plan` asked for."""
+    from simdiff.budget import Budget
     from simdiff.pipeline import PlanOptions
 
+    memory = arguments.max_memory
     return PlanOptions(
-        arguments.criterion,
-        arguments.alpha,
-        arguments.ratio,
-        arguments.num_layers,
-        arguments.protect,
+        criterion=arguments.criterion,
+        alpha=arguments.alpha,
+        budget=Budget(
+            num_layers=arguments.num_layers,
+            ratio=arguments.ratio,
+            parameter_ratio=arguments.parameter_ratio,
+            speed_up=arguments.speed_up,
+            memory=None if memory is None else 1e9 * memory,
+        ),
+        protect=arguments.protect,
+        selection=arguments.selection,
+        max_blocks=arguments.max_blocks,
+        keep_decisive=not arguments.allow_decisive,
+        random_seed=arguments.random_seed,
+        evaluation_windows=getattr(arguments, "evaluation_windows", 0),
     )
 
 
@@ -116,7 +161,7 @@ def plan_lines(plan: Any) -> list[str]:
     alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
     return [
         f"Removed, the least important first: {order}",
-        f"Why: lowest importance by {plan.criterion}{alpha}: {plan.formula}",
+        f"Why: {plan.selection} by {plan.criterion}{alpha}: {plan.formula}",
         *(f"Note: {note}." for note in plan.notes),
         "",
     ]

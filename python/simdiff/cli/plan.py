@@ -5,27 +5,35 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import add_output, add_plan, plan_lines, plan_options, show
+from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
 
-TEXT = "Choose the layers that go, from saved scores; no model needed."
+TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff plan`."""
     sub.add_argument("scores", type=Path, help="file written by `simdiff score`")
     add_plan(sub)
+    sub.add_argument("--model", help="the model of the scores: simdiff then chooses among a few "
+                     "plans by perplexity on the text that calibrated")  # fmt: skip
+    add_evaluation(sub)
     add_output(sub, "file to write, such as plan.json")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
     from simdiff.files import check_new_file
+    from simdiff.pipeline import calibrated
     from simdiff.scores import LayerScores
     from simdiff.tables import layers_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
-    plan = plan_options(arguments).plan(scores)
+    options = plan_options(arguments)
+    if arguments.model is None:
+        plan = options.plan(scores)
+    else:
+        plan = options.plan(scores, *calibrated(arguments.model, scores))
     plan.save(arguments.output)
     show(
         arguments,

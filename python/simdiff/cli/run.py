@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from simdiff.cli.options import (
+    add_evaluation,
     add_model,
     add_output,
     add_plan,
@@ -25,6 +26,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--held-out", metavar="TEXT", help="evaluate on this text (default: the half "
                      "of --text that does not calibrate)")  # fmt: skip
     add_plan(sub)
+    add_evaluation(sub)
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
 
 

@@ -45,6 +45,9 @@ tr.removed td { color: var(--removed); font-weight: 600; }
 figure { margin: 0.8rem 0; background: #ffffff; border: 1px solid var(--line); border-radius: 8px;
   padding: 0.5rem; }
 figure img { width: 100%; height: auto; display: block; }
+figure.wide { overflow-x: auto; }
+figure.wide img { min-width: 44rem; }
+summary { cursor: pointer; margin: 0.3rem 0; }
 blockquote { margin: 0; padding: 0.2rem 0.9rem; border-left: 3px solid var(--line); }
 """
 
@@ -80,9 +83,9 @@ def render_page(
         *(f"<p class='note'>{html.escape(note)}.</p>" for note in plan.notes),
         f"<div class='tiles'>{''.join(_tiles(results))}</div>",
         "<h2>Importance</h2>",
-        _figure(plots["importance.png"], f"Importance over depth; removed layers: {removed}."),
+        figure(plots["importance.png"], f"Importance over depth; removed layers: {removed}."),
         "<h2>Metrics over depth</h2>",
-        _figure(
+        figure(
             plots["metrics.png"],
             "Mean and maximum over tokens of cosine, squared, absolute and relative difference "
             "of every layer; log axis where values span more than a factor of 30.",
@@ -94,43 +97,54 @@ def render_page(
         "<h2>Where this comes from</h2>",
         _provenance(scores, results),
     ]
+    return document(name, sections)
+
+
+def document(title: str, sections: Iterable[str]) -> str:
+    """A whole page around sections of HTML; `title` is escaped already."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<link rel='icon' href='data:,'><title>simdiff: {name}</title><style>{_STYLE}</style>"
+        f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{_STYLE}</style>"
         f"</head><body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
     )
 
 
 def _tiles(results: Mapping[str, Any]) -> Iterable[str]:
     dense, pruned = results["dense"], results["pruned"]
-    yield _tile(
+    yield tile(
         "held-out perplexity",
         f"{dense['perplexity']:.2f} → {pruned['perplexity']:.2f}",
         f"{results['evaluation']['num_predicted_tokens']} tokens predicted",
     )
     for phase, what in (("decode", "one sequence, KV cache"), ("prefill", "prompt")):
         before, after = dense["speed"][phase], pruned["speed"][phase]
-        yield _tile(
+        yield tile(
             f"{phase} tokens per second",
             f"{before:.0f} → {after:.0f}",
             f"{after / before:.2f} times, {what}",
         )
     before, after = dense["num_parameters"], pruned["num_parameters"]
-    yield _tile("parameters", f"{before / 1e6:.0f} M → {after / 1e6:.0f} M",
+    yield tile("parameters", f"{before / 1e6:.0f} M → {after / 1e6:.0f} M",
                 f"{100 * (1 - after / before):.0f}% fewer")  # fmt: skip
 
 
-def _tile(name: str, value: str, detail: str) -> str:
+def tile(name: str, value: str, detail: str) -> str:
+    """A number with its name and what it means."""
     return (
         f"<div class='tile'><div class='name'>{name}</div><div class='value'>{value}</div>"
         f"<div class='detail'>{detail}</div></div>"
     )
 
 
-def _figure(png: bytes, description: str) -> str:
+def figure(png: bytes, description: str, *, wide: bool = False) -> str:
+    """An embedded picture with its text alternative, which is escaped already.
+
+    A wide one scrolls on a narrow screen instead of shrinking until it cannot be read.
+    """
     data = base64.b64encode(png).decode()
-    return f"<figure><img alt='{description}' src='data:image/png;base64,{data}'></figure>"
+    kind = " class='wide'" if wide else ""
+    return f"<figure{kind}><img alt='{description}' src='data:image/png;base64,{data}'></figure>"
 
 
 def layer_table(scores: LayerScores, plan: PruningPlan) -> str:
@@ -184,6 +198,11 @@ def _provenance(scores: LayerScores, results: Mapping[str, Any]) -> str:
         f"{results['dense']['speed']['num_threads']} threads, {results['machine']}",
         **{f"version of {key}": value for key, value in results["versions"].items()},
     }
+    return facts_table(facts)
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values, as a table."""
     rows = "".join(
         f"<tr><td class='text'>{html.escape(key.replace('_', ' '))}</td>"
         f"<td class='text wrap'>{html.escape(str(value))}</td></tr>"

@@ -19,7 +19,7 @@ from simdiff.selection import PruningPlan
 
 # Distinct in hue and lightness, also for colour-blind readers; removed layers are hatched besides.
 KEPT, REMOVED, PEAK = "#5b7083", "#c8442d", "#1b1f24"
-_GRID = "#d9dee3"
+GRID = "#d9dee3"
 
 # Linear axes hide the small layers when values span more than this factor.
 LOG_FROM = 30
@@ -65,7 +65,7 @@ def importance_plot(plan: PruningPlan) -> bytes:
         loc="left",
     )
     figure.legend(loc="outside lower right", ncols=3, fontsize="small", frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def metrics_plot(scores: LayerScores, plan: PruningPlan) -> bytes:
@@ -84,7 +84,7 @@ def metrics_plot(scores: LayerScores, plan: PruningPlan) -> bytes:
     figure.legend(handles, labels, loc="outside lower right", ncols=3, fontsize="small",
                   frameon=False)  # fmt: skip
     panels[-1].set_xlabel("decoder layer, counted from 0")
-    return _png(figure)
+    return png(figure)
 
 
 def _bars(axes: Axes, values: Sequence[float], plan: PruningPlan) -> None:
@@ -109,12 +109,13 @@ def _frame(axes: Axes, num_layers: int, values: Sequence[float]) -> None:
 def _depth_axis(axes: Axes, num_layers: int) -> None:
     axes.set_xlim(-0.7, num_layers - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True))
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

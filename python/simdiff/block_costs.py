@@ -1,0 +1,158 @@
+"""Costs of cutting blocks of layers, from their scores; and layers that write what all others read.
+
+The default, `simdiff`, joins similarity and difference. For a token whose hidden state is h_i
+before the block and h_j after it,
+
+    ||h_j - h_i||^2 / (2 ||h_i|| ||h_j||) = (1 - cos(h_i, h_j)) + (cosh(ln(||h_j|| / ||h_i||)) - 1)
+
+an identity (the law of cosines): the first term is what turns, the second what grows or shrinks.
+The cost is its mean over tokens, cosine distance plus norm change.
+
+- It is the squared error of passing h_i on in place of h_j, in units of their norms. Every later
+  layer normalises what it reads, so the unit of the hidden states must not matter, and does not.
+- It has no upper limit, so nothing saturates: the cosine distance ends at 2, a sigmoid at 1.
+- A layer that writes a massive activation into one token of thousands, or takes it back, turns
+  little and is cheap by the cosine; here its norm change enters with the ratio of the norms.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from simdiff.block_scores import BlockScores, Matrix
+from simdiff.block_selection import BlockCosts
+from simdiff.errors import SimdiffError
+from simdiff.scores import LayerScores
+from simdiff_kernels import angular_distance
+
+# Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993): modified z-scores above this.
+DECISIVE_Z_SCORE = 3.5
+
+
+@dataclass(frozen=True)
+class BlockCriterion:
+    """How the cost of a block is defined, and what it takes from the scores."""
+
+    name: str
+    formula: str
+    source: str
+    cost: Callable[[BlockScores], Matrix] | None
+    """From the scores of all blocks; None takes the angles at last tokens as they are."""
+
+
+def _sum(blocks: BlockScores) -> Matrix:
+    pairs = zip(blocks.metrics["cosine_distance"], blocks.metrics["norm_change"], strict=True)
+    return tuple(
+        tuple(turned + grown for turned, grown in zip(*rows, strict=True)) for rows in pairs
+    )
+
+
+def _angles(blocks: BlockScores) -> Matrix:
+    """The angle of the mean cosine: the pass over all tokens keeps no angle of single ones."""
+    distances = torch.tensor(blocks.metrics["cosine_distance"], dtype=torch.float64)
+    return tuple(map(tuple, angular_distance(distances).tolist()))
+
+
+BLOCK_CRITERIA = {
+    criterion.name: criterion
+    for criterion in (
+        BlockCriterion(
+            "simdiff",
+            "mean ||y - x||^2 / (2 ||x|| ||y||) = mean(1 - cos) + mean (||y|| - ||x||)^2 / "
+            "(2 ||x|| ||y||)",
+            "similarity and difference after SimDiff, arXiv 2604.19520, without its sigmoid",
+            _sum,
+        ),
+        BlockCriterion(
+            "cosine-distance",
+            "mean(1 - cos)",
+            "LLM-Streamline, arXiv 2403.19135, Eq. 2",
+            lambda blocks: blocks.metrics["cosine_distance"],
+        ),
+        BlockCriterion(
+            "angular-distance",
+            "arccos(mean cos) / pi",
+            "Gromov et al., arXiv 2403.17887, Eq. 7, of all tokens; orders like the cosine",
+            _angles,
+        ),
+        BlockCriterion(
+            "last-token-angle",
+            "mean arccos(cos) / pi over the last token of each sequence",
+            "Gromov et al., arXiv 2403.17887, Eq. 7",
+            None,
+        ),
+        BlockCriterion(
+            "norm-change",
+            "mean (||y|| - ||x||)^2 / (2 ||x|| ||y||)",
+            "the difference part of simdiff alone, for ablations",
+            lambda blocks: blocks.metrics["norm_change"],
+        ),
+    )
+}
+
+
+def block_costs(scores: LayerScores, criterion: str = "simdiff") -> BlockCosts:
+    """What cutting every block of layers costs.
+
+    Args:
+        scores: with blocks.
+        criterion: a name in `BLOCK_CRITERIA`.
+
+    Raises:
+        SimdiffError: unknown criterion, or scores without blocks.
+    """
+    if criterion not in BLOCK_CRITERIA:
+        raise SimdiffError(
+            f"block_costs: criterion must be one of {', '.join(BLOCK_CRITERIA)}, got {criterion!r}"
+        )
+    chosen = BLOCK_CRITERIA[criterion]
+    if chosen.cost is None:
+        return _last_token_costs(scores, chosen)
+    if scores.blocks is None:
+        raise SimdiffError(
+            f"criterion {criterion} needs the scores of all blocks of layers, which these scores "
+            "lack: score the model again with `simdiff score` (in Python, score(..., blocks=True))"
+        )
+    return BlockCosts(chosen.name, chosen.formula, chosen.cost(scores.blocks))
+
+
+def _last_token_costs(scores: LayerScores, chosen: BlockCriterion) -> BlockCosts:
+    if scores.last_token_angles is None:
+        raise SimdiffError(
+            f"criterion {chosen.name} needs the angles of all blocks at the last token of each "
+            "sequence, which these scores lack: score the model again with `simdiff score` (in "
+            "Python, score(..., blocks=True))"
+        )
+    return BlockCosts(chosen.name, chosen.formula, scores.last_token_angles)
+
+
+def decisive_layers(scores: LayerScores) -> dict[int, float]:
+    """Layers that make a decisive correction to some token, with their modified z-score.
+
+    A massive activation is written, and later erased, by single layers whose largest squared
+    difference over tokens exceeds that of the others by orders of magnitude. With m_l the logarithm
+    of the largest squared difference of layer l,
+
+        z_l = 0.6745 (m_l - median m) / median |m - median m|
+
+    over depth, and a layer is decisive where z_l > 3.5. The logarithm makes it independent of the
+    unit of the hidden states; median and median deviation are not moved by the layers sought.
+
+    Source: Iglewicz and Hoaglin (1993) for the z-score; Sun et al., "Massive Activations in Large
+    Language Models", arXiv 2402.17762, for the phenomenon.
+    """
+    maxima = scores.metrics["squared_difference"].maximum
+    if min(maxima) <= 0:  # a layer that changes nothing: no logarithm, and no spread to speak of
+        return {}
+    logarithms = [math.log(value) for value in maxima]
+    middle = statistics.median(logarithms)
+    spread = statistics.median(abs(value - middle) for value in logarithms)
+    if spread == 0:
+        return {}
+    z_scores = [0.6745 * (value - middle) / spread for value in logarithms]
+    return {layer: z for layer, z in enumerate(z_scores) if z > DECISIVE_Z_SCORE}

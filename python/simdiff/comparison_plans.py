@@ -1,0 +1,209 @@
+"""Plans of a comparison: every name that can be compared, its plan, and the time that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.alpha_sweep import sweep_alpha, sweep_plan
+from simdiff.bypass import BypassEvaluator
+from simdiff.criteria import CRITERIA
+from simdiff.errors import SimdiffError
+from simdiff.files import header, read_json, write_json
+from simdiff.journal import Evaluation, EvaluationJournal, check_key
+from simdiff.planning import make_plan
+from simdiff.scores import LayerScores
+from simdiff.searches import (
+    GREEDY,
+    ONE_SHOT,
+    SEARCHES,
+    greedy_plan,
+    greedy_search,
+    one_shot_importance,
+    one_shot_search,
+    with_exclusions,
+)
+from simdiff.selection import PruningPlan, select
+
+SCHEMA = "simdiff.comparison-cells"
+SCHEMA_VERSION = 1
+
+_SWEPT = "-swept"
+SWEPT = tuple(name + _SWEPT for name, criterion in CRITERIA.items() if criterion.takes_alpha)
+COMPARED = (*CRITERIA, *SWEPT, *SEARCHES)
+
+# These look at nothing but the number of layers.
+_WITHOUT_SCORES = ("last-n", "random")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One criterion and one number of layers."""
+
+    criterion: str
+    num_remove: int
+    plan: PruningPlan | None
+    seconds: float
+    """To the plan, from the dense model in memory; evaluations count as when they were made."""
+    sweep: dict[str, Any] | None = None
+    """The curve over alpha, for a criterion that sweeps it."""
+    problem: str | None = None
+    """Why there is no plan, or none that could be measured."""
+
+
+class Planner:
+    """Makes the plan of a cell and measures the time it takes.
+
+    Args:
+        model: dense.
+        scores: of the calibration pass, which took `scoring_seconds`.
+        windows: token ids of the calibration text that searches and sweeps evaluate on.
+        choice_windows: those on which simdiff chooses among a few plans; None takes the first plan.
+        evaluate: what is known of the model without layers on these windows.
+        evaluator: computes for `evaluate`.
+        alpha, protect, random_seed: see `make_plan`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        scores: LayerScores,
+        scoring_seconds: float,
+        windows: Tensor,
+        choice_windows: Tensor | None,
+        evaluate: EvaluationJournal,
+        evaluator: BypassEvaluator,
+        *,
+        alpha: float,
+        protect: Collection[int],
+        random_seed: int,
+    ) -> None:
+        """Prepare."""
+        self._model, self._scores, self._scoring_seconds = model, scores, scoring_seconds
+        self._windows, self._choice_windows = windows, choice_windows
+        self._evaluate, self._evaluator = evaluate, evaluator
+        self._alpha, self._protect, self._random_seed = alpha, protect, random_seed
+        self._in_evaluations = 0.0
+        self._charged: dict[frozenset[int], float] = {}
+
+    def cell(self, criterion: str, num_remove: int) -> Cell:
+        """The plan of one cell; a selection that cannot be met is told in its `problem`."""
+        self._in_evaluations, self._charged = 0.0, {}
+        start = time.perf_counter()
+        plan, sweep, problem = None, None, None
+        try:
+            plan, sweep = self._plan(criterion, num_remove)
+            plan = self._with_windows(plan)
+        except SimdiffError as error:
+            problem = str(error)
+        seconds = time.perf_counter() - start - self._in_evaluations + sum(self._charged.values())
+        if criterion not in (*_WITHOUT_SCORES, *SEARCHES):
+            seconds += self._scoring_seconds
+        return Cell(criterion, num_remove, plan, seconds, sweep, problem)
+
+    def _plan(self, criterion: str, count: int) -> tuple[PruningPlan, dict[str, Any] | None]:
+        scores, protect = self._scores, self._protect
+        if criterion == ONE_SHOT:
+            self._evaluator.rebase(())
+            step = one_shot_search(self._timed, scores.num_layers, count, protect)
+            ranked = one_shot_importance(step, scores.num_layers)
+            return with_exclusions(select(scores, ranked, count, protect), [step]), None
+        if criterion == GREEDY:
+            steps = greedy_search(
+                self._timed, scores.num_layers, count, protect, self._evaluator.rebase
+            )
+            plan = greedy_plan(
+                steps, count, num_layers=scores.num_layers, protect=protect, model=scores.model,
+                calibration=scores.calibration,
+            )  # fmt: skip
+            return plan, None
+        if criterion in SWEPT:
+            self._evaluator.rebase(())
+            swept = criterion.removesuffix(_SWEPT)
+            sweep = sweep_alpha(
+                scores, swept, count, lambda r: self._timed(frozenset(r)).perplexity, protect
+            )
+            return sweep_plan(scores, sweep, protect), sweep.to_dict()
+        plan = make_plan(
+            scores, count, criterion=criterion, alpha=self._alpha, protect=protect,
+            random_seed=self._random_seed,
+            model=None if self._choice_windows is None else self._model,
+            windows=self._choice_windows,
+        )  # fmt: skip
+        return plan, None
+
+    def _with_windows(self, plan: PruningPlan) -> PruningPlan:
+        """The plan with a note of what it was evaluated on, if it was."""
+        windows = self._windows if self._charged else self._choice_windows
+        if windows is None or not (self._charged or plan.candidates):
+            return plan
+        note = f"evaluated on the first {len(windows)} windows of the calibration text"
+        return replace(plan, notes=(*plan.notes, note))
+
+    def _timed(self, removed: frozenset[int]) -> Evaluation:
+        start = time.perf_counter()
+        found = self._evaluate(removed)
+        self._in_evaluations += time.perf_counter() - start
+        self._charged[removed] = found.seconds
+        return found
+
+
+class CellJournal:
+    """Finished cells, each written before the next one begins.
+
+    Args:
+        folder: holds cells.json and one file for each plan.
+        key: what the plans depend on.
+
+    Raises:
+        SimdiffError: the folder was made with another key, or is damaged.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Read what the folder holds."""
+        self._folder, self._key = folder, dict(key)
+        self.cells: dict[tuple[str, int], Cell] = {}
+        if not self._path.exists():
+            return
+        content = read_json(self._path, SCHEMA, SCHEMA_VERSION)
+        check_key(self._path, content.get("key"), self._key)
+        try:
+            for entry in content["cells"]:
+                fields = {**entry, "plan": None}
+                cell = Cell(**fields)
+                if entry["plan"] is not None:
+                    plan = PruningPlan.load(folder / entry["plan"])
+                    cell = Cell(**{**fields, "plan": plan})
+                self.cells[cell.criterion, cell.num_remove] = cell
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimdiffError(
+                f"{self._path}: must hold finished cells, but is damaged: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "cells.json"
+
+    def add(self, cell: Cell) -> None:
+        """Write a finished cell: its plan, then the list that names it."""
+        self.cells[cell.criterion, cell.num_remove] = cell
+        if cell.plan is not None:
+            cell.plan.save(self._folder / plan_name(cell))
+        entries = [
+            {**vars(entry), "plan": None if entry.plan is None else plan_name(entry)}
+            for entry in self.cells.values()
+        ]
+        content = {**header(SCHEMA, SCHEMA_VERSION), "key": self._key, "cells": entries}
+        write_json(self._path, content)
+
+
+def plan_name(cell: Cell) -> str:
+    """Of the file that holds the plan of a cell."""
+    return f"{cell.criterion}-{cell.num_remove}.json"

@@ -1,0 +1,72 @@
+"""Angles of every block at the last token of each sequence, as Gromov et al. take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from simdiff_kernels import angular_distance, token_metrics
+
+
+class RunningLastTokenAngles:
+    """Mean over sequences of the angle that every block turns the last token by.
+
+    angle[i, j] = mean arccos(cos(h_i, h_j)) / pi, over the last real token of each sequence: a few
+    rows per batch, whatever its length. Never waits for the device before `finish`.
+
+    Args:
+        num_layers: L; an update takes the L + 1 hidden states of one batch.
+
+    Source: Gromov et al., arXiv 2403.17887, Eq. 7.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        """Start with no sequences seen."""
+        self._num_states = num_layers + 1
+        self._sum: Tensor | None = None
+        self._count: Tensor | None = None
+
+    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
+        """Add the sequences of one batch.
+
+        Args:
+            states: L + 1 tensors `(batch, sequence, hidden_size)`; a state without a batch axis is
+                one sequence.
+            mask: `(batch, sequence)`, zero for padding on either side; a sequence of nothing but
+                padding is left out.
+        """
+        shape = states[0].shape
+        length = shape[-2]
+        rows = states[0].numel() // (length * shape[-1])
+        device = states[0].device
+        real = torch.ones(rows, length, device=device) if mask is None else mask.reshape(rows, -1)
+        # The last position that is not padding, for padding on the right and on the left.
+        positions = torch.arange(1, length + 1, device=device)
+        last = ((real != 0) * positions).argmax(1)
+        used = (real != 0).any(1)
+        row = torch.arange(rows, device=device)
+        tokens = torch.stack([s.reshape(rows, length, -1)[row, last] for s in states])
+        if self._sum is None or self._count is None:
+            size = (self._num_states, self._num_states)
+            self._sum = torch.zeros(size, dtype=torch.float64, device=device)
+            self._count = torch.zeros((), dtype=torch.int64, device=device)
+        for i in range(self._num_states - 1):
+            after = tokens[i + 1 :].contiguous()
+            before = tokens[i].expand_as(after).contiguous()
+            angles = angular_distance(token_metrics(before, after).cosine_distance.double())
+            self._sum[i, i + 1 :] += torch.where(used, angles, 0.0).sum(1)
+        self._count += used.sum()
+
+    def finish(self) -> tuple[tuple[float, ...], ...]:
+        """The means, [start][stop]; zero for start >= stop.
+
+        Raises:
+            ValueError: no sequence to average.
+        """
+        if self._sum is None or self._count is None or int(self._count) == 0:
+            raise ValueError(
+                "RunningLastTokenAngles.finish: there must be at least one sequence, got none"
+            )
+        return tuple(map(tuple, (self._sum / self._count).tolist()))

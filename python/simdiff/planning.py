@@ -1,0 +1,169 @@
+"""From scores to a plan: which criterion with which selection, and what is protected why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.block_costs import block_costs, decisive_layers
+from simdiff.block_selection import best_contiguous_block, optimal_blocks
+from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
+from simdiff.errors import SimdiffError
+from simdiff.scores import LayerScores
+from simdiff.selection import PruningPlan, check_selection, select
+from simdiff.shortlist import EXPONENTS, Candidate, choose_by_perplexity, shortlist
+
+SELECTIONS = ("lowest", "contiguous", "blocks")
+
+# Criteria of single layers and the block costs that say the same of blocks.
+BLOCK_CRITERION_OF = {
+    "simdiff": "simdiff",
+    "block-influence": "cosine-distance",
+    "cosine-block": "cosine-distance",
+    "angular-block": "angular-distance",
+    "angular-block-last": "last-token-angle",
+}
+
+# Their sources cut one block.
+ONE_BLOCK = ("cosine-block", "angular-block", "angular-block-last")
+
+
+def default_selection(criterion: str) -> str:
+    """Disjoint blocks for `simdiff`, one block for criteria of blocks, else the K lowest."""
+    if criterion == "simdiff":
+        return "blocks"
+    return "contiguous" if criterion in ONE_BLOCK else "lowest"
+
+
+def check_planning(criterion: str, selection: str | None, max_blocks: int | None) -> None:
+    """Refuse what `make_plan` would refuse, before scores exist."""
+    if selection is not None and selection not in SELECTIONS:
+        raise SimdiffError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
+    chosen = selection or default_selection(criterion)
+    if chosen != "lowest" and criterion not in BLOCK_CRITERION_OF:
+        raise SimdiffError(
+            f"selection {chosen!r} needs the costs of blocks, which criterion {criterion} does not "
+            f"define: take one of {', '.join(BLOCK_CRITERION_OF)}, or selection 'lowest'"
+        )
+    if max_blocks is not None and (chosen != "blocks" or max_blocks < 1):
+        raise SimdiffError(
+            f"max_blocks must be at least 1 and go with selection 'blocks', got {max_blocks} with "
+            f"{chosen!r}"
+        )
+
+
+def make_plan(
+    scores: LayerScores,
+    num_remove: int,
+    *,
+    criterion: str = DEFAULT_CRITERION,
+    alpha: float = DEFAULT_ALPHA,
+    selection: str | None = None,
+    protect: Collection[int] = (),
+    max_blocks: int | None = None,
+    keep_decisive: bool = True,
+    random_seed: int = 0,
+    model: PreTrainedModel | None = None,
+    windows: Tensor | None = None,
+) -> PruningPlan:
+    """Choose the layers that go.
+
+    The default, `simdiff` with selection "blocks", keeps layers that make a decisive correction and
+    removes the disjoint blocks of least total cost (to the power 5/6, see `simdiff.shortlist`).
+    Given the model and calibration windows, it evaluates a shortlist of at most seven such plans
+    and takes the one of lowest perplexity.
+
+    Args:
+        scores: of all layers, and of blocks where the selection needs them.
+        num_remove: exactly so many layers go.
+        criterion: a name in `simdiff.criteria.CRITERIA`.
+        alpha: weight of the difference, for the paper's criteria.
+        selection: one of `SELECTIONS`; None takes `default_selection`.
+        protect: layers that stay, whatever they cost.
+        max_blocks: at most so many separate blocks, for selection "blocks".
+        keep_decisive: protect layers that make a decisive correction, for criterion `simdiff`.
+        random_seed: of the criterion random.
+        model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
+            text, both or neither; used by `simdiff` with selection "blocks" alone.
+
+    Raises:
+        SimdiffError: unknown names, a number of layers or a selection that cannot be met, scores
+            without blocks.
+    """
+    check_planning(criterion, selection, max_blocks)
+    check_selection(scores.num_layers, num_remove, protect)
+    chosen = selection or default_selection(criterion)
+    decisive: dict[int, float] = {}
+    if criterion == "simdiff" and keep_decisive:
+        decisive = {k: z for k, z in decisive_layers(scores).items() if k not in protect}
+    held = frozenset(protect) | frozenset(decisive)
+    if scores.num_layers - len(held) < num_remove:
+        raise SimdiffError(
+            f"{num_remove} layers must be free to remove, got {scores.num_layers - len(held)}: "
+            f"{len(protect)} are protected and layers {sorted(decisive)} make a decisive "
+            "correction; let those go too with --allow-decisive (keep_decisive=False)"
+        )
+    ranked = importance(scores, criterion, alpha, seed=random_seed)
+    base = select(scores, ranked, num_remove, held)
+    candidates: Sequence[Candidate] = ()
+    removed, label = base.removed, chosen
+    if chosen != "lowest":
+        costs = block_costs(scores, BLOCK_CRITERION_OF[criterion])
+        if chosen == "contiguous":
+            removed = best_contiguous_block(costs, num_remove, held)
+        elif criterion == "simdiff" and model is not None and windows is not None:
+            candidates = shortlist(scores, num_remove, held, max_blocks=max_blocks)
+            best, candidates = choose_by_perplexity(model, windows, candidates)
+            removed, label = best.removed, best.origin
+        else:
+            power = EXPONENTS[0] if criterion == "simdiff" else 1.0
+            removed = optimal_blocks(costs.raised(power), num_remove, held, max_blocks)
+            label = f"optimal blocks, p = {power:.3g}"
+    return _with(base, removed, label, protect, decisive, candidates)
+
+
+def _with(
+    base: PruningPlan,
+    removed: Collection[int],
+    selection: str,
+    protect: Collection[int],
+    decisive: dict[int, float],
+    candidates: Sequence[Candidate],
+) -> PruningPlan:
+    fields: dict[str, Any] = {**vars(base)}
+    notes = [*base.notes, *_decisive_notes(decisive), *_candidate_notes(candidates)]
+    return PruningPlan(
+        **fields
+        | {
+            "removed": tuple(sorted(removed, key=base.ranking.index)),
+            "protected": tuple(sorted(protect)),
+            "notes": tuple(notes),
+            "selection": selection,
+            "decisive": tuple(sorted(decisive)),
+            "candidates": tuple(candidate.to_dict() for candidate in candidates),
+        }
+    )
+
+
+def _decisive_notes(decisive: dict[int, float]) -> list[str]:
+    return [
+        f"layer {layer} makes a decisive correction: the largest squared difference it makes to a "
+        f"token stands {z_score:.1f} robust deviations above the other layers' (massive "
+        "activations are written or erased so), so it is kept; let it go with --allow-decisive"
+        for layer, z_score in decisive.items()
+    ]
+
+
+def _candidate_notes(candidates: Sequence[Candidate]) -> list[str]:
+    if not candidates:
+        return []
+    losses = ", ".join(
+        f"{candidate.origin}: "
+        + ("NaN or Inf" if candidate.nll is None else f"{math.exp(candidate.nll):.4g}")
+        for candidate in candidates
+    )
+    return [f"chosen among {len(candidates)} plans by perplexity on calibration text ({losses})"]

@@ -1,0 +1,256 @@
+"""The page of a comparison: one HTML file without references to anything outside it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from simdiff.comparison_results import ComparedCell, Comparison
+from simdiff.criteria import CRITERIA
+from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
+from simdiff.report.page import document, facts_table, figure, tile
+from simdiff.searches import FORMULAS
+
+_SEARCH_SOURCES = {
+    "one-shot-perplexity": "Shortened LLaMA, arXiv 2402.02834",
+    "greedy-perplexity": "SLEB, arXiv 2402.09025",
+}
+
+
+def write_comparison(directory: Path, comparison: Comparison) -> None:
+    """Write compare.html, perplexity.png, layers.png and, where blocks were scored, blocks.png."""
+    plots = {
+        "perplexity.png": perplexity_plot(comparison),
+        "layers.png": layers_plot(comparison),
+    }
+    blocks = blocks_plot(comparison.scores)
+    if blocks is not None:
+        plots["blocks.png"] = blocks
+    for name, png in plots.items():
+        (directory / name).write_bytes(png)
+    page = render_comparison(comparison, plots)
+    (directory / "compare.html").write_text(page, encoding="utf-8")
+
+
+def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
+    """The page as text; pictures are embedded."""
+    name = html.escape(str(comparison.scores.model["name"]))
+    counts = ", ".join(map(str, comparison.counts))
+    sections = [
+        f"<h1>{name}: {len(comparison.criteria)} criteria compared</h1>",
+        f"<p class='lead'>{counts} of {comparison.scores.num_layers} layers removed, without "
+        "recovery; layers count from 0.</p>",
+        f"<div class='tiles'>{''.join(_tiles(comparison))}</div>",
+        "<h2>Perplexity over removed layers</h2>",
+        figure(
+            plots["perplexity.png"],
+            f"Held-out perplexity of every criterion at {counts} removed layers; the numbers are "
+            "in the table below.",
+        ),
+        "<h2>Held-out perplexity and time to plan</h2>",
+        _summary(comparison),
+        "<p class='lead'>Bold: the lowest of the column. Time to plan: for the largest cut, from "
+        "the model in memory, its calibration pass and evaluations included.</p>",
+        "<h2>Which layers each criterion takes</h2>",
+        figure(
+            plots["layers.png"],
+            "Removed layers of every criterion, one panel for each number of layers; the same is "
+            "in the table at the end.",
+            wide=True,
+        ),
+        *_blocks(plots),
+        *_sweeps(comparison),
+        "<h2>Every cell</h2>",
+        _cells(comparison),
+        "<h2>What the criteria are</h2>",
+        _criteria(comparison),
+        "<h2>Where this comes from</h2>",
+        facts_table(_facts(comparison)),
+    ]
+    return document(f"{name}, compared", sections)
+
+
+def _blocks(plots: Mapping[str, bytes]) -> Iterable[str]:
+    if "blocks.png" in plots:
+        yield "<h2>Every block of layers</h2>"
+        yield figure(
+            plots["blocks.png"],
+            "Two heat maps of the cost of cutting every block of consecutive layers, first layer "
+            "down, last layer across, on a logarithmic scale: by simdiff and by cosine distance.",
+            wide=True,
+        )
+
+
+def _tiles(comparison: Comparison) -> Iterable[str]:
+    dense = comparison.dense
+    interval = "" if dense.low is None else f"{dense.low:.2f} to {dense.high:.2f}, "
+    windows = comparison.provenance["held_out"]["num_windows"]
+    yield tile("dense perplexity", f"{dense.perplexity:.2f}", f"{interval}{windows} windows")
+    for count in comparison.counts[-1:]:
+        best = _best(comparison, count)
+        if best is not None and best.quality is not None:
+            yield tile(
+                f"best at {count} layers",
+                f"{best.quality.perplexity:.2f}",
+                f"{best.cell.criterion}, {best.quality.ratio:.2f} times dense",
+            )
+    seconds = comparison.provenance["scoring_seconds"]
+    yield tile("calibration pass", duration(seconds), "scores every layer and block")
+
+
+def _best(comparison: Comparison, count: int) -> ComparedCell | None:
+    measured = [
+        entry
+        for entry in (comparison.at(name, count) for name in comparison.criteria)
+        if entry.quality is not None
+    ]
+    return min(
+        measured,
+        key=lambda entry: entry.quality.perplexity if entry.quality else 0.0,
+        default=None,
+    )
+
+
+def _summary(comparison: Comparison) -> str:
+    counts = comparison.counts
+    best = {count: _best(comparison, count) for count in counts}
+    head = "<th class='text'>criterion</th>" + "".join(f"<th>{count}</th>" for count in counts)
+    rows = []
+    for name in comparison.criteria:
+        cells = []
+        for count in counts:
+            entry = comparison.at(name, count)
+            text = "none" if entry.quality is None else perplexity_text(entry.quality.perplexity)
+            winner = best[count]
+            wins = (
+                entry.quality is not None
+                and winner is not None
+                and winner.quality is not None
+                and entry.quality.perplexity == winner.quality.perplexity
+            )
+            cells.append(f"<td>{f'<b>{text}</b>' if wins else text}</td>")
+        seconds = duration(comparison.at(name, counts[-1]).cell.seconds)
+        rows.append(f"<tr><td class='text'>{name}</td>{''.join(cells)}<td>{seconds}</td></tr>")
+    table = f"<table><tr>{head}<th>time to plan</th></tr>{''.join(rows)}</table>"
+    return f"<div class='scroll'>{table}</div>"
+
+
+def _cells(comparison: Comparison) -> str:
+    head = (
+        "<th>removed</th><th class='text'>criterion</th><th>perplexity</th><th>interval</th>"
+        "<th>× dense</th><th>interval</th><th>time to plan</th><th class='text'>layers</th>"
+    )
+    rows = []
+    for entry in comparison.cells:
+        cells = cell_texts(entry)
+        columns = "".join(f"<td>{html.escape(text)}</td>" for text in cells[2:-1])
+        rows.append(
+            f"<tr><td>{cells[0]}</td><td class='text'>{cells[1]}</td>{columns}"
+            f"<td class='text'>{html.escape(cells[-1])}</td></tr>"
+        )
+    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _sweeps(comparison: Comparison) -> Iterable[str]:
+    swept = [entry for entry in comparison.cells if entry.cell.sweep is not None]
+    if not swept:
+        return
+    yield "<h2>Perplexity over α, exactly</h2>"
+    yield (
+        "<p class='lead'>The plan changes only where the importances of two layers cross: between "
+        "these α the perplexity is constant. Measured on calibration text.</p>"
+    )
+    for entry in swept:
+        sweep = entry.cell.sweep or {}
+        rows = "".join(
+            f"<tr><td class='text'>{piece['alpha']}</td><td>"
+            f"{'none' if piece['perplexity'] is None else perplexity_text(piece['perplexity'])}"
+            f"</td><td class='text'>{', '.join(map(str, piece['removed']))}</td></tr>"
+            for piece in sweep["curve"]
+        )
+        yield (
+            f"<details><summary>{entry.cell.criterion}, {entry.cell.num_remove} layers: "
+            f"{sweep['num_sets']} plans, best for α in {sweep['best']}</summary>"
+            "<div class='scroll'><table><tr><th class='text'>α</th><th>perplexity</th>"
+            f"<th class='text'>layers</th></tr>{rows}</table></div></details>"
+        )
+
+
+def _criteria(comparison: Comparison) -> str:
+    rows = []
+    for name in comparison.criteria:
+        plain = name.removesuffix("-swept")
+        if plain in CRITERIA:
+            formula, source = CRITERIA[plain].formula, CRITERIA[plain].source
+            if name != plain:
+                source += "; alpha swept exactly by perplexity on calibration text"
+        else:
+            formula, source = FORMULAS[name], _SEARCH_SOURCES[name]
+        rows.append(
+            f"<tr><td class='text'>{name}</td>"
+            f"<td class='text wrap'><code>{html.escape(formula)}</code></td>"
+            f"<td class='text wrap'>{html.escape(source)}</td></tr>"
+        )
+    head = (
+        "<th class='text'>criterion</th><th class='text'>formula</th><th class='text'>source</th>"
+    )
+    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _facts(comparison: Comparison) -> dict[str, Any]:
+    known = comparison.provenance
+    return {
+        **{f"model {key}": value for key, value in known["model"].items()
+           if not isinstance(value, list)},
+        **{f"calibration {key}": value for key, value in known["calibration"].items()},
+        **{f"held-out {key}": value for key, value in known["held_out"].items()},
+        "search windows": known["search_windows"],
+        **{key: value for key, value in known["options"].items()
+           if key not in ("criteria", "num_layers")},
+        "intervals": f"{100 * known['bootstrap']['confidence']:.0f}% by the bootstrap over "
+        f"windows, {known['bootstrap']['num_resamples']} draws; ratios paired",
+        "times": f"{known['num_threads']} threads, {known['machine']}",
+        **{f"version of {key}": value for key, value in comparison.to_dict()["versions"].items()},
+    }  # fmt: skip
+
+
+def cell_texts(entry: ComparedCell) -> list[str]:
+    """One cell of the comparison as text: the row of the table here and on the terminal."""
+    quality = entry.quality
+    removed = ", ".join(map(str, entry.removed))
+    if quality is None:
+        numbers = ["none", "", "", ""]
+        removed = f"{removed}: {entry.problem}" if removed else str(entry.problem)
+    else:
+        numbers = [
+            perplexity_text(quality.perplexity),
+            _interval(quality.low, quality.high, perplexity_text),
+            _ratio_text(quality.ratio),
+            _interval(quality.ratio_low, quality.ratio_high, _ratio_text),
+        ]
+    count, name = str(entry.cell.num_remove), entry.cell.criterion
+    return [count, name, *numbers, duration(entry.cell.seconds), removed]
+
+
+def _interval(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+
+
+def perplexity_text(value: float) -> str:
+    """Two decimals where they mean something."""
+    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
+
+
+def _ratio_text(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that fits."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min"

@@ -1,0 +1,131 @@
+"""Every criterion against its formula on hidden states that transformers itself gave out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from states import hidden_states
+from transformers import PreTrainedModel
+
+from simdiff.block_costs import block_costs
+from simdiff.budget import Budget
+from simdiff.criteria import CRITERIA, importance
+from simdiff.errors import SimdiffError
+from simdiff.pipeline import PlanOptions
+from simdiff.planning import BLOCK_CRITERION_OF, ONE_BLOCK, make_plan
+from simdiff.scores import LayerScores, score
+from simdiff.selection import PruningPlan, select
+
+
+def test_criteria_of_single_layers(tiny: PreTrainedModel, token_batches: list) -> None:
+    scores = score(tiny, token_batches, progress=False)
+    states = hidden_states(tiny, token_batches)
+    before, after = states[:-1].flatten(1, 2), states[1:].flatten(1, 2)
+    wanted = {
+        "block-influence": 1 - torch.cosine_similarity(before, after, dim=-1).mean(1),
+        "relative-magnitude": ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean(1),
+        "norm-ratio": (after.norm(dim=-1).mean(1) / before.norm(dim=-1).mean(1)).log().abs(),
+        "last-n": torch.arange(5, -1, -1),
+    }
+    for name, values in wanted.items():
+        ranked = importance(scores, name)
+        assert ranked.values == pytest.approx(values.tolist(), rel=1e-4, abs=1e-9), name
+        assert ranked.alpha is None
+    assert select(scores, importance(scores, "last-n"), 3).removed == (5, 4, 3)
+
+
+def test_random_follows_its_seed(llama_scores: LayerScores) -> None:
+    plans = {
+        seed: select(llama_scores, importance(llama_scores, "random", seed=seed), 3).removed
+        for seed in range(200)
+    }
+    again = importance(llama_scores, "random", seed=3)
+    assert select(llama_scores, again, 3).removed == plans[3]
+    assert "seed 3" in again.formula
+    assert len({frozenset(removed) for removed in plans.values()}) == math.comb(6, 3)
+    counts = [sum(layer in removed for removed in plans.values()) for layer in range(6)]
+    assert all(70 < count < 130 for count in counts)  # 100 expected, four standard deviations
+
+
+def test_criteria_of_blocks(tiny: PreTrainedModel, token_batches: list) -> None:
+    scores = score(tiny, token_batches, progress=False)
+    states = hidden_states(tiny, token_batches)
+    similarity = torch.cosine_similarity(states[:, None], states[None], dim=-1).clamp(-1, 1)
+    wanted = {
+        "cosine-block": 1 - similarity.mean((-1, -2)),
+        "angular-block": similarity.mean((-1, -2)).arccos() / torch.pi,
+        "angular-block-last": similarity[..., -1].arccos().mean(-1) / torch.pi,
+    }
+    assert set(wanted) == set(ONE_BLOCK)
+    for name, costs in wanted.items():
+        found = block_costs(scores, BLOCK_CRITERION_OF[name]).values
+        # arccos near 1, which the independent way uses, loses half of the digits.
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), costs.triu(1), rtol=1e-4, atol=1e-7
+        )
+        for count in (1, 3, 5):
+            starts = {start: float(costs[start, start + count]) for start in range(7 - count)}
+            first = min(starts, key=lambda start: starts[start])
+            plan = make_plan(scores, count, criterion=name)
+            assert sorted(plan.removed) == list(range(first, first + count))
+        assert importance(scores, name).values == tuple(found[k][k + 1] for k in range(6))
+
+
+def test_last_tokens_are_not_padding(llama: PreTrainedModel) -> None:
+    ids = torch.randint(0, 97, (4, 9), generator=torch.Generator().manual_seed(3))
+    lengths = (9, 4, 6, 1)
+    right, left, mask = torch.zeros_like(ids), torch.zeros_like(ids), torch.zeros(4, 9).long()
+    for row, length in enumerate(lengths):
+        right[row, :length] = left[row, 9 - length :] = ids[row, :length]
+        mask[row, :length] = 1
+    alone = [score(llama, [ids[r : r + 1, :n]], progress=False) for r, n in enumerate(lengths)]
+    wanted = torch.tensor([s.last_token_angles for s in alone]).mean(0)
+    for tokens, attention in ((right, mask), (left, mask.flip(1))):
+        batch = {"input_ids": tokens, "attention_mask": attention}
+        found = score(llama, [batch], progress=False).last_token_angles
+        torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_criterion_lacks_is_said(llama_scores: LayerScores) -> None:
+    metrics = dict(llama_scores.metrics)
+    del metrics["norm_after"]
+    scores = dataclasses.replace(llama_scores, metrics=metrics)
+    with pytest.raises(SimdiffError, match="norm-ratio needs norm_after.*run `simdiff score`"):
+        importance(scores, "norm-ratio")
+    bare = dataclasses.replace(llama_scores, blocks=None, last_token_angles=None)
+    with pytest.raises(SimdiffError, match="needs the scores of all blocks.*`simdiff score`"):
+        make_plan(bare, 2, criterion="cosine-block")
+    with pytest.raises(SimdiffError, match="at the last token of each.*`simdiff score`"):
+        make_plan(bare, 2, criterion="angular-block-last")
+    with pytest.raises(SimdiffError, match="protected layers .* leave no such choice"):
+        make_plan(llama_scores, 3, criterion="cosine-block", protect=(1, 4))
+    erased = dataclasses.replace(metrics["norm_before"], mean=(1.0, 1.0, 0.0, 1.0, 1.0, 1.0))
+    scores = dataclasses.replace(
+        llama_scores, metrics={**llama_scores.metrics, "norm_before": erased}
+    )
+    with pytest.raises(SimdiffError, match="norm-ratio: importance must be finite.*layers 2"):
+        importance(scores, "norm-ratio")
+
+
+def test_every_criterion_plans_from_the_same_saved_scores(
+    llama_scores: LayerScores, tmp_path: Path
+) -> None:
+    llama_scores.save(tmp_path / "scores.json")
+    scores = LayerScores.load(tmp_path / "scores.json")
+    for name in CRITERIA:
+        plan = PlanOptions(name, budget=Budget(num_layers=2), protect=(2,)).plan(scores)
+        assert len(plan.removed) == 2
+        assert 2 not in plan.removed
+        assert plan.criterion == name
+        plan.save(tmp_path / "plan.json")
+        assert PruningPlan.load(tmp_path / "plan.json") == plan
+    for damage in ([[0.5]], [[math.nan] * (6 - row) for row in range(6)], "none"):
+        content = {**llama_scores.to_dict(), "last_token_angles": damage}
+        (tmp_path / "scores.json").write_text(json.dumps(content))
+        with pytest.raises(SimdiffError, match="damaged"):
+            LayerScores.load(tmp_path / "scores.json")
