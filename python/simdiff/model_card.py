@@ -261,12 +261,18 @@ def _reproduction(plan: PruningPlan) -> str:
     )  # fmt: skip
     alpha = "" if plan.alpha is None else f" --alpha {plan.alpha!r}"
     protect = f" --protect {','.join(map(str, plan.protected))}" if plan.protected else ""
+    chosen = "".join(
+        f" --{option}" if value is True else f" --{option} {shlex.quote(_plain(value))}"
+        for option, value in plan.options.items()
+    )
+    if "evaluation-windows" in plan.options:
+        chosen = f" --model {name}{chosen}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
     lines = [
         f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"',
         f"simdiff score {name} --text {text}{options} --output scores.json",
-        f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha} "
-        f"--num-layers {len(plan.removed)}{protect} --output {MARKER}",
+        f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha}"
+        f"{chosen} --num-layers {len(plan.removed)}{protect} --output {MARKER}",
         f"simdiff prune {name} --plan {MARKER} --output pruned",
     ]
     versions = ", ".join(

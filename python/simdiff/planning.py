@@ -123,7 +123,15 @@ def make_plan(
             power = EXPONENTS[0] if criterion == "simdiff" else 1.0
             removed = optimal_blocks(costs.raised(power), num_remove, held, max_blocks)
             label = f"optimal blocks, p = {power:.3g}"
-    return _with(base, removed, label, protect, decisive, candidates)
+    options: dict[str, Any] = {
+        "selection": selection,
+        "max-blocks": max_blocks,
+        "allow-decisive": criterion == "simdiff" and not keep_decisive,
+        "random-seed": random_seed if criterion == "random" else None,
+        "evaluation-windows": len(windows) if candidates and windows is not None else None,
+    }
+    options = {name: value for name, value in options.items() if value not in (None, False)}
+    return _with(base, removed, label, protect, decisive, candidates, options)
 
 
 def _with(
@@ -133,6 +141,7 @@ def _with(
     protect: Collection[int],
     decisive: dict[int, float],
     candidates: Sequence[Candidate],
+    options: dict[str, Any],
 ) -> PruningPlan:
     fields: dict[str, Any] = {**vars(base)}
     notes = [*base.notes, *_decisive_notes(decisive), *_candidate_notes(candidates)]
@@ -145,6 +154,7 @@ def _with(
             "selection": selection,
             "decisive": tuple(sorted(decisive)),
             "candidates": tuple(candidate.to_dict() for candidate in candidates),
+            "options": options,
         }
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class PruningPlan:
     """Layers kept because they make a decisive correction (`simdiff.block_costs`)."""
     candidates: tuple[dict[str, Any], ...] = ()
     """The plans among which perplexity chose, with their loss; empty where nothing was run."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of `simdiff plan` that it was made with, by their names there."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -83,6 +85,7 @@ class PruningPlan:
             "selection": self.selection,
             "decisive": list(self.decisive),
             "candidates": list(self.candidates),
+            "options": self.options,
         }
 
     def save(self, path: Path) -> None:
@@ -122,6 +125,7 @@ class PruningPlan:
                 selection=str(content.get("selection", "lowest")),
                 decisive=tuple(content.get("decisive", ())),
                 candidates=tuple(map(dict, content.get("candidates", ()))),
+                options=dict(content.get("options", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
