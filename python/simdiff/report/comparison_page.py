@@ -48,11 +48,12 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
             plots["perplexity.png"],
             f"Held-out perplexity of every criterion at {counts} removed layers; the numbers are "
             "in the table below.",
+            wide=True,
         ),
         "<h2>Held-out perplexity and time to plan</h2>",
         _summary(comparison),
-        "<p class='lead'>Bold: the lowest of the column. Time to plan: for the largest cut, from "
-        "the model in memory, its calibration pass and evaluations included.</p>",
+        "<p class='caption'>Bold: the lowest of the column. Time to plan: for the largest cut, "
+        "from the model in memory, its calibration pass and evaluations included.</p>",
         "<h2>Which layers each criterion takes</h2>",
         figure(
             plots["layers.png"],
