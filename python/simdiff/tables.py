@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from simdiff.comparison_results import Comparison
@@ -94,20 +95,26 @@ def comparison_table(comparison: Comparison) -> Table:
     dense = comparison.dense
     table = Table(
         title=f"{comparison.scores.model['name']}: held-out perplexity, dense "
-        f"{dense.perplexity:.2f}; layers count from 0",
+        f"{dense.perplexity:.2f}; 95% intervals; layers count from 0",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    for column in ("removed", "criterion", "perplexity", "95% interval", "× dense",
-                   "95% interval", "time to plan", "layers"):  # fmt: skip
-        left = column in ("criterion", "layers")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "layers")
+    for column in ("removed", "criterion", "perplexity", "95%", "× dense", "to plan"):
+        left = column == "criterion"
+        # On a narrow screen the intervals give way, not the layers.
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "95%")
+    table.add_column("layers", min_width=8)
     for count in comparison.counts:
         entries = [comparison.at(name, count) for name in comparison.criteria]
         values = [entry.quality.perplexity for entry in entries if entry.quality is not None]
         for entry in entries:
             wins = entry.quality is not None and entry.quality.perplexity == min(values)
+            cells = cell_texts(entry)
+            del cells[5]  # the interval of the ratio: it would leave no room for the layers
             table.add_row(
-                *cell_texts(entry),
+                *cells,
                 style="bold" if wins else None,
                 end_section=entry is entries[-1],
             )

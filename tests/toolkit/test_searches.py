@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, BloomConfig, PreTrainedModel
 
 from simdiff.bypass import BypassEvaluator
 from simdiff.errors import SimdiffError
@@ -48,6 +48,16 @@ def test_a_layer_passed_by_is_a_layer_cut(
             wanted = really_cut(tiny, windows, frozenset(removed))
             assert evaluator.losses(removed) == wanted, (base, removed)  # to the last bit
     assert not any("forward" in vars(layer) for layer in tiny.base_model.modules())
+
+
+def test_layers_that_return_tuples(windows: torch.Tensor) -> None:
+    torch.manual_seed(7)
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=5, n_head=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    evaluator = BypassEvaluator(model, windows)
+    evaluator.rebase((3,))
+    for removed in ((0,), (1, 3), (2, 3, 4)):
+        assert evaluator.losses(removed) == really_cut(model, windows, frozenset(removed))
 
 
 def test_only_layers_after_the_first_change_run(

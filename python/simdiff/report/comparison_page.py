@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from simdiff.block_selection import blocks_of
 from simdiff.comparison_results import ComparedCell, Comparison
 from simdiff.criteria import CRITERIA
 from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
@@ -48,11 +49,12 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
             plots["perplexity.png"],
             f"Held-out perplexity of every criterion at {counts} removed layers; the numbers are "
             "in the table below.",
+            wide=True,
         ),
         "<h2>Held-out perplexity and time to plan</h2>",
         _summary(comparison),
-        "<p class='lead'>Bold: the lowest of the column. Time to plan: for the largest cut, from "
-        "the model in memory, its calibration pass and evaluations included.</p>",
+        "<p class='caption'>Bold: the lowest of the column. Time to plan: for the largest cut, "
+        "from the model in memory, its calibration pass and evaluations included.</p>",
         "<h2>Which layers each criterion takes</h2>",
         figure(
             plots["layers.png"],
@@ -131,7 +133,7 @@ def _summary(comparison: Comparison) -> str:
                 and entry.quality.perplexity == winner.quality.perplexity
             )
             cells.append(f"<td>{f'<b>{text}</b>' if wins else text}</td>")
-        seconds = duration(comparison.at(name, counts[-1]).cell.seconds)
+        seconds = html.escape(duration(comparison.at(name, counts[-1]).cell.seconds))
         rows.append(f"<tr><td class='text'>{name}</td>{''.join(cells)}<td>{seconds}</td></tr>")
     table = f"<table><tr>{head}<th>time to plan</th></tr>{''.join(rows)}</table>"
     return f"<div class='scroll'>{table}</div>"
@@ -219,7 +221,10 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
 def cell_texts(entry: ComparedCell) -> list[str]:
     """One cell of the comparison as text: the row of the table here and on the terminal."""
     quality = entry.quality
-    removed = ", ".join(map(str, entry.removed))
+    removed = ", ".join(
+        str(start) if stop == start + 1 else f"{start}–{stop - 1}"
+        for start, stop in blocks_of(entry.removed)
+    )
     if quality is None:
         numbers = ["none", "", "", ""]
         removed = f"{removed}: {entry.problem}" if removed else str(entry.problem)
@@ -235,7 +240,7 @@ def cell_texts(entry: ComparedCell) -> list[str]:
 
 
 def _interval(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
-    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+    return "" if low is None or high is None else f"{shown(low)}–{shown(high)}"
 
 
 def perplexity_text(value: float) -> str:
@@ -250,7 +255,7 @@ def _ratio_text(value: float) -> str:
 def duration(seconds: float) -> str:
     """A time in a unit that fits."""
     if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
+        return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 else "< 1 ms"
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min"

@@ -24,6 +24,7 @@ main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
 p.lead { color: var(--soft); margin-top: 0; }
+p.caption { color: var(--soft); font-size: 0.88rem; margin-top: 0.6rem; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: 0.8rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 0.8rem 1rem; }
