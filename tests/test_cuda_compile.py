@@ -114,7 +114,9 @@ def test_blocks_leave_room_for_two(block_machine_code: Path) -> None:
             assert usage["REG"] <= BLOCK_REGISTERS, (arch, name, usage)
             assert BLOCK_BLOCKS * THREADS * usage["REG"] <= 65536
             slices = SLICE_BYTES if "block_metrics_kernel" in name else 0
-            assert BLOCK_BLOCKS * (usage["SHARED"] + slices + 1024) <= SHARED_MEMORY, (arch, name)
+            reserved = 1024 if arch == "80" else 0  # told as shared memory from sm_90 on
+            needed = BLOCK_BLOCKS * (usage["SHARED"] + slices + reserved)
+            assert needed <= SHARED_MEMORY, (arch, name)
 
 
 def test_blocks_load_wide_and_sum_in_registers(block_machine_code: Path) -> None:
