@@ -79,7 +79,12 @@ def check_summary(
 def test_against_exact(case: BlockCase, block_backend: str, device: str) -> None:
     states = case.states()
     flat = [state.reshape(-1, state.shape[-1]) for state in states]
-    for token in range(flat[0].shape[0]):
+    num_tokens = flat[0].shape[0]
+    if block_backend == "triton" and device == "cpu":  # Triton's interpreter takes its time
+        if case.dtype in (torch.float16, torch.float64):
+            pytest.skip("tests/ptx executes these dtypes as compiled")
+        num_tokens = num_tokens if case.name == "zero-vectors" else 1
+    for token in range(num_tokens):
         # The view keeps the strides of the case; the mask leaves one token of it.
         mask = torch.zeros(flat[0].shape[0], dtype=torch.bool)
         mask[token] = True

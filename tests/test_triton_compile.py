@@ -160,16 +160,17 @@ def test_all_blocks_fit_their_registers(target: str) -> None:
         assert report["local"] == report["stack"] == 0, report  # nothing is spilled
         if report["use"] != "blocks_masked":
             continue
-        # Three programs of 128 threads on a multiprocessor.
+        # Three programs of 128 threads on a multiprocessor, two for float64 states.
+        programs = 2 if report["element"] == "fp64" else 3
         assert report["threads"] == 128
-        assert 3 * report["threads"] * report["registers"] <= 65536, report
+        assert programs * report["threads"] * report["registers"] <= 65536, report
         bits = 128 if report["aligned"] else 8 * ELEMENT_TYPES[report["element"]]
         assert report["load_bits"] == sorted({8, 64, bits}), report  # mask, addresses and sums
 
 
 def test_all_blocks_compile_for_amd() -> None:
     reports = compile_ahead_of_time("hip:gfx942", "describe_blocks", "join_blocks")
-    assert [report["threads"] for report in reports] == [32 * 2, 128]
+    assert [report["threads"] for report in reports] == [64, 128]
 
 
 def test_scratch_of_all_blocks_that_is_too_small() -> None:

@@ -38,9 +38,10 @@ __all__ = ["accumulate_blocks", "scratch_words"]
 
 SHORT_TERMS = 16  # that a thread adds in float32
 FOLD_BLOCK = 128  # pairs folded together
-# 4 x 4 pairs and the entries of 8 rows take up to 155 (Triton 3.9, sm_80 and sm_90), with which
-# three programs share a multiprocessor; left to itself ptxas aims for fewer and spills some.
-MAX_REGISTERS = 168
+# By element size: 4 x 4 pairs and the entries of 8 rows take up to 160 (Triton 3.9, sm_80 and
+# sm_90), with which three programs share a multiprocessor; left to itself ptxas aims for fewer and
+# spills some. Sums of float64 states take twice as many.
+MAX_REGISTERS = {2: 168, 4: 168, 8: 255}
 ELEMENTS = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
@@ -342,10 +343,10 @@ def walk_over(element_size: int, aligned: bool) -> Walk:
     return Walk(16 // element_size if aligned else 1, SHORT_TERMS * THREADS)
 
 
-def block_launch_options(warp_size: int = WARP_SIZE) -> dict[str, int | bool]:
+def block_launch_options(element_size: int, warp_size: int = WARP_SIZE) -> dict[str, int | bool]:
     """Triton's options for the main kernel; AMD's compiler takes no number of registers."""
     options = launch_options(THREADS, warp_size)
-    return options if warp_size == 64 else {**options, "maxnreg": MAX_REGISTERS}
+    return options if warp_size == 64 else {**options, "maxnreg": MAX_REGISTERS[element_size]}
 
 
 def _rows_are_aligned(states: Sequence[Tensor]) -> bool:
@@ -409,6 +410,6 @@ def accumulate_blocks(
             FOLD_BLOCK=FOLD_BLOCK,
             NUM_METRICS=len(BLOCK_METRICS),
             HAS_MASK=mask is not None,
-            **block_launch_options(),
+            **block_launch_options(first.element_size()),
         )
         join_programs(moments, tallies, programs, num_states, num_programs, outer * inner)

@@ -22,7 +22,7 @@ STATES_PER_LAUNCH = 8
 _MAX_PROGRAMS, _MIN_PROGRAMS = 396, 132
 _SCRATCH_BYTES = 64 << 20  # with more than about 50 states fewer programs share it
 JOIN_PROGRAMS = JOIN_PAIRS = 32
-DESCRIBE_THREADS = 32
+DESCRIBE_THREADS = 64  # a warp of AMD
 
 
 def num_tiles(num_states: int) -> int:

@@ -163,7 +163,7 @@ def _compile_blocks(target: GPUTarget, variant: dict[str, Any]) -> Any:
     if variant.get("wide"):
         types |= {"num_tokens": "i64", "inner": "i64", "tokens_per_program": "i64"}
     kernel = block_metrics._block_metrics_kernel
-    options = block_metrics.block_launch_options(target.warp_size)
+    options = block_metrics.block_launch_options(ELEMENT_TYPES[element], target.warp_size)
     return _compile(kernel, target, constants, types, divisible, THREADS, options)
 
 
