@@ -4,7 +4,8 @@
 
 Each case is checked against float64 before it is timed; a wrong result is reported and not timed.
 Buffers are cold. GB/s counts what scoring must read; the limit is a device-to-device copy in the
-same run, which counts what it reads and writes. The last table is what hooks add to a forward.
+same run, which counts what it reads and writes. The last tables are what hooks add to a forward,
+and what all blocks of layers cost beside one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gpu_blocks
 import subjects
 import timing
 import torch
@@ -38,6 +40,7 @@ GOALS = {
     "x torch.compile": 1.3,
     "x eager": 8.0,
     "share of a LLaMA forward": 0.01,
+    "share of a LLaMA forward, all blocks": 0.03,
 }
 
 
@@ -166,7 +169,9 @@ def gb_per_second(case: dict[str, Any], subject: str) -> float:
     return case["bytes"] / case["seconds"][subject]["median"] / 1e9
 
 
-def judge(cases: list[dict[str, Any]], forwards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def judge(
+    cases: list[dict[str, Any]], forwards: list[dict[str, Any]], blocks: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Each goal, what was reached at worst, and whether that is enough."""
     backend = gpu_backends_of(cases)[0]
     complete = [
@@ -184,6 +189,9 @@ def judge(cases: list[dict[str, Any]], forwards: list[dict[str, Any]]) -> list[d
         "x torch.compile": [ratio(case, "torch.compile") for case in large],
         "x eager": [ratio(case, "eager") for case in large],
         "share of a LLaMA forward": [f["share"] for f in forwards if f["backend"] == backend],
+        "share of a LLaMA forward, all blocks": [
+            row.get("share", math.inf) for row in blocks if row["backend"] == backend
+        ],
     }
     verdicts = []
     for name, goal in GOALS.items():
@@ -259,12 +267,13 @@ def markdown(results: dict[str, Any]) -> str:
         )
         lines.append(f"| {what} | {row['backend']} | {row['bare_seconds']:.4f} "
                      f"| {row['hooked_seconds']:.4f} | {row['share']:.2%} |")  # fmt: skip
+    lines += ["", *gpu_blocks.block_lines(results["blocks"])]
     return "\n".join(lines) + "\n"
 
 
 def run_tests() -> dict[str, Any]:
     """All tests that use a GPU, in a process of their own."""
-    files = ["gpu", "token_metrics", "running", "operators"]
+    files = ["gpu", "token_metrics", "running", "operators", "blocks"]
     command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or triton or gpu"]
     command += [str(ROOT / "tests" / f"test_{name}.py") for name in files]
     print("running the GPU tests", file=sys.stderr)
@@ -286,12 +295,18 @@ def run(settings: Settings) -> dict[str, Any]:
         for dtype, hidden, tokens in track(fitting, "timing", total=len(fitting))
     ]
     forwards = forward_shares(settings)
+    measured = [
+        gpu_blocks.measure_blocks(row, settings.repeats, settings.device, wall_seconds)
+        for row in forwards
+    ]
+    blocks = [row for row in measured if row is not None]
     return {
         "machine": describe_machine(),
         "torch": torch.__version__,
         "repeats": settings.repeats,
-        "goals": judge(cases, forwards),
+        "goals": judge(cases, forwards, blocks),
         "forwards": forwards,
+        "blocks": blocks,
         "cases": cases,
     }
 

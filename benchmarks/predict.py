@@ -8,10 +8,14 @@ Nothing below was measured on a GPU. Each layer is read once, before and after, 
 five float64 additions or multiply-adds (csrc/cuda/row_sums.cuh). A floor is the time that memory,
 float64 units or conversion units need at their full rate; the largest binds.
 
+All blocks in one pass (csrc/cuda/block_metrics.cu) read every state once and form all pairs of them
+from shared memory: three float32 operations per pair and entry, and what it takes to issue these,
+counted in the machine code of CUDA 13.0 for sm_90.
+
 Sources: NVIDIA A100 and H100 data sheets (memory bandwidth, dense bfloat16 rate, multiprocessors,
 boost clock); CUDA C++ Programming Guide, throughput of native arithmetic instructions (results per
-clock and multiprocessor: float64 32 on compute capability 8.0, 64 on 9.0; conversions from and to
-64-bit types 16 on both).
+clock and multiprocessor: float32 64 on compute capability 8.0, 128 on 9.0; float64 32 and 64;
+conversions from and to 64-bit types 16 on both; four warps issue an instruction each).
 """
 
 from __future__ import annotations
@@ -24,6 +28,12 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "predicted.md"
 SEQUENCES, LENGTH = 8, 2048
 UTILISATION = 0.5  # of the dense bfloat16 peak: what well-run forwards of this size reach
 CONVERSIONS, FLOAT64 = 2, 5  # instructions per pair of entries
+# Of accumulate_blocks on bfloat16 states: instructions of a warp, and the float32 ones among them,
+# for 128 entries of 4 x 4 pairs and of a tile on the diagonal; instructions for the sums of a tile
+# and slice of 2 KB, for folding a tile's metrics, to load 256 entries of a state.
+TILE_STEP, DIAGONAL_STEP = (251, 192), (135, 72)
+TILE_SLICE, TILE_FOLD, STATE_LOAD = 200, 450, 60
+WARPS, SLICE_ENTRIES, ISSUED_PER_CLOCK = 8, 1024, 4
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Gpu:
     bfloat16_flops: float
     multiprocessors: int
     hertz: float
-    float64_per_clock: int  # adds or multiply-adds, per multiprocessor
+    float32_per_clock: int  # adds or multiply-adds, per multiprocessor
+    float64_per_clock: int
     conversions_per_clock: int
 
 
@@ -56,9 +67,9 @@ class Model:
 
 
 GPUS = (
-    Gpu("A100 40 GB SXM", 1.555e12, 312e12, 108, 1.41e9, 32, 16),
-    Gpu("A100 80 GB SXM", 2.039e12, 312e12, 108, 1.41e9, 32, 16),
-    Gpu("H100 80 GB SXM", 3.35e12, 989e12, 132, 1.98e9, 64, 16),
+    Gpu("A100 40 GB SXM", 1.555e12, 312e12, 108, 1.41e9, 64, 32, 16),
+    Gpu("A100 80 GB SXM", 2.039e12, 312e12, 108, 1.41e9, 64, 32, 16),
+    Gpu("H100 80 GB SXM", 3.35e12, 989e12, 132, 1.98e9, 128, 64, 16),
 )
 MODELS = (
     Model("LLaMA2-7B", 32, 4096, 11008, 32, 32),
@@ -83,6 +94,47 @@ def floors(gpu: Gpu, hidden_size: int, element_bytes: int, tokens: int) -> dict[
 def forward_seconds(gpu: Gpu, model: Model, tokens: int, utilisation: float) -> float:
     """Of one decoder layer in bfloat16."""
     return tokens * model.layer_flops(LENGTH) / (gpu.bfloat16_flops * utilisation)
+
+
+def block_floors(gpu: Gpu, states: int, hidden_size: int, tokens: int) -> dict[str, float]:
+    """Seconds for all pairs of bfloat16 states of a batch, by what binds."""
+    groups = -(-states // 4)
+    tiles = groups * (groups + 1) // 2
+    slices = -(-hidden_size // SLICE_ENTRIES)
+    uneven = -(-tiles // WARPS) * WARPS / tiles  # tiles are dealt out to the warps
+    issued, float32 = (
+        ((tiles - groups) * whole + groups * diagonal) * hidden_size / 128 * uneven
+        for whole, diagonal in zip(TILE_STEP, DIAGONAL_STEP, strict=True)
+    )
+    rest = tiles * (slices * TILE_SLICE + TILE_FOLD) + states * hidden_size / 256 * STATE_LOAD
+    clocks, entries = gpu.multiprocessors * gpu.hertz, tokens * hidden_size
+    return {
+        "memory": states * entries * 2 / gpu.bytes_per_second,
+        "float32": tokens * float32 * 32 / (clocks * gpu.float32_per_clock),
+        "instructions": tokens * (issued + rest) / (clocks * ISSUED_PER_CLOCK),
+        "conversions": states * entries / (clocks * gpu.conversions_per_clock),
+    }
+
+
+def block_table() -> list[str]:
+    tokens = SEQUENCES * LENGTH
+    lines = [
+        "| GPU | model | pairs | memory, ms | float32, ms | instructions, ms | conversions, ms "
+        "| share of the forward | without overlap |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for gpu in GPUS:
+        for model in MODELS:
+            states = model.layers + 1
+            times = block_floors(gpu, states, model.hidden_size, tokens)
+            largest = max(times.values())
+            forward = model.layers * forward_seconds(gpu, model, tokens, UTILISATION)
+            row = [gpu.name, model.name, f"{states * (states - 1) // 2}"]
+            row += [f"{1e3 * seconds:.2f}" for seconds in times.values()]
+            row.append(f"{largest / forward:.2%}")
+            row.append(f"{(times['memory'] + largest) / forward:.2%}")
+            lines.append(f"| {' | '.join(row)} |")
+    return lines
 
 
 def work_table() -> list[str]:
@@ -144,12 +196,25 @@ def document() -> str:
         "",
         *floor_table(),
         "",
+        "## All blocks in one pass",
+        "",
+        "`RunningBlockScores` reads each of the L + 1 bfloat16 states once and measures every",
+        "pair. Floors for the same batch: memory; the float32 operations of the kernel at full",
+        "rate, three for each pair and entry and some more for pairs that fill up its tiles; all",
+        "instructions that it issues; the conversions to float64 for the norms. Shares are of a",
+        f"forward at {UTILISATION:.0%} of peak: of the largest floor, as two blocks of threads on",
+        "each multiprocessor overlap loads and arithmetic, and of the loads and then the largest",
+        "floor without any overlap.",
+        "",
+        *block_table(),
+        "",
         "Rates used: "
         + "; ".join(
             f"{gpu.name} {gpu.bytes_per_second / 1e12:.3g} TB/s, "
             f"{gpu.bfloat16_flops / 1e12:.0f} dense bfloat16 TFLOP/s, {gpu.multiprocessors} "
-            f"multiprocessors at {gpu.hertz / 1e9:.2f} GHz with {gpu.float64_per_clock} float64 "
-            f"and {gpu.conversions_per_clock} conversion results per clock"
+            f"multiprocessors at {gpu.hertz / 1e9:.2f} GHz with {gpu.float32_per_clock} float32, "
+            f"{gpu.float64_per_clock} float64 and {gpu.conversions_per_clock} conversion results "
+            "per clock"
             for gpu in GPUS
         )
         + ".",

@@ -152,6 +152,18 @@ def _scratch_words(backend: str) -> int:
 
 def block_scratch_words(backend: str, num_states: int) -> int:
     """int64 words in which an update of all blocks keeps its partial states, for this backend."""
+    return _block_scratch_words(backend, num_states)
+
+
+@functools.cache
+def _block_scratch_words(backend: str, num_states: int) -> int:
+    if backend == "cuda":
+        extension = load_cuda_extension()
+        return 0 if extension is None else extension.block_scratch_words(num_states)
+    if backend == "triton":
+        from simdiff_kernels.triton.block_partials import scratch_words
+
+        return scratch_words(num_states)
     return 0
 
 

@@ -54,6 +54,18 @@ def _accumulate_triton(
     accumulate(moments, tallies, before, after, mask, per_token, scratch)
 
 
+def _accumulate_blocks_triton(
+    moments: Tensor,
+    tallies: Tensor,
+    states: Sequence[Tensor],
+    mask: Tensor | None,
+    scratch: Tensor | None = None,
+) -> None:
+    from simdiff_kernels.triton.block_metrics import accumulate_blocks
+
+    accumulate_blocks(moments, tallies, states, mask, scratch)
+
+
 def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
     return before.new_empty((len(METRICS), *before.shape[:2]), dtype=result_dtype(before.dtype))
 
@@ -83,7 +95,10 @@ def _accumulate_blocks_fake(
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "token_metrics": {"reference": reference.token_metrics, "triton": _token_metrics_triton},
     "accumulate": {"reference": reference.accumulate, "triton": _accumulate_triton},
-    "accumulate_blocks": {"reference": reference.accumulate_blocks},
+    "accumulate_blocks": {
+        "reference": reference.accumulate_blocks,
+        "triton": _accumulate_blocks_triton,
+    },
 }
 _FAKES: dict[str, Callable[..., Any]] = {
     "token_metrics": _token_metrics_fake,

@@ -272,10 +272,11 @@ def check_metrics(
     comes from b^2 - a^2, so that it is off by the error of a and b, and its square by 2 |b - a|
     times as much.
 
-    With `short_sums` (the cpu backend below float64) up to 52 additions are made in float32 before
-    a sum is widened: at most 52 * 2^-24 of it, where the errors of all 52 point the same way;
-    they do not, and a quarter of it is allowed here. The cosine distance is then computed from
-    sums of which (b - a)^2 is at most 15/16 of ||d||^2, or from exact ones.
+    With `short_sums` (the cpu backend below float64; for all blocks every one but the reference)
+    up to 52 additions are made in float32 before a sum is widened: at most 52 * 2^-24 of it, where
+    the errors of all 52 point the same way; they do not, and a quarter of it is allowed here. The
+    cosine distance is then computed from sums of which (b - a)^2 is at most 15/16 of ||d||^2, or
+    from exact ones.
 
     Raises:
         AssertionError: which metric of which token, by how much.

@@ -27,6 +27,17 @@ def test_the_predicted_table_is_what_its_script_writes() -> None:
     assert flops == pytest.approx(2 * 202.4e6 + 4 * 1024 * 4096, rel=1e-3)
 
 
+def test_all_blocks_of_llama_are_predicted_below_three_percent_of_the_forward() -> None:
+    h100, model, tokens = predict.GPUS[2], predict.MODELS[0], 16384
+    times = predict.block_floors(h100, 33, 4096, tokens)
+    # 16384 tokens of 33 x 4096 bfloat16 entries: 4.43 GB at 3.35 TB/s.
+    assert times["memory"] == pytest.approx(1.322e-3, rel=1e-3)
+    # At least the 528 pairs of 4096 entries, three operations each, at 33.5e12 a second.
+    assert times["float32"] > 3 * 528 * 4096 * tokens / 33.5e12
+    forward = 32 * predict.forward_seconds(h100, model, tokens, predict.UTILISATION)
+    assert times["memory"] + times["instructions"] < 0.03 * forward
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_subject_computes_what_it_says(dtype: torch.dtype) -> None:
     before, after = subjects.states(40, 96, dtype, "cpu")
@@ -63,7 +74,12 @@ def test_gpu_check_measures_judges_and_prints(monkeypatch: pytest.MonkeyPatch) -
     medians = {name: times["median"] for name, times in case["seconds"].items()}
     assert goals["x eager"]["worst"] == medians["eager"] / medians["cpu"]
     assert goals["x eager"]["met"] == (medians["eager"] / medians["cpu"] >= 8)
+    (blocks,) = results["blocks"]
+    assert blocks["num_states"] == 3
+    assert blocks["share"] == blocks["seconds"] / results["forwards"][0]["bare_seconds"]
+    assert goals["share of a LLaMA forward, all blocks"]["worst"] == blocks["share"]
     text = gpu_check.markdown(results)
+    assert f"| {blocks['share']:.2%} |" in text
     assert "WRONG, not timed: block influence" in text
     assert f"{medians['eager'] / medians['cpu']:.2f}" in text
 

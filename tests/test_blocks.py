@@ -56,7 +56,7 @@ def check_summary(
     summary: BlockSummary, data: list[tuple[list[Tensor], Tensor]], backend: str
 ) -> None:
     """Means, standard errors and maxima of all pairs from the exact metrics of all tokens."""
-    limit = 52 / 4 * 2.0**-24 if backend == "cpu" else 1e-12
+    limit = 1e-12 if backend == "reference" else 52 / 4 * 2.0**-24
     num_states = len(data[0][0])
     mask = torch.cat([mask.flatten() for _, mask in data]).bool()
     assert summary.num_tokens == mask.sum()
@@ -79,7 +79,12 @@ def check_summary(
 def test_against_exact(case: BlockCase, block_backend: str, device: str) -> None:
     states = case.states()
     flat = [state.reshape(-1, state.shape[-1]) for state in states]
-    for token in range(flat[0].shape[0]):
+    num_tokens = flat[0].shape[0]
+    if block_backend == "triton" and device == "cpu":  # Triton's interpreter takes its time
+        if case.dtype in (torch.float16, torch.float64):
+            pytest.skip("tests/ptx executes these dtypes as compiled")
+        num_tokens = num_tokens if case.name == "zero-vectors" else 1
+    for token in range(num_tokens):
         # The view keeps the strides of the case; the mask leaves one token of it.
         mask = torch.zeros(flat[0].shape[0], dtype=torch.bool)
         mask[token] = True
@@ -87,7 +92,7 @@ def test_against_exact(case: BlockCase, block_backend: str, device: str) -> None
         scores.update(on(device, states), mask.view(states[0].shape[:-1]).to(device))
         state = scores.state_dict()
         assert state["tallies"].tolist() == [1, 0, flat[0].shape[0]]
-        short = block_backend == "cpu"
+        short = block_backend != "reference"
         check_token_blocks(state["moments"], [h[token] for h in flat], short_sums=short)
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdiff_kernels import RunningScores, token_metrics
+from simdiff_kernels import RunningBlockScores, RunningScores, token_metrics
 from simdiff_kernels.backends import backend_status
-from simdiff_kernels.testing import check_metrics, near
+from simdiff_kernels.ops import has_implementation
+from simdiff_kernels.testing import check_metrics, near, walk
 
 pytestmark = pytest.mark.gpu
 
@@ -144,3 +145,73 @@ def test_more_than_two_billion_elements(gpu_backend: str) -> None:
     scores = RunningScores(1, backend=gpu_backend)
     scores.update(0, before, after)
     assert int(scores.state_dict()["tallies"][0, 1]) >= rows - 3
+
+
+def walk_on_gpu(num_states: int, *shape: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    states = walk(num_states - 1, shape, 0.2)(torch.Generator().manual_seed(sum(shape)))
+    return [state.to(dtype).cuda() for state in states]
+
+
+@pytest.fixture
+def block_backend(gpu_backend: str) -> str:
+    if not has_implementation("accumulate_blocks", gpu_backend, torch.device("cuda")):
+        pytest.skip(f"backend {gpu_backend} has no accumulate_blocks")
+    return gpu_backend
+
+
+def check_equal_blocks(left: RunningBlockScores, right: RunningBlockScores) -> None:
+    ours, theirs = left.state_dict(), right.state_dict()
+    for key in ("moments", "tallies"):
+        assert torch.equal(ours[key], theirs[key])
+
+
+def test_blocks_against_the_reference(block_backend: str) -> None:
+    states = walk_on_gpu(33, 4, 300, 4096)
+    mask = torch.rand(4, 300, generator=torch.Generator().manual_seed(1)).cuda() > 0.2
+    states[7][1, 2, 3] = torch.nan
+    found, wanted = (RunningBlockScores(32, backend=name) for name in (block_backend, "reference"))
+    for scores in (found, wanted):
+        scores.update(states, mask)
+    ours, theirs = found.state_dict(), wanted.state_dict()
+    assert torch.equal(ours["tallies"], theirs["tallies"])
+    assert torch.allclose(ours["moments"], theirs["moments"], rtol=1e-6, atol=0)
+
+
+def test_blocks_never_wait_nor_allocate(block_backend: str) -> None:
+    scores, states = RunningBlockScores(8, backend=block_backend), walk_on_gpu(9, 8, 512, 1024)
+    mask = torch.ones(8, 512, dtype=torch.bool, device="cuda")
+    scores.update(states, mask)
+    torch.cuda.synchronize()
+    start = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        scores.update(states, mask)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == start
+    assert scores.finish().num_tokens == 2 * 8 * 512
+
+
+def test_blocks_in_a_replayed_graph(block_backend: str) -> None:
+    captured, eager = (RunningBlockScores(4, backend=block_backend) for _ in range(2))
+    states = walk_on_gpu(5, 4, 300, 576)
+    for scores in (captured, eager):
+        scores.update(states)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # records, does not run
+        captured.update(states)
+    for factor in (2, 3):
+        states[1].mul_(factor)
+        graph.replay()
+        eager.update(states)
+    check_equal_blocks(captured, eager)
+
+
+def test_blocks_are_bitwise_the_same_in_every_run(block_backend: str) -> None:
+    states, runs = walk_on_gpu(12, 8, 1024, 576), []
+    for _ in range(5):
+        scores = RunningBlockScores(11, backend=block_backend)
+        scores.update(states)
+        runs.append(scores)
+    for scores in runs[1:]:
+        check_equal_blocks(runs[0], scores)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import METRICS, TokenMetrics, reference
+from simdiff_kernels.blocks import empty_block_state
 from simdiff_kernels.metrics import result_dtype
 from simdiff_kernels.running import _empty_state as empty_states
-from simdiff_kernels.testing import check_metrics, near
-from simdiff_kernels.triton import layer_metrics
+from simdiff_kernels.testing import check_metrics, near, walk
+from simdiff_kernels.triton import block_metrics, block_partials, layer_metrics
 from simdiff_kernels.triton.compile import ELEMENT_TYPES, USES, variants
 from simdiff_kernels.triton.configurations import CONFIGURATIONS, configuration
 from simdiff_kernels.triton.partials import SCRATCH_WORDS
@@ -150,3 +151,49 @@ def test_scratch_that_is_too_small() -> None:
     with pytest.raises(ValueError, match=f"at least {SCRATCH_WORDS} entries.*{SCRATCH_WORDS - 1}"):
         layer_metrics.accumulate(moments, tallies, x, x, None, None, scratch)
     assert int(tallies[-1]) == 0
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_all_blocks_fit_their_registers(target: str) -> None:
+    uses = ("blocks_masked", "describe_blocks", "join_blocks")
+    for report in compile_ahead_of_time(target, *uses):
+        assert report["local"] == report["stack"] == 0, report  # nothing is spilled
+        if report["use"] != "blocks_masked":
+            continue
+        # Three programs of 128 threads on a multiprocessor, two for float64 states.
+        programs = 2 if report["element"] == "fp64" else 3
+        assert report["threads"] == 128
+        assert programs * report["threads"] * report["registers"] <= 65536, report
+        bits = 128 if report["aligned"] else 8 * ELEMENT_TYPES[report["element"]]
+        assert report["load_bits"] == sorted({8, 64, bits}), report  # mask, addresses and sums
+
+
+def test_all_blocks_compile_for_amd() -> None:
+    reports = compile_ahead_of_time("hip:gfx942", "describe_blocks", "join_blocks")
+    assert [report["threads"] for report in reports] == [64, 128]
+
+
+def test_scratch_of_all_blocks_that_is_too_small() -> None:
+    states = [torch.ones(1, 2, 8)] * 3
+    moments, tallies = empty_block_state(2, torch.device("cpu"))
+    wanted = block_partials.scratch_words(3)
+    scratch = torch.zeros(wanted - 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"at least {wanted} entries for 3 states, got"):
+        block_metrics.accumulate_blocks(moments, tallies, states, None, scratch)
+    assert int(tallies[-1]) == 0
+
+
+def test_many_programs_share_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tokens than programs; 40 programs are joined in two rounds; scratch is used again."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setattr(block_metrics, "max_programs", lambda num_states: 40)
+    states = [h.float().to(device) for h in walk(2, (3, 29, 24), 0.2)(torch.Generator())]
+    mask = torch.rand(3, 29, generator=torch.Generator().manual_seed(2)) > 0.3
+    found, wanted = (empty_block_state(2, torch.device(device)) for _ in range(2))
+    words = block_partials.scratch_words(3)
+    scratch = torch.full((words,), -1, dtype=torch.int64, device=device)
+    for _ in range(2):
+        block_metrics.accumulate_blocks(*found, states, mask.to(device), scratch)
+        reference.accumulate_blocks(*wanted, states, mask.to(device))
+    assert torch.equal(found[1], wanted[1])
+    assert torch.allclose(found[0], wanted[0], rtol=1e-6, atol=0)

@@ -54,10 +54,11 @@ SIMDIFF_INLINE bool is_finite(const RowSums& sums) {
 
 // Without branches, so that a loop over tokens becomes vector instructions: where a zero vector
 // leaves a quotient undefined, its divisor is replaced by one and the result afterwards.
-SIMDIFF_INLINE double cosine_distance(const RowSums& sums, double norm_before, double norm_after) {
-  const double product = norm_before * norm_after, total = norm_before + norm_after;
-  const double gap = (sums.after_squared - sums.before_squared) / (total == 0 ? 1.0 : total);
-  double distance = (sums.difference_squared - gap * gap) / (product == 0 ? 1.0 : 2 * product);
+// norm_gap is norm_after - norm_before, formed without loss.
+SIMDIFF_INLINE double cosine_distance(double difference_squared, double norm_gap,
+                                      double norm_before, double norm_after) {
+  const double product = norm_before * norm_after;
+  double distance = (difference_squared - norm_gap * norm_gap) / (product == 0 ? 1.0 : 2 * product);
   // Rounding may leave [0, 2] by an ulp; a NaN passes both comparisons unchanged.
   distance = distance < 0 ? 0.0 : distance;
   distance = distance > 2 ? 2.0 : distance;
@@ -66,17 +67,26 @@ SIMDIFF_INLINE double cosine_distance(const RowSums& sums, double norm_before, d
   return product == 0 ? undefined : distance;
 }
 
+SIMDIFF_INLINE double cosine_distance(const RowSums& sums, double norm_before, double norm_after) {
+  const double total = norm_before + norm_after;
+  const double gap = (sums.after_squared - sums.before_squared) / (total == 0 ? 1.0 : total);
+  return cosine_distance(sums.difference_squared, gap, norm_before, norm_after);
+}
+
+SIMDIFF_INLINE double relative_difference(double difference_squared, double norm_before) {
+  const double relative = std::sqrt(difference_squared) / (norm_before == 0 ? 1.0 : norm_before);
+  const double undefined = difference_squared == 0 ? 0.0 : 1.0;
+  return norm_before == 0 ? undefined : relative;
+}
+
 SIMDIFF_INLINE TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_size) {
   const double norm_before = std::sqrt(sums.before_squared);
   const double norm_after = std::sqrt(sums.after_squared);
-  const double norm_difference = std::sqrt(sums.difference_squared);
-  const double relative = norm_difference / (norm_before == 0 ? 1.0 : norm_before);
-  const double undefined = sums.difference_squared == 0 ? 0.0 : 1.0;
   TokenMetrics metrics;
   metrics.values[kCosineDistance] = cosine_distance(sums, norm_before, norm_after);
   metrics.values[kSquaredDifference] = sums.difference_squared;
   metrics.values[kAbsoluteDifference] = sums.difference_absolute / static_cast<double>(hidden_size);
-  metrics.values[kRelativeDifference] = norm_before == 0 ? undefined : relative;
+  metrics.values[kRelativeDifference] = relative_difference(sums.difference_squared, norm_before);
   metrics.values[kNormBefore] = norm_before;
   metrics.values[kNormAfter] = norm_after;
   return metrics;

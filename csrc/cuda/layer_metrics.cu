@@ -17,6 +17,7 @@
 #include "layer_metrics.h"
 #include "partial_state.cuh"
 #include "row_sums.cuh"
+#include "runtime.h"
 
 namespace simdiff::cuda {
 namespace {
@@ -253,33 +254,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   if (threadIdx.x < kLanes) add_to_running_state(args, shared.states[0], threadIdx.x);
 }
 
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("simdiff_kernels (CUDA): ") + what + ": " +
-                             cudaGetErrorString(error));
-  }
-}
-
-// Makes a device current for the launch. The runtime linked here is not torch's, but both act on
-// the same context of the driver.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
-    changed_ = previous_ != device;
-  }
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
-
 template <class T>
 void launch_as(const Arguments& args, const LaunchShape& shape, Stream stream) {
   const auto kernel =
@@ -290,10 +264,7 @@ void launch_as(const Arguments& args, const LaunchShape& shape, Stream stream) {
 
 void launch(Arguments args, const LayerStates& states, int device, Stream stream) {
   if (states.num_tokens() == 0) return;
-  if (states.hidden_size > (int64_t{1} << 30)) {
-    throw std::runtime_error("simdiff_kernels (CUDA): hidden_size must be at most 2^30, got " +
-                             std::to_string(states.hidden_size));
-  }
+  check_hidden_size(states.hidden_size);
   const LaunchShape shape = launch_shape(states.num_tokens(), states.hidden_size, states.dtype);
   args.before = states.before.data;
   args.after = states.after.data;
@@ -317,8 +288,6 @@ void launch(Arguments args, const LayerStates& states, int device, Stream stream
       return launch_as<__half>(args, shape, stream);
   }
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

@@ -57,21 +57,24 @@ __device__ inline void keep_as_loaded(Words& loaded) {
       : "+r"(loaded.words[0]), "+r"(loaded.words[1]), "+r"(loaded.words[2]), "+r"(loaded.words[3]));
 }
 
+// Entry i of consecutive ones, as a float where that holds it.
+template <class T>
+__device__ inline auto entry_value(const unsigned* words, int i) {
+  if constexpr (sizeof(T) == 8) {
+    return __hiloint2double(words[2 * i + 1], words[2 * i]);
+  } else if constexpr (sizeof(T) == 4) {
+    return __uint_as_float(words[i]);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
+  } else {
+    return __half2float(__ushort_as_half(i % 2 ? words[i / 2] >> 16 : words[i / 2]));
+  }
+}
+
 // Entry i of the kVector<T> in 16 bytes.
 template <class T>
 __device__ inline double entry_of(const Words& loaded, int i) {
-  if constexpr (sizeof(T) == 8) {
-    return __hiloint2double(loaded.words[2 * i + 1], loaded.words[2 * i]);
-  } else if constexpr (sizeof(T) == 4) {
-    return __uint_as_float(loaded.words[i]);
-  } else {
-    const unsigned word = loaded.words[i / 2];
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      return __uint_as_float(i % 2 ? word & 0xffff0000u : word << 16);
-    } else {
-      return __half2float(__ushort_as_half(i % 2 ? word >> 16 : word));
-    }
-  }
+  return entry_value<T>(loaded.words, i);
 }
 
 __device__ inline void add_entry(RowSums& sums, double before, double after) {
@@ -142,14 +145,14 @@ __device__ RowSums row_sums(const T* before, const T* after, int hidden_size, in
   return sums;
 }
 
-// Adds the four sums over the lanes of a warp; lane 8 * i returns the i-th of RowSums. Half of the
-// sums go to the other half of the lanes at each of the first two steps: 6 exchanges, not 20.
-__device__ inline double warp_sums(const RowSums& sums, int lane) {
+// Adds four sums over the lanes of a warp; lane 8 * i returns the i-th. Half of the sums go to the
+// other half of the lanes at each of the first two steps: 6 exchanges, not 20.
+__device__ inline double warp_sums(double sum0, double sum1, double sum2, double sum3, int lane) {
   const bool upper = lane & 16;
-  double first = upper ? sums.difference_squared : sums.before_squared;
-  double second = upper ? sums.difference_absolute : sums.after_squared;
-  first += __shfl_xor_sync(kAllLanes, upper ? sums.before_squared : sums.difference_squared, 16);
-  second += __shfl_xor_sync(kAllLanes, upper ? sums.after_squared : sums.difference_absolute, 16);
+  double first = upper ? sum2 : sum0;
+  double second = upper ? sum3 : sum1;
+  first += __shfl_xor_sync(kAllLanes, upper ? sum0 : sum2, 16);
+  second += __shfl_xor_sync(kAllLanes, upper ? sum1 : sum3, 16);
   const bool odd = lane & 8;
   double sum = odd ? second : first;
   sum += __shfl_xor_sync(kAllLanes, odd ? first : second, 8);
@@ -157,6 +160,12 @@ __device__ inline double warp_sums(const RowSums& sums, int lane) {
     sum += __shfl_xor_sync(kAllLanes, sum, distance);
   }
   return sum;
+}
+
+// The sums of a row, in the order of RowSums.
+__device__ inline double warp_sums(const RowSums& sums, int lane) {
+  return warp_sums(sums.before_squared, sums.after_squared, sums.difference_squared,
+                   sums.difference_absolute, lane);
 }
 
 }  // namespace simdiff::cuda

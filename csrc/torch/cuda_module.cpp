@@ -3,33 +3,52 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "../cuda/block_metrics.h"
 #include "../cuda/devices.h"
 #include "../cuda/layer_metrics.h"
 
 namespace cuda = simdiff::cuda;
+namespace py = pybind11;
+
+namespace {
+
+simdiff::DType dtype_of(const std::string& dtype) {
+  const char* names[] = {"float32", "float64", "bfloat16", "float16"};
+  for (int i = 0; i < simdiff::kNumDTypes; ++i) {
+    if (dtype == names[i]) return static_cast<simdiff::DType>(i);
+  }
+  throw py::value_error("dtype must be float32, float64, bfloat16 or float16, got " + dtype);
+}
+
+py::dict launch_shape(int64_t num_tokens, int64_t hidden_size, const std::string& dtype) {
+  const auto shape = cuda::launch_shape(num_tokens, hidden_size, dtype_of(dtype));
+  return py::dict(py::arg("blocks") = shape.blocks, py::arg("threads") = shape.threads,
+                  py::arg("warps_per_row") = shape.warps_per_row,
+                  py::arg("tokens_per_group") = shape.tokens_per_group);
+}
+
+py::dict block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
+                            const std::string& dtype) {
+  const auto shape = cuda::block_launch_shape(num_tokens, num_states, hidden_size, dtype_of(dtype));
+  return py::dict(py::arg("blocks") = shape.blocks, py::arg("threads") = shape.threads,
+                  py::arg("slice_bytes") = shape.slice_bytes,
+                  py::arg("num_tiles") = shape.num_tiles,
+                  py::arg("tokens_per_block") = shape.tokens_per_block);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(SIMDIFF_EXTENSION_NAME, module) {
   module.doc() = "CUDA scorers of simdiff_kernels and what is known about their build.";
   module.def("compiled_architectures", &cuda::compiled_architectures);
   module.def("device_problem", &cuda::device_problem,
              "Why a GPU, given by its index, cannot run the kernels; empty where it can.");
-  module.def(
-      "launch_shape",
-      [](int64_t num_tokens, int64_t hidden_size, const std::string& dtype) {
-        const char* names[] = {"float32", "float64", "bfloat16", "float16"};
-        for (int i = 0; i < simdiff::kNumDTypes; ++i) {
-          if (dtype != names[i]) continue;
-          const auto type = static_cast<simdiff::DType>(i);
-          const auto shape = cuda::launch_shape(num_tokens, hidden_size, type);
-          return pybind11::dict(pybind11::arg("blocks") = shape.blocks,
-                                pybind11::arg("threads") = shape.threads,
-                                pybind11::arg("warps_per_row") = shape.warps_per_row,
-                                pybind11::arg("tokens_per_group") = shape.tokens_per_group);
-        }
-        throw pybind11::value_error("dtype must be float32, float64, bfloat16 or float16, got " +
-                                    dtype);
-      },
-      "How the tokens are dealt out to blocks and warps.");
+  module.def("launch_shape", &launch_shape, "How the tokens are dealt out to blocks and warps.");
+  module.def("block_launch_shape", &block_launch_shape,
+             "How accumulate_blocks deals the tokens out to blocks of threads.");
+  module.def("block_scratch_words", &cuda::block_scratch_words,
+             "int64 words that accumulate_blocks needs for this number of hidden states.");
+  module.attr("max_states") = cuda::kMaxStates;
   module.attr("runtime_version") = cuda::runtime_version();
   module.attr("scratch_words") = cuda::kScratchWords;
 }

@@ -2,6 +2,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include "../cuda/block_metrics.h"
 #include "../cuda/layer_metrics.h"
 #include "hidden_states.h"
 
@@ -45,9 +46,25 @@ void accumulate_cuda(Tensor moments, Tensor tallies, const Tensor& before, const
                    current_stream(device));
 }
 
+void accumulate_blocks_cuda(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
+                            const std::optional<Tensor>& mask, std::optional<Tensor> scratch) {
+  const BlockUpdate update = checked_block_update(moments, tallies, states, mask);
+  const auto num_states = update.states.num_states();
+  STD_TORCH_CHECK(num_states <= cuda::kMaxStates, "accumulate_blocks (CUDA) takes at most ",
+                  cuda::kMaxStates, " hidden states, got ", num_states);
+  const int32_t device = states[0].get_device_index();
+  const int64_t size = cuda::block_scratch_words(num_states);
+  if (!scratch) scratch = torch::stable::new_empty(tallies, {size}, ScalarType::Long);
+  check_buffer(*scratch, states[0], ScalarType::Long, size, "scratch");
+  cuda::accumulate_blocks(update.states, update.mask, update.moments, update.tallies,
+                          static_cast<int64_t*>(scratch->mutable_data_ptr()), device,
+                          current_stream(device));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(simdiff_kernels, CUDA, library) {
   library.impl("token_metrics.cuda", TORCH_BOX(&token_metrics_cuda));
   library.impl("accumulate.cuda", TORCH_BOX(&accumulate_cuda));
+  library.impl("accumulate_blocks.cuda", TORCH_BOX(&accumulate_blocks_cuda));
 }

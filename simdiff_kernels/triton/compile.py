@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from simdiff_kernels.backends import interpreting_triton
-from simdiff_kernels.triton import layer_metrics, partials
+from simdiff_kernels.triton import block_metrics, block_partials, layer_metrics, partials
 from simdiff_kernels.triton.configurations import (
     CONFIGURATIONS,
     THREADS,
@@ -38,6 +38,12 @@ USES = {
     "accumulate_masked": (True, False, True),
     "accumulate_masked_keep_tokens": (True, True, True),
 }
+
+
+# What a launch asks of the main kernel of all blocks, HAS_MASK; its two companions.
+BLOCK_USES = {"blocks": False, "blocks_masked": True}
+BLOCK_COMPANIONS = ("describe_blocks", "join_blocks")
+ALL_USES = (*USES, "join", *BLOCK_USES, *BLOCK_COMPANIONS)
 
 
 def parse_target(text: str) -> GPUTarget:
@@ -60,6 +66,11 @@ def variants(uses: Sequence[str] = (*USES, "join")) -> Iterator[dict[str, Any]]:
             yield {"hidden_size": hidden_size, "element": element, "aligned": aligned, "use": use}
     if "join" in uses:
         yield {"use": "join"}
+    for element, aligned in itertools.product(ELEMENT_TYPES, (True, False)):
+        for use in BLOCK_USES:
+            if use in uses:
+                yield {"use": use, "element": element, "aligned": aligned}
+    yield from ({"use": use} for use in BLOCK_COMPANIONS if use in uses)
 
 
 def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
@@ -73,6 +84,10 @@ def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
     wide = variant.get("wide", False)
     if variant["use"] == "join":
         return _compile_join(target, wide)
+    if variant["use"] in BLOCK_USES:
+        return _compile_blocks(target, variant)
+    if variant["use"] in BLOCK_COMPANIONS:
+        return _compile_block_companion(target, variant["use"])
     element, aligned = variant["element"], variant.get("aligned", True)
     row = configuration(variant["hidden_size"], ELEMENT_TYPES[element], aligned)
     mask, store, reduce = USES[variant["use"]]
@@ -124,6 +139,50 @@ def _compile_join(target: GPUTarget, wide: bool) -> Any:
     return _compile(kernel, target, constants, types, divisible, partials.JOIN_THREADS)
 
 
+def _compile_blocks(target: GPUTarget, variant: dict[str, Any]) -> Any:
+    element, aligned = variant["element"], variant["aligned"]
+    walk = block_metrics.walk_over(ELEMENT_TYPES[element], aligned)
+    constants: dict[str, Any] = {
+        "ELEMENT": {str(kind): kind for kind in block_metrics.ELEMENTS.values()}[element],
+        "ELEMENT_BYTES": ELEMENT_TYPES[element],
+        "THREADS": THREADS,
+        "ENTRIES": walk.entries,
+        "SLICE": walk.slice_size,
+        "STATE_BLOCK": triton.next_power_of_2(variant.get("num_states", 33)),
+        "FOLD_BLOCK": block_metrics.FOLD_BLOCK,
+        "NUM_METRICS": block_partials.NUM_METRICS,
+        "HAS_MASK": BLOCK_USES[variant["use"]],
+    }
+    types: dict[str, str | None] = {
+        "p_table": "*i64",
+        "p_programs": "*i64",
+        "p_mask": "*i1" if constants["HAS_MASK"] else None,
+    }
+    # The programs' words follow the table, whose size is any.
+    divisible = {"p_table", "p_mask"} | ({"hidden_size"} if aligned else set())
+    if variant.get("wide"):
+        types |= {"num_tokens": "i64", "inner": "i64", "tokens_per_program": "i64"}
+    kernel = block_metrics._block_metrics_kernel
+    options = block_metrics.block_launch_options(ELEMENT_TYPES[element], target.warp_size)
+    return _compile(kernel, target, constants, types, divisible, THREADS, options)
+
+
+def _compile_block_companion(target: GPUTarget, use: str) -> Any:
+    if use == "describe_blocks":
+        kernel = block_partials._describe_states_kernel
+        types: dict[str, str | None] = {"p_table": "*i64"}
+        types |= {name: "i64" for name in kernel.arg_names if name.startswith("address")}
+        return _compile(kernel, target, {}, types, set(), block_partials.DESCRIBE_THREADS)
+    constants = {
+        "NUM_METRICS": block_partials.NUM_METRICS,
+        "JOIN_PROGRAMS": block_partials.JOIN_PROGRAMS,
+        "JOIN_PAIRS": block_partials.JOIN_PAIRS,
+    }
+    types = {"p_moments": "*fp64", "p_tallies": "*i64", "p_programs": "*i64"}
+    kernel = block_partials._join_programs_kernel
+    return _compile(kernel, target, constants, types, {"p_moments", "p_tallies"}, THREADS)
+
+
 def _compile(
     kernel: Any,
     target: GPUTarget,
@@ -131,6 +190,7 @@ def _compile(
     types: dict[str, str | None],
     divisible: set[str],
     num_threads: int,
+    options: dict[str, int | bool] | None = None,
 ) -> Any:
     """Compile one kernel; parameters that are neither constants nor typed are int32."""
     names = kernel.arg_names
@@ -144,7 +204,7 @@ def _compile(
     }
     values = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
     source = ASTSource(kernel, signature, values, attributes)
-    options = launch_options(num_threads, target.warp_size)
+    options = options or launch_options(num_threads, target.warp_size)
     return triton.compile(source, target=target, options=options)
 
 
@@ -203,7 +263,7 @@ def describe(target: GPUTarget, variant: dict[str, Any]) -> dict[str, Any]:
         report["load_bits"] = _ptx_load_bits(compiled.asm["ptx"])
         report.update(resources(compiled.asm["cubin"]))
         # Disassembling takes as long as compiling: one use of each aligned configuration.
-        if variant["use"] == "accumulate" and variant["aligned"]:
+        if variant["use"] in ("accumulate", "blocks") and variant["aligned"]:
             report["sass"] = sass_accesses(compiled.asm["cubin"])
     return report
 
@@ -212,9 +272,7 @@ def main() -> None:
     """Print one JSON line per variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="cuda:90", help="cuda:80, cuda:90, hip:gfx942, ...")
-    parser.add_argument(
-        "--uses", nargs="+", choices=(*USES, "join"), default=(*USES, "join"), metavar="USE"
-    )
+    parser.add_argument("--uses", nargs="+", choices=ALL_USES, default=ALL_USES, metavar="USE")
     parser.add_argument(
         "--save",
         nargs=2,

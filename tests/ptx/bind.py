@@ -230,6 +230,7 @@ _BINDERS: dict[str, Callable[[Instruction, int], Step]] = {
     "shfl": warp.shuffle,
     "vote": warp.vote,
     "redux": warp.reduce,
+    "ldmatrix": warp.load_matrix,
     "activemask": warp.active_mask,
     "createpolicy": _policy,
     "membar": _nothing,

@@ -480,6 +480,35 @@ def test_votes_and_warp_reductions() -> None:
     np.testing.assert_array_equal(evaluate("redux.sync.min.s32 %o, %x, -1;", np.int32, x), signed)
 
 
+def test_matrices_from_shared_memory() -> None:
+    """Rows of four matrices in the reverse order: the address of each comes from a lane of its own.
+
+    Thread 4 * r + c of a warp receives entries 2 * c and 2 * c + 1 of row r.
+    """
+    x = integers(np.uint32)[:32]
+    shared = ".shared .align 16 .b8 rows[1024];"
+    line = f"""
+    {{ {shared}
+    mov.u32 %r0, rows;
+    mad.lo.u32 %r1, %i, 16, %r0;
+    st.shared.v4.b32 [%r1], {{%x, %i, %x, %i}};
+    bar.warp.sync -1;
+    sub.u32 %r2, 31, %i;
+    mad.lo.u32 %r2, %r2, 16, %r0;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r3, %r4, %r5, %r6}}, [%r2];
+    mad.lo.u32 %r3, %r4, 3, %r3;
+    mad.lo.u32 %r3, %r5, 5, %r3;
+    mad.lo.u32 %o, %r6, 7, %r3; }}
+    """
+    lane = np.arange(32)
+    total = np.zeros(32, np.uint32)
+    for matrix, factor in enumerate((1, 3, 5, 7)):
+        row = 31 - (8 * matrix + lane // 4)
+        entries = np.where(lane % 2 == 0, x[row], row.astype(np.uint32))
+        total += np.uint32(factor) * entries
+    np.testing.assert_array_equal(evaluate(line, np.uint32, x), total)
+
+
 def test_shuffle_among_a_part_of_the_warp_and_divergent_loops() -> None:
     line = """
     and.b32 %r1, %i, 31;

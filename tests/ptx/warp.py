@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from . import access
 from .arithmetic import last_type
 from .faults import Kind
 from .floats import Array
 from .machine import Machine, Step, Threads
-from .operands import reader, writer
+from .operands import address_reader, reader, writer
 from .parser import Instruction, Vector
 from .values import TYPES
 
@@ -182,6 +183,40 @@ def reduce(instruction: Instruction, pc: int) -> Step:
         result = np.full(count, start(np.iinfo(values.dtype)), values.dtype)
         function.at(result, group, values)
         write(m, threads, kind.encode(result[group], 4))
+
+    return _synchronised(instruction, pc, mask, act)
+
+
+def load_matrix(instruction: Instruction, pc: int) -> Step:
+    """ldmatrix of 8 x 8 matrices of 16 bits from shared memory, not transposed.
+
+    Lane 8 * i + r holds the address of row r of matrix i; lane 4 * r + c receives two entries.
+    """
+    mods = [mod.split("::")[0] for mod in instruction.mods]
+    targets = instruction.operands[0].items
+    shape = ["sync", "aligned", "m8n8", f"x{len(targets)}", "shared", "b16"]
+    if mods != shape or len(targets) not in (1, 2, 4):
+        raise instruction.unsupported()
+    writers = [writer(target, instruction) for target in targets]
+    address = address_reader(instruction.operands[1], instruction)
+
+    def act(m: Machine, threads: Threads) -> None:
+        who = m.everyone if threads is None else threads
+        rows = np.zeros(m.num_threads, np.uint64)
+        rows[who] = address(m, threads)
+        lane = m.lane[who]
+        for i, write in enumerate(writers):
+            row = rows[who - lane + 8 * i + lane // 4]
+            skewed = row % np.uint64(16) != 0
+            if skewed.any():
+                first = int(who[skewed][0])
+                m.fault(Kind.MISALIGNED, instruction, first, "16-byte row", int(row[skewed][0]))
+            where = row - row % np.uint64(4) + (4 * (lane % 4)).astype(np.uint64)
+            words = access.load(m, instruction, "shared", who, where, 4, 1)
+            write(m, threads, words[:, 0].copy())
+
+    def mask(m: Machine, threads: Threads) -> Array:
+        return np.array([_FULL], np.uint32)
 
     return _synchronised(instruction, pc, mask, act)
 
