@@ -9,6 +9,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Test processes, of one thread each.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
@@ -26,7 +28,8 @@ test: $(VENV)/.test
 		-DSIMDIFF_CUDA=$(or $(patsubst 1,ON,$(patsubst 0,OFF,$(SIMDIFF_CUDA))),AUTO)
 	$(BIN)/cmake --build build/cmake
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
-	$(BIN)/pytest
+	$(BIN)/python -c "from simdiff.demo import demo_model; demo_model()"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
