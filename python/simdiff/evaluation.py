@@ -63,6 +63,19 @@ def perplexity(
     return Perplexity(math.exp(nll) if nll < 700 else math.inf, nll, error, windows[:, 1:].numel())
 
 
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, window: Tensor) -> Tensor:
+    """Negative log-likelihood of every token of one window but its first, float32, in nats.
+
+    Args:
+        model: causal language model.
+        window: token ids `(window_length,)`.
+    """
+    ids = window.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[1:].to(logits.device), reduction="none")
+
+
 @dataclass(frozen=True)
 class Generation:
     """A greedy continuation with the KV cache, and whether it is right."""
