@@ -72,6 +72,7 @@ def test_finds_the_optimum_that_costs_miss() -> None:
 def test_reads_no_more_than_it_may() -> None:
     assert affordable_reads(30, 12, 4) == 294 * 4 // 50
     assert affordable_reads(30, 2, 4) == 4
+    assert affordable_reads(80, 20, 4) == 24
     for max_reads in (1, 2, 5, 12, 13):
         for num_windows in (1, 2):
             losses = Losses()
