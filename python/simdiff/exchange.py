@@ -16,16 +16,17 @@ and of greedy search, all for SmolLM2-135M with 30 layers:
     greedy     26.6  29.6  32.4  38.5  43.9  48.1  57.6  68.3  89.1 109.9 136.4
     reads         4     6     9    11    13    15    16    18    20    22    23
 
-and for Gemma 3 270M with 18 layers, where a cheap-looking exchange is all that so few reads try:
+and for Gemma 3 270M with 18 layers (its greedy search from the third layer on with one window):
 
-    layers           3     4      5      6
-    shortlist     60.3  92.8  119.7  286.4
-    exchanges     58.9  92.8  119.7  200.7
-    block infl.   71.9  92.8  299.6   8994
-    reads            4     5      6      7
+    layers           3     4      5      6      7
+    shortlist     60.3  92.8  119.7  286.4  348.0
+    exchanges     58.9  92.8  119.7  200.7  348.0
+    greedy        55.9  78.4  127.5
+    block infl.   71.9  92.8  299.6   8994  30105
+    reads            4     5      6      7      8
 
-It loses where single costs mislead: Gemma's layer 7, which greedy search takes second, is dear by
-its cost, and no exchange for it was tried in 24 reads.
+It loses where costs mislead: Gemma's layer 7, which greedy search takes second, is dear by its
+cost, and no exchange for it was tried, not even in 24 reads.
 """
 
 from __future__ import annotations
