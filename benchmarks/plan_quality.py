@@ -1,6 +1,6 @@
 """Held-out perplexity of plans: what each part of `simdiff` brings, and greedy search beside it.
 
-    python benchmarks/plan_quality.py demo --text demo --layers 2 4 6 8 10 12 --output quality.csv
+    python benchmarks/plan_quality.py demo --output benchmarks/results/plan-quality-2-cores.csv
 
 Every row is one plan: number of layers removed, method, layers, held-out perplexity, seconds to
 plan after the calibration pass. Greedy search removes one layer at a time, each time the one
@@ -22,16 +22,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.block_costs import block_costs
+from simdiff.block_costs import block_costs, decisive_layers
 from simdiff.block_selection import best_contiguous_block, optimal_blocks
 from simdiff.calibration import token_windows
 from simdiff.criteria import importance
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import perplexity
+from simdiff.exchange import exchange_search, losses_of_cuts
 from simdiff.models import load_model
 from simdiff.planning import make_plan
 from simdiff.progress import console
 from simdiff.scores import LayerScores, score
+from simdiff.shortlist import shortlist
 from simdiff.surgery import removed_layers
 
 Plan = tuple[int, ...]
@@ -68,8 +70,15 @@ def methods(
     def default(**options: object) -> Callable[[int], Plan]:
         return lambda count: make_plan(scores, count, **options).removed  # type: ignore[arg-type]
 
+    losses = losses_of_cuts(model, windows)
+
+    def shortlisted(count: int) -> Plan:
+        plans = shortlist(scores, count, decisive_layers(scores))
+        return exchange_search(losses, plans, block_costs(scores), max_reads=0)[0].removed
+
     return {
         "simdiff": default(model=model, windows=windows),
+        "simdiff, no exchanges": shortlisted,
         "simdiff, no evaluations": default(),
         "simdiff, decisive layers free": default(keep_decisive=False),
         "simdiff, lowest": lowest("simdiff"),
@@ -86,10 +95,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--text", default="demo")
-    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6, 8, 10, 12])
+    parser.add_argument("--layers", type=int, nargs="+", default=[*range(2, 13)])
     parser.add_argument("--windows", type=int, default=16, help="that calibrate")
     parser.add_argument("--evaluation-windows", type=int, default=4, help="of those, to choose")
-    parser.add_argument("--held-out-windows", type=int, default=16)
+    parser.add_argument("--held-out-windows", type=int, default=8)
     parser.add_argument("--window-length", type=int, default=512)
     parser.add_argument("--greedy", type=int, default=4, help="windows of the search; 0: none")
     parser.add_argument("--seed", type=int, default=0)

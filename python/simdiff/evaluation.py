@@ -91,6 +91,19 @@ def exponential(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
 
 
+@torch.inference_mode()
+def token_losses(model: PreTrainedModel, window: Tensor) -> Tensor:
+    """Negative log-likelihood of every token of one window but its first, float32, in nats.
+
+    Args:
+        model: causal language model.
+        window: token ids `(window_length,)`.
+    """
+    ids = window.to(model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+    return torch.nn.functional.cross_entropy(logits, ids[1:].to(logits.device), reduction="none")
+
+
 @dataclass(frozen=True)
 class Generation:
     """A greedy continuation with the KV cache, and whether it is right."""

@@ -71,7 +71,7 @@ class PlanOptions:
     keep_decisive: bool = True
     random_seed: int = 0
     evaluation_windows: int = 4
-    """Calibration windows on which a run chooses among a few plans; 0 takes the first one."""
+    """Calibration windows of the greedy search of which a run spends 1/50; 0 runs no search."""
 
     def count(self, model: Mapping[str, Any]) -> int:
         """How many layers go; refuses options that cannot be met, before any scoring.

@@ -1,4 +1,4 @@
-"""A handful of candidate plans from one pass, and the choice among them by perplexity.
+"""A handful of candidate plans from one pass, to choose from by perplexity.
 
 Costs of separate blocks are squared relative errors. How they add up to the error of the whole
 plan is what hidden states of the dense model cannot tell: errors that are orthogonal add in their
@@ -9,26 +9,20 @@ c of a block, the plan minimises
 
 With p = 1/2 one long block is cheapest, since lengths obey the triangle inequality; the larger p,
 the more scattered the plan. Each p gives one plan by dynamic programming; together with the K
-lowest single layers they make a shortlist of a few distinct plans, and their perplexity on
-calibration text says which is best.
+lowest single layers they make a shortlist of a few distinct plans, from the best of which
+`simdiff.exchange` starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
 from simdiff.block_selection import optimal_blocks
 from simdiff.criteria import importance
-from simdiff.errors import SimdiffError
-from simdiff.evaluation import perplexity
 from simdiff.scores import LayerScores
-from simdiff.surgery import removed_layers
 
 # A third of the way from orthogonal to aligned errors comes first, and is taken unevaluated: of the
 # numbers of layers 2 ... 12 on SmolLM2-135M it beats p = 1 at seven, loses at two and is equal at
@@ -47,6 +41,8 @@ class Candidate:
     nll: float | None = None
     """In nats per token on the calibration windows of the choice; None before it was evaluated, or
     where it was NaN or Inf."""
+    num_windows: int = 0
+    """On how many of them."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -55,7 +51,8 @@ class Candidate:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Candidate:
         """The inverse of `to_dict`."""
-        return cls(tuple(content["removed"]), str(content["origin"]), content["nll"])
+        return cls(tuple(content["removed"]), str(content["origin"]), content["nll"],
+                   int(content.get("num_windows", 0)))  # fmt: skip
 
 
 def shortlist(
@@ -102,45 +99,3 @@ def shortlist(
     for exponent in EXPONENTS[1:]:
         add_blocks(exponent)
     return [Candidate(removed, origin) for removed, origin in plans.items()]
-
-
-def choose_by_perplexity(
-    model: PreTrainedModel, windows: Tensor, candidates: Sequence[Candidate]
-) -> tuple[Candidate, list[Candidate]]:
-    """Evaluate each candidate with its layers taken out in memory, and take the best.
-
-    Args:
-        model: the dense model; unchanged afterwards.
-        windows: token ids `(num_windows, window_length)` of calibration text, never held-out text.
-        candidates: the earlier of equal ones wins.
-
-    Returns:
-        The best one, and all of them with their `nll`.
-
-    Raises:
-        SimdiffError: no candidates, or the loss of every one is NaN or Inf.
-    """
-    if not candidates:
-        raise SimdiffError("choose_by_perplexity: candidates must hold at least one plan, got none")
-    evaluated = []
-    for number, candidate in enumerate(candidates, 1):
-        description = f"candidate {number} of {len(candidates)}"
-        with removed_layers(model, candidate.removed):
-            evaluated.append(_evaluated(model, windows, candidate, description))
-    losses = {n: c.nll for n, c in enumerate(evaluated) if c.nll is not None}
-    if not losses:
-        raise SimdiffError(
-            f"choose_by_perplexity: the loss must be finite for some candidate, got NaN or Inf for "
-            f"all {len(evaluated)}"
-        )
-    return evaluated[min(losses, key=losses.__getitem__)], evaluated
-
-
-def _evaluated(
-    model: PreTrainedModel, windows: Tensor, candidate: Candidate, description: str
-) -> Candidate:
-    try:
-        nll = perplexity(model, windows, description=description).nll
-    except SimdiffError:  # NaN or Inf: out of the choice, and seen in the report
-        return candidate
-    return Candidate(candidate.removed, candidate.origin, nll)

@@ -92,8 +92,8 @@ def add_output(sub: argparse.ArgumentParser, text: str) -> None:
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     """How a plan is chosen where the model is at hand."""
     sub.add_argument("--evaluation-windows", type=int, default=4, metavar="N",
-                     help="calibration windows on which simdiff chooses among up to seven plans; "
-                     "0 takes the first without running any")  # fmt: skip
+                     help="calibration windows of the greedy search of which simdiff spends 1/50 "
+                     "to improve its plan; 0 takes the first plan without running any")  # fmt: skip
 
 
 def layer_list(text: str) -> tuple[int, ...]:

@@ -20,11 +20,12 @@ from simdiff.block_selection import BlockCosts, best_contiguous_block, blocks_of
 from simdiff.budget import Budget
 from simdiff.criteria import importance
 from simdiff.errors import SimdiffError
+from simdiff.exchange import exchange_search, losses_of_cuts
 from simdiff.hooks import LayerHooks
 from simdiff.models import find_decoder_layers, model_identity
 from simdiff.planning import make_plan
 from simdiff.scores import LayerScores, score
-from simdiff.shortlist import Candidate, choose_by_perplexity, shortlist
+from simdiff.shortlist import Candidate, shortlist
 from simdiff_kernels import NonFiniteError, RunningScores
 
 
@@ -258,15 +259,17 @@ def test_choice_by_perplexity(llama: PreTrainedModel, llama_scores: LayerScores)
     assert all(len(blocks_of(c.removed)) == 1 for c in shortlist(llama_scores, 2, max_blocks=1))
 
     candidates = [Candidate((0, 1), "a"), Candidate((2, 4), "b"), Candidate((4, 5), "c")]
-    best, evaluated = choose_by_perplexity(llama, windows, candidates)
+    best, evaluated = exchange_search(
+        losses_of_cuts(llama, windows), candidates, block_costs(llama_scores), max_reads=0
+    )
+    assert len(evaluated) == 3
     assert len(find_decoder_layers(llama)) == 6
     for candidate in evaluated:
         kept = [llama.model.layers[k] for k in range(6) if k not in candidate.removed]
         whole, llama.model.layers = llama.model.layers, nn.ModuleList(kept)
         llama.config.num_hidden_layers = 4
         with torch.no_grad():
-            wanted = sum(llama(input_ids=w[None], labels=w[None], use_cache=False).loss
-                         for w in windows) / 2  # fmt: skip
+            wanted = llama(input_ids=windows[:1], labels=windows[:1], use_cache=False).loss
         llama.model.layers, llama.config.num_hidden_layers = whole, 6
         assert candidate.nll == pytest.approx(wanted.item(), rel=1e-5)
     assert best.nll == min(candidate.nll for candidate in evaluated if candidate.nll is not None)
@@ -279,11 +282,12 @@ def test_a_candidate_with_nan_is_out_and_told(
     with torch.no_grad():
         llama.model.layers[1].mlp.down_proj.weight[0] = math.nan
     pair = [Candidate((4, 5), "with NaN"), Candidate((1, 5), "without")]
-    best, evaluated = choose_by_perplexity(llama, windows, pair)
+    losses, costs = losses_of_cuts(llama, windows), block_costs(llama_scores)
+    best, evaluated = exchange_search(losses, pair, costs, max_reads=2)
     assert best.origin == "without"
     assert [candidate.nll is None for candidate in evaluated] == [True, False]
-    with pytest.raises(SimdiffError, match="NaN or Inf for all 1"):
-        choose_by_perplexity(llama, windows, pair[:1])
+    with pytest.raises(SimdiffError, match="NaN, Inf or a cut"):
+        exchange_search(losses, pair[:1], costs, max_reads=2)
     plan = make_plan(
         llama_scores, 1, protect=(0, 2, 3, 4, 5), keep_decisive=False, model=llama, windows=windows
     )

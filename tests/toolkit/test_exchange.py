@@ -1,0 +1,146 @@
+"""Exchange search against synthetic losses with a known optimum, and on a model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from simdiff.block_costs import block_costs
+from simdiff.block_selection import BlockCosts, blocks_of
+from simdiff.errors import SimdiffError
+from simdiff.evaluation import perplexity, token_losses
+from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
+from simdiff.planning import make_plan
+from simdiff.scores import LayerScores
+from simdiff.shortlist import Candidate
+from simdiff.surgery import removed_layers
+
+LAYERS, TOKENS = 10, 400
+TRUE = (9.0, 3.0, 0.5, 0.6, 0.1, 0.2, 4.0, 0.3, 0.05, 8.0)
+# The costs know the order of layers but for two: 3 looks too cheap, 8 too dear.
+SEEN = (9.0, 3.0, 0.5, 0.15, 0.1, 0.2, 4.0, 0.3, 0.6, 8.0)
+START = Candidate((3, 4, 5), "start")
+
+
+def additive(values: tuple[float, ...]) -> BlockCosts:
+    """The cost of a block is the sum of its layers'."""
+    rows = [
+        tuple(math.fsum(values[start:stop]) if start < stop else 0.0
+              for stop in range(LAYERS + 1))
+        for start in range(LAYERS + 1)
+    ]  # fmt: skip
+    return BlockCosts("additive", "sum", tuple(rows))
+
+
+class Losses:
+    """The true sum, a spread over tokens that all plans share, and one of mean 0 off the start."""
+
+    def __init__(self, spread: float = 0.0, bad: tuple[int, ...] = ()) -> None:
+        self.spread, self.bad = spread, bad
+        self.calls: list[tuple[tuple[int, ...], int]] = []
+
+    def __call__(self, plan: tuple[int, ...], window: int) -> torch.Tensor:
+        self.calls.append((plan, window))
+        shared = torch.randn(TOKENS, generator=torch.Generator().manual_seed(window))
+        own = self.spread * (-1.0) ** torch.arange(TOKENS) * (plan != START.removed)
+        losses = 3 + shared + own + sum(TRUE[k] for k in plan)
+        return losses * math.nan if any(k in plan for k in self.bad) else losses
+
+
+def test_finds_the_optimum_that_costs_miss() -> None:
+    losses = Losses()
+    best, tried = exchange_search(losses, [START], additive(SEEN), max_reads=24)
+    wanted = min(
+        itertools.combinations(range(LAYERS), 3), key=lambda plan: sum(TRUE[k] for k in plan)
+    )
+    assert wanted == (4, 5, 8)
+    assert best.removed == wanted
+    assert best.num_windows == 2
+    both = torch.cat([Losses()(wanted, window) for window in (0, 1)]).double()
+    assert best.nll == pytest.approx(both.mean().item(), rel=1e-6)
+    assert len(losses.calls) == 24 == len(tried) + 3
+    assert len({candidate.removed for candidate in tried}) == len(tried)
+    assert next(c.origin for c in tried if c.removed == wanted).startswith("exchange, 8 for ")
+    again = exchange_search(Losses(), [START], additive(SEEN), max_reads=24)
+    assert again == (best, tried)
+
+
+def test_reads_no_more_than_it_may() -> None:
+    assert affordable_reads(30, 12, 4) == 294 * 4 // 50
+    assert affordable_reads(30, 2, 4) == 4
+    assert affordable_reads(80, 20, 4) == 24
+    for max_reads in (1, 2, 5, 12, 13):
+        for num_windows in (1, 2):
+            losses = Losses()
+            exchange_search(
+                losses, [START], additive(SEEN), max_reads=max_reads, num_windows=num_windows
+            )
+            assert len(losses.calls) == max_reads
+            assert {window for _, window in losses.calls} <= set(range(num_windows))
+    losses = Losses()  # 10 choose 3 plans, less than the budget: none is read twice on a window
+    exchange_search(losses, [START], additive(SEEN), max_reads=1000)
+    assert len(losses.calls) == len(set(losses.calls)) < 123
+    losses = Losses()  # all candidates are read, and nothing else
+    pair = [START, Candidate((2, 4, 5), "other")]
+    best, _ = exchange_search(losses, pair, additive(SEEN), max_reads=1)
+    assert best.origin == "other"
+    assert len(losses.calls) == 2
+
+
+def test_a_gain_within_its_error_is_not_taken() -> None:
+    """Layer 2 for 3 gains 0.1: two standard errors of 400 tokens at spread 1, half of one at 4."""
+    pair = additive((9.0,) * 2 + (0.5, 0.55, 0.1, 0.2) + (9.0,) * 4)
+    for spread, wanted in ((1.0, True), (4.0, False)):
+        losses = Losses(spread)
+        best, tried = exchange_search(losses, [START], pair, max_reads=2, num_windows=1)
+        assert [candidate.removed for candidate in tried] == [(3, 4, 5), (2, 4, 5)]
+        assert (best.removed == (2, 4, 5)) is wanted
+
+
+def test_plans_with_nan_are_out() -> None:
+    best, tried = exchange_search(Losses(bad=(8,)), [START], additive(SEEN), max_reads=24)
+    assert best.removed == (4, 5, 7)
+    assert {c.nll is None for c in tried if 8 in c.removed} == {True}
+    assert all(c.nll is not None for c in tried if 8 not in c.removed)
+    with pytest.raises(SimdiffError, match="express for all 1"):
+        exchange_search(Losses(bad=(4,)), [START], additive(SEEN), max_reads=24)
+    with pytest.raises(SimdiffError, match="at least one plan"):
+        exchange_search(Losses(), [], additive(SEEN), max_reads=24)
+
+    def second_window(plan: tuple[int, ...], window: int) -> torch.Tensor | None:
+        return None if window and 8 in plan else Losses()(plan, window)
+
+    best, _ = exchange_search(second_window, [START], additive(SEEN), max_reads=24)
+    assert 8 not in best.removed
+
+
+def test_protected_layers_and_blocks() -> None:
+    _, tried = exchange_search(
+        Losses(), [START], additive(SEEN), max_reads=40, protect=(8, 2), max_blocks=1
+    )
+    assert all(not {8, 2} & {*candidate.removed} for candidate in tried)
+    assert all(len(blocks_of(candidate.removed)) == 1 for candidate in tried)
+    assert len(tried) == 2  # (3, 4, 5) and (4, 5, 6): an exchange moves a block by one
+
+
+def test_losses_of_cuts(llama: PreTrainedModel, llama_scores: LayerScores) -> None:
+    windows = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(5))
+    losses = losses_of_cuts(llama, windows)((1, 4), 1)
+    with removed_layers(llama, (1, 4)):
+        wanted = perplexity(llama, windows[1:]).nll
+    assert losses is not None
+    assert losses.shape == (11,)
+    assert losses.mean().item() == pytest.approx(wanted, rel=1e-6)
+    assert token_losses(llama, windows[0]).mean().item() == pytest.approx(
+        perplexity(llama, windows[:1]).nll, rel=1e-6
+    )
+
+    plan = make_plan(llama_scores, 2, keep_decisive=False, model=llama, windows=windows)
+    chosen = next(c for c in plan.candidates if sorted(c["removed"]) == sorted(plan.removed))
+    assert chosen["nll"] is not None
+    assert plan.selection == chosen["origin"]
+    assert block_costs(llama_scores).num_layers == 6
