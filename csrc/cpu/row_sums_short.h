@@ -30,6 +30,17 @@ inline constexpr int64_t kShortSteps = 24;
 // How far ahead of a load its cache line is asked for, in each row: with 8 rows, 32 lines. Measured
 // on Zen 4: 128 to 320 bytes are alike, 512 reads a tenth less a second, 1024 a fifth.
 inline constexpr int64_t kPrefetchBytes = 256;
+// Rows of 16-bit entries take longer to measure than to read where memory is fast. For them lines
+// further ahead are brought into the second cache, so that the memory does not wait: on Zen 4, 2 to
+// 3% more a second with rows of 576 entries at 35 GB/s, 10% at 54 GB/s; 4 KiB ahead is alike, 1 KiB
+// brings nothing.
+inline constexpr int64_t kFarPrefetchBytes = 2048;
+
+template <class Element>
+inline void ask_for(const char* line) {
+  __builtin_prefetch(line + kPrefetchBytes);
+  if (sizeof(Element) == 2) __builtin_prefetch(line + kFarPrefetchBytes, 0, 2);
+}
 
 template <class Vector>
 struct ShortSums {
@@ -115,8 +126,8 @@ inline void short_sums(const RowPair* rows, int64_t begin, int64_t end, ShortSum
 #pragma GCC unroll 4
     for (int r = 0; r < num_rows; ++r) {
       for (int64_t line = 0; line < step_bytes; line += kCacheLine) {
-        __builtin_prefetch(reinterpret_cast<const char*>(before[r] + i) + kPrefetchBytes + line);
-        __builtin_prefetch(reinterpret_cast<const char*>(after[r] + i) + kPrefetchBytes + line);
+        ask_for<Element>(reinterpret_cast<const char*>(before[r] + i) + line);
+        ask_for<Element>(reinterpret_cast<const char*>(after[r] + i) + line);
       }
       sums[r].step(before[r] + i, after[r] + i);
     }
