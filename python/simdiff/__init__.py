@@ -1,1 +1,41 @@
-"""Depth pruning of language models: calibrate, score, plan, prune, evaluate, report."""
+"""Depth pruning of language models: calibrate, score, plan, prune, evaluate, recover, report.
+
+The functions of this package are those of the command, `simdiff.score(model, text)` for
+`simdiff score`, and so on; see docs/python.md. They are imported when they are first used, so that
+`simdiff --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simdiff.api import plan, prune, score
+    from simdiff.errors import SimdiffError
+    from simdiff.scores import LayerScores
+    from simdiff.selection import PruningPlan
+
+_HOMES = {
+    "LayerScores": "simdiff.scores",
+    "PruningPlan": "simdiff.selection",
+    "SimdiffError": "simdiff.errors",
+    "plan": "simdiff.api",
+    "prune": "simdiff.api",
+    "score": "simdiff.api",
+}
+
+__all__ = ["LayerScores", "PruningPlan", "SimdiffError", "plan", "prune", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

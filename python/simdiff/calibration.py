@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from simdiff.demo import DEMO, demo_documents
 from simdiff.errors import SimdiffError
+
+IN_MEMORY = "documents in memory"
+
+Text: TypeAlias = str | Path | Sequence[str]
+"""Where documents come from: see `read_documents`."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +53,18 @@ class TokenWindows:
         return list(self.tokens.split(batch_size))
 
 
-def read_documents(source: str) -> list[str]:
+def read_documents(source: Text) -> list[str]:
     """The documents of a text source.
 
     Args:
-        source: "demo"; a .jsonl file whose lines have a "text"; or any other file as UTF-8 text,
-            where blank lines separate documents.
+        source: "demo"; a .jsonl file whose lines have a "text"; any other file as UTF-8 text,
+            where blank lines separate documents; or the documents themselves.
 
     Raises:
         SimdiffError: no such file, or no text in it.
     """
+    if not isinstance(source, (str, Path)):
+        return _given_documents(source)
     if source == DEMO:
         return demo_documents()
     path = Path(source)
@@ -64,7 +73,7 @@ def read_documents(source: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise SimdiffError(f"text {source}: must be 'demo' or a UTF-8 text file: {error}") from None
     if path.suffix == ".jsonl":
-        documents = [_json_text(source, n, line) for n, line in enumerate(content.splitlines(), 1)]
+        documents = [_json_text(path, n, line) for n, line in enumerate(content.splitlines(), 1)]
     else:
         documents = content.split("\n\n")
     documents = [document.strip() for document in documents if document.strip()]
@@ -73,7 +82,27 @@ def read_documents(source: str) -> list[str]:
     return documents
 
 
-def _json_text(source: str, number: int, line: str) -> str:
+def source_name(source: Text) -> str:
+    """What files call a text source; of documents in memory it tells whether they are the same."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    digest = hashlib.sha256("\0".join(_given_documents(source)).encode("utf-8", "surrogatepass"))
+    return f"{IN_MEMORY}, sha256 {digest.hexdigest()[:16]}"
+
+
+def _given_documents(documents: Sequence[str]) -> list[str]:
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise SimdiffError(
+                f"text: documents must be strings, got {type(document).__name__} at {index}"
+            )
+    given = [document.strip() for document in documents if document.strip()]
+    if not given:
+        raise SimdiffError(f"text: must hold text, got {len(documents)} documents of none")
+    return given
+
+
+def _json_text(source: Path, number: int, line: str) -> str:
     if not line.strip():
         return ""
     try:
@@ -93,7 +122,7 @@ def split_documents(documents: list[str], seed: int) -> tuple[list[str], list[st
 
 
 def token_windows(
-    source: str,
+    source: Text,
     tokenizer: PreTrainedTokenizerBase,
     *,
     part: str = "calibration",
@@ -121,6 +150,7 @@ def token_windows(
             f"got {num_windows} of {window_length}"
         )
     documents = read_documents(source)
+    name = source_name(source)
     if part != "all":
         halves = split_documents(documents, seed)
         documents = halves[("calibration", "held-out").index(part)]
@@ -130,7 +160,7 @@ def token_windows(
     count = min(num_windows, len(tokens) // step)
     if count == 0:
         raise SimdiffError(
-            f"text {source}: its {part} part must fill one window of {window_length} tokens, "
+            f"text {name}: its {part} part must fill one window of {window_length} tokens, "
             f"got {len(tokens)} tokens in {len(documents)} documents"
         )
     windows = torch.tensor(tokens[: count * step]).view(count, step)
@@ -139,9 +169,7 @@ def token_windows(
         windows = torch.cat([column, windows], dim=1)
     return TokenWindows(
         windows,
-        TextIdentity(
-            source, part, seed, len(documents), count, window_length, windows.numel(), bos
-        ),
+        TextIdentity(name, part, seed, len(documents), count, window_length, windows.numel(), bos),
     )
 
 

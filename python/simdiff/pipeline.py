@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.budget import Budget
-from simdiff.calibration import TokenWindows, token_windows
+from simdiff.calibration import IN_MEMORY, TokenWindows, token_windows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
 from simdiff.comparison import ComparisonOptions, compare, remove_journal
 from simdiff.comparison_results import Comparison
@@ -121,11 +121,25 @@ def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]
     Raises:
         SimdiffError: another model, or a text that has changed or gone.
     """
+    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
+    check_same_model(model, scores.model, "file of scores")
+    return model, calibration_windows(scores, tokenizer)
+
+
+def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The token windows that scores were made on, read again.
+
+    Raises:
+        SimdiffError: no text in their record, or one that has changed or gone.
+    """
     text = scores.calibration
     if "source" not in text:
         raise SimdiffError("the scores must name their calibration text, got none in their record")
-    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
-    check_same_model(model, scores.model, "file of scores")
+    if text["source"].startswith(IN_MEMORY):
+        raise SimdiffError(
+            f"the scores were made on {text['source']}, which cannot be read again: give their "
+            "token windows (windows=), or score a text file"
+        )
     windows = token_windows(
         text["source"],
         tokenizer,
@@ -139,7 +153,7 @@ def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]
             f"text {text['source']}: must be as it was when the scores were made, {text}, "
             f"got {windows.identity.to_dict()}"
         )
-    return model, windows.tokens
+    return windows.tokens
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_model, add_output, show
-
-if TYPE_CHECKING:
-    from simdiff.selection import PruningPlan
 
 TEXT = "Write the model without the layers of a plan."
 
@@ -30,26 +26,22 @@ def run(arguments: argparse.Namespace) -> None:
 
     if is_gguf(arguments.model):
         return prune_gguf.run(arguments)
-    from simdiff.checkpoint import check_output, cut_checkpoint, write_cut
-    from simdiff.files import check_new_path, new_directory
-    from simdiff.model_card import write_card
-    from simdiff.models import source_directory
+    from simdiff.api import prune_checkpoint
+    from simdiff.files import check_new_path
     from simdiff.selection import PruningPlan
 
     output = arguments.output.absolute()
     check_new_path(output, arguments.overwrite)
     plan = PruningPlan.load(arguments.plan)
-    source = source_directory(arguments.model)
-    check_output(source, output)
-    notes: tuple[str, ...] = ()
-    if arguments.dtype == "auto":
-        cut = cut_checkpoint(source, plan, max_shard_size=arguments.max_shard_size)
-        with new_directory(output, arguments.overwrite) as scratch:
-            write_cut(cut, scratch)
-            write_card(scratch, plan, arguments.model)
-        notes = cut.notes
-    else:
-        _convert(arguments, source, plan)
+    notes = prune_checkpoint(
+        arguments.model,
+        plan,
+        output,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        max_shard_size=arguments.max_shard_size,
+        overwrite=arguments.overwrite,
+    )
     removed = ", ".join(map(str, sorted(plan.removed)))
     show(
         arguments,
@@ -63,16 +55,3 @@ def run(arguments: argparse.Namespace) -> None:
         *(f"Note: {note}" for note in notes),
         f"Checkpoint: {arguments.output}",
     )
-
-
-def _convert(arguments: argparse.Namespace, source: Path, plan: PruningPlan) -> None:
-    """Another dtype than the stored one takes a model in memory."""
-    from simdiff.checkpoint import write_pruned
-    from simdiff.files import new_directory
-    from simdiff.model_card import write_card
-    from simdiff.models import load_model
-
-    model, tokenizer = load_model(str(source), dtype=arguments.dtype, device=arguments.device)
-    with new_directory(arguments.output, arguments.overwrite) as scratch:
-        write_pruned(model, tokenizer, plan, scratch, max_shard_size=arguments.max_shard_size)
-        write_card(scratch, plan, arguments.model)

@@ -1,0 +1,314 @@
+"""The Python functions `simdiff.score`, `plan` and `prune`: what the commands of these names do.
+
+A model is an object of transformers, or what the commands take: a directory, a hub name or "demo".
+A text is what the commands take ("demo", a text file, a .jsonl file) or a list of documents; where
+only tokens matter, token ids `(num_windows, window_length)` serve too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.budget import Budget
+from simdiff.calibration import Text, TokenWindows, token_windows
+from simdiff.checkpoint import (
+    DEFAULT_SHARD_SIZE,
+    check_output,
+    cut_checkpoint,
+    write_cut,
+    write_pruned,
+)
+from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION
+from simdiff.errors import SimdiffError
+from simdiff.files import check_new_path, new_directory
+from simdiff.model_card import write_card
+from simdiff.models import check_same_model, load_model, source_directory
+from simdiff.pipeline import PlanOptions, calibration_windows
+from simdiff.scores import LayerScores
+from simdiff.scores import score as score_batches
+from simdiff.selection import PruningPlan
+from simdiff.surgery import remove_layers
+
+Model: TypeAlias = PreTrainedModel | str | Path
+"""A causal language model of transformers, a directory, a hub name, or "demo"."""
+
+
+def score(
+    model: Model,
+    text: Text | Tensor = "demo",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_windows: int = 32,
+    window_length: int = 512,
+    seed: int = 0,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    backend: str | None = None,
+    progress: bool = True,
+) -> LayerScores:
+    """Score every layer, and every block of layers, from the hidden states of calibration text.
+
+    For a token with hidden state x before a layer and y after it: cosine distance 1 - cos(x, y),
+    squared difference ||y - x||^2, absolute difference |y - x|_1 / hidden_size, relative
+    difference ||y - x|| / ||x|| and both norms; means, standard errors and maxima over tokens.
+
+    Args:
+        model: an object, a directory, a hub name, or "demo".
+        text: calibration text, of which one half is read and the other stays held out; or token
+            ids `(num_windows, window_length)`, all of which are read.
+        tokenizer: None takes the one saved beside the model.
+        num_windows, window_length, seed: how much of the text, and its shuffle.
+        batch_size: windows per forward.
+        dtype, device: of a model that is loaded by name; see `simdiff.models.load_model`.
+        backend: of simdiff_kernels; None takes the fastest.
+        progress: show a bar.
+
+    Raises:
+        SimdiffError: no such model or text, or a text shorter than a window.
+        simdiff_kernels.NonFiniteError: a hidden state held NaN or Inf.
+
+    Source: SimDiff, arXiv 2604.19520, Equations 1 to 9.
+    """
+    model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
+    if isinstance(text, Tensor):
+        batches, record = list(text.split(batch_size)), {}
+    else:
+        windows = windows_of(
+            text,
+            model,
+            tokenizer,
+            num_windows=num_windows,
+            window_length=window_length,
+            seed=seed,
+        )
+        batches, record = windows.batches(batch_size), windows.identity.to_dict()
+    return score_batches(
+        model, batches, name=name, calibration=record, backend=backend, progress=progress
+    )
+
+
+def plan(
+    scores: LayerScores | str | Path,
+    num_layers: int | None = None,
+    *,
+    ratio: float | None = None,
+    parameter_ratio: float | None = None,
+    speed_up: float | None = None,
+    max_memory: float | None = None,
+    criterion: str = DEFAULT_CRITERION,
+    alpha: float = DEFAULT_ALPHA,
+    selection: str | None = None,
+    max_blocks: int | None = None,
+    protect: Collection[int] = (),
+    allow_decisive: bool = False,
+    random_seed: int = 0,
+    model: Model | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    windows: Tensor | None = None,
+    evaluation_windows: int = 4,
+) -> PruningPlan:
+    """Choose the layers that go.
+
+    Args:
+        scores: of `score`, or a scores.json.
+        num_layers, ratio, parameter_ratio, speed_up, max_memory: how much goes: a number of layers,
+            a share of the layers or of the parameters, or what decoding speed (a factor) or memory
+            (GB of 1e9 bytes) is to be reached; at most one, and a quarter of the layers if none.
+        criterion, alpha, selection, max_blocks, random_seed: as the options of `simdiff plan`.
+        protect: layers that stay, counted from 0.
+        allow_decisive: let layers go that write or erase a massive activation.
+        model: the model of the scores; `simdiff` then improves its plan by perplexity.
+        tokenizer: of `model`; None takes the one saved beside it.
+        windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
+            that calibrated, if their text can be read again.
+        evaluation_windows: of the greedy search of which it spends 1/50.
+
+    Raises:
+        SimdiffError: a budget that cannot be met, unknown names, scores that lack what the
+            criterion needs, scores of another model.
+    """
+    if not isinstance(scores, LayerScores):
+        scores = LayerScores.load(Path(scores))
+    options = PlanOptions(
+        criterion=criterion,
+        alpha=alpha,
+        budget=Budget(
+            num_layers=num_layers,
+            ratio=ratio,
+            parameter_ratio=parameter_ratio,
+            speed_up=speed_up,
+            memory=None if max_memory is None else 1e9 * max_memory,
+        ),
+        protect=protect,
+        selection=selection,
+        max_blocks=max_blocks,
+        keep_decisive=not allow_decisive,
+        random_seed=random_seed,
+        evaluation_windows=evaluation_windows,
+    )
+    if model is None:
+        return options.plan(scores)
+    loaded, _, tokenizer = resolve(model, tokenizer, dtype=str(scores.model["dtype"]))
+    check_same_model(loaded, scores.model, "file of scores")
+    if windows is None:
+        windows = calibration_windows(scores, tokenizer or saved_tokenizer(loaded))
+    return options.plan(scores, loaded, windows)
+
+
+@overload
+def prune(model: Model, plan: PruningPlan | str | Path, output: None = None) -> PreTrainedModel: ...
+
+
+@overload
+def prune(
+    model: Model,
+    plan: PruningPlan | str | Path,
+    output: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+) -> Path: ...
+
+
+def prune(
+    model: Model,
+    plan: PruningPlan | str | Path,
+    output: str | Path | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+) -> PreTrainedModel | Path:
+    """Take the layers of a plan out: in memory, or into a checkpoint that transformers loads.
+
+    Args:
+        model: an object, a directory, a hub name, or "demo".
+        plan: of `plan`, or a plan.json; made for this model.
+        output: None removes the layers from the model in memory, in place, and returns it. A path
+            writes a new directory, whole or not at all, and leaves the model as it is; the files
+            of a model given by name are cut without its weights in memory.
+        tokenizer: saved with a model given as an object; None takes the one saved beside it.
+        dtype: of the weights that are written; "auto" is as they are.
+        device: where a model is loaded if the dtype differs from the stored one.
+        max_shard_size: largest weight file, in bytes or such as "5GB".
+        overwrite: replace an earlier output.
+
+    Raises:
+        SimdiffError: a plan for another model, a path that exists, a damaged checkpoint.
+        SurgeryError: stock classes cannot express the cut.
+    """
+    if not isinstance(plan, PruningPlan):
+        plan = PruningPlan.load(Path(plan))
+    if output is None:
+        loaded, _, _ = resolve(model, tokenizer, dtype=dtype, device=device)
+        check_same_model(loaded, plan.model, "plan")
+        return remove_layers(loaded, plan.removed)
+    directory = Path(output).absolute()
+    check_new_path(directory, overwrite)
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            tokenizer = saved_tokenizer(model, required=False)
+        with new_directory(directory, overwrite) as scratch:
+            write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
+            write_card(scratch, plan, model.name_or_path)
+        return directory
+    prune_checkpoint(
+        str(model), plan, directory, dtype=dtype, device=device,
+        max_shard_size=max_shard_size, overwrite=overwrite,
+    )  # fmt: skip
+    return directory
+
+
+def prune_checkpoint(
+    name: str,
+    plan: PruningPlan,
+    output: Path,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Write a model without the plan's layers; arguments as in `prune`.
+
+    Returns:
+        What was changed beside the layers or left behind, for people.
+    """
+    source = source_directory(name)
+    check_output(source, output)
+    if dtype == "auto":
+        cut = cut_checkpoint(source, plan, max_shard_size=max_shard_size)
+        with new_directory(output, overwrite) as scratch:
+            write_cut(cut, scratch)
+            write_card(scratch, plan, name)
+        return cut.notes
+    model, tokenizer = load_model(str(source), dtype=dtype, device=device)
+    with new_directory(output, overwrite) as scratch:
+        write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
+        write_card(scratch, plan, name)
+    return ()
+
+
+def resolve(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> tuple[PreTrainedModel, str, PreTrainedTokenizerBase | None]:
+    """A model as an object, its name, and its tokenizer where one was given or loaded with it."""
+    if isinstance(model, PreTrainedModel):
+        return model, model.name_or_path, tokenizer
+    loaded, its_tokenizer = load_model(str(model), dtype=dtype, device=device)
+    return loaded, str(model), tokenizer or its_tokenizer
+
+
+def windows_of(
+    text: Text, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, **options: Any
+) -> TokenWindows:
+    """Token windows of a text, by the tokenizer given or the one saved beside the model."""
+    return token_windows(text, tokenizer or saved_tokenizer(model), **options)
+
+
+@overload
+def saved_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase: ...
+
+
+@overload
+def saved_tokenizer(
+    model: PreTrainedModel, *, required: bool
+) -> PreTrainedTokenizerBase | None: ...
+
+
+def saved_tokenizer(
+    model: PreTrainedModel, *, required: bool = True
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies where a model was loaded from.
+
+    Raises:
+        SimdiffError: there is none, and one is required.
+    """
+    where = model.name_or_path
+    try:
+        if where:
+            return AutoTokenizer.from_pretrained(where)
+        reason = "the model was not loaded from anywhere"
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error)
+    if not required:
+        return None
+    raise SimdiffError(
+        f"a text needs the model's tokenizer: give tokenizer=, or token ids (num_windows, "
+        f"window_length) instead of text; none was found at {where!r}: {reason}"
+    )

@@ -1,0 +1,131 @@
+"""The Python functions do what the commands do, and take objects, names and documents."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import simdiff
+from simdiff.cli import main
+from simdiff.files import read_json
+from simdiff.scores import SCHEMA, SCHEMA_VERSION
+
+SMALL = {"num_windows": 4, "window_length": 16, "batch_size": 2}
+FLAGS = ("--windows", "4", "--window-length", "16", "--batch-size", "2")
+
+
+def content(value: dict[str, object]) -> dict[str, object]:
+    return {key: entry for key, entry in value.items() if key != "created"}
+
+
+def loaded(path: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, simdiff; assert 'torch' not in sys.modules; simdiff.score; assert 'torch' in sys.modules"  # noqa: E501
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {"score", "plan", "prune", "SimdiffError"} <= set(dir(simdiff))
+    with pytest.raises(AttributeError, match="no attribute 'scored'"):
+        _ = simdiff.scored
+
+
+def test_functions_and_commands_write_the_same(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    model, text, by_command = str(tiny_checkpoint), str(tiny_text), tmp_path / "commands"
+    by_command.mkdir()
+    files = [str(by_command / name) for name in ("scores.json", "plan.json", "model")]
+    assert main(["score", model, "--text", text, *FLAGS, "--output", files[0]]) == 0
+    assert (
+        main(["plan", files[0], "--num-layers", "2", "--model", model, "--output", files[1]]) == 0
+    )
+    assert main(["prune", model, "--plan", files[1], "--output", files[2]]) == 0
+
+    scores = simdiff.score(model, text, progress=False, **SMALL)
+    plan = simdiff.plan(scores, 2, model=model)
+    pruned = simdiff.prune(model, plan, tmp_path / "functions")
+    scores.save(tmp_path / "scores.json")
+    theirs, ours = (
+        read_json(path, SCHEMA, SCHEMA_VERSION)
+        for path in (Path(files[0]), tmp_path / "scores.json")
+    )
+    assert content(theirs) == content(ours)
+    from_command = simdiff.PruningPlan.load(Path(files[1]))
+    assert content(plan.to_dict()) == content(from_command.to_dict())
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        theirs_path, path = Path(files[2], file), pruned / file
+        assert theirs_path.exists() == path.exists(), file
+        assert not path.exists() or theirs_path.read_bytes() == path.read_bytes(), file
+    again = simdiff.plan(files[0], 2, model=model)
+    assert content(plan.to_dict()) == content(again.to_dict())
+
+
+def test_an_object_gives_what_its_name_gives(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    model = loaded(tiny_checkpoint)
+    scores = simdiff.score(model, tiny_text, progress=False, **SMALL)
+    assert (
+        scores.metrics == simdiff.score(tiny_checkpoint, tiny_text, progress=False, **SMALL).metrics
+    )
+    plan = simdiff.plan(scores, 2, model=model)
+    directory = simdiff.prune(model, plan, tmp_path / "pruned")
+    assert len(model.model.layers) == 6  # only the files are cut
+    tokens = torch.arange(1, 9)[None]
+    in_memory = simdiff.prune(model, plan)
+    assert in_memory is model
+    assert len(model.model.layers) == 4
+    with torch.inference_mode():
+        assert torch.equal(loaded(directory)(tokens).logits, model(tokens).logits)
+    AutoTokenizer.from_pretrained(directory)  # went along
+    assert (directory / "README.md").exists()
+
+
+def test_documents_in_memory_are_as_good_as_a_file(tiny_checkpoint: Path, tiny_text: Path) -> None:
+    documents = tiny_text.read_text().split("\n\n")
+    from_list = simdiff.score(tiny_checkpoint, documents, progress=False, **SMALL)
+    assert from_list.metrics == simdiff.score(
+        tiny_checkpoint, tiny_text, progress=False, **SMALL
+    ).metrics  # fmt: skip
+    assert from_list.calibration["source"].startswith("documents in memory, sha256 ")
+    with pytest.raises(simdiff.SimdiffError, match="cannot be read again"):
+        simdiff.plan(from_list, 2, model=tiny_checkpoint)
+    tokens = torch.randint(1, 90, (2, 16), generator=torch.Generator().manual_seed(3))
+    assert simdiff.plan(from_list, 2, model=tiny_checkpoint, windows=tokens).candidates
+    with pytest.raises(simdiff.SimdiffError, match="strings, got int at 1"):
+        simdiff.score(tiny_checkpoint, ["w1 w2", 3], progress=False)  # type: ignore[list-item]
+    with pytest.raises(simdiff.SimdiffError, match="got 2 documents of none"):
+        simdiff.score(tiny_checkpoint, ["", "  "], progress=False)
+
+
+def test_tokens_need_no_tokenizer_and_text_does(
+    llama: PreTrainedModel, tiny_checkpoint: Path, tiny_text: Path
+) -> None:
+    tokens = torch.randint(1, 90, (4, 16), generator=torch.Generator().manual_seed(3))
+    scores = simdiff.score(llama, tokens, batch_size=3, progress=False)
+    assert scores.num_tokens == 64
+    with pytest.raises(simdiff.SimdiffError, match="give tokenizer="):
+        simdiff.score(llama, tiny_text, progress=False)
+    with pytest.raises(simdiff.SimdiffError, match="must name their calibration text"):
+        simdiff.plan(scores, 2, model=tiny_checkpoint)
+
+
+def test_plans_and_scores_of_another_model_are_refused(
+    llama: PreTrainedModel, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    tokens = torch.randint(1, 90, (2, 16), generator=torch.Generator().manual_seed(3))
+    scores = simdiff.score(llama, tokens, progress=False)
+    plan = simdiff.plan(scores, 5)
+    simdiff.prune(llama, plan)
+    for output in (None, tmp_path / "new"):
+        with pytest.raises(simdiff.SimdiffError, match="made for another model"):
+            simdiff.prune(llama, plan, output)  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(simdiff.SimdiffError, match="made for another model"):
+        simdiff.plan(scores, 2, model=llama, windows=tokens)
