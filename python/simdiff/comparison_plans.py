@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.alpha_sweep import sweep_alpha, sweep_plan
 from simdiff.bypass import BypassEvaluator
 from simdiff.criteria import CRITERIA
 from simdiff.errors import SimdiffError
@@ -19,24 +18,14 @@ from simdiff.files import header, read_json, write_json
 from simdiff.journal import Evaluation, EvaluationJournal, check_key
 from simdiff.planning import make_plan
 from simdiff.scores import LayerScores
-from simdiff.searches import (
-    GREEDY,
-    ONE_SHOT,
-    SEARCHES,
-    greedy_plan,
-    greedy_search,
-    one_shot_importance,
-    one_shot_search,
-    with_exclusions,
-)
-from simdiff.selection import PruningPlan, select
+from simdiff.search_plans import SEARCHED, searched_plan
+from simdiff.searches import SEARCHES
+from simdiff.selection import PruningPlan
 
 SCHEMA = "simdiff.comparison-cells"
 SCHEMA_VERSION = 1
 
-_SWEPT = "-swept"
-SWEPT = tuple(name + _SWEPT for name, criterion in CRITERIA.items() if criterion.takes_alpha)
-COMPARED = (*CRITERIA, *SWEPT, *SEARCHES)
+COMPARED = (*CRITERIA, *SEARCHED)
 
 # These look at nothing but the number of layers.
 _WITHOUT_SCORES = ("last-n", "random")
@@ -109,27 +98,10 @@ class Planner:
 
     def _plan(self, criterion: str, count: int) -> tuple[PruningPlan, dict[str, Any] | None]:
         scores, protect = self._scores, self._protect
-        if criterion == ONE_SHOT:
-            self._evaluator.rebase(())
-            step = one_shot_search(self._timed, scores.num_layers, count, protect)
-            ranked = one_shot_importance(step, scores.num_layers)
-            return with_exclusions(select(scores, ranked, count, protect), [step]), None
-        if criterion == GREEDY:
-            steps = greedy_search(
-                self._timed, scores.num_layers, count, protect, self._evaluator.rebase
+        if criterion in SEARCHED:
+            return searched_plan(
+                scores, criterion, count, self._timed, self._evaluator.rebase, protect
             )
-            plan = greedy_plan(
-                steps, count, num_layers=scores.num_layers, protect=protect, model=scores.model,
-                calibration=scores.calibration,
-            )  # fmt: skip
-            return plan, None
-        if criterion in SWEPT:
-            self._evaluator.rebase(())
-            swept = criterion.removesuffix(_SWEPT)
-            sweep = sweep_alpha(
-                scores, swept, count, lambda r: self._timed(frozenset(r)).perplexity, protect
-            )
-            return sweep_plan(scores, sweep, protect), sweep.to_dict()
         plan = make_plan(
             scores, count, criterion=criterion, alpha=self._alpha, protect=protect,
             random_seed=self._random_seed,

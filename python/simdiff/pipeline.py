@@ -30,6 +30,7 @@ from simdiff.progress import step
 from simdiff.report.comparison_page import write_comparison
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores, score
+from simdiff.search_plans import SEARCHED, needs_model, search
 from simdiff.selection import PruningPlan, check_selection
 from simdiff.speed import measure_speed
 from simdiff.surgery import removed_layers
@@ -71,7 +72,8 @@ class PlanOptions:
     keep_decisive: bool = True
     random_seed: int = 0
     evaluation_windows: int = 4
-    """Calibration windows of the greedy search of which a run spends 1/50; 0 runs no search."""
+    """Calibration windows that searches read, and those of the greedy search of which simdiff
+    spends 1/50; 0 runs no search."""
 
     def count(self, model: Mapping[str, Any]) -> int:
         """How many layers go; refuses options that cannot be met, before any scoring.
@@ -80,13 +82,16 @@ class PlanOptions:
             model: of `model_identity`.
         """
         count = self.budget.layers(model)
-        check_criterion(self.criterion, self.alpha)
+        if self.criterion not in SEARCHED:
+            check_criterion(self.criterion, self.alpha)
         check_planning(self.criterion, self.selection, self.max_blocks)
         check_selection(int(model["num_layers"]), count, self.protect)
         if self.evaluation_windows < 0:
             raise SimdiffError(
                 f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
             )
+        if self.criterion in SEARCHED and self.evaluation_windows == 0:
+            raise needs_model(self.criterion)
         return count
 
     def plan(
@@ -94,12 +99,31 @@ class PlanOptions:
         scores: LayerScores,
         model: PreTrainedModel | None = None,
         windows: Tensor | None = None,
+        journal: Path | None = None,
     ) -> PruningPlan:
-        """The plan for these scores; see `make_plan` for what model and windows are used for."""
+        """The plan for these scores; see `make_plan` for what model and windows are used for.
+
+        Args:
+            scores: of all layers.
+            model, windows: the dense model and its calibration windows; searches need them.
+            journal: keeps the finished evaluations of a search, see `simdiff.search_plans.search`.
+        """
         if model is None or windows is None or self.evaluation_windows == 0:
             model = windows = None
         else:
             windows = windows[: self.evaluation_windows]
+        if self.criterion in SEARCHED:
+            if model is None or windows is None:
+                raise needs_model(self.criterion)
+            return search(
+                model,
+                scores,
+                windows,
+                self.criterion,
+                self.count(scores.model),
+                protect=self.protect,
+                journal=journal,
+            )
         return make_plan(
             scores,
             self.count(scores.model),
@@ -204,7 +228,8 @@ def run(
         name=name,
         calibration=calibration.identity.to_dict(),
     )
-    chosen = plan.plan(scores, model, calibration.tokens)
+    journal = search_journal(directory)
+    chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
@@ -226,7 +251,14 @@ def run(
         write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)
+    journal.unlink(missing_ok=True)
     return RunOutcome(directory, scores, chosen, results)
+
+
+def search_journal(output: Path) -> Path:
+    """Where the evaluations of a search are kept until its output is written."""
+    output = output.absolute()
+    return output.with_name(output.name + ".search.json")
 
 
 def _write_model(

@@ -55,8 +55,9 @@ def add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:
 
 def add_plan(sub: argparse.ArgumentParser) -> None:
     """Criterion, and how many layers go."""
-    sub.add_argument("--criterion", choices=CRITERIA, default=CRITERIA[0],
-                     help="what makes a layer important")  # fmt: skip
+    sub.add_argument("--criterion", choices=COMPARED, default=CRITERIA[0],
+                     help="what makes a layer important; those of perplexity, and those that sweep "
+                     "alpha, run the model without layers")  # fmt: skip
     sub.add_argument("--alpha", type=float, default=0.5,
                      help="weight of difference against similarity, 0 to 1")  # fmt: skip
     amount = sub.add_mutually_exclusive_group()
@@ -92,8 +93,8 @@ def add_output(sub: argparse.ArgumentParser, text: str) -> None:
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     """How a plan is chosen where the model is at hand."""
     sub.add_argument("--evaluation-windows", type=int, default=4, metavar="N",
-                     help="calibration windows of the greedy search of which simdiff spends 1/50 "
-                     "to improve its plan; 0 takes the first plan without running any")  # fmt: skip
+                     help="calibration windows that searches by perplexity read; simdiff spends "
+                     "1/50 of greedy search on improving its plan (0: no evaluation)")  # fmt: skip
 
 
 def layer_list(text: str) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
 
 TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
+INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -23,18 +24,21 @@ def add(sub: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
     from simdiff.files import check_new_file
-    from simdiff.pipeline import calibrated
+    from simdiff.pipeline import calibrated, search_journal
     from simdiff.scores import LayerScores
     from simdiff.tables import layers_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
     options = plan_options(arguments)
+    journal = search_journal(arguments.output)
     if arguments.model is None:
         plan = options.plan(scores)
     else:
-        plan = options.plan(scores, *calibrated(arguments.model, scores))
+        model, windows = calibrated(arguments.model, scores)
+        plan = options.plan(scores, model, windows, journal)
     plan.save(arguments.output)
+    journal.unlink(missing_ok=True)
     show(
         arguments,
         plan.to_dict(),

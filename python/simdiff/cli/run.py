@@ -17,6 +17,7 @@ from simdiff.cli.options import (
 )
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
+INTERRUPTED = "nothing was written; a search goes on where it stopped if it is started again"
 
 
 def add(sub: argparse.ArgumentParser) -> None:
