@@ -26,8 +26,12 @@ def add(sub: argparse.ArgumentParser) -> None:
                      "applied in memory on the same weights")  # fmt: skip
     sub.add_argument("--remove", type=layer_list, metavar="LAYERS", help="instead of PRUNED: "
                      "layers such as 8-19, counted from 0")  # fmt: skip
-    sub.add_argument("--preset", choices=PRESETS, help="paper: batch 16, prompt 4, 2048 "
-                     "new tokens, shortened where that takes more than --max-seconds (600)")  # fmt: skip
+    sub.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="paper: batch 16, prompt 4, 2048 new tokens, shortened where that takes more than "
+        "--max-seconds (600)",
+    )
     sub.add_argument("--batch-sizes", type=_counts, metavar="N,N", help="(1 if not given)")
     sub.add_argument("--prompt-lengths", type=_counts, metavar="N,N", help="(128 if not given)")
     sub.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
