@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from simdiff.decoding import (
 )
 from simdiff.errors import SimdiffError
 from simdiff.models import model_identity
+from simdiff.speed import measure_speed
 from simdiff.speed_bench import bench, interleave, sharing_copy
 from simdiff.speed_model import (
     Cost,
@@ -270,6 +272,24 @@ def test_models_that_cannot_be_compared(llama: PreTrainedModel) -> None:
     other.resize_token_embeddings(101)
     with pytest.raises(SimdiffError, match=r"one vocabulary size, got 97 .* 101"):
         bench(llama, other, QUICK)
+
+
+def test_speed_of_a_run_knows_its_ideal(llama: PreTrainedModel) -> None:
+    twin = sharing_copy(llama, (2, 3))
+    speeds = measure_speed(
+        {"dense": lambda: nullcontext(llama), "pruned": lambda: nullcontext(twin)},
+        PROMPT[:1],
+        new_tokens=3,
+        repeats=2,
+    )
+    assert speeds["dense"].ideal is speeds["dense"].share_of_ideal is None
+    expected = plain_ideal(
+        model_size(llama), model_size(twin), batch_size=1, prompt_length=9, steps=3
+    )
+    assert speeds["pruned"].ideal == expected
+    share = speeds["pruned"].share_of_ideal
+    assert share is not None
+    assert set(share) == {"prefill", "decode"}
 
 
 COMMAND = ("--batch-sizes", "1,2", "--prompt-lengths", "5", "--new-tokens", "4", "--repeats", "3",

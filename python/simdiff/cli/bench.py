@@ -122,7 +122,7 @@ def _models(
     if plan is not None:
         check_same_model(dense, plan.model, "plan")
     removed = plan.removed if plan is not None else arguments.remove
-    name = f"without {len(removed)} layers"
+    name = f"{arguments.model} without {len(removed)} layers"
     return dense, sharing_copy(dense, removed), (arguments.model, name), removed
 
 
