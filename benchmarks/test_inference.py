@@ -1,8 +1,7 @@
 """Prefill and decoding of the demo model with layers removed, beside the ideal.
 
-The share of layers removed is that of the paper's Table 4 (4, 6, 8, 10 and 12 of 32). The ideal of
-decoding is the ratio of the weights' bytes, which every step reads; that of prefill the ratio of
-flops, in which the head counts once for the last token only.
+The share of layers removed is that of the paper's Table 4 (4, 6, 8, 10 and 12 of 32). The ideal is
+that of `simdiff.speed_model`: by bytes in decoding, by flops in prefill.
 """
 
 from __future__ import annotations
@@ -19,17 +18,6 @@ from simdiff.speed import measure_speed
 from simdiff.surgery import removed_layers
 
 OF_32 = (4, 6, 8, 10, 12)
-
-
-def ideals(model: Any, num_removed: int) -> dict[str, float]:
-    """Speed-up of decoding by bytes and of prefill by flops, if nothing but weights cost."""
-    layers = find_decoder_layers(model)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    layer = sum(parameter.numel() for parameter in layers.modules[0].parameters())
-    return {
-        "decode": total / (total - num_removed * layer),
-        "prefill": len(layers) / (len(layers) - num_removed),
-    }
 
 
 @pytest.mark.parametrize("of_32", OF_32)
@@ -54,7 +42,7 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
         pytest.fail(f"not timed: {kept} layers left of {num_layers}, logits finite: "
                     f"{bool(logits.isfinite().all())}")  # fmt: skip
     speeds = measure_speed(models, prompt, new_tokens=new_tokens, repeats=repeats)
-    ideal = ideals(model, num_removed)
+    pruned_speed = speeds["pruned"]
     speedup = {
         phase: getattr(speeds["pruned"], phase) / getattr(speeds["dense"], phase)
         for phase in ("prefill", "decode")
@@ -62,8 +50,8 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     benchmark.group = f"inference, {num_removed} of {num_layers} layers removed"
     benchmark.extra_info.update(
         removed=num_removed, num_layers=num_layers, of_32=of_32, prompt=length,
-        new_tokens=new_tokens, speedup=speedup, ideal=ideal,
-        share_of_ideal={phase: speedup[phase] / ideal[phase] for phase in speedup},
+        new_tokens=new_tokens, speedup=speedup, ideal=pruned_speed.ideal,
+        share_of_ideal=pruned_speed.share_of_ideal,
         tokens_per_second={
             name: {"prefill": speed.prefill, "decode": speed.decode}
             for name, speed in speeds.items()

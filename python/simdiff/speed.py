@@ -1,10 +1,9 @@
-"""Speed: tokens per second in prefill and in decoding with the KV cache, models interleaved."""
+"""Speed of a run's two models: tokens per second in prefill and in decoding, interleaved."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.decoding import Decoder, Generation
 from simdiff.progress import track
+from simdiff.speed_model import ModelSize, model_size, plain_ideal
+from simdiff.speed_statistics import paired_ratio
 
 ModelContext = Callable[[], contextlib.AbstractContextManager[PreTrainedModel]]
 
@@ -27,6 +29,11 @@ class Speed:
     new_tokens: int
     repeats: int
     num_threads: int
+    ideal: dict[str, float] | None = None
+    """How many times faster than the first model each phase can be, see `simdiff.speed_model`:
+    prefill by flops, decode by bytes; None for the first model itself."""
+    share_of_ideal: dict[str, float] | None = None
+    """Median over repetitions of the measured ratio, by `ideal`."""
 
 
 def measure_speed(
@@ -38,52 +45,76 @@ def measure_speed(
 ) -> dict[str, Speed]:
     """Measure all models in one process, one after the other in every repetition.
 
-    Interleaving lets a drift of the machine's clock or load touch all models alike. A first
-    repetition warms up and is not counted.
+    Interleaving lets a drift of the machine's clock or load touch all models alike; every second
+    repetition goes through them backwards. A first one warms up and is not counted.
 
     Args:
-        models: for each name, a context manager that provides the model.
+        models: for each name, a context manager that provides the model; others are compared with
+            the first.
         prompt: token ids `(batch, sequence)`.
-        new_tokens: decoded one at a time after the prompt.
+        new_tokens: decoded one at a time after the prompt and the token that it gives.
         repeats: counted repetitions.
     """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    rounds = [(name, turn) for turn in range(repeats + 1) for name in models]
+    runs: dict[str, list[Generation]] = {name: [] for name in models}
+    sizes: dict[str, ModelSize] = {}
+    rounds = [
+        (name, turn)
+        for turn in range(repeats + 1)
+        for name in (list(models) if turn % 2 == 0 else list(models)[::-1])
+    ]
     for name, turn in track(rounds, "speed"):
         with models[name]() as model:
-            elapsed = _time_once(model, prompt, new_tokens)
+            sizes.setdefault(name, model_size(model))
+            generation = Decoder(model).generate(prompt, new_tokens + 1)
         if turn:
-            times[name].append(elapsed)
-    batch, length = prompt.shape
+            runs[name].append(generation)
+    first = next(iter(models))
     return {
-        name: Speed(
-            prefill=batch * length / statistics.median(t[0] for t in elapsed),
-            decode=batch * new_tokens / statistics.median(t[1] for t in elapsed),
-            prompt_tokens=length,
-            new_tokens=new_tokens,
-            repeats=repeats,
-            num_threads=torch.get_num_threads(),
-        )
-        for name, elapsed in times.items()
+        name: _speed(prompt, new_tokens, runs[name])
+        if name == first
+        else _compared(prompt, new_tokens, runs, sizes, first, name)
+        for name in models
     }
 
 
-@torch.inference_mode()
-def _time_once(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds for the prompt, and for the tokens after it."""
-    device = model.get_input_embeddings().weight.device
-    ids = prompt.to(device)
-    start = _now(device)
-    output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    token = output.logits[:, -1:].argmax(-1)
-    middle = _now(device)
-    for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        token = output.logits[:, -1:].argmax(-1)
-    return middle - start, _now(device) - middle
+def _speed(
+    prompt: Tensor,
+    new_tokens: int,
+    runs: list[Generation],
+    ideal: dict[str, float] | None = None,
+    share: dict[str, float] | None = None,
+) -> Speed:
+    batch, length = prompt.shape
+    return Speed(
+        prefill=batch * length / statistics.median(g.prefill_seconds for g in runs),
+        decode=batch * new_tokens / statistics.median(g.decode_seconds for g in runs),
+        prompt_tokens=length,
+        new_tokens=new_tokens,
+        repeats=len(runs),
+        num_threads=torch.get_num_threads(),
+        ideal=ideal,
+        share_of_ideal=share,
+    )
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _compared(
+    prompt: Tensor,
+    new_tokens: int,
+    runs: Mapping[str, list[Generation]],
+    sizes: Mapping[str, ModelSize],
+    first: str,
+    name: str,
+) -> Speed:
+    batch, length = prompt.shape
+    ideal = plain_ideal(
+        sizes[first], sizes[name], batch_size=batch, prompt_length=length, steps=new_tokens
+    )
+    seconds = {
+        "prefill": lambda g: g.prefill_seconds,
+        "decode": lambda g: g.decode_seconds,
+    }
+    share = {
+        phase: paired_ratio([*map(of, runs[first])], [*map(of, runs[name])]).median / ideal[phase]
+        for phase, of in seconds.items()
+    }
+    return _speed(prompt, new_tokens, runs[name], ideal, share)

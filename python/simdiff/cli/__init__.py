@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from simdiff.cli import (
+    bench,
     compare,
     evaluate,
     export,
@@ -30,6 +31,7 @@ COMMANDS = {
     "export": export,
     "eval": evaluate,
     "compare": compare,
+    "bench": bench,
     "profile": profile,
     "info": info,
 }
@@ -50,6 +52,7 @@ examples:
   simdiff plan scores.json --num-layers 8 --output plan.json           ... plans as often as liked
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
   simdiff eval ./my-model ./my-model-small --text other.txt
+  simdiff bench ./my-model ./my-model-small --batch-sizes 1,8          how much faster it is
   simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
 
 exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,

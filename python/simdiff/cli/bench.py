@@ -1,0 +1,134 @@
+"""`simdiff bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simdiff.cli.options import add_model, layer_list, show
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from simdiff.speed_protocol import Protocol
+
+TEXT = "Prefill and decoding of a model with and without some layers, beside the ideal."
+PRESETS = ("paper",)
+
+
+def add(sub: argparse.ArgumentParser) -> None:
+    """The options of `simdiff bench`."""
+    add_model(sub)
+    sub.add_argument("pruned", nargs="?", metavar="PRUNED",
+                     help="the pruned model, a directory or a hub name")  # fmt: skip
+    sub.add_argument("--plan", type=Path, help="instead of PRUNED: file written by `simdiff plan`, "
+                     "applied in memory on the same weights")  # fmt: skip
+    sub.add_argument("--remove", type=layer_list, metavar="LAYERS", help="instead of PRUNED: "
+                     "layers such as 8-19, counted from 0")  # fmt: skip
+    sub.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="paper: batch 16, prompt 4, 2048 new tokens, shortened where that takes more than "
+        "--max-seconds (600)",
+    )
+    sub.add_argument("--batch-sizes", type=_counts, metavar="N,N", help="(1 if not given)")
+    sub.add_argument("--prompt-lengths", type=_counts, metavar="N,N", help="(128 if not given)")
+    sub.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
+    sub.add_argument("--repeats", type=int, metavar="N", help="counted rounds (7 if not given)")
+    sub.add_argument("--warm-up", type=int, metavar="N", help="rounds before (2 if not given)")
+    sub.add_argument("--max-seconds", type=float, metavar="S", help="generate fewer tokens where "
+                     "the whole would take longer")  # fmt: skip
+    sub.add_argument("--compile", action="store_true", help="decode both models through "
+                     "torch.compile with a static cache")  # fmt: skip
+    sub.add_argument(
+        "--no-graphs",
+        action="store_true",
+        help="on a GPU, launch kernels one by one instead of CUDA graphs",
+    )
+    sub.add_argument(
+        "--output", "-o", type=Path, help="new file for the results, such as bench.json"
+    )
+    sub.add_argument("--plot", type=Path, help="new file for a plot, such as bench.png")
+    sub.add_argument("--overwrite", action="store_true", help="replace earlier outputs")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `simdiff bench`."""
+    from simdiff.files import check_new_file, write_bytes, write_json
+    from simdiff.report.speed_plot import speed_plot
+    from simdiff.speed_bench import bench
+    from simdiff.speed_tables import memory_table, speed_notes, speed_table
+
+    protocol = _protocol(arguments)
+    for path in filter(None, (arguments.output, arguments.plot)):
+        check_new_file(path.absolute(), arguments.overwrite)
+    dense, pruned, names, removed = _models(arguments, protocol)
+    content = bench(dense, pruned, protocol, names=names, removed=removed, preset=arguments.preset)
+    if arguments.plot is not None:
+        write_bytes(arguments.plot, speed_plot(content))
+    if arguments.output is not None:
+        write_json(arguments.output, content)
+    show(
+        arguments,
+        content,
+        speed_table(content),
+        *speed_notes(content),
+        "",
+        memory_table(content),
+        *(f"Results: {path}" for path in (arguments.output, arguments.plot) if path is not None),
+    )
+
+
+def _protocol(arguments: argparse.Namespace) -> Protocol:
+    """The preset or the default, with what was given besides."""
+    from dataclasses import replace
+
+    from simdiff.speed_protocol import PRESETS, Protocol
+
+    base = Protocol() if arguments.preset is None else PRESETS[arguments.preset]
+    names = ("batch_sizes", "prompt_lengths", "new_tokens", "repeats", "warm_up", "max_seconds")
+    given = {name: getattr(arguments, name) for name in names}
+    return replace(
+        base,
+        **{name: value for name, value in given.items() if value is not None},
+        compiled=arguments.compile,
+        graphs=not arguments.no_graphs,
+    )
+
+
+def _models(
+    arguments: argparse.Namespace, protocol: Protocol
+) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], tuple[int, ...] | None]:
+    """Both models, their names, and the removed layers where they are known."""
+    from simdiff.errors import SimdiffError
+    from simdiff.models import check_same_model, load_model
+    from simdiff.selection import PruningPlan
+    from simdiff.speed_bench import sharing_copy
+
+    sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise SimdiffError(
+            f"one of {', '.join(sources)} must say what is compared, "
+            f"got {' and '.join(given) or 'none'}"
+        )
+    plan = None if arguments.plan is None else PruningPlan.load(arguments.plan)
+    dense, _ = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    protocol.check(dense)
+    if arguments.pruned is not None:
+        pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
+        return dense, pruned, (arguments.model, arguments.pruned), None
+    if plan is not None:
+        check_same_model(dense, plan.model, "plan")
+    removed = plan.removed if plan is not None else arguments.remove
+    name = f"{arguments.model} without {len(removed)} layers"
+    return dense, sharing_copy(dense, removed), (arguments.model, name), removed
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers such as 1,8."""
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1,8, got {text!r}") from None
