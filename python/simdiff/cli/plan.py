@@ -64,7 +64,7 @@ def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
     if arguments.num_layers is None or given or arguments.selection not in (None, "lowest"):
         raise SimdiffError(
-            f"--unit {arguments.unit} must go with --num-layers, the number of sub-layers, of which "
+            f"--unit {arguments.unit} must go with --num-layers, a number of sub-layers, of which "
             f"the lowest are removed; got {', '.join(given) or 'no --num-layers'}"
         )
     plan = plan_sublayers(
