@@ -94,10 +94,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--held-out-windows", type=int, default=8)
+    parser.add_argument("--held-out-windows", type=int, default=8, help="0: cost alone")
     parser.add_argument("--window-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="0: quality alone")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -112,8 +112,10 @@ def main() -> None:
     with torch.inference_mode():
         measured = cost(model, calibration[:1], options.repeats) if options.repeats else {}
         print(json.dumps(measured, indent=1), flush=True)
-        scores = score_with_sublayers(model, calibration, progress=False)
-        rows = quality(model, scores, text("held-out", options.held_out_windows))
+        rows = []
+        if options.held_out_windows:
+            scores = score_with_sublayers(model, calibration, progress=False)
+            rows = quality(model, scores, text("held-out", options.held_out_windows))
     content = {"machine": describe_machine(), "model": options.model, "dtype": options.dtype,
                "windows": options.windows, "held_out_windows": options.held_out_windows,
                "window_length": options.window_length, "batch_size": options.batch_size,

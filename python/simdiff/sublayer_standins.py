@@ -25,12 +25,13 @@ class StandIn(nn.Module):
     Args:
         original: whose plain attributes (`layer_idx`, `is_sliding`, ...) a model may ask for.
         part: what it did.
-        counts: whether it tells the KV cache how many tokens have passed. Caches ask one layer, in
-            general layer 0, for the length of all, and masks and positions follow from it. One
-            number per token is kept for that where keys and values of all heads were.
+        slot: its layer's place in the KV cache if it tells the cache how many tokens have passed.
+            Caches ask one layer, in general layer 0, for the length of all, and masks and
+            positions follow from it. One number per token is kept for that where keys and values
+            of all heads were. None tells nothing.
     """
 
-    def __init__(self, original: nn.Module, part: Part, counts: bool) -> None:
+    def __init__(self, original: nn.Module, part: Part, slot: int | None) -> None:
         """Take over what is neither a module nor a tensor."""
         super().__init__()
         for key, value in vars(original).items():
@@ -39,16 +40,16 @@ class StandIn(nn.Module):
         for key, parameter in original.named_parameters(recurse=False):
             vars(self)[key] = parameter.detach().new_empty(0)  # Nemotron-H asks its norm's dtype
         self._part = part
-        self._counts = counts
+        self._slot = slot
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Zeros, or the input, in the shape of the original's output."""
         states = first_states(args, kwargs)
         assert states is not None  # modules without one are never replaced
-        if self._counts:
+        if self._slot is not None:
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Cache):
-                    _count_tokens(value, getattr(self, "layer_idx"), states)  # noqa: B009
+                    _count_tokens(value, self._slot, states)
                     break
         output = torch.zeros_like(states) if self._part.adds else states
         length = self._part.num_outputs
@@ -59,6 +60,13 @@ def first_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None
     """The hidden states among the arguments of a module, which come first or by name."""
     candidates = [*args[:1], kwargs.get(_HIDDEN), *kwargs.values()]
     return next((c for c in candidates if isinstance(c, Tensor) and c.is_floating_point()), None)
+
+
+def _slot_of(module: nn.Module) -> int | None:
+    """The place in the KV cache that a module uses; GPT-Neo's is known as `layer_id`."""
+    names = ("layer_idx", "layer_id")
+    found = (getattr(inner, name, None) for inner in module.modules() for name in names)
+    return next((index for index in found if isinstance(index, int)), None)
 
 
 def _count_tokens(cache: Cache, layer: int, states: Tensor) -> None:
@@ -89,9 +97,9 @@ class StandIns:
             for part in sublayer.parts:
                 parent_path, _, child = part.path.rpartition(".")
                 original = layer.get_submodule(part.path)
-                counts = not counted and isinstance(getattr(original, "layer_idx", None), int)
-                counted = counted or counts
-                stand_in = StandIn(original, part, counts)
+                slot = None if counted else _slot_of(original)
+                counted = counted or slot is not None
+                stand_in = StandIn(original, part, slot)
                 self._places.append((layer.get_submodule(parent_path), child, original, stand_in))
 
     def put_in(self) -> None:
