@@ -92,7 +92,7 @@ class LayerHooks:
 
     def _before(self, index: int) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._versions[index] = _version(_entering(index, args, kwargs))
+            self._versions[index] = _version(entering(index, args, kwargs))
 
         return hook
 
@@ -100,7 +100,7 @@ class LayerHooks:
         def hook(
             layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            before, after = _entering(index, args, kwargs), _leaving(index, output)
+            before, after = entering(index, args, kwargs), leaving(index, output)
             if _version(before) != self._versions.pop(index, None):
                 raise SimdiffError(
                     f"layer {index} ({type(layer).__name__}) writes its output over its input, "
@@ -168,7 +168,12 @@ class LayerHooks:
         return self.attention_mask.reshape(states.shape[:-1])
 
 
-def _entering(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def entering(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state that enters layer `index`, from the arguments of its forward.
+
+    Raises:
+        SimdiffError: it is neither the first one nor called `hidden_states`.
+    """
     states = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(states, Tensor):
         raise SimdiffError(
@@ -178,7 +183,12 @@ def _entering(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     return states
 
 
-def _leaving(index: int, output: Any) -> Tensor:
+def leaving(index: int, output: Any) -> Tensor:
+    """The hidden state that leaves layer `index`, from what its forward returned.
+
+    Raises:
+        SimdiffError: it returned neither a tensor nor a tuple that starts with one.
+    """
     # transformers 5 layers return a tensor, earlier ones a tuple: indexing a tensor would
     # silently take the first sequence of the batch.
     states = output[0] if isinstance(output, (tuple, list)) and output else output

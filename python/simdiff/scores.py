@@ -71,6 +71,8 @@ class LayerScores:
     """Of every run of consecutive layers; None where the pass did not score them."""
     last_token_angles: Matrix | None = None
     """Of every run of consecutive layers, [start][stop]: see `RunningLastTokenAngles`."""
+    sublayers: Mapping[str, Any] | None = None
+    """Of attention and MLP sub-layers, as in the file: see `SublayerScores`; None without them."""
 
     @property
     def num_layers(self) -> int:
@@ -105,6 +107,7 @@ class LayerScores:
             "last_token_angles": None
             if self.last_token_angles is None
             else matrix_to_rows(self.last_token_angles),
+            **({} if self.sublayers is None else {"sublayers": dict(self.sublayers)}),
         }
 
     @classmethod
@@ -128,6 +131,7 @@ class LayerScores:
                 last_token_angles=None
                 if angles is None
                 else matrix_from_rows("last_token_angles", angles, num_layers),
+                sublayers=content.get("sublayers"),
                 num_tokens=int(content["num_tokens"]),
                 model=dict(content["model"]),
                 calibration=dict(content["calibration"]),

@@ -13,6 +13,7 @@ from simdiff.criteria import Importance
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
 from simdiff.layer_entries import check_layers
+from simdiff.plan_kinds import refuse_sublayers
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.plan"
@@ -99,6 +100,7 @@ class PruningPlan:
         Raises:
             SimdiffError: missing, corrupt, inconsistent, or written by a newer version.
         """
+        refuse_sublayers(path)
         content = read_json(path, SCHEMA, SCHEMA_VERSION)
         try:
             num_layers = content["num_layers"]

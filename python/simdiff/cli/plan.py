@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
+
+if TYPE_CHECKING:
+    from simdiff.scores import LayerScores
 
 TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
 INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
@@ -15,6 +19,10 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff plan`."""
     sub.add_argument("scores", type=Path, help="file written by `simdiff score`")
     add_plan(sub)
+    sub.add_argument("--unit", choices=("layer", "attention", "mlp", "sublayer"), default="layer",
+                     help="what goes: whole layers, or attention or MLP sub-layers or both against "
+                     "each other (then --num-layers counts sub-layers, and the scores are of "
+                     "`simdiff score --sublayers`)")  # fmt: skip
     sub.add_argument("--model", help="the model of the scores: simdiff then chooses among a few "
                      "plans by perplexity on the text that calibrated")  # fmt: skip
     add_evaluation(sub)
@@ -30,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
+    if arguments.unit != "layer":
+        return _of_sublayers(arguments, scores)
     options = plan_options(arguments)
     journal = search_journal(arguments.output)
     if arguments.model is None:
@@ -43,6 +53,39 @@ def run(arguments: argparse.Namespace) -> None:
         arguments,
         plan.to_dict(),
         layers_table(scores, plan),
+        *plan_lines(plan),
+        f"Plan: {arguments.output}",
+    )
+
+
+def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
+    """`--unit` attention, mlp or sublayer."""
+    from simdiff.errors import SimdiffError
+    from simdiff.sublayer_plans import plan_sublayers
+    from simdiff.sublayer_tables import plan_lines, sublayers_table
+
+    others = ("ratio", "parameter_ratio", "speed_up", "max_memory", "max_blocks", "model")
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+    if arguments.num_layers is None or given or arguments.selection not in (None, "lowest"):
+        raise SimdiffError(
+            f"--unit {arguments.unit} must go with --num-layers, a number of sub-layers, of which "
+            f"the lowest are removed; got {', '.join(given) or 'no --num-layers'}"
+        )
+    plan = plan_sublayers(
+        scores,
+        arguments.unit,
+        arguments.num_layers,
+        criterion=arguments.criterion,
+        alpha=arguments.alpha,
+        protect=arguments.protect,
+        keep_decisive=not arguments.allow_decisive,
+        random_seed=arguments.random_seed,
+    )
+    plan.save(arguments.output)
+    show(
+        arguments,
+        plan.to_dict(),
+        sublayers_table(scores, plan),
         *plan_lines(plan),
         f"Plan: {arguments.output}",
     )
