@@ -10,21 +10,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simdiff.api import plan, prune, score
+    from simdiff.api import evaluate, plan, prune, score
     from simdiff.errors import SimdiffError
+    from simdiff.quality import Quality
     from simdiff.scores import LayerScores
     from simdiff.selection import PruningPlan
+    from simdiff.tasks import TaskOptions
 
 _HOMES = {
     "LayerScores": "simdiff.scores",
     "PruningPlan": "simdiff.selection",
+    "Quality": "simdiff.quality",
     "SimdiffError": "simdiff.errors",
+    "TaskOptions": "simdiff.tasks",
+    "evaluate": "simdiff.api",
     "plan": "simdiff.api",
     "prune": "simdiff.api",
     "score": "simdiff.api",
 }
 
-__all__ = ["LayerScores", "PruningPlan", "SimdiffError", "plan", "prune", "score"]
+__all__ = [
+    "LayerScores", "PruningPlan", "Quality", "SimdiffError", "TaskOptions", "evaluate", "plan",
+    "prune", "score",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

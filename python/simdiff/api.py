@@ -1,4 +1,4 @@
-"""The Python functions `simdiff.score`, `plan` and `prune`: what the commands of these names do.
+"""The Python functions `simdiff.score`, `plan`, `prune` and `evaluate`: what the commands do.
 
 A model is an object of transformers, or what the commands take: a directory, a hub name or "demo".
 A text is what the commands take ("demo", a text file, a .jsonl file) or a list of documents; where
@@ -7,7 +7,7 @@ only tokens matter, token ids `(num_windows, window_length)` serve too.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -29,10 +29,12 @@ from simdiff.files import check_new_path, new_directory
 from simdiff.model_card import write_card
 from simdiff.models import check_same_model, load_model, source_directory
 from simdiff.pipeline import PlanOptions, calibration_windows
+from simdiff.quality import Quality, Subject, TextChoice, evaluate_models
 from simdiff.scores import LayerScores
 from simdiff.scores import score as score_batches
 from simdiff.selection import PruningPlan
 from simdiff.surgery import remove_layers
+from simdiff.tasks import TaskOptions
 
 Model: TypeAlias = PreTrainedModel | str | Path
 """A causal language model of transformers, a directory, a hub name, or "demo"."""
@@ -258,6 +260,56 @@ def prune_checkpoint(
         write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
         write_card(scratch, plan, name)
     return ()
+
+
+def evaluate(
+    models: Model | Sequence[Model],
+    text: Text | None = "demo",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    part: str = "held-out",
+    num_windows: int = 32,
+    window_length: int = 512,
+    stride: int | None = None,
+    seed: int = 0,
+    tasks: TaskOptions | Sequence[str] | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> Quality:
+    """Perplexity and accuracy of one or several models, the first taken as the dense one.
+
+    Args:
+        models: objects, directories, hub names, or "demo".
+        text: for perplexity, exp(mean negative log-likelihood per predicted token); None measures
+            none. Half of it is held out from `score` with the same seed.
+        tokenizer: of models given as objects; None takes the ones saved beside them.
+        part: "held-out", "calibration" or "all" of the text.
+        num_windows: of the text, 0 for all of it.
+        window_length, stride: tokens in a window, and from the start of one to the next; None is
+            no overlap.
+        seed: of the shuffle of documents.
+        tasks: of lm_eval, by name or with their options; needs simdiff-kernels[eval].
+        dtype, device: of models given by name.
+
+    Raises:
+        SimdiffError: no such model, text or task; a text shorter than a window; NaN or Inf.
+    """
+    several = [models] if isinstance(models, (PreTrainedModel, str, Path)) else list(models)
+    subjects: list[str | Path | Subject] = []
+    for index, model in enumerate(several):
+        if isinstance(model, PreTrainedModel):
+            name = f"{model.name_or_path or type(model).__name__}, in memory"
+            name += f" ({index})" if len(several) > 1 else ""
+            subjects.append(Subject.given(model, tokenizer or saved_tokenizer(model), name))
+        else:
+            subjects.append(model)
+    choice = (
+        None if text is None else TextChoice(text, num_windows, window_length, stride, part, seed)
+    )
+    options = (
+        tasks if tasks is None or isinstance(tasks, TaskOptions) else TaskOptions(tuple(tasks))
+    )
+    return evaluate_models(subjects, text=choice, tasks=options, dtype=dtype, device=device)
 
 
 def resolve(

@@ -149,19 +149,17 @@ def token_windows(
             f"windows must number at least 1 and be at least 2 tokens long, "
             f"got {num_windows} of {window_length}"
         )
-    documents = read_documents(source)
     name = source_name(source)
-    if part != "all":
-        halves = split_documents(documents, seed)
-        documents = halves[("calibration", "held-out").index(part)]
-    bos = _adds_bos(tokenizer)
+    bos = adds_bos(tokenizer)
     step = window_length - int(bos)
-    tokens = _tokenize(tokenizer, documents, step * num_windows)
+    tokens, num_documents = text_tokens(
+        source, tokenizer, part=part, seed=seed, enough=step * num_windows
+    )
     count = min(num_windows, len(tokens) // step)
     if count == 0:
         raise SimdiffError(
             f"text {name}: its {part} part must fill one window of {window_length} tokens, "
-            f"got {len(tokens)} tokens in {len(documents)} documents"
+            f"got {len(tokens)} tokens in {num_documents} documents"
         )
     windows = torch.tensor(tokens[: count * step]).view(count, step)
     if bos:
@@ -169,21 +167,45 @@ def token_windows(
         windows = torch.cat([column, windows], dim=1)
     return TokenWindows(
         windows,
-        TextIdentity(name, part, seed, len(documents), count, window_length, windows.numel(), bos),
+        TextIdentity(name, part, seed, num_documents, count, window_length, windows.numel(), bos),
     )
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def text_tokens(
+    source: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    part: str = "calibration",
+    seed: int = 0,
+    enough: int | None = None,
+) -> tuple[list[int], int]:
+    """One part of a text as tokens, without BOS, and the number of documents in the part.
+
+    Args:
+        source, part, seed: see `token_windows`.
+        enough: stop after so many tokens, at the end of some document; None reads all.
+    """
+    documents = read_documents(source)
+    if part != "all":
+        halves = split_documents(documents, seed)
+        documents = halves[("calibration", "held-out").index(part)]
+    return _tokenize(tokenizer, documents, enough), len(documents)
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a BOS token before a text."""
     first = tokenizer("a").input_ids[:1]
     return tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str], enough: int) -> list[int]:
+def _tokenize(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str], enough: int | None
+) -> list[int]:
     tokens: list[int] = []
     for first in range(0, len(documents), 64):
         text = "\n\n".join(documents[first : first + 64]) + "\n\n"
         # verbose=False: no warning that a long text exceeds the model's context; it is cut here.
         tokens += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        if len(tokens) >= enough:
+        if enough is not None and len(tokens) >= enough:
             break
     return tokens

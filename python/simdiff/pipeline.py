@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -369,20 +368,3 @@ def _both_parts(
         return calibration, text.windows(tokenizer, "held-out")
     other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
     return calibration, other.windows(tokenizer, "all")
-
-
-def evaluate(
-    names: list[str], *, text: TextOptions, part: str, dtype: str, device: str | None
-) -> dict[str, Any]:
-    """Perplexity of several models on the same text, one after the other."""
-    results: dict[str, Any] = {}
-    for name in names:
-        model, tokenizer = load_model(name, dtype=dtype, device=device)
-        windows = text.windows(tokenizer, part)
-        quality = perplexity(model, windows.tokens, description=f"perplexity, {name}")
-        results[name] = asdict(quality) | {"evaluation": windows.identity.to_dict()}
-        del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return {**header("simdiff.evaluation", 1), "models": results}

@@ -73,23 +73,6 @@ def results_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
-def evaluation_table(results: Mapping[str, Any]) -> Table:
-    """Perplexity of each model."""
-    table = Table(title="Perplexity", title_justify="left")
-    for column in ("model", "perplexity", "nll", "±s.e.", "tokens"):
-        table.add_column(column, justify="left" if column == "model" else "right")
-    for name, result in results["models"].items():
-        error = result["standard_error"]
-        table.add_row(
-            name,
-            f"{result['perplexity']:.3f}",
-            f"{result['nll']:.4f}",
-            "" if error is None else f"{error:.4f}",
-            str(result["num_tokens"]),
-        )
-    return table
-
-
 def comparison_table(comparison: Comparison) -> Table:
     """Every cell of a comparison; the lowest perplexity of each number of layers stands out."""
     dense = comparison.dense

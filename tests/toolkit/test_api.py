@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,24 @@ def test_plans_and_scores_of_another_model_are_refused(
     assert not (tmp_path / "new").exists()
     with pytest.raises(simdiff.SimdiffError, match="made for another model"):
         simdiff.plan(scores, 2, model=llama, windows=tokens)
+
+
+def test_evaluate_takes_objects_and_names(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "quality.json"
+    flags = ("--text", str(tiny_text), "--windows", "4", "--window-length", "16")
+    model = loaded(tiny_checkpoint)
+    scores = simdiff.score(model, tiny_text, progress=False, **SMALL)
+    small = simdiff.prune(model, simdiff.plan(scores, 2), tmp_path / "small")
+    assert main(["eval", str(tiny_checkpoint), str(small), *flags, "--output", str(out)]) == 0
+    by_command = json.loads(out.read_text())["models"]
+    windows = {"num_windows": 4, "window_length": 16}
+    named = simdiff.evaluate([tiny_checkpoint, small], tiny_text, **windows)
+    objects = simdiff.evaluate([model, loaded(small)], tiny_text, **windows)
+    for values, ours, theirs in zip(by_command.values(), named.models, objects.models, strict=True):
+        assert values["perplexity"] == ours.perplexity.perplexity == theirs.perplexity.perplexity
+    alone = simdiff.evaluate(model, tiny_text, **windows)
+    assert [m.perplexity for m in alone.models] == [named.dense.perplexity]
+    with pytest.raises(simdiff.SimdiffError, match="text, tasks or both"):
+        simdiff.evaluate(model, None)

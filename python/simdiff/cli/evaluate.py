@@ -3,54 +3,102 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from simdiff.cli.options import add_model, add_text, show, text_options
+from simdiff.cli.options import add_model, add_text, show
 
-TEXT = "Perplexity of one or more models on the same text."
+TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
 
 
 def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
-    add_text(sub)
+    add_text(sub, optional=True)
+    sub.add_argument("--stride", type=int, metavar="TOKENS", help="from the start of one window "
+                     "to the next; what a window shares with the one before is context alone "
+                     "(default: the window's length, no overlap)")  # fmt: skip
     sub.add_argument("--part", choices=("held-out", "calibration", "all"), default="held-out",
                      help="part of the text; `score` does not read held-out")  # fmt: skip
     sub.add_argument("--plan", type=Path, help="of layers or of sub-layers: the one model is "
                      "measured as it is and with the plan applied in memory")  # fmt: skip
+    sub.add_argument("--tasks", type=names, metavar="NAMES", help="of lm_eval, such as "
+                     "piqa,arc_easy; needs simdiff-kernels[eval]")  # fmt: skip
+    sub.add_argument("--task-data", metavar="DIR", help="'demo' (what comes with the demo's text), "
+                     "or a directory with TASK/SPLIT.parquet (.arrow, .json, .jsonl), or "
+                     "TASK.parquet for the split that is evaluated; columns as on the hub, which "
+                     "is asked if this is not given")  # fmt: skip
+    sub.add_argument("--task-path", type=Path, metavar="DIR",
+                     help="with task files (YAML) of your own")  # fmt: skip
+    sub.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
+    sub.add_argument("--num-fewshot", type=int, default=0, metavar="N",
+                     help="solved examples before each item")  # fmt: skip
+    sub.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm",
+                     help="what is averaged, where a task has it; otherwise acc")  # fmt: skip
+    sub.add_argument("--batch-size", type=int, default=8, help="requests of tasks per forward")
+    sub.add_argument("--output", "-o", type=Path, metavar="FILE",
+                     help="new JSON file for the results")  # fmt: skip
+    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
-    from simdiff.pipeline import evaluate
-    from simdiff.tables import evaluation_table
-
-    if arguments.plan is not None:
-        return _with_plan(arguments)
-    results = evaluate(
-        arguments.models,
-        text=text_options(arguments),
-        part=arguments.part,
-        dtype=arguments.dtype,
-        device=arguments.device,
-    )
-    show(arguments, results, evaluation_table(results))
-
-
-def _with_plan(arguments: argparse.Namespace) -> None:
     from simdiff.errors import SimdiffError
-    from simdiff.plan_evaluation import evaluate_plan
-    from simdiff.tables import evaluation_table
+    from simdiff.files import check_new_file, write_json
+    from simdiff.plan_evaluation import with_plan
+    from simdiff.quality import Subject, TextChoice, evaluate_models
+    from simdiff.quality_table import quality_table
+    from simdiff.tasks import TaskOptions
 
-    if len(arguments.models) != 1:
-        raise SimdiffError(f"--plan goes with one model, got {len(arguments.models)}")
-    results = evaluate_plan(
-        arguments.models[0],
-        arguments.plan,
-        text=text_options(arguments),
-        part=arguments.part,
-        dtype=arguments.dtype,
-        device=arguments.device,
+    text = tasks = None
+    if arguments.text is not None:
+        text = TextChoice(
+            arguments.text,
+            arguments.windows,
+            arguments.window_length,
+            arguments.stride,
+            arguments.part,
+            arguments.seed,
+        )
+    if arguments.tasks is not None:
+        tasks = TaskOptions(
+            arguments.tasks,
+            data=arguments.task_data,
+            path=arguments.task_path,
+            limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+            batch_size=arguments.batch_size,
+            metric=arguments.metric,
+        )
+    if text is None and tasks is None:
+        raise SimdiffError("--text, --tasks or both must be given, got neither")
+    if arguments.output is not None:
+        check_new_file(arguments.output, arguments.overwrite)
+    models: Sequence[str | Subject] = arguments.models
+    removed: list[str] | None = None
+    if arguments.plan is not None:
+        if len(models) != 1:
+            raise SimdiffError(f"--plan goes with one model, got {len(models)}")
+        models, removed = with_plan(
+            arguments.models[0], arguments.plan, dtype=arguments.dtype, device=arguments.device
+        )
+    quality = evaluate_models(
+        models, text=text, tasks=tasks, dtype=arguments.dtype, device=arguments.device
     )
-    removed = f"Removed in memory: {', '.join(results['removed'])}"
-    show(arguments, results, evaluation_table(results), removed)
+    content = {**quality.to_dict(), "command": arguments.command_line}
+    if removed is not None:
+        content["removed"] = removed
+        content["notes"].append(f"removed in memory: {', '.join(removed)}")
+    if arguments.output is not None:
+        write_json(arguments.output, content)
+    show(
+        arguments,
+        content,
+        quality_table(quality),
+        *(f"Note: {note}." for note in content["notes"]),
+    )

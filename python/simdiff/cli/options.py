@@ -37,16 +37,19 @@ def add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
     sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
 
 
-def add_text(sub: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_text(
+    sub: argparse.ArgumentParser, default: str | None = None, optional: bool = False
+) -> None:
     """Which text, and how much of it."""
     sub.add_argument(
         "--text",
         default=default,
-        required=default is None,
+        required=default is None and not optional,
         help="'demo', a text file (blank lines separate documents), or a .jsonl file of objects "
         'with "text"; one half of the documents calibrates, the other is held out',
     )
-    sub.add_argument("--windows", type=int, default=32, help="number of windows of text")
+    whole = " (0: all of the text)" if sub.prog.split()[-1] == "eval" else ""
+    sub.add_argument("--windows", type=int, default=32, help="number of windows of text" + whole)
     sub.add_argument("--window-length", type=int, default=512, help="tokens in a window")
     sub.add_argument("--seed", type=int, default=0, help="of the shuffle of documents")
     if sub.prog.split()[-1] != "eval":

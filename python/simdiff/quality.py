@@ -1,0 +1,337 @@
+"""Quality of several models on the same text and tasks; the first is taken as the dense one."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.calibration import Text
+from simdiff.errors import SimdiffError
+from simdiff.files import header
+from simdiff.machine import describe_machine
+from simdiff.models import load_model
+from simdiff.strided import TextPart, TextPerplexity, bootstrap_interval, text_part, text_perplexity
+from simdiff.task_scores import (
+    CHANCE_ERRORS,
+    TaskAverage,
+    TaskDifference,
+    TaskScore,
+    above_chance,
+    average,
+    paired_difference,
+)
+from simdiff.tasks import TaskOptions, load_tasks, run_tasks
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be evaluated, opened when its turn comes."""
+
+    name: str
+    opened: Callable[[], AbstractContextManager[Loaded]]
+    """Gives model and tokenizer; leaving it undoes what was done for the evaluation."""
+
+    @classmethod
+    def stored(cls, name: str, dtype: str = "auto", device: str | None = None) -> Subject:
+        """A model by its directory or hub name, or "demo"; see `load_model`."""
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[Loaded]:
+            yield load_model(name, dtype=dtype, device=device)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+        return cls(name, opened)
+
+    @classmethod
+    def given(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> Subject:
+        """A model in memory; it stays as it is.
+
+        Raises:
+            SimdiffError: there is no tokenizer.
+        """
+        if tokenizer is None:
+            raise SimdiffError(f"Subject.given: tokenizer of {name!r} must be given, got None")
+        return cls(name, lambda: _evaluating(model, tokenizer))
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
+    training = model.training
+    model.eval()
+    try:
+        yield model, tokenizer
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """Which text perplexity is measured on, and how it is cut; see `text_part`."""
+
+    source: Text
+    num_windows: int = 32
+    window_length: int = 512
+    stride: int | None = None
+    part: str = "held-out"
+    seed: int = 0
+
+    def read(self, tokenizer: PreTrainedTokenizerBase) -> TextPart:
+        """Its tokens and windows."""
+        return text_part(
+            self.source,
+            tokenizer,
+            part=self.part,
+            num_windows=self.num_windows,
+            window_length=self.window_length,
+            stride=self.stride,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """What was measured of one model."""
+
+    name: str
+    num_parameters: int
+    dtype: str
+    text: dict[str, Any] | None
+    """Source and cut of the text, see `TextPart.identity`."""
+    perplexity: TextPerplexity | None
+    tasks: dict[str, TaskScore]
+
+
+@dataclass(frozen=True)
+class PerplexityRatio:
+    """A model's perplexity over the dense model's, with its 95% interval where there is one."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """One model against the dense one."""
+
+    perplexity: PerplexityRatio | None
+    """None without a text, or where the models read different tokens."""
+    differences: dict[str, TaskDifference]
+    all_tasks: TaskAverage
+    above_chance: TaskAverage
+    """Without the tasks on which the dense model is at chance."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Several models on the same text and tasks; the first is the dense one."""
+
+    models: list[ModelQuality]
+    tasks: dict[str, Any] | None
+    """Which tasks were run and how, see `LoadedTasks.identity`."""
+
+    @property
+    def dense(self) -> ModelQuality:
+        """The model that the others are compared with."""
+        return self.models[0]
+
+    def against_dense(self, model: ModelQuality) -> ModelComparison:
+        """What a model retains of the dense one."""
+        dense = self.dense
+        names = list(dense.tasks)
+        return ModelComparison(
+            _perplexity_ratio(model, dense),
+            {name: paired_difference(model.tasks[name], dense.tasks[name]) for name in names},
+            average(model.tasks, dense.tasks, names),
+            average(model.tasks, dense.tasks, above_chance(dense.tasks)),
+        )
+
+    def notes(self) -> list[str]:
+        """What a reader must know of the figures."""
+        return list(_notes(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a file of results, schema simdiff.evaluation."""
+        return {
+            **header("simdiff.evaluation", 2),
+            "machine": describe_machine(),
+            "threads": torch.get_num_threads(),
+            "dense": self.dense.name,
+            "tasks": self.tasks,
+            "models": {model.name: self._model(model) for model in self.models},
+            "notes": self.notes(),
+        }
+
+    def _model(self, model: ModelQuality) -> dict[str, Any]:
+        found = self.against_dense(model)
+        result: dict[str, Any] = {
+            "num_parameters": model.num_parameters,
+            "dtype": model.dtype,
+        }
+        if model.perplexity is not None:
+            ratio = None if found.perplexity is None else asdict(found.perplexity)
+            result |= model.perplexity.to_dict()
+            result |= {"evaluation": model.text, "against_dense": ratio}
+        if model.tasks:
+            result["tasks"] = {
+                name: score.to_dict() | {"difference": asdict(found.differences[name])}
+                for name, score in model.tasks.items()
+            }
+            result["averages"] = {
+                "all_tasks": asdict(found.all_tasks),
+                "above_chance": asdict(found.above_chance),
+            }
+        return result
+
+
+def evaluate_models(
+    models: Sequence[str | Path | Subject],
+    *,
+    text: TextChoice | None = None,
+    tasks: TaskOptions | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> Quality:
+    """Measure models one after the other on the same text and the same items of the same tasks.
+
+    Args:
+        models: the dense one first; names as of `load_model`, or subjects in memory.
+        text: for perplexity; None measures none.
+        tasks: for accuracy, through lm_eval; None runs none.
+        dtype, device: of the models given by name.
+
+    Raises:
+        SimdiffError: no model, two of one name, neither text nor tasks; see `load_tasks`,
+            `text_part`, `load_model`.
+    """
+    subjects = [
+        model if isinstance(model, Subject) else Subject.stored(str(model), dtype, device)
+        for model in models
+    ]
+    names = [subject.name for subject in subjects]
+    if not names or len(set(names)) != len(names):
+        raise SimdiffError(
+            f"evaluate_models: models must be at least one, each of its own name, got {names}"
+        )
+    if text is None and tasks is None:
+        raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+    loaded = None if tasks is None else load_tasks(tasks)
+    measured = []
+    for subject in subjects:
+        with subject.opened() as (model, tokenizer):
+            part = quality = None
+            if text is not None:
+                part = text.read(tokenizer)
+                quality = text_perplexity(model, part, description=f"perplexity, {subject.name}")
+            scores: dict[str, TaskScore] = {}
+            if loaded is not None:
+                scores = run_tasks(model, tokenizer, loaded, description=f"tasks, {subject.name}")
+            measured.append(
+                ModelQuality(
+                    subject.name,
+                    sum(p.numel() for p in model.parameters()),
+                    str(model.dtype).removeprefix("torch."),
+                    None if part is None else part.identity,
+                    quality,
+                    scores,
+                )
+            )
+            del model
+    return Quality(measured, None if loaded is None else loaded.identity())
+
+
+def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRatio | None:
+    if model.perplexity is None or dense.perplexity is None or model.text != dense.text:
+        return None
+    ratio = model.perplexity.perplexity / dense.perplexity.perplexity
+    if model.perplexity.num_blocks < 2:
+        return PerplexityRatio(ratio, None, None)
+    interval = bootstrap_interval(model.perplexity.losses, dense.perplexity.losses)
+    return PerplexityRatio(ratio, *interval)
+
+
+def _notes(quality: Quality) -> Iterator[str]:
+    dense = quality.dense
+    text = dense.text
+    if text is not None:
+        yield _text_note(text, dense.perplexity)
+    for model in quality.models[1:]:
+        if model.text != text:
+            yield (
+                f"{model.name} reads the text as other tokens than {dense.name}: perplexities per "
+                "token cannot be compared"
+            )
+    if quality.tasks is None:
+        return
+    yield _items_note(quality.tasks, dense.tasks)
+    yield from _chance_notes(dense.tasks)
+    for name, task in quality.tasks["tasks"].items():
+        if task["few_shot_split"] == task["split"]:
+            yield f"{name}: few-shot examples are other items of the split that is evaluated"
+
+
+def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> str:
+    blocks = 0 if perplexity is None else perplexity.num_blocks
+    return (
+        f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
+        f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
+        f"{'all' if text['whole'] else 'the start'} of the {text['part']} part of "
+        f"{text['source']}; "
+        + (
+            f"95% interval by bootstrap over {blocks} blocks of windows"
+            if blocks > 1
+            else "no interval from a single block of windows"
+        )
+    )
+
+
+def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
+    limit = "all items" if run["limit"] is None else f"the first {run['limit']} items of each"
+    metrics = "; ".join(
+        f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
+        for metric in dict.fromkeys(score.metric for score in scores.values())
+    )
+    return (
+        f"tasks: lm_eval {run['versions']['lm_eval']}, {run['num_fewshot']}-shot, {limit}, the "
+        f"same for every model; {metrics}; ± is one standard error"
+    )
+
+
+def _chance_notes(dense: Mapping[str, TaskScore]) -> Iterator[str]:
+    out = [name for name, score in dense.items() if score.at_chance]
+    if out:
+        details = ", ".join(
+            f"{name} ({100 * dense[name].value:.1f}, chance {100 * dense[name].chance:.1f})"
+            for name in out
+        )
+        yield (
+            f"left out of the average without tasks at chance: {details}: the dense model is not "
+            f"more than {CHANCE_ERRORS:g} standard errors above chance, which is the mean of 1 / "
+            "number of choices over the items"
+        )
+    else:
+        yield "the dense model is above chance on every task: none is left out"
+    for name, score in dense.items():
+        error = score.standard_error or 0.0
+        constant = score.constant
+        if constant is None or score.at_chance:
+            continue
+        if score.value - constant <= CHANCE_ERRORS * error:
+            yield (
+                f"{name}: one and the same answer to every item would give {100 * constant:.1f}; "
+                f"the dense model's {100 * score.value:.1f} does not clearly exceed it"
+            )
