@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from simdiff.cli.options import add_model, add_output, add_text, show, text_options
+from simdiff.cli.options import (
+    add_model,
+    add_output,
+    add_plan,
+    add_scoring,
+    add_text,
+    plan_options,
+    scoring_options,
+    show,
+    text_options,
+)
 
 TEXT = "Score every layer on calibration text; write scores.json."
 
@@ -13,6 +23,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff score`."""
     add_model(sub)
     add_text(sub)
+    add_scoring(sub)
+    add_plan(sub.add_argument_group("the plan that has to be stable"))
     add_output(sub, "file to write, such as scores.json")
 
 
@@ -20,17 +32,22 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff score`."""
     from simdiff.files import check_new_file
     from simdiff.models import load_model
-    from simdiff.scores import score
-    from simdiff.tables import scores_table
+    from simdiff.pipeline import calibrate
+    from simdiff.tables import leading_table, scores_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
+    scoring = scoring_options(arguments)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    windows = text_options(arguments).windows(tokenizer, "calibration")
-    scores = score(
+    scores, _ = calibrate(
         model,
-        windows.batches(arguments.batch_size),
-        name=arguments.model,
-        calibration=windows.identity.to_dict(),
+        tokenizer,
+        arguments.model,
+        text=text_options(arguments),
+        plan=plan_options(arguments),
+        scoring=scoring,
+        batch_size=arguments.batch_size,
     )
     scores.save(arguments.output)
-    show(arguments, scores.to_dict(), scores_table(scores), f"Scores: {arguments.output}")
+    notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
+    tables = scores_table(scores), *([leading_table(scores)] if scores.leading else [])
+    show(arguments, scores.to_dict(), *tables, *notes, f"Scores: {arguments.output}")
