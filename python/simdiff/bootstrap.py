@@ -163,7 +163,6 @@ def bootstrap_plan(
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
-    amounts: bool = False,
 ) -> PlanConfidence | None:
     """How sure the plan is that scores alone give; None with fewer than two groups of sequences.
 
@@ -172,7 +171,6 @@ def bootstrap_plan(
         plan_of: from scores to a plan, such as `make_plan` without a model.
         num_resamples: B.
         seed: of the draws.
-        amounts: also what draws of 1, 2, 4, ... groups give.
 
     Raises:
         SimdiffError: no plan for the scores themselves, or fewer than one resample.
@@ -189,7 +187,6 @@ def bootstrap_plan(
     plans = [plan for plan in found if plan is not None]
     times = [sum(layer in plan.removed for plan in plans) for layer in range(scores.num_layers)]
     low, high = _limits([plan.importance for plan in plans or [whole]])
-    sizes = [2**power for power in range(groups.bit_length()) if 2**power <= groups]
     return PlanConfidence(
         removed=removed,
         plan_frequency=tuple(count / num_resamples for count in times),
@@ -201,10 +198,27 @@ def bootstrap_plan(
         num_groups=groups,
         num_sequences=sum(sequences.num_sequences),
         seed=seed,
-        amounts=tuple(_amount(scores, plan_of, removed, size, seed) for size in sizes)
-        if amounts
-        else (),
     )
+
+
+def amounts_of_text(
+    scores: LayerScores, plan_of: PlanOf, *, seed: int = 0
+) -> tuple[AmountOfText, ...]:
+    """What plans of 1, 2, 4, ... groups of sequences have in common with the plan of all.
+
+    Args:
+        scores, plan_of: see `bootstrap_plan`; without two groups of sequences the result is empty.
+        seed: of the draws, with replacement.
+
+    Raises:
+        SimdiffError: no plan for the scores themselves.
+    """
+    groups = 0 if scores.sequences is None else scores.sequences.num_groups
+    if groups < 2:
+        return ()
+    removed = tuple(plan_of(scores).removed)
+    sizes = [2**power for power in range(groups.bit_length()) if 2**power <= groups]
+    return tuple(_amount(scores, plan_of, removed, size, seed) for size in sizes)
 
 
 def _plans(scores: LayerScores, plan_of: PlanOf, weights: Tensor) -> Iterator[PruningPlan | None]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.bootstrap import NUM_RESAMPLES, bootstrap_plan
+from simdiff.bootstrap import NUM_RESAMPLES, amounts_of_text, bootstrap_plan
 from simdiff.budget import Budget
 from simdiff.calibration import TokenWindows, token_windows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
@@ -100,15 +100,12 @@ class PlanOptions:
         scores: LayerScores,
         model: PreTrainedModel | None = None,
         windows: Tensor | None = None,
-        *,
-        amounts: bool = False,
     ) -> PruningPlan:
         """The plan for these scores, and how sure it is.
 
         Args:
             scores: with `sequences`, unless the latter may remain unknown.
             model, windows: see `make_plan`.
-            amounts: also how sure plans from less text would be, see `bootstrap_plan`.
         """
         if model is None or windows is None or self.evaluation_windows == 0:
             model = windows = None
@@ -120,7 +117,7 @@ class PlanOptions:
         if self.num_resamples:
             with step(f"{self.num_resamples} bootstrap resamples"):
                 confidence = bootstrap_plan(
-                    scores, self.first_plan, num_resamples=self.num_resamples, amounts=amounts
+                    scores, self.first_plan, num_resamples=self.num_resamples
                 )
             if confidence is None:
                 few = scores.sequences is not None
@@ -267,7 +264,7 @@ def run(
         model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )
     held_out = _held_out(text, tokenizer, held_out_source)
-    chosen = plan.plan(scores, model, calibration.tokens, amounts=True)
+    chosen = plan.plan(scores, model, calibration.tokens)
     with new_directory(directory, overwrite) as scratch:
         scores.save(scratch / "scores.json")
         chosen.save(scratch / MARKER)
@@ -284,6 +281,11 @@ def run(
             | {"num_predicted_tokens": dense.pop("num_tokens")},
             "dense": dense,
             "pruned": pruned,
+            "amounts_of_text": [
+                asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
+            ]
+            if plan.num_resamples
+            else [],
         }
         write_json(scratch / "results.json", results)
         write_card(scratch / "model", chosen, name, scores, results)

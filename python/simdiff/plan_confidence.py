@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -40,13 +40,11 @@ class PlanConfidence:
     """Groups of sequences, which are drawn."""
     num_sequences: int
     seed: int
-    amounts: tuple[AmountOfText, ...] = ()
-    """The same with fewer groups; empty where it was not asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
         lists = {key: list(value) for key, value in vars(self).items() if isinstance(value, tuple)}
-        return {**vars(self), **lists, "amounts": [asdict(amount) for amount in self.amounts]}
+        return {**vars(self), **lists}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], num_layers: int) -> PlanConfidence:
@@ -72,7 +70,6 @@ class PlanConfidence:
             num_groups=int(content["num_groups"]),
             num_sequences=int(content["num_sequences"]),
             seed=int(content["seed"]),
-            amounts=tuple(AmountOfText(**amount) for amount in content["amounts"]),
         )
 
     def note(self) -> str:

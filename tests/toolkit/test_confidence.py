@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, CpmAntConfig, PreTrainedModel, Pr
 
 from simdiff import cli
 from simdiff.block_scores import BLOCK_SCORES
-from simdiff.bootstrap import bootstrap_plan, draws, resampled
+from simdiff.bootstrap import amounts_of_text, bootstrap_plan, draws, resampled
 from simdiff.calibration import TextIdentity, TokenWindows
 from simdiff.criteria import CRITERIA
 from simdiff.errors import SimdiffError
@@ -431,12 +431,8 @@ def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
 
 
 def test_confidence_in_a_plan_file(llama_scores: LayerScores, tmp_path: Path) -> None:
-    found = bootstrap_plan(
-        llama_scores, lambda given: make_plan(given, 2), num_resamples=20, amounts=True
-    )
+    found = bootstrap_plan(llama_scores, lambda given: make_plan(given, 2), num_resamples=20)
     assert found is not None
-    assert [amount.num_groups for amount in found.amounts] == [1, 2, 4]
-    assert all(0 <= amount.agreement <= amount.overlap <= 1 for amount in found.amounts)
     for low, value, high in zip(
         found.importance_low, make_plan(llama_scores, 2).importance, found.importance_high,
         strict=True,
@@ -450,6 +446,21 @@ def test_confidence_in_a_plan_file(llama_scores: LayerScores, tmp_path: Path) ->
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(SimdiffError, match="plan_frequency must have 6 entries"):
         PruningPlan.load(tmp_path / "plan.json")
+
+
+def test_amounts_of_text(llama_scores: LayerScores) -> None:
+    found = amounts_of_text(llama_scores, lambda given: make_plan(given, 2))
+    assert [amount.num_groups for amount in found] == [1, 2, 4]
+    assert all(0 <= amount.agreement <= amount.overlap <= 1 for amount in found)
+    assert found[0].overlap < 1
+    wanted = {*make_plan(llama_scores, 2).removed}
+    alone = [
+        len({*make_plan(given, 2).removed} & wanted) / 2
+        for given in resampled(llama_scores, draws(5, 60, size=1))
+    ]
+    assert found[0].overlap == pytest.approx(np.mean(alone))
+    always = amounts_of_text(llama_scores, lambda given: make_plan(given, 2, criterion="last-n"))
+    assert [(amount.agreement, amount.overlap) for amount in always] == [(1, 1)] * 3
 
 
 def test_maxima_are_told_from_means() -> None:

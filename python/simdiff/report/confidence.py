@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from simdiff.plan_confidence import PlanConfidence
+from simdiff.plan_confidence import AmountOfText, PlanConfidence
 from simdiff.report.plots import GRID, KEPT, REMOVED, png
 
 
-def confidence_text(confidence: PlanConfidence) -> str:
+def confidence_text(confidence: PlanConfidence, amounts: Sequence[AmountOfText]) -> str:
     """The text alternative of the plot, escaped."""
-    last = confidence.amounts[-1] if confidence.amounts else None
+    last = amounts[-1]
     return html.escape(
         f"Left: share of {confidence.num_resamples} bootstrap draws of {confidence.num_groups} "
         "groups of calibration sequences in whose plan each layer is. Right: what plans of fewer "
         "groups have in common with the plan of all, and how often they are the same"
-        + ("" if last is None else f"; {last.agreement:.0%} with {last.num_groups}")
-        + "."
+        f"; {last.agreement:.0%} with {last.num_groups}."
     )
 
 
-def confidence_plot(confidence: PlanConfidence) -> bytes:
+def confidence_plot(confidence: PlanConfidence, amounts: Sequence[AmountOfText]) -> bytes:
     """Two panels: over depth, and over the number of calibration sequences."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -39,10 +39,10 @@ def confidence_plot(confidence: PlanConfidence) -> bytes:
     left.set_xlabel("decoder layer, counted from 0")
     left.set_title("share of draws that remove it", loc="left", fontsize="medium")
     left.legend(fontsize="small", frameon=False)
-    sizes = [amount.num_groups for amount in confidence.amounts]
+    sizes = [amount.num_groups for amount in amounts]
     for values, marker, color, label in (
-        ([a.overlap for a in confidence.amounts], "o-", KEPT, "layers in common"),
-        ([a.agreement for a in confidence.amounts], "s-", REMOVED, "the same plan"),
+        ([a.overlap for a in amounts], "o-", KEPT, "layers in common"),
+        ([a.agreement for a in amounts], "s-", REMOVED, "the same plan"),
     ):
         right.plot(sizes, values, marker, color=color, markersize=4, label=label)
     right.set_xscale("log", base=2)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from simdiff.plan_confidence import AmountOfText
 from simdiff.report.confidence import confidence_plot, confidence_text
 from simdiff.report.plots import importance_plot, metrics_plot
 from simdiff.scores import LayerScores
@@ -86,7 +87,7 @@ def render_page(
         f"<div class='tiles'>{''.join(_tiles(results))}</div>",
         "<h2>Importance</h2>",
         figure(plots["importance.png"], f"Importance over depth; removed layers: {removed}."),
-        *_confidence(plan),
+        *_confidence(plan, results),
         "<h2>Metrics over depth</h2>",
         figure(
             plots["metrics.png"],
@@ -103,10 +104,12 @@ def render_page(
     return document(name, sections)
 
 
-def _confidence(plan: PruningPlan) -> Iterable[str]:
-    if plan.confidence is not None and plan.confidence.amounts:
+def _confidence(plan: PruningPlan, results: Mapping[str, Any]) -> Iterable[str]:
+    amounts = [AmountOfText(**amount) for amount in results.get("amounts_of_text", ())]
+    if plan.confidence is not None and amounts:
         yield "<h2>How sure the plan is</h2>"
-        yield figure(confidence_plot(plan.confidence), confidence_text(plan.confidence))
+        picture = confidence_plot(plan.confidence, amounts)
+        yield figure(picture, confidence_text(plan.confidence, amounts))
 
 
 def document(title: str, sections: Iterable[str]) -> str:
