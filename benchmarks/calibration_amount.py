@@ -1,6 +1,7 @@
-"""How much calibration text is enough: plans from 1 to 64 windows against a plan from 64 others.
+r"""How much calibration text is enough: plans from 1 to 64 windows against a plan from 64 others.
 
-    python benchmarks/calibration_amount.py demo --output benchmarks/results/calibration-amount
+    python benchmarks/calibration_amount.py demo --window-length 256 --resamples 60 \
+        --output benchmarks/results/calibration-amount
 
 One pass over 128 windows keeps the statistics of each; those of any few are made from them. The
 last 64 windows give the plan to be found. Of the first 64, disjoint runs of 1, 2, 4, ... windows
@@ -34,6 +35,7 @@ from simdiff.selection import PruningPlan
 
 MOST_RUNS = 8
 COLORS = ("#0b6e99", "#c8442d", "#5b7083", "#8a6d1f")
+MARKERS = ("^-", "o-", "s--", "x:")
 
 
 def plans_of(
@@ -74,9 +76,9 @@ def measured(
 
 
 PANELS = (
-    ("overlap", "share of the layers that 64 other windows remove"),
-    ("importance_error", "median relative error of importance"),
-    ("agreement", "share of bootstrap draws with the same plan"),
+    ("overlap", "share of layers in common with\nthe plan of the other half"),
+    ("importance_error", "relative error of importance,\nmedian over layers"),
+    ("agreement", "share of bootstrap draws\nwith the same plan"),
 )
 
 
@@ -85,8 +87,9 @@ def plot(rows: list[dict[str, object]], title: str) -> bytes:
     panels = figure.subplots(1, len(PANELS))
     counts = sorted({int(str(row["removed"])) for row in rows})
     for axes, (name, text) in zip(panels, PANELS, strict=True):
-        for count, color in zip(counts, COLORS, strict=False):
-            _line(axes, [row for row in rows if row["removed"] == count], name, color, count)
+        for place, count in enumerate(counts):
+            if place == 0 or name != "importance_error":  # which does not depend on the number
+                _line(axes, [row for row in rows if row["removed"] == count], name, place, count)
         sizes = sorted({int(str(row["windows"])) for row in rows})
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -107,7 +110,8 @@ def plot(rows: list[dict[str, object]], title: str) -> bytes:
     return png(figure)
 
 
-def _line(axes: Axes, rows: list[dict[str, object]], name: str, color: str, count: int) -> None:
+def _line(axes: Axes, rows: list[dict[str, object]], name: str, place: int, count: int) -> None:
+    color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
     values: dict[int, list[float]] = {}
     for row in rows:
         if row[name] != "":
@@ -116,7 +120,7 @@ def _line(axes: Axes, rows: list[dict[str, object]], name: str, color: str, coun
     means = [statistics.mean(values[size]) for size in sizes]
     axes.fill_between(sizes, [min(values[s]) for s in sizes], [max(values[s]) for s in sizes],
                       color=color, alpha=0.12, linewidth=0)  # fmt: skip
-    axes.plot(sizes, means, "o-", color=color, markersize=4, label=f"{count} layers removed")
+    axes.plot(sizes, means, marker, color=color, markersize=5, label=f"{count} layers removed")
 
 
 def main() -> None:
