@@ -86,7 +86,16 @@ class RunningBlockScores:
         # Where the first update's states live; before it, nowhere.
         self._moments: Tensor | None = None
         self._tallies: Tensor | None = None
-        self._scratch: Tensor | None = None
+        self._scratch: list[Tensor] = []  # one at most; siblings share the list
+
+    def sibling(self) -> RunningBlockScores:
+        """Another one of the same kind, empty, that shares what a GPU needs within an update.
+
+        Updates of siblings must follow one another on one stream.
+        """
+        other = RunningBlockScores(self.num_layers, backend=self.backend)
+        other._scratch = self._scratch
+        return other
 
     def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Add the tokens of one batch.
@@ -213,11 +222,10 @@ class RunningBlockScores:
         words = block_scratch_words(backend, self.num_layers + 1)
         if words == 0:
             return None
-        scratch = self._scratch
-        if scratch is None or scratch.device != device or scratch.numel() != words:
-            scratch = torch.zeros(words, dtype=torch.int64, device=device)
-            self._scratch = scratch
-        return scratch
+        kept = self._scratch
+        if not kept or kept[0].device != device or kept[0].numel() != words:
+            kept[:] = [torch.zeros(words, dtype=torch.int64, device=device)]
+        return kept[0]
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
         if self._moments is None or self._tallies is None:

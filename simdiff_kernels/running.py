@@ -103,6 +103,16 @@ class RunningScores:
         self._scratch: list[Tensor | None] = [None] * num_layers
         self._tokens: list[list[Tensor]] = [[] for _ in range(num_layers)]
 
+    def sibling(self) -> RunningScores:
+        """Another one of the same kind, empty, that shares what a GPU needs within an update.
+
+        Many of them, one for each part of the data, then take 216 bytes a layer each. Updates of
+        siblings must follow one another on one stream.
+        """
+        other = RunningScores(self.num_layers, keep_tokens=self.keep_tokens, backend=self.backend)
+        other._scratch = self._scratch
+        return other
+
     def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
         """Add the tokens of one batch to the state of one layer.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,10 +82,31 @@ class RunningBlocks:
         self._metrics = RunningBlockScores(num_layers, backend=backend)
         self._norm_change = RunningNormChange(num_layers)
 
-    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
-        """Add the tokens of one batch; arguments as in `RunningBlockScores.update`."""
+    def sibling(self) -> RunningBlocks:
+        """Another one, empty; see `RunningBlockScores.sibling`."""
+        other = RunningBlocks(self.num_layers)
+        other._metrics = self._metrics.sibling()
+        return other
+
+    def update(
+        self,
+        states: Sequence[Tensor],
+        mask: Tensor | None = None,
+        changes: NormChanges | None = None,
+    ) -> None:
+        """Add the tokens of one batch; arguments as in `RunningBlockScores.update`.
+
+        Args:
+            states, mask: see there.
+            changes: of the norms of these tokens, where they are known already.
+        """
         self._metrics.update(states, mask)
-        self._norm_change.update(states, mask)
+        self._norm_change.add(norm_changes(states, mask) if changes is None else changes)
+
+    def merge(self, other: RunningBlocks) -> None:
+        """Add the tokens that `other` saw, as if they had come after those seen here."""
+        self._metrics.merge(other._metrics)
+        self._norm_change.merge(other._norm_change)
 
     def finish(self) -> BlockScores:
         """Bring the scores to the host.
@@ -101,6 +122,42 @@ class RunningBlocks:
         return BlockScores(
             {name: tuple(map(tuple, matrices[name].tolist())) for name in BLOCK_SCORES}
         )
+
+
+class NormChanges(NamedTuple):
+    """What every block changes the norm by, summed over the tokens of each part of a batch."""
+
+    sums: Tensor
+    """`(parts, L + 1, L + 1)`, float64; zero for start >= stop."""
+    counts: Tensor
+    """`(parts,)`, int64: tokens summed."""
+
+
+def norm_changes(
+    states: Sequence[Tensor], mask: Tensor | None = None, parts: int = 1
+) -> NormChanges:
+    """The changes of one batch, see `RunningNormChange`; tokens of a non-finite norm are left out.
+
+    Args:
+        states: L + 1 tensors of one shape `(..., hidden_size)`.
+        mask: `(...)`, zero leaves a token out.
+        parts: so many equal parts, in order, are summed apart.
+    """
+    norms = torch.stack([_norms(state).flatten() for state in states]).double()
+    used = norms.isfinite().all(0)
+    if mask is not None:
+        used = used & (mask.flatten() != 0)
+    norms = torch.where(used, norms, 1.0)  # a token left out changes by nothing
+    zero = norms == 0
+    inverse = torch.where(zero, 0.0, 1 / norms)
+    num_states, length = len(states), norms.shape[1] // parts
+    sums = torch.zeros(parts, num_states, num_states, dtype=torch.float64, device=norms.device)
+    for i in range(num_states - 1):
+        gap = norms[i + 1 :] - norms[i]
+        change = gap.square() * inverse[i + 1 :] * (inverse[i] / 2)
+        change = torch.where(zero[i + 1 :] != zero[i], 1.0, change)
+        sums[:, i, i + 1 :] = change.view(-1, parts, length).sum(2).T
+    return NormChanges(sums, used.view(parts, length).sum(1))
 
 
 class RunningNormChange:
@@ -130,23 +187,26 @@ class RunningNormChange:
             states: L + 1 tensors of one shape `(..., hidden_size)`.
             mask: `(...)`, zero leaves a token out.
         """
-        norms = torch.stack([_norms(state).flatten() for state in states]).double()
-        used = norms.isfinite().all(0)
-        if mask is not None:
-            used = used & (mask.flatten() != 0)
+        self.add(norm_changes(states, mask))
+
+    def add(self, changes: NormChanges) -> None:
+        """Add tokens whose changes are known, of any number of sequences."""
         if self._sum is None or self._count is None:
             shape = (self._num_states, self._num_states)
-            self._sum = torch.zeros(shape, dtype=torch.float64, device=norms.device)
-            self._count = torch.zeros((), dtype=torch.int64, device=norms.device)
-        norms = torch.where(used, norms, 1.0)  # a token left out changes by nothing
-        zero = norms == 0
-        inverse = torch.where(zero, 0.0, 1 / norms)
-        for i in range(self._num_states - 1):
-            gap = norms[i + 1 :] - norms[i]
-            change = gap.square() * inverse[i + 1 :] * (inverse[i] / 2)
-            change = torch.where(zero[i + 1 :] != zero[i], 1.0, change)
-            self._sum[i, i + 1 :] += change.sum(1)
-        self._count += used.sum()
+            self._sum = torch.zeros(shape, dtype=torch.float64, device=changes.sums.device)
+            self._count = torch.zeros((), dtype=torch.int64, device=changes.sums.device)
+        self._sum += changes.sums.sum(0)
+        self._count += changes.counts.sum()
+
+    def merge(self, other: RunningNormChange) -> None:
+        """Add the tokens that `other` saw."""
+        if other._sum is None or other._count is None:
+            return
+        if self._sum is None or self._count is None:
+            self._sum, self._count = other._sum.clone(), other._count.clone()
+        else:
+            self._sum += other._sum
+            self._count += other._count
 
     def finish(self) -> Tensor:
         """The means, `(L + 1, L + 1)`, float64 on the host; zero for i >= j.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,6 +51,13 @@ class TokenWindows:
     def batches(self, batch_size: int) -> list[Tensor]:
         """Consecutive windows, `batch_size` at a time."""
         return list(self.tokens.split(batch_size))
+
+    def first(self, num_windows: int) -> TokenWindows:
+        """The first windows: what `token_windows` gives for so many."""
+        tokens = self.tokens[:num_windows]
+        return TokenWindows(
+            tokens, replace(self.identity, num_windows=len(tokens), num_tokens=tokens.numel())
+        )
 
 
 def read_documents(source: Text) -> list[str]:

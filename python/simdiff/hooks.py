@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from simdiff.block_scores import RunningBlocks
 from simdiff.errors import SimdiffError
-from simdiff.last_token import RunningLastTokenAngles
-from simdiff_kernels import RunningScores
+
+
+class LayerTaker(Protocol):
+    """What is fed with every layer: `RunningScores`, or the same by groups of sequences."""
+
+    num_layers: int
+
+    def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
+        """Take the tokens of a batch before and after one layer."""
+
+
+class StatesTaker(Protocol):
+    """What is fed with all hidden states of a batch: `RunningLastTokenAngles`, and blocks."""
+
+    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
+        """Take the hidden states of a batch."""
+
+
+class BlocksTaker(StatesTaker, Protocol):
+    """`RunningBlocks`, or the same by groups of sequences."""
+
+    num_layers: int
 
 
 class LayerHooks:
@@ -39,9 +59,9 @@ class LayerHooks:
     def __init__(
         self,
         layers: Sequence[nn.Module] | nn.ModuleList,
-        scores: RunningScores,
-        blocks: RunningBlocks | None = None,
-        last_tokens: RunningLastTokenAngles | None = None,
+        scores: LayerTaker,
+        blocks: BlocksTaker | None = None,
+        last_tokens: StatesTaker | None = None,
     ) -> None:
         """Prepare; nothing is registered yet."""
         if len(layers) != scores.num_layers:
@@ -107,6 +127,7 @@ class LayerHooks:
                     "so what entered it is lost: it cannot be scored"
                 )
             before, after = self._by_token(before), self._by_token(after)
+            self._check_tokens(index, before)
             if before.device != after.device:  # the layer was dispatched to another device
                 before = before.to(after.device, non_blocking=True)
             with torch.no_grad():
@@ -126,7 +147,17 @@ class LayerHooks:
             return states
         return states.flatten(-2)
 
-    def _collect(self, index: int, before: Tensor, after: Tensor, blocks: RunningBlocks) -> None:
+    def _check_tokens(self, index: int, states: Tensor) -> None:
+        """CPM-Ant puts prompts before the tokens, ProphetNet predicts several at each position."""
+        shape = self.token_shape
+        if shape is not None and states.numel() != math.prod(shape) * states.shape[-1]:
+            raise SimdiffError(
+                f"layer {index} must receive one hidden state for each token of input_ids "
+                f"{shape}, got shape {tuple(states.shape)}: this model cannot be scored, since "
+                "its further states belong to no token of the text"
+            )
+
+    def _collect(self, index: int, before: Tensor, after: Tensor, blocks: BlocksTaker) -> None:
         """Keep the state that leaves a layer; after the last one, score all pairs of states."""
         if index == 0:
             self._states = [(before, _version(before))]

@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from simdiff_kernels import angular_distance, token_metrics
+
+
+class LastTokenAngles(NamedTuple):
+    """Of every block at the last real token of each sequence of a batch."""
+
+    angles: Tensor
+    """`(rows, L + 1, L + 1)`, float64; zero for start >= stop and for padding alone."""
+    used: Tensor
+    """`(rows,)`, bool: sequences with any real token."""
+
+
+def last_token_angles(states: Sequence[Tensor], mask: Tensor | None = None) -> LastTokenAngles:
+    """The angles of one batch; arguments as in `RunningLastTokenAngles.update`."""
+    shape = states[0].shape
+    length = shape[-2]
+    rows = states[0].numel() // (length * shape[-1])
+    device = states[0].device
+    real = torch.ones(rows, length, device=device) if mask is None else mask.reshape(rows, -1)
+    # The last position that is not padding, for padding on the right and on the left.
+    positions = torch.arange(1, length + 1, device=device)
+    last = ((real != 0) * positions).argmax(1)
+    used = (real != 0).any(1)
+    row = torch.arange(rows, device=device)
+    tokens = torch.stack([s.reshape(rows, length, -1)[row, last] for s in states])
+    result = torch.zeros(rows, len(states), len(states), dtype=torch.float64, device=device)
+    for i in range(len(states) - 1):
+        after = tokens[i + 1 :].contiguous()
+        before = tokens[i].expand_as(after).contiguous()
+        angles = angular_distance(token_metrics(before, after).cosine_distance.double())
+        result[:, i, i + 1 :] = torch.where(used, angles, 0.0).T
+    return LastTokenAngles(result, used)
 
 
 class RunningLastTokenAngles:
@@ -37,27 +69,31 @@ class RunningLastTokenAngles:
             mask: `(batch, sequence)`, zero for padding on either side; a sequence of nothing but
                 padding is left out.
         """
-        shape = states[0].shape
-        length = shape[-2]
-        rows = states[0].numel() // (length * shape[-1])
-        device = states[0].device
-        real = torch.ones(rows, length, device=device) if mask is None else mask.reshape(rows, -1)
-        # The last position that is not padding, for padding on the right and on the left.
-        positions = torch.arange(1, length + 1, device=device)
-        last = ((real != 0) * positions).argmax(1)
-        used = (real != 0).any(1)
-        row = torch.arange(rows, device=device)
-        tokens = torch.stack([s.reshape(rows, length, -1)[row, last] for s in states])
+        self.add(last_token_angles(states, mask))
+
+    def add(self, sequences: LastTokenAngles) -> None:
+        """Add sequences whose angles are known."""
         if self._sum is None or self._count is None:
             size = (self._num_states, self._num_states)
-            self._sum = torch.zeros(size, dtype=torch.float64, device=device)
-            self._count = torch.zeros((), dtype=torch.int64, device=device)
-        for i in range(self._num_states - 1):
-            after = tokens[i + 1 :].contiguous()
-            before = tokens[i].expand_as(after).contiguous()
-            angles = angular_distance(token_metrics(before, after).cosine_distance.double())
-            self._sum[i, i + 1 :] += torch.where(used, angles, 0.0).sum(1)
-        self._count += used.sum()
+            self._sum = torch.zeros(size, dtype=torch.float64, device=sequences.angles.device)
+            self._count = torch.zeros((), dtype=torch.int64, device=sequences.angles.device)
+        self._sum += sequences.angles.sum(0)
+        self._count += sequences.used.sum()
+
+    def merge(self, other: RunningLastTokenAngles) -> None:
+        """Add the sequences that `other` saw."""
+        if other._sum is None or other._count is None:
+            return
+        if self._sum is None or self._count is None:
+            self._sum, self._count = other._sum.clone(), other._count.clone()
+        else:
+            self._sum += other._sum
+            self._count += other._count
+
+    @property
+    def num_sequences(self) -> int:
+        """That were averaged; waits for the device."""
+        return 0 if self._count is None else int(self._count)
 
     def finish(self) -> tuple[tuple[float, ...], ...]:
         """The means, [start][stop]; zero for start >= stop.

@@ -256,7 +256,7 @@ def _reproduction(plan: PruningPlan) -> str:
     options = "".join(
         f" --{option} {int(calibration[key])}"
         for option, key in (("windows", "num_windows"), ("window-length", "window_length"),
-                            ("seed", "seed"))
+                            ("seed", "seed"), ("skip-leading", "skip_leading"))
         if isinstance(calibration.get(key), int)
     )  # fmt: skip
     alpha = "" if plan.alpha is None else f" --alpha {plan.alpha!r}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from simdiff.bootstrap import NUM_RESAMPLES, amounts_of_text, bootstrap_plan
 from simdiff.budget import Budget
 from simdiff.calibration import IN_MEMORY, TokenWindows, token_windows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
@@ -28,10 +29,11 @@ from simdiff.planning import check_planning, make_plan
 from simdiff.progress import step
 from simdiff.report.comparison_page import write_comparison
 from simdiff.report.page import write_report
-from simdiff.scores import LayerScores, score
+from simdiff.scores import LayerScores
 from simdiff.search_plans import SEARCHED, needs_model, search
 from simdiff.selection import PruningPlan, check_selection
 from simdiff.speed import measure_speed
+from simdiff.stability import ScoringOptions, score_windows
 from simdiff.surgery import removed_layers
 
 PROMPT = "The history of the steam engine began"
@@ -73,6 +75,8 @@ class PlanOptions:
     evaluation_windows: int = 4
     """Calibration windows that searches read, and those of the greedy search of which simdiff
     spends 1/50; 0 runs no search."""
+    num_resamples: int = NUM_RESAMPLES
+    """Of the calibration sequences, to tell how sure the plan is; 0 does not."""
 
     def count(self, model: Mapping[str, Any]) -> int:
         """How many layers go; refuses options that cannot be met, before any scoring.
@@ -85,6 +89,8 @@ class PlanOptions:
             check_criterion(self.criterion, self.alpha)
         check_planning(self.criterion, self.selection, self.max_blocks)
         check_selection(int(model["num_layers"]), count, self.protect)
+        if self.num_resamples < 0:
+            raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.num_resamples}")
         if self.evaluation_windows < 0:
             raise SimdiffError(
                 f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
@@ -100,11 +106,12 @@ class PlanOptions:
         windows: Tensor | None = None,
         journal: Path | None = None,
     ) -> PruningPlan:
-        """The plan for these scores; see `make_plan` for what model and windows are used for.
+        """The plan for these scores, and how sure it is where scores alone give one.
 
         Args:
-            scores: of all layers.
-            model, windows: the dense model and its calibration windows; searches need them.
+            scores: with `sequences`, unless the latter may remain unknown.
+            model, windows: the dense model and its calibration windows; searches need them, see
+                `make_plan` for the others.
             journal: keeps the finished evaluations of a search, see `simdiff.search_plans.search`.
         """
         if model is None or windows is None or self.evaluation_windows == 0:
@@ -123,6 +130,31 @@ class PlanOptions:
                 protect=self.protect,
                 journal=journal,
             )
+        plan = self.first_plan(scores, model, windows)
+        notes = [] if scores.stability is None else [str(scores.stability["note"])]
+        confidence = None
+        if self.num_resamples:
+            with step(f"{self.num_resamples} bootstrap resamples"):
+                confidence = bootstrap_plan(
+                    scores, self.first_plan, num_resamples=self.num_resamples
+                )
+            if confidence is None:
+                few = scores.sequences is not None
+                notes.append(
+                    "no bootstrap: the scores must hold two sequences or more apart, got "
+                    + ("one group" if few else "none; score the model again for that")
+                )
+            else:
+                notes.append(confidence.note())
+        return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
+
+    def first_plan(
+        self,
+        scores: LayerScores,
+        model: PreTrainedModel | None = None,
+        windows: Tensor | None = None,
+    ) -> PruningPlan:
+        """The plan alone; without a model, the one that scores alone give."""
         return make_plan(
             scores,
             self.count(scores.model),
@@ -171,12 +203,54 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
         window_length=text["window_length"],
         seed=text["seed"],
     )
+    text = {key: value for key, value in text.items() if key != "skip_leading"}
     if windows.identity.to_dict() != text:
         raise SimdiffError(
             f"text {text['source']}: must be as it was when the scores were made, {text}, "
             f"got {windows.identity.to_dict()}"
         )
     return windows.tokens
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    *,
+    text: TextOptions,
+    plan: PlanOptions,
+    scoring: ScoringOptions | None = None,
+    batch_size: int = 8,
+) -> tuple[LayerScores, TokenWindows]:
+    """The calibration pass of a model, and the windows that it read.
+
+    Args:
+        model, tokenizer, name: of the dense model.
+        text: how many windows; those of the first check where more are read until `plan` is stable.
+        plan: what has to be stable.
+        scoring: what is skipped, and whether more text is read.
+        batch_size: windows per forward.
+    """
+    scoring = scoring or ScoringOptions()
+    scoring.check(text.num_windows, text.window_length)
+    if scoring.until_stable:
+        if plan.criterion in SEARCHED:
+            raise SimdiffError(
+                f"calibration until the plan is stable needs a criterion of scores, got "
+                f"{plan.criterion}, which searches"
+            )
+        plan.count(model_identity(model, name))
+    most = replace(text, num_windows=scoring.num_windows(text.num_windows))
+    return score_windows(
+        model,
+        most.windows(tokenizer, "calibration"),
+        scoring,
+        plan.first_plan,
+        first=text.num_windows,
+        name=name,
+        batch_size=batch_size,
+        num_resamples=plan.num_resamples or NUM_RESAMPLES,
+    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +269,7 @@ def run(
     *,
     text: TextOptions,
     plan: PlanOptions,
+    scoring: ScoringOptions | None = None,
     held_out_source: str | None = None,
     batch_size: int = 8,
     dtype: str = "auto",
@@ -211,22 +286,22 @@ def run(
         directory: must not exist, unless `overwrite`.
         text: calibration text; its other half is held out for evaluation.
         plan: criterion and number of layers.
+        scoring: what is skipped, and whether more text is read until the plan is stable.
         held_out_source: another text to evaluate on, whole.
         batch_size: windows per forward while scoring.
         dtype, device: see `simdiff.models.load_model`.
     """
     check_new_path(directory.absolute(), overwrite)
+    if scoring is not None:
+        scoring.check(text.num_windows, text.window_length)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(model_identity(model, name))
-    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
-    scores = score(
-        model,
-        calibration.batches(batch_size),
-        name=name,
-        calibration=calibration.identity.to_dict(),
+    scores, calibration = calibrate(
+        model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )
+    held_out = _held_out(text, tokenizer, held_out_source)
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:
@@ -245,6 +320,11 @@ def run(
             | {"num_predicted_tokens": dense.pop("num_tokens")},
             "dense": dense,
             "pruned": pruned,
+            "amounts_of_text": [
+                asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
+            ]
+            if plan.num_resamples and plan.criterion not in SEARCHED
+            else [],
         }
         write_json(scratch / "results.json", results)
         write_card(scratch / "model", chosen, name, scores, results)
@@ -364,7 +444,12 @@ def _both_parts(
 ) -> tuple[TokenWindows, TokenWindows]:
     """Calibration windows, and held-out ones from the other half or another text."""
     calibration = text.windows(tokenizer, "calibration")
-    if held_out_source is None:
-        return calibration, text.windows(tokenizer, "held-out")
-    other = TextOptions(held_out_source, text.num_windows, text.window_length, text.seed)
-    return calibration, other.windows(tokenizer, "all")
+    return calibration, _held_out(text, tokenizer, held_out_source)
+
+
+def _held_out(
+    text: TextOptions, tokenizer: PreTrainedTokenizerBase, source: str | None
+) -> TokenWindows:
+    if source is None:
+        return text.windows(tokenizer, "held-out")
+    return replace(text, source=source).windows(tokenizer, "all")

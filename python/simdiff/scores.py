@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,43 +14,30 @@ from transformers import PreTrainedModel
 from simdiff.block_scores import (
     BlockScores,
     Matrix,
-    RunningBlocks,
     matrix_from_rows,
     matrix_to_rows,
 )
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
-from simdiff.hooks import LayerHooks
-from simdiff.last_token import RunningLastTokenAngles
+from simdiff.hooks import BlocksTaker, LayerHooks, StatesTaker
+from simdiff.metric_tables import LeadingScores, MetricTable, TokenLocation, metric_tables
 from simdiff.models import decoder_body, find_decoder_layers, model_identity
 from simdiff.progress import track
-from simdiff_kernels import METRICS, RunningScores, RunningSummary, default_backend
+from simdiff.running_groups import RunningGroups
+from simdiff.sequence_scores import SequenceScores
+from simdiff_kernels import METRICS, RunningScores, default_backend
+
+__all__ = ["CalibrationPass", "LayerScores", "LeadingScores", "MetricTable", "TokenLocation",
+           "feed_forward", "score"]  # fmt: skip
 
 SCHEMA = "simdiff.scores"
-SCHEMA_VERSION = 2  # 2 added the blocks; a file of version 1 is read without them
+# 2 added the blocks, 3 sequences and leading tokens apart; earlier files are read without them.
+SCHEMA_VERSION = 3
+
+# So many sequences are kept apart, each as a group of its own; of more, a few share a group.
+DEFAULT_GROUPS = 128
 
 Batch = Tensor | Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class TokenLocation:
-    """A calibration token: sequence and position are counted from 0."""
-
-    sequence: int
-    position: int
-    token_id: int
-
-
-@dataclass(frozen=True)
-class MetricTable:
-    """One metric of every layer over the calibration tokens."""
-
-    mean: tuple[float, ...]
-    standard_error: tuple[float | None, ...]
-    """Of the mean, tokens taken as independent; None for a single token."""
-    maximum: tuple[float, ...]
-    location: tuple[TokenLocation, ...]
-    """The token that attained the maximum."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +59,12 @@ class LayerScores:
     """Of every run of consecutive layers, [start][stop]: see `RunningLastTokenAngles`."""
     sublayers: Mapping[str, Any] | None = None
     """Of attention and MLP sub-layers, as in the file: see `SublayerScores`; None without them."""
+    sequences: SequenceScores | None = None
+    """The same of every group of sequences alone; None in files of earlier versions."""
+    leading: LeadingScores | None = None
+    """The first tokens of every sequence, where the pass kept them apart."""
+    stability: dict[str, Any] | None = None
+    """How the amount of text was found, see `simdiff.stability`; None where it was given."""
 
     @property
     def num_layers(self) -> int:
@@ -92,22 +84,15 @@ class LayerScores:
             **self.provenance,
             "num_layers": self.num_layers,
             "num_tokens": self.num_tokens,
-            "metrics": {
-                name: {
-                    "mean": list(table.mean),
-                    "standard_error": list(table.standard_error),
-                    "maximum": list(table.maximum),
-                    "location": [
-                        [token.sequence, token.position, token.token_id] for token in table.location
-                    ],
-                }
-                for name, table in self.metrics.items()
-            },
+            "metrics": {name: table.to_dict() for name, table in self.metrics.items()},
             "blocks": None if self.blocks is None else self.blocks.to_dict(),
             "last_token_angles": None
             if self.last_token_angles is None
             else matrix_to_rows(self.last_token_angles),
             **({} if self.sublayers is None else {"sublayers": dict(self.sublayers)}),
+            "sequences": None if self.sequences is None else self.sequences.to_dict(),
+            "leading": None if self.leading is None else self.leading.to_dict(),
+            "stability": self.stability,
         }
 
     @classmethod
@@ -121,11 +106,14 @@ class LayerScores:
         try:
             num_layers = content["num_layers"]
             metrics = {
-                name: _metric_table(content["metrics"][name], num_layers) for name in METRICS
+                name: MetricTable.from_dict(content["metrics"][name], num_layers)
+                for name in METRICS
             }
             blocks = content["blocks"] if content["schema_version"] > 1 else None
             angles = content.get("last_token_angles")
-            return cls(
+            sequences, leading = content.get("sequences"), content.get("leading")
+            stability = content.get("stability")
+            scores = cls(
                 metrics=metrics,
                 blocks=None if blocks is None else BlockScores.from_dict(blocks, num_layers),
                 last_token_angles=None
@@ -136,28 +124,20 @@ class LayerScores:
                 model=dict(content["model"]),
                 calibration=dict(content["calibration"]),
                 provenance={key: content[key] for key in ("backend", "device")},
+                sequences=None
+                if sequences is None
+                else SequenceScores.from_dict(sequences, num_layers),
+                leading=None if leading is None else LeadingScores.from_dict(leading, num_layers),
+                stability=None if stability is None else {**stability, "note": stability["note"]},
             )
+            if scores.sequences and sum(scores.sequences.num_tokens) != scores.num_tokens:
+                raise ValueError(f"the sequences must have {scores.num_tokens} tokens together")
+            return scores
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
                 f"{path}: must hold finite means and maxima of {', '.join(METRICS)} for every "
                 f"layer, but is damaged: {type(error).__name__}: {error}"
             ) from None
-
-
-def _metric_table(content: Mapping[str, Any], num_layers: int) -> MetricTable:
-    columns = {key: content[key] for key in ("mean", "standard_error", "maximum", "location")}
-    for key, values in columns.items():
-        if not isinstance(values, list) or len(values) != num_layers or num_layers < 1:
-            raise ValueError(f"{key} must have {num_layers} entries")
-    numbers = [float(value) for key in ("mean", "maximum") for value in columns[key]]
-    if not all(map(math.isfinite, numbers)):
-        raise ValueError("a value is not finite")
-    return MetricTable(
-        mean=tuple(map(float, columns["mean"])),
-        standard_error=tuple(None if e is None else float(e) for e in columns["standard_error"]),
-        maximum=tuple(map(float, columns["maximum"])),
-        location=tuple(TokenLocation(*map(int, token)) for token in columns["location"]),
-    )
 
 
 def score(
@@ -169,6 +149,8 @@ def score(
     backend: str | None = None,
     blocks: bool = True,
     progress: bool = True,
+    groups: int = DEFAULT_GROUPS,
+    skip_leading: int = 0,
 ) -> LayerScores:
     """Run the calibration batches through the decoder and score every layer and block of layers.
 
@@ -184,49 +166,147 @@ def score(
         backend: of simdiff_kernels; None takes the fastest one.
         blocks: also score every run of consecutive layers, at the last tokens too.
         progress: show a bar.
+        groups: at most so many groups of consecutive sequences are kept apart
+            (`LayerScores.sequences`); of no more sequences than that, each is a group.
+        skip_leading: the first so many real tokens of each sequence are left out, and kept apart
+            (`LayerScores.leading`): a massive activation at a BOS token dominates means of squares.
 
     Raises:
-        SimdiffError: no decoder layers found, no batches, or all tokens masked.
+        SimdiffError: no decoder layers found, no batches, all tokens masked, or sequences no longer
+            than `skip_leading`.
         simdiff_kernels.NonFiniteError: a hidden state held NaN or Inf.
     """
-    layers = find_decoder_layers(model)
     inputs = [_as_inputs(batch) for batch in batches]
     if not inputs:
         raise SimdiffError("score: batches must hold at least one batch, got none")
-    if not any(bool(batch["attention_mask"].any()) for batch in inputs):
-        raise SimdiffError("score: attention_mask must leave some token, got all tokens masked")
-    running = RunningScores(len(layers), backend=backend)
-    running_blocks = RunningBlocks(len(layers), backend=backend) if blocks else None
-    last_tokens = RunningLastTokenAngles(len(layers)) if blocks else None
-    feed_forward(
+    num_sequences = sum(len(batch["input_ids"]) for batch in inputs)
+    whole = CalibrationPass(
         model,
-        layers.modules,
-        running,
-        track(inputs, "score") if progress else inputs,
-        running_blocks,
-        last_tokens,
+        num_sequences=num_sequences,
+        name=name,
+        calibration=calibration,
+        backend=backend,
+        blocks=blocks,
+        groups=groups,
+        skip_leading=skip_leading,
     )
-    summary = running.finish()
-    device = next(layers.modules.parameters()).device.type
-    return LayerScores(
-        metrics=_tables(summary, inputs),
-        blocks=None if running_blocks is None else running_blocks.finish(),
-        last_token_angles=None if last_tokens is None else last_tokens.finish(),
-        num_tokens=int(summary.num_tokens[0]),
-        model=model_identity(model, name),
-        calibration=dict(calibration or {}),
-        provenance={"backend": backend or default_backend(device), "device": device},
-    )
+    whole.feed(inputs, "score" if progress else None)
+    return whole.scores()
+
+
+class CalibrationPass:
+    """A pass that can be looked at on the way: more batches may follow after `scores`.
+
+    Args:
+        model, name, calibration, backend, blocks, groups, skip_leading: see `score`.
+        num_sequences: at most so many will be fed; with `groups`, how many share a group.
+
+    Raises:
+        SimdiffError: no decoder layers found; groups or skip_leading out of range.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_sequences: int,
+        name: str = "",
+        calibration: Mapping[str, Any] | None = None,
+        backend: str | None = None,
+        blocks: bool = True,
+        groups: int = DEFAULT_GROUPS,
+        skip_leading: int = 0,
+    ) -> None:
+        """Prepare; nothing runs yet."""
+        if groups < 1 or skip_leading < 0:
+            raise SimdiffError(
+                f"score: groups must be at least 1 and skip_leading at least 0, got {groups} and "
+                f"{skip_leading}"
+            )
+        self._layers = find_decoder_layers(model)
+        self._running = RunningGroups(
+            len(self._layers),
+            blocks=blocks,
+            group_size=-(-num_sequences // groups),
+            skip_leading=skip_leading,
+            backend=backend,
+        )
+        self._model, self._ids = model, list[Tensor]()
+        self._identity = model_identity(model, name)
+        self._calibration = dict(calibration or {})
+        if skip_leading:
+            self._calibration["skip_leading"] = skip_leading
+        device = next(self._layers.modules.parameters()).device.type
+        self._provenance = {"backend": backend or default_backend(device), "device": device}
+
+    def feed(self, batches: Sequence[Batch], description: str | None = None) -> None:
+        """Run batches through the decoder; a description shows a bar."""
+        inputs = [_as_inputs(batch) for batch in batches]
+        skip = self._running.skip_leading
+        for batch in inputs:
+            length = batch["input_ids"].shape[1]
+            if skip >= length:
+                raise SimdiffError(
+                    f"score: skip_leading must be below the length of every sequence, got {skip} "
+                    f"for {length} tokens"
+                )
+        if not any(bool((batch["attention_mask"] != 0).sum(1).gt(skip).any()) for batch in inputs):
+            raise SimdiffError(
+                "score: attention_mask must leave some token"
+                + (f" after the first {skip}, which are skipped" if skip else "")
+                + ", got all tokens masked"
+            )
+        self._ids += [batch["input_ids"] for batch in inputs]
+        feed_forward(
+            self._model,
+            self._layers.modules,
+            self._running,
+            inputs if description is None else track(inputs, description),
+            self._running.blocks,
+            self._running.last_tokens,
+        )
+
+    def scores(self, calibration: Mapping[str, Any] | None = None) -> LayerScores:
+        """The table of all that was fed.
+
+        Args:
+            calibration: what is known of the text now, where the amount was open at the beginning.
+
+        Raises:
+            simdiff_kernels.NonFiniteError: a hidden state held NaN or Inf.
+        """
+        running, ids = self._running, self._ids
+        summary = running.finish()
+        sequences = SequenceScores.of(running.group_scores())
+        blocks, angles = running.finish_blocks()
+        leading = running.finish_leading()
+        return LayerScores(
+            metrics=metric_tables(summary, ids, [(*batch.shape,) for batch in ids], sequences),
+            blocks=blocks,
+            last_token_angles=angles,
+            num_tokens=int(summary.num_tokens[0]),
+            model=self._identity,
+            calibration=self._calibration | dict(calibration or {}),
+            provenance=self._provenance,
+            sequences=sequences,
+            leading=None
+            if leading is None
+            else LeadingScores(
+                running.skip_leading,
+                int(leading.num_tokens[0]),
+                metric_tables(leading, ids, running.leading_shapes),
+            ),
+        )
 
 
 @torch.no_grad()
 def feed_forward(
     model: PreTrainedModel,
     layers: torch.nn.ModuleList,
-    running: RunningScores,
+    running: RunningScores | RunningGroups,
     inputs: Iterable[dict[str, Tensor]],
-    blocks: RunningBlocks | None = None,
-    last_tokens: RunningLastTokenAngles | None = None,
+    blocks: BlocksTaker | None = None,
+    last_tokens: StatesTaker | None = None,
 ) -> None:
     """The calibration pass: every batch through the decoder, its layers feeding the scores."""
     body = decoder_body(model)
@@ -235,12 +315,14 @@ def feed_forward(
         for batch in inputs:
             mask = batch["attention_mask"]
             padded = not bool(mask.all())
+            counted = running.begin(mask) if isinstance(running, RunningGroups) else mask.bool()
             keywords = {"input_ids": batch["input_ids"].to(device), "use_cache": False}
             hooks.attention_mask = None
             hooks.token_shape = tuple(batch["input_ids"].shape)
+            if not bool(counted.all()):
+                hooks.attention_mask = counted.to(device)  # once, not per layer
             if padded:
                 keywords["attention_mask"] = mask.to(device)
-                hooks.attention_mask = mask.to(device).bool()  # once, not per layer
                 if not bool(mask[:, 0].all()):  # padded on the left: positions start at the text
                     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
                     keywords["position_ids"] = positions.to(device)
@@ -263,28 +345,3 @@ def _as_inputs(batch: Batch) -> dict[str, Tensor]:
             f"got {tuple(mask.shape)}"
         )
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def _tables(summary: RunningSummary, inputs: list[dict[str, Tensor]]) -> dict[str, MetricTable]:
-    def location(index: int) -> TokenLocation:
-        sequence = 0
-        for batch in inputs:
-            ids = batch["input_ids"]
-            if index < ids.numel():
-                row, position = divmod(index, ids.shape[1])
-                return TokenLocation(sequence + row, position, int(ids[row, position]))
-            index -= ids.numel()
-            sequence += ids.shape[0]
-        raise AssertionError("index beyond the tokens that were fed")
-
-    return {
-        name: MetricTable(
-            mean=tuple(metric.mean.tolist()),
-            standard_error=tuple(
-                None if math.isnan(error) else error for error in metric.standard_error.tolist()
-            ),
-            maximum=tuple(metric.maximum.tolist()),
-            location=tuple(location(index) for index in metric.argmax.tolist()),
-        )
-        for name, metric in summary.items()
-    }

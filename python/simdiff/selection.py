@@ -13,6 +13,7 @@ from simdiff.criteria import Importance
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
 from simdiff.layer_entries import check_layers
+from simdiff.plan_confidence import PlanConfidence
 from simdiff.plan_kinds import refuse_sublayers
 from simdiff.scores import LayerScores
 
@@ -46,6 +47,8 @@ class PruningPlan:
     """The plans among which perplexity chose, with their loss; empty where nothing was run."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of `simdiff plan` that it was made with, by their names there."""
+    confidence: PlanConfidence | None = None
+    """How often the bootstrap over sequences gives it; None where sequences are not known apart."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -87,6 +90,7 @@ class PruningPlan:
             "decisive": list(self.decisive),
             "candidates": list(self.candidates),
             "options": self.options,
+            "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
 
     def save(self, path: Path) -> None:
@@ -103,7 +107,7 @@ class PruningPlan:
         refuse_sublayers(path)
         content = read_json(path, SCHEMA, SCHEMA_VERSION)
         try:
-            num_layers = content["num_layers"]
+            num_layers, confidence = content["num_layers"], content.get("confidence")
             removed = tuple(content["removed"])
             check_layers(removed, num_layers)
             if not 0 < len(removed) < num_layers:
@@ -128,6 +132,9 @@ class PruningPlan:
                 decisive=tuple(content.get("decisive", ())),
                 candidates=tuple(map(dict, content.get("candidates", ()))),
                 options=dict(content.get("options", {})),
+                confidence=None
+                if confidence is None
+                else PlanConfidence.from_dict(confidence, num_layers),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(

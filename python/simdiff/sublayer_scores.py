@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 
 from simdiff.block_scores import BLOCK_SCORES, BlockScores
 from simdiff.errors import SimdiffError
-from simdiff.scores import Batch, LayerScores, MetricTable, score
-from simdiff.scores import _metric_table as metric_table
-from simdiff.scores import _tables as metric_tables
+from simdiff.metric_tables import MetricTable, metric_tables
+from simdiff.scores import Batch, LayerScores, score
 from simdiff.sublayer_hooks import RunningNormChanges, SublayerHooks
 from simdiff.sublayers import KINDS, SublayerName, find_sublayers
 from simdiff_kernels import METRICS, RunningScores
@@ -67,14 +66,16 @@ class SublayerScores:
         norm_change = tuple(map(float, content["norm_change"]))
         if len(norm_change) != len(names) or not all(map(math.isfinite, norm_change)):
             raise ValueError(f"norm_change must have {len(names)} finite entries")
-        tables = {name: metric_table(content["metrics"][name], len(names)) for name in METRICS}
+        tables = {
+            name: MetricTable.from_dict(content["metrics"][name], len(names)) for name in METRICS
+        }
         return cls(names, tables, norm_change)
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `sublayers` of scores.json."""
         return {
             "names": [list(name) for name in self.names],
-            "metrics": {name: _table_to_dict(table) for name, table in self.metrics.items()},
+            "metrics": {name: table.to_dict() for name, table in self.metrics.items()},
             "norm_change": list(self.norm_change),
         }
 
@@ -118,6 +119,8 @@ class SublayerScores:
             blocks=BlockScores(matrices),
             last_token_angles=None,
             sublayers=None,
+            sequences=None,
+            leading=None,
         )
 
 
@@ -140,16 +143,8 @@ def score_with_sublayers(
     norm_changes = RunningNormChanges(len(found.names))
     with SublayerHooks(model, found, running, norm_changes):
         scores = score(model, batches, **options)
-    inputs = [{"input_ids": ids} if isinstance(ids, Tensor) else dict(ids) for ids in batches]
-    tables = metric_tables(running.finish(), inputs)
+    ids = [batch if isinstance(batch, Tensor) else batch["input_ids"] for batch in batches]
+    shapes = [(batch.shape[0], batch.shape[1]) for batch in ids]
+    tables = metric_tables(running.finish(), ids, shapes)
     table = SublayerScores(found.names, tables, norm_changes.finish())
     return replace(scores, sublayers=table.to_dict())
-
-
-def _table_to_dict(table: MetricTable) -> dict[str, Any]:
-    return {
-        "mean": list(table.mean),
-        "standard_error": list(table.standard_error),
-        "maximum": list(table.maximum),
-        "location": [[token.sequence, token.position, token.token_id] for token in table.location],
-    }

@@ -22,7 +22,9 @@ def layers_table(scores: LayerScores, plan: PruningPlan) -> Table:
     table = Table(
         title=f"{scores.model['name']}: every layer, counted from 0", title_justify="left"
     )
-    columns = ("layer", "1-cos", "±s.e.", "MSSD", "max sq.", "MASD", "rel.", "importance")
+    columns = ["layer", "1-cos", "±s.e.", "MSSD", "max sq.", "MASD", "rel.", "importance"]
+    if plan.confidence is not None:
+        columns.append("in plan")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("decision", no_wrap=True)
@@ -53,6 +55,30 @@ def scores_table(scores: LayerScores) -> Table:
             f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
             f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
         )
+    return table
+
+
+def leading_table(scores: LayerScores) -> Table:
+    """Leading tokens beside all others: what a massive activation at the beginning does to MSSD."""
+    leading = scores.leading
+    assert leading is not None
+    table = Table(
+        title=f"The first {leading.skip_leading} tokens of each sequence ({leading.num_tokens}), "
+        f"which the other statistics ({scores.num_tokens} tokens) leave out",
+        title_justify="left",
+    )
+    columns = ("layer", "1-cos", "others", "MSSD", "others", "max sq.", "others", "MSSD of all")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    total = leading.num_tokens + scores.num_tokens
+    for layer in range(scores.num_layers):
+        pairs = [(tables["cosine_distance"].mean[layer], tables["squared_difference"].mean[layer],
+                  tables["squared_difference"].maximum[layer])
+                 for tables in (leading.metrics, scores.metrics)]  # fmt: skip
+        first, rest = pairs
+        both = (first[1] * leading.num_tokens + rest[1] * scores.num_tokens) / total
+        values = (*(value for pair in zip(first, rest, strict=True) for value in pair), both)
+        table.add_row(str(layer), *(f"{value:.4g}" for value in values))
     return table
 
 

@@ -67,7 +67,7 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     assert results["pruned"]["generation"]["equals_uncached"]
     page = References()
     page.feed((out / "report.html").read_text())
-    assert len(page.alternatives) == 2
+    assert len(page.alternatives) == 3
     assert all(page.alternatives)
     assert all(url.startswith("data:") for url in page.urls)
     for name in ("importance.png", "metrics.png"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simdiff.pipeline import PlanOptions, TextOptions
+    from simdiff.stability import ScoringOptions
 
 CRITERIA = (
     "simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence",
@@ -56,7 +57,7 @@ def add_text(
         sub.add_argument("--batch-size", type=int, default=8, help="windows per forward")
 
 
-def add_plan(sub: argparse.ArgumentParser) -> None:
+def add_plan(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Criterion, and how many layers go."""
     sub.add_argument("--criterion", choices=COMPARED, default=CRITERIA[0],
                      help="what makes a layer important; those of perplexity, and those that sweep "
@@ -85,6 +86,28 @@ def add_plan(sub: argparse.ArgumentParser) -> None:
                      "that write or erase a massive activation")  # fmt: skip
     sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
                      help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
+
+    sub.add_argument("--bootstrap", type=int, default=500, metavar="N",
+                     help="draws of the calibration sequences that tell how sure the plan is; 0 "
+                     "makes none")  # fmt: skip
+
+
+def add_scoring(sub: argparse.ArgumentParser) -> None:
+    """What the calibration pass skips, and whether it reads until the plan is stable."""
+    sub.add_argument("--skip-leading", type=int, default=0, metavar="N",
+                     help="keep the statistics of the first N tokens of every window apart: a "
+                     "massive activation there dominates squared differences")  # fmt: skip
+    sub.add_argument("--groups", type=int, default=128, metavar="N",
+                     help="groups of windows whose statistics are kept for the bootstrap; of no "
+                     "more windows than that, each is a group")  # fmt: skip
+    sub.add_argument("--calibrate-until-stable", action="store_true",
+                     help="read more windows, twice as many each time, until the plan of scores "
+                     "alone comes again in enough bootstrap draws; --windows are those of the "
+                     "first check")  # fmt: skip
+    sub.add_argument("--stable-confidence", type=float, default=0.95, metavar="SHARE",
+                     help="of the draws that must give the same plan")  # fmt: skip
+    sub.add_argument("--max-windows", type=int, default=128, metavar="N",
+                     help="read no more than that until the plan is stable")  # fmt: skip
 
 
 def add_output(sub: argparse.ArgumentParser, text: str) -> None:
@@ -143,7 +166,24 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         keep_decisive=not arguments.allow_decisive,
         random_seed=arguments.random_seed,
         evaluation_windows=getattr(arguments, "evaluation_windows", 0),
+        num_resamples=arguments.bootstrap,
     )
+
+
+def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
+    """What `add_scoring` asked for; refuses what cannot be."""
+    from simdiff.stability import ScoringOptions
+
+    options = ScoringOptions(
+        skip_leading=arguments.skip_leading,
+        groups=arguments.groups,
+        until_stable=arguments.calibrate_until_stable,
+        confidence=arguments.stable_confidence,
+        max_windows=arguments.max_windows,
+        sublayers=getattr(arguments, "sublayers", False),
+    )
+    options.check(arguments.windows, arguments.window_length)
+    return options
 
 
 def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:

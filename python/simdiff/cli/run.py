@@ -9,9 +9,11 @@ from simdiff.cli.options import (
     add_model,
     add_output,
     add_plan,
+    add_scoring,
     add_text,
     plan_lines,
     plan_options,
+    scoring_options,
     show,
     text_options,
 )
@@ -26,6 +28,7 @@ def add(sub: argparse.ArgumentParser) -> None:
     add_text(sub, default="demo")
     sub.add_argument("--held-out", metavar="TEXT", help="evaluate on this text (default: the half "
                      "of --text that does not calibrate)")  # fmt: skip
+    add_scoring(sub)
     add_plan(sub)
     add_evaluation(sub)
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
@@ -41,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.output,
         text=text_options(arguments),
         plan=plan_options(arguments),
+        scoring=scoring_options(arguments),
         held_out_source=arguments.held_out,
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from simdiff.cli.options import add_model, add_output, add_text, show, text_options
+from simdiff.cli.options import (
+    add_model,
+    add_output,
+    add_plan,
+    add_scoring,
+    add_text,
+    plan_options,
+    scoring_options,
+    show,
+    text_options,
+)
 
 TEXT = "Score every layer on calibration text; write scores.json."
 
@@ -15,6 +25,8 @@ def add(sub: argparse.ArgumentParser) -> None:
     add_text(sub)
     sub.add_argument("--sublayers", action="store_true", help="also score the attention and the "
                      "MLP of every layer, for `simdiff plan --unit`")  # fmt: skip
+    add_scoring(sub)
+    add_plan(sub.add_argument_group("the plan that has to be stable"))
     add_output(sub, "file to write, such as scores.json")
 
 
@@ -22,20 +34,24 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff score`."""
     from simdiff.files import check_new_file
     from simdiff.models import load_model
-    from simdiff.scores import score
-    from simdiff.sublayer_scores import score_with_sublayers
+    from simdiff.pipeline import calibrate
     from simdiff.sublayer_tables import sublayers_table
-    from simdiff.tables import scores_table
+    from simdiff.tables import leading_table, scores_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
+    scoring = scoring_options(arguments)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    windows = text_options(arguments).windows(tokenizer, "calibration")
-    scores = (score_with_sublayers if arguments.sublayers else score)(
+    scores, _ = calibrate(
         model,
-        windows.batches(arguments.batch_size),
-        name=arguments.model,
-        calibration=windows.identity.to_dict(),
+        tokenizer,
+        arguments.model,
+        text=text_options(arguments),
+        plan=plan_options(arguments),
+        scoring=scoring,
+        batch_size=arguments.batch_size,
     )
     scores.save(arguments.output)
-    tables = [scores_table(scores), *([sublayers_table(scores)] if arguments.sublayers else [])]
-    show(arguments, scores.to_dict(), *tables, f"Scores: {arguments.output}")
+    notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
+    tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]
+    tables += [sublayers_table(scores)] if arguments.sublayers else []
+    show(arguments, scores.to_dict(), *tables, *notes, f"Scores: {arguments.output}")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from simdiff.plan_confidence import AmountOfText
+from simdiff.report.confidence import confidence_plot, confidence_text
 from simdiff.report.plots import importance_plot, metrics_plot
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
@@ -85,6 +87,7 @@ def render_page(
         f"<div class='tiles'>{''.join(_tiles(results))}</div>",
         "<h2>Importance</h2>",
         figure(plots["importance.png"], f"Importance over depth; removed layers: {removed}."),
+        *_confidence(plan, results),
         "<h2>Metrics over depth</h2>",
         figure(
             plots["metrics.png"],
@@ -99,6 +102,14 @@ def render_page(
         _provenance(scores, results),
     ]
     return document(name, sections)
+
+
+def _confidence(plan: PruningPlan, results: Mapping[str, Any]) -> Iterable[str]:
+    amounts = [AmountOfText(**amount) for amount in results.get("amounts_of_text", ())]
+    if plan.confidence is not None and amounts:
+        yield "<h2>How sure the plan is</h2>"
+        picture = confidence_plot(plan.confidence, amounts)
+        yield figure(picture, confidence_text(plan.confidence, amounts))
 
 
 def document(title: str, sections: Iterable[str]) -> str:
@@ -152,7 +163,8 @@ def layer_table(scores: LayerScores, plan: PruningPlan) -> str:
     """Every layer with its metrics, its importance and its fate."""
     head = (
         "<th>layer</th><th>1 − cos</th><th>± s.e.</th><th>MSSD</th><th>max ‖y−x‖²</th>"
-        "<th>MASD</th><th>‖y−x‖/‖x‖</th><th>importance</th><th class='text'>decision</th>"
+        "<th>MASD</th><th>‖y−x‖/‖x‖</th><th>importance</th>"
+        f"{'' if plan.confidence is None else '<th>in plan</th>'}<th class='text'>decision</th>"
     )
     rows = []
     for layer in range(plan.num_layers):
@@ -166,8 +178,8 @@ def layer_table(scores: LayerScores, plan: PruningPlan) -> str:
 def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]:
     """The numbers of one layer, formatted: the columns of the table here and on the terminal."""
     cosine, squared = scores.metrics["cosine_distance"], scores.metrics["squared_difference"]
-    error = cosine.standard_error[layer]
-    return [
+    error = cosine.error[layer]
+    cells = [
         str(layer),
         f"{cosine.mean[layer]:.4g}",
         "" if error is None else f"{error:.1g}",
@@ -177,6 +189,9 @@ def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]
         f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
         f"{plan.importance[layer]:.6g}",
     ]
+    if plan.confidence is not None:
+        cells.append(f"{plan.confidence.plan_frequency[layer]:.0%}")
+    return cells
 
 
 def _generation(results: Mapping[str, Any]) -> str:
