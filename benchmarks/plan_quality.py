@@ -39,7 +39,7 @@ from simdiff.models import load_model
 from simdiff.planning import make_plan
 from simdiff.progress import console
 from simdiff.scores import LayerScores, score
-from simdiff.shortlist import EXPONENTS, shortlist
+from simdiff.shortlist import EXPONENTS, lowest_influence, shortlist
 from simdiff.surgery import SurgeryError, removed_layers
 
 GREEDY = "greedy perplexity search"
@@ -129,8 +129,9 @@ def methods(
         costs = block_costs(scores).raised(EXPONENTS[0])
         max_reads = affordable_reads(scores.num_layers, count, search_windows)
         best, _ = exchange_search(
-            of_windows, plans, costs, max_reads=max_reads, num_windows=len(windows), protect=held
-        )
+            of_windows, plans, costs, max_reads=max_reads, num_windows=len(windows), protect=held,
+            reference=lowest_influence(scores, count, held),
+        )  # fmt: skip
         return best.removed
 
     return {
