@@ -190,6 +190,7 @@ class Table:
         if method == GREEDY:
             self.best[count] = found
         of_search = (self.num_layers * count - count * (count - 1) // 2) * search
+        with_pass = count and method != GREEDY
         row = {
             "removed": str(count),
             "method": method,
@@ -198,7 +199,9 @@ class Table:
             "to greedy": f"{found / self.best[count]:.3f}" if count in self.best else "",
             "windows read": str(reads),
             "of greedy's": f"1/{of_search / reads:.0f}" if reads and count else "",
-            "with calibration": f"1/{of_search / (reads + options.windows):.0f}" if count else "",
+            "with calibration": f"1/{of_search / (reads + options.windows):.0f}"
+            if with_pass
+            else "",
             "seconds": f"{seconds:.2f}" if computed == reads else "",
         }
         self.rows.append(row)

@@ -9,21 +9,22 @@ shortlist is better by two standard errors, so that it does not end behind them 
 
 Measured on held-out text (8 windows of 256 tokens; windows of 512 to search, on the same text as
 greedy search with four of them), perplexity of the shortlist's best by one window, after exchanges,
-and of greedy search, all for SmolLM2-135M with 30 layers:
+and of greedy search, all for SmolLM2-135M with 30 layers (`benchmarks/plan_quality.py`, calibrated
+on 16 windows):
 
     layers      2     3     4     5     6     7     8     9    10    11     12
-    shortlist  27.0  29.6  34.5  37.2  41.7  48.1  58.1  82.8  86.5 106.9 133.8
-    exchanges  25.8  27.7  34.2  37.2  41.7  48.1  57.6  68.3  89.1 103.8 124.8
+    shortlist  27.0  29.6  34.5  37.2  44.5  48.1  58.1  82.8  93.1 106.9 133.8
+    exchanges  25.8  27.7  34.2  37.2  41.7  48.1  57.6  68.3  93.3 103.8 124.8
     greedy     26.6  29.6  32.4  38.5  43.9  48.1  57.6  68.3  89.1 109.9 136.4
     reads         4     6     9    11    13    15    16    18    20    22    23
 
 and for Gemma 3 270M with 18 layers (its greedy search from the third layer on with one window):
 
     layers           3     4      5      6      7
-    shortlist     60.3  92.8  119.7  286.4  348.0
-    exchanges     58.9  92.8  119.7  200.7  348.0
+    shortlist     60.3  88.5  119.7  286.4  348.0
+    exchanges     58.9  88.5  119.7  200.7  348.0
     greedy        55.9  78.4  127.5
-    block infl.   71.9  92.8  299.6   8994  30105
+    block infl.   60.3  88.5  299.6   8994  30105
     reads            4     5      6      7      8
 
 It loses where costs mislead: Gemma's layer 7, which greedy search takes second, is dear by its
@@ -31,7 +32,8 @@ cost, and no exchange for it was tried, not even in 24 reads. Removed alone on t
 tokens, layers 14, 9, 8 and 7 of Gemma raise the loss least, in this order; by cost layer 7 is the
 fifth dearest of all, by the cosine distance the fourth.
 
-What was tried in its place on SmolLM2 and not kept, within the same tokens read:
+What was tried in its place on SmolLM2 and not kept, within the same tokens read (costs from 2048
+tokens):
 
     layers                          2     3     4     6     9    10     12
     reads of 128 tokens           26.6  29.6  34.5  43.9  68.3  86.5  139.7
