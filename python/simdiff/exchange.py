@@ -20,12 +20,12 @@ on 16 windows):
 
 and for Gemma 3 270M with 18 layers (its greedy search from the third layer on with one window):
 
-    layers           3     4      5      6      7
-    shortlist     60.3  88.5  119.7  286.4  348.0
-    exchanges     58.9  88.5  119.7  200.7  348.0
-    greedy        55.9  78.4  127.5
-    block infl.   60.3  88.5  299.6   8994  30105
-    reads            4     5      6      7      8
+    layers           3      4      5      6
+    shortlist     60.3   92.8  119.7  286.4
+    exchanges     58.9   92.8  119.7  200.7
+    greedy        55.9   78.4  127.5
+    block infl.  166.6  239.6  299.6   8994
+    reads            4      5      6      7
 
 It loses where costs mislead: Gemma's layer 7, which greedy search takes second, is dear by its
 cost, and no exchange for it was tried, not even in 24 reads. Removed alone on two windows of 256
