@@ -16,7 +16,7 @@ from simdiff.errors import SimdiffError
 from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan, check_selection, select
-from simdiff.shortlist import EXPONENTS, Candidate, shortlist
+from simdiff.shortlist import EXPONENTS, Candidate, lowest_influence, shortlist
 
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
@@ -126,6 +126,7 @@ def make_plan(
                 num_windows=len(windows),
                 protect=held,
                 max_blocks=max_blocks,
+                reference=lowest_influence(scores, num_remove, held),
             )
             removed, label = best.removed, best.origin
         else:

@@ -55,6 +55,14 @@ class Candidate:
                    int(content.get("num_windows", 0)))  # fmt: skip
 
 
+def lowest_influence(
+    scores: LayerScores, num_remove: int, protect: Collection[int] = ()
+) -> tuple[int, ...]:
+    """The layers of lowest block influence, in order of depth (ShortGPT, arXiv 2403.03853)."""
+    ranking = importance(scores, "block-influence").ranking()
+    return tuple(sorted([layer for layer in ranking if layer not in protect][:num_remove]))
+
+
 def shortlist(
     scores: LayerScores,
     num_remove: int,
@@ -90,9 +98,7 @@ def shortlist(
 
     add_blocks(EXPONENTS[0])
     if max_blocks is None:
-        influence = importance(scores, "block-influence").ranking()
-        add([layer for layer in influence if layer not in protect][:num_remove],
-            "lowest block influence")  # fmt: skip
+        add(lowest_influence(scores, num_remove, protect), "lowest block influence")
         single = [costs.values[layer][layer + 1] for layer in range(costs.num_layers)]
         free = sorted((value, layer) for layer, value in enumerate(single) if layer not in protect)
         add([layer for _, layer in free[:num_remove]], f"lowest {criterion}")

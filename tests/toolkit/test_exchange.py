@@ -101,6 +101,30 @@ def test_a_gain_within_its_error_is_not_taken() -> None:
         assert (best.removed == (2, 4, 5)) is wanted
 
 
+def test_the_reference_gives_way_to_two_standard_errors() -> None:
+    """START loses 1.2, the other plan 1.1: two standard errors of 400 tokens at spread 1."""
+    other = Candidate((2, 4, 5), "other")
+    assert sum(TRUE[k] for k in START.removed) - sum(TRUE[k] for k in other.removed) > 0
+    pair = [START, other]
+    for spread, wanted in ((0.9, other), (1.2, START), (0.0, other)):
+        losses = Losses(spread)
+        best, tried = exchange_search(
+            losses, pair, additive(SEEN), max_reads=0, reference=START.removed
+        )
+        assert best.removed == wanted.removed
+        assert len(tried) == 2
+        best, _ = exchange_search(losses, pair, additive(SEEN), max_reads=0)
+        assert best.removed == other.removed
+    best, _ = exchange_search(  # a reference that is no candidate changes nothing
+        Losses(1.2), pair, additive(SEEN), max_reads=0, reference=(7, 8, 9)
+    )
+    assert best.removed == other.removed
+    best, _ = exchange_search(  # nor does one that is out
+        Losses(1.2, bad=(3,)), pair, additive(SEEN), max_reads=0, reference=START.removed
+    )
+    assert best.removed == other.removed
+
+
 def test_plans_with_nan_are_out() -> None:
     best, tried = exchange_search(Losses(bad=(8,)), [START], additive(SEEN), max_reads=24)
     assert best.removed == (4, 5, 7)
