@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.block_scores import (
+    LATER_SCORES,
     BlockScores,
     Matrix,
     RunningBlocks,
@@ -28,7 +29,8 @@ from simdiff.progress import track
 from simdiff_kernels import METRICS, RunningScores, RunningSummary, default_backend
 
 SCHEMA = "simdiff.scores"
-SCHEMA_VERSION = 2  # 2 added the blocks; a file of version 1 is read without them
+# 2 added the blocks, 3 their angular distance; files of earlier versions are read without.
+SCHEMA_VERSION = 3
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -120,7 +122,10 @@ class LayerScores:
             metrics = {
                 name: _metric_table(content["metrics"][name], num_layers) for name in METRICS
             }
-            blocks = content["blocks"] if content["schema_version"] > 1 else None
+            version = content["schema_version"]
+            blocks = content["blocks"] if version > 1 else None
+            if blocks is not None and version < 3:
+                blocks = dict.fromkeys(LATER_SCORES) | dict(blocks)
             angles = content.get("last_token_angles")
             return cls(
                 metrics=metrics,
