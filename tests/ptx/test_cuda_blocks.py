@@ -141,11 +141,12 @@ def test_masked_update(dtype: torch.dtype, shape: tuple) -> None:
     check_state((run.moments, run.tallies), wanted, dtype, SHORT)
     size = states[0].element_size()
     for buffer in run.buffers:
-        # Also the check that no pair of sums in float32 was formed again.
+        counts = report.load_counts(buffer)
+        # No pair of sums in float32 was formed again; of float64 states near ones are.
         if dtype != torch.float64:
-            assert report.load_counts(buffer).max() == 1, "a byte was loaded twice"
+            assert counts.max() == 1, "a byte was loaded twice"
         # Padding is not read.
-        assert report.loaded_bytes(buffer) == int(mask.sum()) * hidden_size * size
+        assert (counts > 0).sum() == int(mask.sum()) * hidden_size * size
         if gap == 16 and hidden_size % 16 == 0:
             assert report.load_widths(buffer) == {128}
 
