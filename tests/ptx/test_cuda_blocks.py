@@ -148,7 +148,8 @@ def test_masked_update(dtype: torch.dtype, shape: tuple) -> None:
         # Padding is not read.
         assert (counts > 0).sum() == int(mask.sum()) * hidden_size * size
         if gap == 16 and hidden_size % 16 == 0:
-            assert report.load_widths(buffer) == {128}
+            again = {64} if counts.max() > 1 else set()
+            assert report.load_widths(buffer) == {128} | again
 
 
 # Cases of which a pair must be summed in float64, or has a result by definition.
