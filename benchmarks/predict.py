@@ -32,7 +32,7 @@ CONVERSIONS, FLOAT64 = 2, 5  # instructions per pair of entries
 # for 128 entries of 4 x 4 pairs and of a tile on the diagonal; instructions for the sums of a tile
 # and slice of 2 KB, for folding a tile's metrics, to load 256 entries of a state.
 TILE_STEP, DIAGONAL_STEP = (251, 192), (135, 72)
-TILE_SLICE, TILE_FOLD, STATE_LOAD = 200, 450, 60
+TILE_SLICE, TILE_FOLD, STATE_LOAD = 200, 550, 60
 WARPS, SLICE_ENTRIES, ISSUED_PER_CLOCK = 8, 1024, 4
 
 

@@ -43,7 +43,8 @@ class BlockSummary:
     """The metrics of every block of layers; float64 CPU tensors of shape `(L + 1, L + 1)`.
 
     Entry [i, j] with i < j is the block of layers i ... j - 1, which turns hidden state h_i into
-    h_j; all other entries are zero. Formulas: `TokenMetrics`, with x = h_i and y = h_j.
+    h_j; all other entries are zero. Formulas: `TokenMetrics`, with x = h_i and y = h_j, and
+    `simdiff_kernels.angular_distance` of each token's cosine distance.
     """
 
     num_tokens: int
@@ -57,14 +58,16 @@ class BlockSummary:
     """Of the squared difference, over tokens."""
     absolute_difference: Tensor
     relative_difference: Tensor
+    angular_distance: Tensor
+    """Mean of arccos(cos) / pi; a zero vector is at 0 of another and at 1/2 of anything else."""
     standard_error: dict[str, Tensor]
     """Of each mean, by name, tokens taken as independent; NaN for a single token."""
 
 
 class RunningBlockScores:
-    """Running reductions of `token_metrics` over every pair i < j of the hidden states h_0 ... h_L.
+    """Running reductions of `BLOCK_METRICS` over every pair i < j of the hidden states h_0 ... h_L.
 
-    One state of `9 (L + 1)^2 + 3` numbers however many tokens are seen: sums, sums of squares and
+    One state of `11 (L + 1)^2 + 3` numbers however many tokens are seen: sums, sums of squares and
     a maximum, in float64. `update` never waits for the device and its result is bitwise the same
     in every run (on the CPU for any number of threads); states of different batches, devices or
     processes are joined by `merge`. A token with a NaN or Inf in any state is left out of all pairs
@@ -74,7 +77,8 @@ class RunningBlockScores:
         num_layers: L; an update takes L + 1 states.
         backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest one for the device.
 
-    Source: SimDiff, arXiv 2604.19520, Eq. 1-5, for blocks as in Gromov et al., Section 3.
+    Source: SimDiff, arXiv 2604.19520, Eq. 1-5, for blocks as in Gromov et al., arXiv 2403.17887,
+    Section 3; the angular distance is their Eq. 7.
     """
 
     def __init__(self, num_layers: int, *, backend: str | None = None) -> None:

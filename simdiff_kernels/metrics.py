@@ -39,8 +39,9 @@ class TokenMetrics(NamedTuple):
 
 METRICS: tuple[str, ...] = TokenMetrics._fields
 
-# What is averaged for every block of layers: the first of METRICS, in their order.
-BLOCK_METRICS: tuple[str, ...] = METRICS[:4]
+# What is averaged for every block of layers: the first of METRICS, in their order, and
+# `angular_distance` of the cosine distance of each token.
+BLOCK_METRICS: tuple[str, ...] = (*METRICS[:4], "angular_distance")
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

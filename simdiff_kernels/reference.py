@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, result_dtype
+from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, angular_distance, result_dtype
 
 
 def _metrics(before: Tensor, after: Tensor) -> Tensor:
@@ -32,6 +32,12 @@ def _metrics(before: Tensor, after: Tensor) -> Tensor:
     cosine = torch.where(a * b == 0, (a != b).double(), cosine)
     relative = torch.where(a == 0, (d_squared != 0).double(), d_squared.sqrt() / a)
     return torch.stack([cosine, d_squared, d.abs().mean(-1), relative, a, b])
+
+
+def _block_metrics(before: Tensor, after: Tensor) -> Tensor:
+    """`BLOCK_METRICS` of every token, float64, shape `(num_block_metrics, outer, inner)`."""
+    values = _metrics(before, after)[: len(BLOCK_METRICS) - 1]
+    return torch.cat([values, angular_distance(values[METRICS.index("cosine_distance")])[None]])
 
 
 def token_metrics(before: Tensor, after: Tensor) -> Tensor:
@@ -96,8 +102,9 @@ def accumulate_blocks(
     """Fold all unmasked finite tokens into the running state of every block of layers, in place.
 
     States h_0 ... h_L are the hidden states between L layers. The block of layers i ... j - 1 turns
-    h_i into h_j: its metrics are those of a layer with these before and after. One pair at a time,
-    so that no more than a few copies of one state are kept.
+    h_i into h_j: its metrics are those of a layer with these before and after, and the angular
+    distance arccos(cos) / pi = 2 atan2(sqrt(v), sqrt(2 - v)) / pi of each token, v its cosine
+    distance. One pair at a time, so that no more than a few copies of one state are kept.
 
     Args:
         moments: float64 `(2 * num_block_metrics + 1, L + 1, L + 1)`: sums in the order of
@@ -121,7 +128,7 @@ def accumulate_blocks(
     squared = BLOCK_METRICS.index("squared_difference")
     for j in range(1, len(states)):
         for i in range(j):
-            kept = torch.where(used, _metrics(states[i], states[j])[:num_metrics], 0.0).flatten(1)
+            kept = torch.where(used, _block_metrics(states[i], states[j]), 0.0).flatten(1)
             moments[:num_metrics, i, j] += kept.sum(1)
             moments[num_metrics:-1, i, j] += kept.square().sum(1)
             moments[-1, i, j] = torch.maximum(moments[-1, i, j], kept[squared].max())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics
+from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
 
 MASSIVE = 300.0  # times the rest of the row: the activations that METRICS must survive
 
@@ -239,6 +239,20 @@ def exact_metrics(before: Tensor, after: Tensor) -> TokenMetrics:
     NumPy's longdouble has 64 bits of mantissa on x86; the cosine distance comes from the part of
     y that is orthogonal to x, not from norms as in the backends.
     """
+    values = _exact_values(before, after)
+    return TokenMetrics(*(values[name] for name in METRICS))
+
+
+def exact_block_metrics(before: Tensor, after: Tensor) -> dict[str, Tensor]:
+    """Each of `BLOCK_METRICS` of exactly these values, computed as by `exact_metrics`.
+
+    The angle is that between y and x in their plane, from sine and cosine.
+    """
+    values = _exact_values(before, after)
+    return {name: values[name] for name in BLOCK_METRICS}
+
+
+def _exact_values(before: Tensor, after: Tensor) -> dict[str, Tensor]:
     import numpy as np
 
     x = before.double().numpy().astype(np.longdouble)
@@ -257,8 +271,18 @@ def exact_metrics(before: Tensor, after: Tensor) -> TokenMetrics:
     distance = np.where(cosine > 0, sine_squared / (1 + np.abs(cosine)), 1 - cosine)
     distance = np.where(zero, np.where(a == b, 0, 1), distance)
     relative = np.where(a == 0, np.where(dd == 0, 0, 1), np.sqrt(dd) / np.where(a == 0, one, a))
-    values = (distance, dd, np.abs(d).mean(-1), relative, a, b)
-    return TokenMetrics(*(torch.from_numpy(np.asarray(v, dtype=np.float64)) for v in values))
+    angle = np.arctan2(np.sqrt(sine_squared), cosine) / np.arccos(-one)
+    angle = np.where(zero, np.where(a == b, 0, one / 2), angle)
+    values = {
+        "cosine_distance": distance,
+        "squared_difference": dd,
+        "absolute_difference": np.abs(d).mean(-1),
+        "relative_difference": relative,
+        "norm_before": a,
+        "norm_after": b,
+        "angular_distance": angle,
+    }
+    return {k: torch.from_numpy(np.asarray(v, dtype=np.float64)) for k, v in values.items()}
 
 
 def check_metrics(
@@ -282,26 +306,19 @@ def check_metrics(
         AssertionError: which metric of which token, by how much.
     """
     exact = exact_metrics(before, after)
-    eps = torch.finfo(result[0].dtype).eps
-    summation = (before.shape[-1] + 16) * 2.0**-53
-    short = 52 / 4 * 2.0**-24 if short_sums and before.dtype != torch.float64 else 0.0
-    bound = torch.full_like(exact.cosine_distance, eps / 2 + 2 * summation + short)
     for name, got, wanted in zip(METRICS, result, exact, strict=True):
-        limit = bound
+        limit = _limit(exact, before, got.dtype, short_sums)
         if name == "cosine_distance":
-            product = 2 * exact.norm_before * exact.norm_after * wanted
-            magnified = exact.squared_difference / product.where(product > 0, torch.inf)
-            limit = bound + 4 * summation * magnified + short * magnified.clamp(max=16)
-            a, b = exact.norm_before, exact.norm_after
-            gap = (b - a).abs() * torch.maximum(a, b)
-            limit = limit + 4 * summation * gap / product.where(product > 0, torch.inf)
+            limit = _cosine_limit(exact, wanted, before, got.dtype, short_sums)
         largest = torch.finfo(got.dtype).max
         over = wanted > largest
         if bool((over & ~got.isinf()).any()):
             raise AssertionError(f"{name}: a value beyond {largest:.3g} must be inf, got {got}")
         smallest = torch.finfo(got.dtype).tiny  # below it the result's dtype loses digits itself
         # 1 - cos of parallel vectors is 0: what is left is the rounding of the sums.
-        floor = smallest + (4 * summation if name == "cosine_distance" else 0) * (wanted < 1e-13)
+        floor = smallest + (4 * _summation(before) if name == "cosine_distance" else 0) * (
+            wanted < 1e-13
+        )
         error = (got.double() - wanted).abs()
         failed = (error > limit * wanted.abs() + floor) & ~over
         if bool(failed.any()):
@@ -313,13 +330,71 @@ def check_metrics(
             )
 
 
+def _summation(before: Tensor) -> float:
+    return (before.shape[-1] + 16) * 2.0**-53
+
+
+def _short(before: Tensor, short_sums: bool) -> float:
+    return 52 / 4 * 2.0**-24 if short_sums and before.dtype != torch.float64 else 0.0
+
+
+def _limit(exact: TokenMetrics, before: Tensor, dtype: torch.dtype, short_sums: bool) -> Tensor:
+    bound = torch.finfo(dtype).eps / 2 + 2 * _summation(before) + _short(before, short_sums)
+    return torch.full_like(exact.cosine_distance, bound)
+
+
+def _cosine_limit(
+    exact: TokenMetrics, value: Tensor, before: Tensor, dtype: torch.dtype, short_sums: bool
+) -> Tensor:
+    """Of `value`, which is 1 - cos or 1 + cos: a difference of squares over 2 a b."""
+    summation, short = _summation(before), _short(before, short_sums)
+    product = 2 * exact.norm_before * exact.norm_after * value
+    product = product.where(product > 0, torch.inf)
+    magnified = exact.squared_difference / product
+    a, b = exact.norm_before, exact.norm_after
+    gap = (b - a).abs() * torch.maximum(a, b)
+    limit = _limit(exact, before, dtype, short_sums)
+    limit = limit + 4 * summation * magnified + short * magnified.clamp(max=16)
+    return limit + 4 * summation * gap / product
+
+
+def check_angles(
+    angles: Tensor, before: Tensor, after: Tensor, *, short_sums: bool = False
+) -> None:
+    """Compare float64 angular distances with those of `exact_block_metrics`.
+
+    With v the cosine distance and e the error of it that `check_metrics` allows, an angle may be
+    off by as much as those of v - e and v + e differ, and by the 6e-16 of itself of a polynomial.
+    Where v > 1, e is the error of 2 - v: sums in float32 are only used where (a + b)^2 is not
+    nearly ||d||^2.
+
+    Raises:
+        AssertionError: which angle, by how much.
+    """
+    exact = exact_metrics(before, after)
+    wanted = exact_block_metrics(before, after)["angular_distance"]
+    v = exact.cosine_distance
+    nearest = torch.minimum(v, 2 - v)
+    limit = _cosine_limit(exact, nearest, before, torch.float64, short_sums)
+    error = limit * nearest + torch.where(nearest < 1e-13, 4 * _summation(before), 0.0)
+    lower, upper = (angular_distance((v + e).clamp(0, 2)) for e in (-error, error))
+    allowed = upper - lower + 6e-16 * wanted
+    failed = ~((angles - wanted).abs() <= allowed)
+    if bool(failed.any()):
+        index = tuple(failed.nonzero()[0].tolist())
+        raise AssertionError(
+            f"angular_distance[{index}]: got {angles[index].item()!r}, exact "
+            f"{wanted[index].item()!r}, may be off by {float(allowed[index]):.2e}"
+        )
+
+
 def check_token_blocks(
     moments: Tensor, states: Sequence[Tensor], *, short_sums: bool = False
 ) -> None:
     """Compare the state after one token with the exact metrics of all pairs.
 
-    `states` are its hidden states, `(hidden_size,)` each. The bounds are those of `check_metrics`:
-    a block is measured like a layer.
+    `states` are its hidden states, `(hidden_size,)` each. The bounds are those of `check_metrics`,
+    a block is measured like a layer, and of `check_angles`.
 
     Raises:
         AssertionError: which metric of which pair, by how much; a sum of squares or a maximum that
@@ -330,9 +405,11 @@ def check_token_blocks(
     stacked = torch.stack([state.cpu() for state in states])
     before, after = stacked[i], stacked[j]
     sums, squares, maximum = moments[:num_metrics], moments[num_metrics:-1], moments[-1]
-    exact = exact_metrics(before, after)
-    result = exact._replace(**dict(zip(BLOCK_METRICS, sums[:, i, j].unbind(0), strict=True)))
+    found = dict(zip(BLOCK_METRICS, sums[:, i, j].unbind(0), strict=True))
+    angles = found.pop("angular_distance")
+    result = exact_metrics(before, after)._replace(**found)
     check_metrics(result, before, after, short_sums=short_sums)
+    check_angles(angles, before, after, short_sums=short_sums)
     if not torch.allclose(squares, sums.square(), rtol=1e-15, atol=0):
         raise AssertionError("sums of squares of one token must be the squares of its sums")
     if not torch.equal(maximum, sums[BLOCK_METRICS.index("squared_difference")]):

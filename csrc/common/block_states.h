@@ -10,7 +10,8 @@
 namespace simdiff {
 
 // In the order of BLOCK_METRICS in simdiff_kernels/metrics.py.
-inline constexpr int kNumBlockMetrics = 4;
+inline constexpr int kNumBlockMetrics = 5;
+inline constexpr int kAngularDistance = 4;  // behind the first four of Metric
 // The state tensor `moments` is (kNumBlockMoments, L + 1, L + 1): sums, sums of squares, and the
 // maximum of the squared difference. `tallies`: tokens averaged, left out as not finite, seen.
 inline constexpr int kNumBlockMoments = 2 * kNumBlockMetrics + 1;

@@ -5,17 +5,12 @@
 
 #include <cmath>
 
+#include "../common/angular_distance.h"
+#include "../common/pair_sums.h"
 #include "block_sums_loop.h"
 
 namespace simdiff {
 namespace {
-
-// What the sums of a pair must satisfy to be used as they are; else they are formed again.
-struct Trust {
-  double smallest, largest;  // of sum d^2: far from the ends of what it was summed in
-  // Of sum d^2 to the sum of both squared norms: below it |h_j| - |h_i| is no longer as exact as d.
-  double nearest;
-};
 
 // kPairLanes pairs side by side, written out: GCC makes no AVX2 code of the comparisons otherwise.
 // Everything of BlockWork is aligned for them.
@@ -27,19 +22,6 @@ inline const Doubles& at(const double* pointer) {
 }
 
 inline Doubles& at(double* pointer) { return *reinterpret_cast<Doubles*>(pointer); }
-
-// Whether errors of some 1e-8 in the sums make errors of some 1e-7 in the metrics; cf.
-// float32_is_enough in row_sums_short.h. norm_gap has an absolute error of some 1e-15 |h|, so that
-// its share in the error of sum d^2 - norm_gap^2 is below 1e-13 |h| / |d|.
-inline void sums_suffice(const Trust& trust, const Doubles& squared, const Doubles& absolute,
-                         const Doubles& norm_gap, const Doubles& both_norms_squared,
-                         Masks& result) {
-  const Masks equal = (squared == 0.0) & (absolute == 0.0);
-  const Masks in_range = (squared >= trust.smallest) & (squared < trust.largest);
-  const Masks apart = squared >= trust.nearest * both_norms_squared;
-  const Masks turned = norm_gap * norm_gap <= 0.9375 * squared;
-  result = equal | (in_range & apart & turned);
-}
 
 // One pair in float64. |h_j|^2 - |h_i|^2 is summed as d (x + y), as exact relative to d as d is.
 template <class Exact, class Element>
@@ -82,9 +64,11 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
   for (int64_t j = first; j < work.stride; j += kPairLanes) {
     const Doubles norm_gap = at(&work.norm[j]) - norm;
     at(&work.norm_gap[row + j]) = norm_gap;
+    const Doubles both_norms = at(&work.norm[j]) + norm;
+    const Doubles both_norms_squared = at(&work.norm_squared[j]) + norm_squared;
     Masks suffice;
     sums_suffice(trust, at(&work.squared[row + j]), at(&work.absolute[row + j]), norm_gap,
-                 norm_squared + at(&work.norm_squared[j]), suffice);
+                 both_norms, both_norms_squared, suffice);
     int64_t all = -1;
     for (int lane = 0; lane < kPairLanes; ++lane) all &= suffice[lane];
     if (all) continue;
@@ -96,29 +80,48 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
   }
 }
 
-// Adds the metrics of the pairs (i, j) to `moments`.
-[[maybe_unused]] void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
-  const int64_t row = i * work.stride, matrix = work.num_states * work.stride;
+// The cosine distances of the pairs (i, j), and of what roots are taken: for the angle, min(v, 2 -
+// v) with v the cosine distance (angular_distance.h).
+[[maybe_unused]] void cosine_row(BlockWork& work, int64_t i, int64_t first) {
+  const int64_t row = i * work.stride;
   const double norm = work.norm[i], inverse = work.inverse_norm[i];
-  const double inverse_size = 1.0 / static_cast<double>(work.hidden_size);
   const Doubles zeros = {}, ones = zeros + 1.0, twos = zeros + 2.0;
-  const Doubles undefined_relative = inverse == 0 ? ones : zeros;
-  const double* all_squared = &work.squared[row];
-  double* const lengths = work.length.get();
-  for (int64_t j = first; j < work.stride; ++j) lengths[j] = std::sqrt(all_squared[j]);
   for (int64_t j = first; j < work.stride; j += kPairLanes) {
-    const Doubles squared = at(all_squared + j), gap = at(&work.norm_gap[row + j]);
+    const Doubles squared = at(&work.squared[row + j]), gap = at(&work.norm_gap[row + j]);
     const Doubles inverses = at(&work.inverse_norm[j]);
     Doubles cosine = 0.5 * ((squared - gap * gap) * inverse) * inverses;
     cosine = cosine < zeros ? zeros : cosine;  // rounding may leave [0, 2] by an ulp
     cosine = cosine > twos ? twos : cosine;
     // A zero vector has no direction: nothing in common with anything but another zero vector.
-    const Doubles undefined_cosine = at(&work.norm[j]) == norm ? zeros : ones;
-    cosine = inverses * inverse == zeros ? undefined_cosine : cosine;
+    const Doubles undefined = at(&work.norm[j]) == norm ? zeros : ones;
+    cosine = inverses * inverse == zeros ? undefined : cosine;
+    at(&work.cosine[j]) = cosine;
+    at(&work.angle_root[j]) = cosine > ones ? twos - cosine : cosine;
+  }
+  // Plain loops: GCC's vectors have no square root, its vectoriser does.
+  const double* const all_squared = &work.squared[row];
+  double *const lengths = work.length.get(), *const roots = work.angle_root.get();
+  for (int64_t j = first; j < work.stride; ++j) lengths[j] = std::sqrt(all_squared[j]);
+  for (int64_t j = first; j < work.stride; ++j) roots[j] = std::sqrt(roots[j]);
+}
+
+// Adds the metrics of the pairs (i, j) to `moments`.
+[[maybe_unused]] void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
+  const int64_t row = i * work.stride, matrix = work.num_states * work.stride;
+  const double inverse = work.inverse_norm[i];
+  const double inverse_size = 1.0 / static_cast<double>(work.hidden_size);
+  const Doubles zeros = {}, ones = zeros + 1.0, twos = zeros + 2.0;
+  const Doubles undefined_relative = inverse == 0 ? ones : zeros;
+  for (int64_t j = first; j < work.stride; j += kPairLanes) {
+    const Doubles squared = at(&work.squared[row + j]), cosine = at(&work.cosine[j]);
     const Doubles relative =
-        at(lengths + j) * inverse + (squared == zeros ? zeros : undefined_relative);
+        at(&work.length[j]) * inverse + (squared == zeros ? zeros : undefined_relative);
+    Doubles ratio;
+    angle_over_root<Doubles>(cosine > ones ? twos - cosine : cosine, ratio);
+    const Doubles near = at(&work.angle_root[j]) * ratio;
     const Doubles values[kNumBlockMetrics] = {cosine, squared,
-                                              at(&work.absolute[row + j]) * inverse_size, relative};
+                                              at(&work.absolute[row + j]) * inverse_size, relative,
+                                              cosine > ones ? ones - near : near};
     double* const sums = moments + row + j;
     for (int m = 0; m < kNumBlockMetrics; ++m) {
       at(sums + m * matrix) += values[m];
@@ -143,11 +146,11 @@ bool block_token(const void* const* rows, const void* const* next_rows, BlockWor
     work.norm[k] = norm;
     work.inverse_norm[k] = norm == 0 ? 0.0 : 1 / norm;
   }
-  constexpr bool narrow = sizeof(typename Vector::Scalar) == sizeof(float);
-  const Trust trust = narrow ? Trust{1e-24, 1e+30, 1e-10} : Trust{1e-300, 1e+300, 1e-2};
+  constexpr Trust trust = trust_in(sizeof(typename Vector::Scalar) == sizeof(double));
   for (int64_t i = 0; i + 1 < work.num_states; ++i) {
     const int64_t first = (i + 1) / kPairLanes * kPairLanes;
     check_row<Exact, Element>(rows, i, first, trust, work);
+    cosine_row(work, i, first);
     fold_row(work, i, first, moments);
   }
   return true;

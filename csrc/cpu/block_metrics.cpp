@@ -12,7 +12,7 @@ namespace {
 // A millisecond of work at 31 states of 576 entries: enough chunks for many threads out of 8 x 512
 // tokens, and each is cleared and joined for a hundredth of that.
 constexpr int64_t kTokensPerChunk = 64;
-// The moments of chunks that wait to be joined: 71 KB each at 31 states.
+// The moments of chunks that wait to be joined: 87 KB each at 31 states.
 constexpr int64_t kWaitingBytes = int64_t{16} << 20;
 
 BlockTokenFunction block_token(DType dtype) {

@@ -52,6 +52,8 @@ struct BlockWork {
         norm(aligned_array<double>(stride)),
         inverse_norm(aligned_array<double>(stride)),
         length(aligned_array<double>(stride)),
+        cosine(aligned_array<double>(stride)),
+        angle_root(aligned_array<double>(stride)),
         squared(aligned_array<double>(num_states * stride)),
         absolute(aligned_array<double>(num_states * stride)),
         norm_gap(aligned_array<double>(num_states * stride)) {}
@@ -67,6 +69,8 @@ struct BlockWork {
   Array<double> norm;
   Array<double> inverse_norm;  // 0 for a zero vector
   Array<double> length;        // of the differences of one row of pairs
+  Array<double> cosine;        // distances v of one row of pairs
+  Array<double> angle_root;    // sqrt(min(v, 2 - v)) of one row of pairs
   Array<double> squared;       // matrix: sum d^2 with d = h_j - h_i
   Array<double> absolute;      // matrix: sum |d|
   Array<double> norm_gap;      // matrix: |h_j| - |h_i|

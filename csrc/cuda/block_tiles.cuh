@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "../common/layer_states.h"
+#include "../common/pair_sums.h"
 #include "row_sums.cuh"
 
 namespace simdiff::cuda {
@@ -174,20 +175,6 @@ struct PairSums {
   double absolute;  // sum |d|
   double norm_gap;  // |h_j| - |h_i|
 };
-
-// Whether errors of some 1e-8 in the sums make errors of some 1e-7 in the metrics: sums far from
-// the ends of what they were formed in, states so far apart that the difference of their norms is
-// as exact as their difference is, and no small difference of large numbers in the cosine distance.
-template <class T>
-__device__ bool sums_suffice(const PairSums& pair, double both_norms_squared) {
-  constexpr bool wide = std::is_same_v<T, double>;
-  constexpr double smallest = wide ? 1e-300 : 1e-24, largest = wide ? 1e+300 : 1e+30;
-  const bool equal = pair.squared == 0 && pair.absolute == 0;
-  const bool in_range = pair.squared >= smallest && pair.squared < largest;
-  const bool apart = pair.squared >= 1e-10 * both_norms_squared;
-  const bool turned = pair.norm_gap * pair.norm_gap <= 0.9375 * pair.squared;
-  return equal || (in_range && apart && turned);
-}
 
 // One pair in float64 by all lanes of a warp, all of which return it. |h_j|^2 - |h_i|^2 is summed
 // as d (x + y), as exact relative to d as d is.

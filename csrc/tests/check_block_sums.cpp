@@ -1,7 +1,7 @@
 // The blocks of layers, every instruction set that runs here against long double: numbers of states
 // that leave every remainder of a tile, sizes that end in every place of a register, rows that
-// start unaligned; then all tokens of a batch, with a mask and any number of threads. Prints what
-// failed.
+// start unaligned; all angles from 1e-9 to pi; then all tokens of a batch, with a mask and any
+// number of threads. Prints what failed, and how exact the angles are.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -88,6 +88,10 @@ Token make_token(DType dtype, int64_t num_states, int64_t size, std::mt19937& ra
   return token;
 }
 
+long double angle(long double v) {
+  return 2 * std::atan2(std::sqrt(v), std::sqrt(2 - v)) / std::acos(-1.0L);
+}
+
 // What one pair adds to its moments; false where the cosine distance is not determined to 1e-6.
 bool pair_metrics(const std::vector<float>& x, const std::vector<float>& y, long double* out) {
   long double xx = 0, yy = 0, xy = 0, dd = 0, absolute = 0;
@@ -104,6 +108,7 @@ bool pair_metrics(const std::vector<float>& x, const std::vector<float>& y, long
   out[1] = dd;
   out[2] = absolute / x.size();
   out[3] = xx == 0 ? dd != 0 : std::sqrt(dd / xx);
+  out[4] = angle(std::min(std::max(out[0], 0.0L), 2.0L));
   return out[0] > 1e-9L || out[0] == 0;
 }
 
@@ -124,18 +129,22 @@ void check_token(const InstructionSet& set, DType dtype, int64_t num_states, int
   const bool exact = dtype == DType::kFloat64;
   const double bound = exact ? (size + 16) * 0x1p-50 : 52 * 0x1p-24;
   // Of sum d^2 a sixteenth may be left; of float64 norms, ten times as long as d, the errors too.
+  // The angle depends on 2 - v as well, of which for opposite states nothing is left.
   const double cosine_bound = (exact ? 160 : 16) * bound;
   for (int64_t i = 0; i < num_states; ++i) {
     for (int64_t j = i + 1; j < num_states; ++j) {
       long double wanted[kNumBlockMetrics];
       const bool determined = pair_metrics(token.values[i], token.values[j], wanted);
       for (int m = 0; m < kNumBlockMetrics; ++m) {
-        if (m == 0 && !determined) continue;
+        const bool turned = m == kCosineDistance || m == kAngularDistance;
+        if (turned && !determined) continue;
         const double got = moments[m * matrix + i * stride + j];
         const double square = moments[(kNumBlockMetrics + m) * matrix + i * stride + j];
-        const long double limit = m == 0 ? cosine_bound : bound;
-        const bool tiny = m == 0 && wanted[0] == 0 && std::fabs(got) < 1e-13;
-        expect(tiny || close(got, wanted[m], limit), "sum", set.name, index, num_states, size);
+        const long double limit = turned ? cosine_bound : bound;
+        const bool parallel = turned && wanted[0] == 0 && std::fabs(got) < (m == 0 ? 1e-13 : 1e-7);
+        const bool opposite = m == kAngularDistance && 2 - wanted[0] < 1e-9L && 1 - got < 1e-7;
+        expect(parallel || opposite || close(got, wanted[m], limit), "sum", set.name, index,
+               num_states, size);
         expect(close(square, static_cast<long double>(got) * got, 1e-15L), "sum of squares",
                set.name, index, num_states, size);
       }
@@ -144,6 +153,43 @@ void check_token(const InstructionSet& set, DType dtype, int64_t num_states, int
              set.name, index, num_states, size);
     }
   }
+}
+
+// Angles of vectors in the plane, each against long double from the very cosine distance that it
+// was computed from: 6e-16 are proven in angular_distance.h.
+void check_angles(const InstructionSet& set, std::mt19937& random) {
+  constexpr int64_t num_states = 40;
+  constexpr long double pi = 3.14159265358979323846L;
+  std::uniform_real_distribution<double> uniform;
+  BlockWork work(num_states, 2);
+  const int64_t matrix = num_states * work.stride;
+  const auto moments = aligned_array<double>(kNumBlockMoments * matrix);
+  long double worst = 0;
+  for (int turn = 0; turn < 400; ++turn) {
+    double values[num_states][2];
+    const void* rows[num_states];
+    for (int64_t k = 0; k < num_states; ++k) {
+      // Half of them anywhere, half near the first axis, on either end of it.
+      const long double share = k % 2 ? uniform(random) : std::pow(2.0, -30 * uniform(random));
+      const int end = k % 4 == 2 ? -1 : 1;
+      values[k][0] = static_cast<double>(end * std::cos(pi * share));
+      values[k][1] = static_cast<double>(std::sin(pi * share));
+      rows[k] = values[k];
+    }
+    std::fill_n(moments.get(), kNumBlockMoments * matrix, 0.0);
+    set.block_token[static_cast<int>(DType::kFloat64)](rows, rows, work, moments.get());
+    for (int64_t i = 0; i < num_states; ++i) {
+      for (int64_t j = i + 1; j < num_states; ++j) {
+        const int64_t pair = i * work.stride + j;
+        const double v = moments[kCosineDistance * matrix + pair];
+        const double got = moments[kAngularDistance * matrix + pair];
+        const long double wanted = angle(v);
+        expect(close(got, wanted, 6e-16L), "angle", set.name, 1, i, j);
+        if (wanted > 0) worst = std::max(worst, std::fabs(got / wanted - 1));
+      }
+    }
+  }
+  std::printf("%s: angular distance, worst relative error %.1Le\n", set.name, worst);
 }
 
 void check_nonfinite(const InstructionSet& set, DType dtype, std::mt19937& random) {
@@ -254,6 +300,7 @@ int main() {
       check_token(*set, dtype, 33, 129, random);
       check_nonfinite(*set, dtype, random);
     }
+    check_angles(*set, random);
     select_instruction_set(set->name);
     check_batch(5, 1400);
     check_batch(70, 1400);

@@ -22,13 +22,10 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from simdiff.block_scores import BlockScores, Matrix
 from simdiff.block_selection import BlockCosts
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
-from simdiff_kernels import angular_distance
 
 # Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993): modified z-scores above this.
 DECISIVE_Z_SCORE = 3.5
@@ -43,6 +40,8 @@ class BlockCriterion:
     source: str
     cost: Callable[[BlockScores], Matrix] | None
     """From the scores of all blocks; None takes the angles at last tokens as they are."""
+    needs: str = "cosine_distance"
+    """The matrix that scores of blocks from an older file may lack."""
 
 
 def _sum(blocks: BlockScores) -> Matrix:
@@ -50,12 +49,6 @@ def _sum(blocks: BlockScores) -> Matrix:
     return tuple(
         tuple(turned + grown for turned, grown in zip(*rows, strict=True)) for rows in pairs
     )
-
-
-def _angles(blocks: BlockScores) -> Matrix:
-    """The angle of the mean cosine: the pass over all tokens keeps no angle of single ones."""
-    distances = torch.tensor(blocks.metrics["cosine_distance"], dtype=torch.float64)
-    return tuple(map(tuple, angular_distance(distances).tolist()))
 
 
 BLOCK_CRITERIA = {
@@ -76,9 +69,10 @@ BLOCK_CRITERIA = {
         ),
         BlockCriterion(
             "angular-distance",
-            "arccos(mean cos) / pi",
-            "Gromov et al., arXiv 2403.17887, Eq. 7, of all tokens; orders like the cosine",
-            _angles,
+            "mean arccos(cos) / pi",
+            "Gromov et al., arXiv 2403.17887, Eq. 7, of all tokens",
+            lambda blocks: blocks.metrics["angular_distance"],
+            needs="angular_distance",
         ),
         BlockCriterion(
             "last-token-angle",
@@ -104,7 +98,7 @@ def block_costs(scores: LayerScores, criterion: str = "simdiff") -> BlockCosts:
         criterion: a name in `BLOCK_CRITERIA`.
 
     Raises:
-        SimdiffError: unknown criterion, or scores without blocks.
+        SimdiffError: unknown criterion, scores without blocks, or without what it takes of them.
     """
     if criterion not in BLOCK_CRITERIA:
         raise SimdiffError(
@@ -117,6 +111,12 @@ def block_costs(scores: LayerScores, criterion: str = "simdiff") -> BlockCosts:
         raise SimdiffError(
             f"criterion {criterion} needs the scores of all blocks of layers, which these scores "
             "lack: score the model again with `simdiff score` (in Python, score(..., blocks=True))"
+        )
+    if chosen.needs not in scores.blocks.metrics:
+        raise SimdiffError(
+            f"criterion {criterion} needs the {chosen.needs} of all blocks of layers, which these "
+            "scores of an older version lack: score the model again with `simdiff score` (in "
+            "Python, score(..., blocks=True))"
         )
     return BlockCosts(chosen.name, chosen.formula, chosen.cost(scores.blocks))
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from simdiff_kernels import BLOCK_METRICS, RunningBlockScores
 
 BLOCK_SCORES = (*BLOCK_METRICS, "squared_difference_maximum", "norm_change")
+LATER_SCORES = ("angular_distance",)
+"""Those that files of scores up to schema version 2 lack."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -20,6 +22,8 @@ Matrix = tuple[tuple[float, ...], ...]
 @dataclass(frozen=True)
 class BlockScores:
     """One matrix for each name in `BLOCK_SCORES`: `metrics[name][start][stop]`.
+
+    Scores from an older file lack `LATER_SCORES`.
 
     Entry [start][stop] is the block of layers start ... stop - 1, counted from 0: what taking it
     out would undo. Entries with start >= stop are 0. All but the maximum are means over tokens.
@@ -33,20 +37,22 @@ class BlockScores:
         return len(self.metrics[BLOCK_SCORES[0]]) - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Row `start` holds the values of stop = start + 1 ... num_layers."""
-        return {name: matrix_to_rows(matrix) for name, matrix in self.metrics.items()}
+        """Row `start` holds the values of stop = start + 1 ... num_layers; None what is lacking."""
+        return {
+            name: matrix_to_rows(self.metrics[name]) if name in self.metrics else None
+            for name in BLOCK_SCORES
+        }
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], num_layers: int) -> BlockScores:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; of `LATER_SCORES` None stands for what is lacking.
 
         Raises:
             KeyError, TypeError, ValueError: a matrix is missing, has another shape, or holds
                 something that is not a finite number.
         """
-        return cls(
-            {name: matrix_from_rows(name, content[name], num_layers) for name in BLOCK_SCORES}
-        )
+        names = [n for n in BLOCK_SCORES if n not in LATER_SCORES or content[n] is not None]
+        return cls({name: matrix_from_rows(name, content[name], num_layers) for name in names})
 
 
 def matrix_to_rows(matrix: Matrix) -> list[list[float]]:

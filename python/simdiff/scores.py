@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.block_scores import (
+    LATER_SCORES,
     BlockScores,
     Matrix,
     matrix_from_rows,
@@ -31,7 +32,8 @@ __all__ = ["CalibrationPass", "LayerScores", "LeadingScores", "MetricTable", "To
            "feed_forward", "score"]  # fmt: skip
 
 SCHEMA = "simdiff.scores"
-# 2 added the blocks, 3 sequences and leading tokens apart; earlier files are read without them.
+# 2 added the blocks; 3 their angular distance, sequences and leading tokens apart. Earlier files are
+# read without them.
 SCHEMA_VERSION = 3
 
 # So many sequences are kept apart, each as a group of its own; of more, a few share a group.
@@ -109,7 +111,10 @@ class LayerScores:
                 name: MetricTable.from_dict(content["metrics"][name], num_layers)
                 for name in METRICS
             }
-            blocks = content["blocks"] if content["schema_version"] > 1 else None
+            version = content["schema_version"]
+            blocks = content["blocks"] if version > 1 else None
+            if blocks is not None and version < 3:
+                blocks = dict.fromkeys(LATER_SCORES) | dict(blocks)
             angles = content.get("last_token_angles")
             sequences, leading = content.get("sequences"), content.get("leading")
             stability = content.get("stability")

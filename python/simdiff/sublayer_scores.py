@@ -112,6 +112,7 @@ class SublayerScores:
                 for i in range(size)
             )
             for name in BLOCK_SCORES
+            if name in means
         }
         return replace(
             scores,

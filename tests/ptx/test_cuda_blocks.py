@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptx import FaultError, Gpu, Report
+from ptx.block_updates import BITS, check_state, some_states
 from ptx.compilers import find_nvcc, nvcc_ptx
 from simdiff_kernels import reference
 from simdiff_kernels.blocks import empty_block_state
@@ -29,9 +30,8 @@ MANGLED = {
     torch.bfloat16: "NS0_8BFloat16E",
     torch.float16: "I6__halfE",
 }
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 MAX_STATES, THREADS, SIDE = 160, 256, 4
-TILE_WORDS = 6 * 32  # TileSums
+TILE_WORDS = 7 * 32  # TileSums
 # Sums of a few dozen terms in float32 (csrc/cuda/block_tiles.cuh): 37 additions at most.
 SHORT = 37 / 4 * 2.0**-24
 
@@ -105,34 +105,10 @@ def pack(buffers, states, pointers, numbers, sizes) -> bytes:
 
 
 def buffer_of(gpu: Gpu, tensor: Tensor, name: str):
-    """What lies between the rows is out of bounds; NumPy has no bfloat16, so bits are passed."""
+    """What lies between the rows is out of bounds."""
     size = tensor.element_size()
     offset = tensor.storage_offset() * size % 16
     return gpu.buffer(tensor.view(BITS[size]).numpy(), name, align=offset & -offset or 256)
-
-
-def some_states(
-    num_states: int, tokens: tuple[int, int], hidden_size: int, dtype: torch.dtype, gap: int
-) -> list[Tensor]:
-    """A walk with a massive activation that comes and goes; each state has strides of its own."""
-    generator = torch.Generator().manual_seed(hidden_size)
-    found = []
-    for k, h in enumerate(walk(num_states - 1, (*tokens, hidden_size), 0.2)(generator)):
-        if 0 < k < num_states - 1:
-            h[..., hidden_size // 3] *= 30
-        space = torch.zeros(tokens[0], tokens[1] + k % 3, hidden_size + gap * (k + 1), dtype=dtype)
-        space[:, : tokens[1], :hidden_size] = h
-        found.append(space[:, : tokens[1], :hidden_size])
-    return found
-
-
-def check_state(run: Run, wanted: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    assert torch.equal(run.tallies, wanted[1])
-    limit = 1e-12 if dtype == torch.float64 else 2 * SHORT
-    rest = torch.ones_like(wanted[0], dtype=torch.bool)
-    rest[0] = rest[4] = False  # cosine distances: magnified by up to 16
-    assert torch.allclose(run.moments[rest], wanted[0][rest], rtol=limit, atol=0)
-    assert torch.allclose(run.moments[~rest], wanted[0][~rest], rtol=16 * limit, atol=0)
 
 
 # states, (sequences, tokens), hidden size, gap, tokens per block, bytes of a slice: one tile and
@@ -162,14 +138,18 @@ def test_masked_update(dtype: torch.dtype, shape: tuple) -> None:
     reference.accumulate_blocks(*wanted, states, mask)
     run = Run(states, mask, tokens_per_block, slice_bytes, earlier)
     report = run.launch()
-    check_state(run, wanted, dtype)
+    check_state((run.moments, run.tallies), wanted, dtype, SHORT)
     size = states[0].element_size()
-    for buffer in run.buffers:  # also the check that no pair was summed again in float64
-        assert report.load_counts(buffer).max() == 1, "a byte was loaded twice"
+    for buffer in run.buffers:
+        counts = report.load_counts(buffer)
+        # No pair of sums in float32 was formed again; of float64 states near ones are.
+        if dtype != torch.float64:
+            assert counts.max() == 1, "a byte was loaded twice"
         # Padding is not read.
-        assert report.loaded_bytes(buffer) == int(mask.sum()) * hidden_size * size
+        assert (counts > 0).sum() == int(mask.sum()) * hidden_size * size
         if gap == 16 and hidden_size % 16 == 0:
-            assert report.load_widths(buffer) == {128}
+            again = {64} if counts.max() > 1 else set()
+            assert report.load_widths(buffer) == {128} | again
 
 
 # Cases of which a pair must be summed in float64, or has a result by definition.
@@ -203,7 +183,7 @@ def test_hopper() -> None:
     reference.accumulate_blocks(*wanted, states)
     run = Run(states, arch="sm_90")
     run.launch()
-    check_state(run, wanted, torch.bfloat16)
+    check_state((run.moments, run.tallies), wanted, torch.bfloat16, SHORT)
 
 
 def test_neighbouring_floats_are_told_apart() -> None:
@@ -274,7 +254,7 @@ def test_tokens_and_rows_beyond_two_billion() -> None:
     wanted = empty_block_state(2, torch.device("cpu"))
     reference.accumulate_blocks(*wanted, states)
     assert counts.tolist() == [3, 0]
-    squared = partials.reshape(6, 32)[1]
+    squared = partials.reshape(7, 32)[1]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert squared[SIDE * i + j] == pytest.approx(wanted[0][1, i, j].item(), rel=2 * SHORT)
 

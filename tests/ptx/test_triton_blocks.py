@@ -22,6 +22,7 @@ from simdiff_kernels.triton.block_partials import (
     program_words,
 )
 
+from .block_updates import BITS, check_state, some_states
 from .triton_kernels import Kernel, compile_variants
 
 DTYPES = {
@@ -30,7 +31,6 @@ DTYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 ALIGNED = [
     {"use": "blocks_masked", "element": element, "aligned": True, "num_states": 10}
     for element in DTYPES
@@ -102,34 +102,10 @@ class Run:
 
 
 def buffer_of(gpu: Gpu, tensor: Tensor, name: str) -> Any:
-    """What lies between the rows is out of bounds; NumPy has no bfloat16, so bits are passed."""
+    """What lies between the rows is out of bounds."""
     size = tensor.element_size()
     aligned = all(stride % 16 == 0 for stride in tensor.stride()[:2])
     return gpu.buffer(tensor.view(BITS[size]).numpy(), name, align=256 if aligned else size)
-
-
-def some_states(
-    num_states: int, tokens: tuple[int, int], hidden_size: int, dtype: torch.dtype, gap: int
-) -> list[Tensor]:
-    """A walk with a massive activation that comes and goes; each state has strides of its own."""
-    generator = torch.Generator().manual_seed(hidden_size)
-    found = []
-    for k, h in enumerate(walk(num_states - 1, (*tokens, hidden_size), 0.2)(generator)):
-        if 0 < k < num_states - 1:
-            h[..., hidden_size // 3] *= 30
-        space = torch.zeros(tokens[0], tokens[1] + k % 3, hidden_size + gap * (k + 1), dtype=dtype)
-        space[:, : tokens[1], :hidden_size] = h
-        found.append(space[:, : tokens[1], :hidden_size])
-    return found
-
-
-def check_state(run: Run, wanted: tuple[Tensor, Tensor], dtype: torch.dtype) -> None:
-    assert torch.equal(run.tallies, wanted[1])
-    limit = 1e-12 if dtype == torch.float64 else 2 * SHORT
-    rest = torch.ones_like(wanted[0], dtype=torch.bool)
-    rest[0] = rest[4] = False  # cosine distances: magnified by up to 16
-    assert torch.allclose(run.moments[rest], wanted[0][rest], rtol=limit, atol=0)
-    assert torch.allclose(run.moments[~rest], wanted[0][~rest], rtol=16 * limit, atol=0)
 
 
 # Numbers of states with several remainders; two slices with a tail for bfloat16.
@@ -157,7 +133,7 @@ def test_masked_update(kernels: dict[str, Kernel], update: tuple[Any, ...]) -> N
     reference.accumulate_blocks(*wanted, states, mask)
     run = Run(kernels, variant, states, mask, earlier=earlier)
     report = run.launch()
-    check_state(run, wanted, dtype)
+    check_state((run.moments, run.tallies), wanted, dtype, SHORT)
     size = states[0].element_size()
     for buffer, state in zip(run.buffers, states, strict=True):
         counts = report.load_counts(buffer)

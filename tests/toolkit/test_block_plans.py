@@ -70,6 +70,7 @@ def test_block_scores(tiny: PreTrainedModel) -> None:
             "squared_difference_maximum": d.square().sum(-1).max(),
             "absolute_difference": d.abs().mean(),
             "relative_difference": (d.norm(dim=-1) / a).mean(),
+            "angular_distance": ((x * y).sum(-1) / (a * b)).arccos().mean() / torch.pi,
             "norm_change": torch.cosh((b / a).log()).sub(1).mean(),
         }
         assert set(wanted) == set(BLOCK_SCORES)

@@ -13,6 +13,7 @@ from states import hidden_states
 from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
+from simdiff.block_scores import RunningBlocks
 from simdiff.budget import Budget
 from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
@@ -58,7 +59,7 @@ def test_criteria_of_blocks(tiny: PreTrainedModel, token_batches: list) -> None:
     similarity = torch.cosine_similarity(states[:, None], states[None], dim=-1).clamp(-1, 1)
     wanted = {
         "cosine-block": 1 - similarity.mean((-1, -2)),
-        "angular-block": similarity.mean((-1, -2)).arccos() / torch.pi,
+        "angular-block": similarity.arccos().mean((-1, -2)) / torch.pi,  # as PruneMe does
         "angular-block-last": similarity[..., -1].arccos().mean(-1) / torch.pi,
     }
     assert set(wanted) == set(ONE_BLOCK)
@@ -74,6 +75,59 @@ def test_criteria_of_blocks(tiny: PreTrainedModel, token_batches: list) -> None:
             plan = make_plan(scores, count, criterion=name)
             assert sorted(plan.removed) == list(range(first, first + count))
         assert importance(scores, name).values == tuple(found[k][k + 1] for k in range(6))
+
+
+def test_the_mean_of_angles_is_not_the_angle_of_the_mean(llama_scores: LayerScores) -> None:
+    """Turning ten tokens by 0.1 pi, or one of them by 0.4 pi: cosine and angle disagree.
+
+    The states are built from the angles, so that the means are known, with a massive activation; a
+    third block turns every token by 1e-7 pi.
+    """
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(10, 64, generator=generator, dtype=torch.float64)
+    first[:, 3] *= 300
+    side = torch.randn(10, 64, generator=generator, dtype=torch.float64)
+    side = (
+        side - (side * first).sum(-1, keepdim=True) / first.square().sum(-1, keepdim=True) * first
+    )
+    side = side * first.norm(dim=-1, keepdim=True) / side.norm(dim=-1, keepdim=True)
+
+    def turned(*shares: float) -> torch.Tensor:
+        angles = torch.pi * torch.tensor(shares, dtype=torch.float64)[:, None]
+        return angles.cos() * first + angles.sin() * side
+
+    shares = [(0.1,) * 10, (0.5,) + (0.1,) * 9, (0.5 + 1e-7,) + (0.1 + 1e-7,) * 9]
+    running = RunningBlocks(3)
+    running.update([first, *(turned(*row) for row in shares)])
+    scores = dataclasses.replace(llama_scores, blocks=running.finish())
+    angles = block_costs(scores, "angular-distance").values
+    cosines = block_costs(scores, "cosine-distance").values
+    wanted = (0.1, 0.04, 1e-7)
+    assert [angles[k][k + 1] for k in range(3)] == pytest.approx(wanted, rel=1e-6)
+    assert cosines[0][1] < cosines[1][2]
+    assert angles[0][1] > angles[1][2]
+
+
+def test_scores_of_older_versions(llama_scores: LayerScores, tmp_path: Path) -> None:
+    """Version 2 had blocks without angles: all but their criterion, which says what to run."""
+    content = llama_scores.to_dict()
+    assert content["schema_version"] == 3
+    del content["blocks"]["angular_distance"]
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(SimdiffError, match="damaged: KeyError: 'angular_distance'"):
+        LayerScores.load(path)
+    path.write_text(json.dumps({**content, "schema_version": 2}))
+    scores = LayerScores.load(path)
+    assert make_plan(scores, 2) == make_plan(llama_scores, 2)
+    assert make_plan(scores, 2, criterion="cosine-block").criterion == "cosine-block"
+    wanted = "angular-distance needs the angular_distance of all blocks.*`simdiff score`"
+    for use in (lambda: make_plan(scores, 2, criterion="angular-block"),
+                lambda: importance(scores, "angular-block")):  # fmt: skip
+        with pytest.raises(SimdiffError, match=wanted):
+            use()
+    scores.save(tmp_path / "again.json")
+    assert LayerScores.load(tmp_path / "again.json") == scores
 
 
 def test_last_tokens_are_not_padding(llama: PreTrainedModel) -> None:
