@@ -28,6 +28,14 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def _add_method_options(sub: argparse.ArgumentParser) -> None:
     """Options of single methods; None where not given, their defaults are the method's."""
+    group = sub.add_argument_group("closed-form")
+    group.add_argument("--features", choices=("auto", "inputs", "outputs"),
+                       default=argparse.SUPPRESS, help="what the correction of a projection is "
+                       "linear in: its inputs, its outputs (cheaper, weaker), or outputs only "
+                       "where inputs would take over 4 GiB (default: auto)")  # fmt: skip
+    group.add_argument("--norm-power", type=float, metavar="P", default=argparse.SUPPRESS,
+                       help="tokens count by the dense state's norm to the power -P "
+                       "(default: 2)")  # fmt: skip
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, Any]:

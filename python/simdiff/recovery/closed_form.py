@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ from simdiff.selection import PruningPlan
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
+FEATURES = ("auto", "inputs", "outputs")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -48,6 +50,11 @@ class Settings:
     """Ridge penalties that are tried, see `normal_equations.ridge`."""
     norm_power: float = 2.0
     """p: tokens count by ‖h‖^−p, so that a massive activation does not outweigh all others."""
+    features: str = "auto"
+    """What the correction is linear in: "inputs" z of the projection, "outputs" o = Wz, which are
+    fewer and can do less (W + VᵀW), or "auto": outputs where inputs exceed the memory budget."""
+    memory_budget: int = 4 << 30
+    """Bytes for the Gram matrices of the two parts of the text."""
     unseen_share: float = 1 / 8
     """Of the windows, not fitted: λ, and how far down to correct, are chosen by them."""
 
@@ -63,6 +70,10 @@ def recover(
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
     settings = Settings(**options)
+    if settings.features not in FEATURES:
+        raise SimdiffError(
+            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
+        )
     count = unseen_windows(len(windows), settings.unseen_share)
     return correct(
         model,
@@ -95,6 +106,7 @@ class LayerFit:
     layer: int
     """In the dense model, counted from 0."""
     projection: str | None
+    features: str | None
     strength: float | None
     relative_error: float
     """Squared error of the states on unseen tokens, as a share of that without the correction."""
@@ -240,36 +252,51 @@ class Correction:
             int(self.states[0].shape[-1]),
         )
         if projection is None:
-            return LayerFit(self.kept[position], None, None, 1.0)
-        fitted, unseen = self._equations(projection), self._equations(projection)
+            return LayerFit(self.kept[position], None, None, None, 1.0)
+        features = self._features(projection)
+        fitted, unseen = (self._equations(projection, features) for _ in range(2))
         with entering(projection) as seen:
             for index, batch in enumerate(self.batches):
                 output = student.run(batch, self.states[index], position, position + 1)
                 equations = fitted if index < len(self.fitted) else unseen
                 rows = token_mask(batch).to(output.device)
-                self._update(equations, projection, seen, output, self.targets[index], rows)
+                x, r, w = self._rows(
+                    projection, seen[0], features, output, self.targets[index], rows
+                )
+                equations.update(x, r, w)
         fit = best_ridge(fitted, unseen, self.settings.strengths)
+        if fit.correction is not None and features == "outputs":
+            fit = replace(fit, correction=projection.from_outputs(fit.correction))
         self._apply(position, projection, fit)
-        return LayerFit(self.kept[position], projection.name, fit.strength, fit.relative_error)
+        return LayerFit(
+            self.kept[position], projection.name, features, fit.strength, fit.relative_error
+        )
 
-    def _equations(self, projection: OutputProjection) -> NormalEquations:
+    def _features(self, projection: OutputProjection) -> str:
+        if self.settings.features != "auto":
+            return self.settings.features
+        num_bytes = 2 * 8 * (projection.in_features + projection.has_bias) ** 2
+        return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
+
+    def _equations(self, projection: OutputProjection, features: str) -> NormalEquations:
         hidden_size = int(self.states[0].shape[-1])
-        features = projection.in_features + projection.has_bias
-        return NormalEquations(features, hidden_size, self.states[0].device)
+        width = projection.in_features if features == "inputs" else hidden_size
+        return NormalEquations(width + projection.has_bias, hidden_size, self.states[0].device)
 
-    def _update(
+    def _rows(
         self,
-        equations: NormalEquations,
         projection: OutputProjection,
-        seen: list[tuple[Tensor, Tensor]],
+        seen: tuple[Tensor, Tensor],
+        kind: str,
         output: Tensor,
         target: Tensor,
         rows: Tensor,
-    ) -> None:
-        """Add one batch: features and residuals such that the residual is linear in them."""
-        features, written = (tensor.reshape(len(rows), -1)[rows].double() for tensor in seen[0])
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one batch: features, residuals that are to be linear in them, weights; float64."""
+        entered, written = (tensor.reshape(len(rows), -1)[rows].double() for tensor in seen)
         wanted = target.reshape(len(rows), -1)[rows].double()
         residuals = (wanted - output.reshape(len(rows), -1)[rows].double()) / projection.scale
+        features = entered if kind == "inputs" else written
         if projection.has_bias:
             features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
         if projection.gain is not None:  # to first order: how rms(o) changes is left out
@@ -278,7 +305,7 @@ class Correction:
             residuals = residuals / gain.where(gain.abs() > 1e-3 * gain.abs().max(), torch.inf)
         norms = wanted.norm(dim=1)
         weights = torch.where(norms > 0, norms, torch.inf) ** -self.settings.norm_power
-        equations.update(features, residuals, weights)
+        return features, residuals, weights
 
     def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> None:
         if fit.correction is None:
@@ -301,8 +328,10 @@ class Correction:
         best = min(depths, key=lambda count: losses[count])
         self._keep(best)
         notes: tuple[str, ...] = ()
+        if any(fit.features == "outputs" for fit in self.fits):
+            notes += ("some corrections are linear in the projections' outputs, not their inputs",)
         if best == 0:
-            notes = (
+            notes += (
                 "no correction lowered the loss on unseen calibration windows: the weights "
                 "are those of the plain cut",
             )
