@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.models import find_decoder_layers
-from simdiff.recovery.closed_form import Settings, correct, recover
+from simdiff.recovery.closed_form import correct, recover
 from simdiff.recovery.copies import own_parameters, pruned_copy
-from simdiff.recovery.depths import Depths
+from simdiff.recovery.correction import Correction, Settings
+from simdiff.recovery.depths import Depths, depths, model_inputs
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.recovery.normal_equations import NormalEquations, best_ridge, ridge
 
@@ -174,9 +175,6 @@ def run_all(
     settings: Settings,
 ) -> None:
     """Correct the first layer alone, and compare its error with the predicted one."""
-    from simdiff.recovery.closed_form import Correction
-    from simdiff.recovery.depths import depths, model_inputs
-
     run = Correction(model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), settings)
     plain = unseen_error(model, pruned, unseen)
     with depths(model, pruned, autocast=False) as (dense, student):
