@@ -32,7 +32,7 @@ def _add_method_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--features", choices=("auto", "inputs", "outputs"),
                        default=argparse.SUPPRESS, help="what the correction of a projection is "
                        "linear in: its inputs, its outputs (cheaper, weaker), or outputs only "
-                       "where inputs would take over 4 GiB (default: auto)")  # fmt: skip
+                       "where inputs would take over 8 GiB (default: auto)")  # fmt: skip
     group.add_argument("--norm-power", type=float, metavar="P", default=argparse.SUPPRESS,
                        help="tokens count by the dense state's norm to the power -P "
                        "(default: 2)")  # fmt: skip

@@ -91,7 +91,8 @@ def correct(
     """Correct the output projections of a pruned model, in place.
 
     States of both models at one depth are kept for all tokens: twice tokens × hidden_size values in
-    the model's dtype, beside one Gram matrix of 8 · in_features² bytes for each part of the text.
+    the model's dtype, beside four matrices of 8 · in_features² bytes: 75 MB where a projection has
+    1536 inputs, 6.6 GB at 14336; from 16384 on a weaker correction takes 8 · hidden_size² instead.
 
     Args:
         model: the dense model, not changed.

@@ -32,8 +32,8 @@ class Settings:
     features: str = "auto"
     """What the correction is linear in: "inputs" z of the projection, "outputs" o = Wz, which are
     fewer and can do less (W + VᵀW), or "auto": outputs where inputs exceed the memory budget."""
-    memory_budget: int = 4 << 30
-    """Bytes for the Gram matrices of the two parts of the text."""
+    memory_budget: int = 8 << 30
+    """Bytes for the Gram matrices of the two parts of the text, and for one that is factorised."""
     unseen_share: float = 1 / 8
     """Of the windows, not fitted: λ, and how far down to correct, are chosen by them."""
 
@@ -174,7 +174,7 @@ class Correction:
     def _features(self, projection: OutputProjection) -> str:
         if self.settings.features != "auto":
             return self.settings.features
-        num_bytes = 2 * 8 * (projection.in_features + projection.has_bias) ** 2
+        num_bytes = 4 * 8 * (projection.in_features + projection.has_bias) ** 2
         return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
 
     def _equations(self, projection: OutputProjection, features: str) -> NormalEquations:
