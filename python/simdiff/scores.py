@@ -32,8 +32,8 @@ __all__ = ["CalibrationPass", "LayerScores", "LeadingScores", "MetricTable", "To
            "feed_forward", "score"]  # fmt: skip
 
 SCHEMA = "simdiff.scores"
-# 2 added the blocks; 3 their angular distance, sequences and leading tokens apart. Earlier files are
-# read without them.
+# 2 added the blocks; 3 their angular distance, sequences and leading tokens apart. Earlier files
+# are read without them.
 SCHEMA_VERSION = 3
 
 # So many sequences are kept apart, each as a group of its own; of more, a few share a group.
