@@ -20,6 +20,8 @@ from simdiff.demo import DEMO
 from simdiff.exports import run_words
 from simdiff.files import MARKER, write_bytes
 from simdiff.model_origin import CARD, licence_files, source_folder, source_metadata
+from simdiff.recovery.card import recovery_command, recovery_section, what_was_done
+from simdiff.recovery.record import RecoveryRecord
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
 
@@ -30,6 +32,7 @@ def write_card(
     source: str | Path,
     scores: LayerScores | None = None,
     results: Mapping[str, Any] | None = None,
+    recovery: RecoveryRecord | None = None,
 ) -> None:
     """Write README.md into a pruned directory, and the licence's files beside it.
 
@@ -39,6 +42,7 @@ def write_card(
         source: the model before pruning: a directory, a hub name, or "demo".
         scores: what the plan was made from, if at hand.
         results: the content of results.json, if the model was evaluated.
+        recovery: what was done to the layers that stay, if anything.
     """
     folder = source_folder(source)
     if folder is not None:
@@ -50,6 +54,7 @@ def write_card(
         source_directory=folder,
         scores=scores,
         results=results,
+        recovery=recovery,
         changes=config_changes(folder, directory),
     )
     write_bytes(directory / CARD, text.encode(errors="replace"))
@@ -61,6 +66,7 @@ def card(
     source_directory: Path | None,
     scores: LayerScores | None = None,
     results: Mapping[str, Any] | None = None,
+    recovery: RecoveryRecord | None = None,
     changes: Sequence[str] = (),
 ) -> str:
     """The model card as Markdown with a YAML header.
@@ -71,6 +77,7 @@ def card(
             None if there is none, as for a name on a hub.
         scores: of every layer; the table shows the plan's importance alone without them.
         results: the content of results.json: perplexity before and after.
+        recovery: what was done to the layers that stay, if anything.
         changes: of the config, in words (`config_changes`).
     """
     metadata = source_metadata(plan, source_directory)
@@ -79,14 +86,14 @@ def card(
     )
     parts = [
         f"---\n{header}---\n",
-        _introduction(plan, metadata),
+        _introduction(plan, metadata, recovery),
         _loading(),
         _removed(plan),
-        _quality(results),
+        _quality(results) if recovery is None else recovery_section(recovery),
         _table(plan, scores),
         _calibration(plan),
         _config(changes),
-        _reproduction(plan),
+        _reproduction(plan, recovery),
         _licence(metadata, source_directory),
     ]
     return "\n".join(part for part in parts if part)
@@ -144,7 +151,9 @@ def _name(plan: PruningPlan) -> str:
     return str(plan.model.get("name") or "")
 
 
-def _introduction(plan: PruningPlan, metadata: Mapping[str, Any]) -> str:
+def _introduction(
+    plan: PruningPlan, metadata: Mapping[str, Any], recovery: RecoveryRecord | None
+) -> str:
     base = str(metadata.get("base_model") or _name(plan))
     short = _plain(base).rstrip("/").rpartition("/")[2]
     if Path(base).is_absolute():  # a place on somebody's machine tells a reader nothing
@@ -153,8 +162,7 @@ def _introduction(plan: PruningPlan, metadata: Mapping[str, Any]) -> str:
     return (
         f"# {_code(short)} with {kept} of {total} layers\n\n"
         f"{_code(base)} without {len(plan.removed)} of its {total} decoder layers "
-        f"({100 * len(plan.removed) / total:.0f}%). The layers that stay are as they were: nothing "
-        "was trained afterwards.\n"
+        f"({100 * len(plan.removed) / total:.0f}%). {what_was_done(recovery)}\n"
     )
 
 
@@ -249,7 +257,7 @@ def _config(changes: Sequence[str]) -> str:
     return "## Changes of the config\n\n" + "\n".join(f"- {change}" for change in changes) + "\n"
 
 
-def _reproduction(plan: PruningPlan) -> str:
+def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
     calibration = plan.calibration
     name = shlex.quote(_plain(_name(plan)) or "MODEL")
     text = shlex.quote(_plain(calibration.get("source") or "TEXT"))
@@ -273,7 +281,9 @@ def _reproduction(plan: PruningPlan) -> str:
         f"simdiff score {name} --text {text}{options} --output scores.json",
         f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha}"
         f"{chosen} --num-layers {len(plan.removed)}{protect} --output {MARKER}",
-        f"simdiff prune {name} --plan {MARKER} --output pruned",
+        f"simdiff prune {name} --plan {MARKER} --output pruned"
+        if recovery is None
+        else recovery_command(recovery, name),
     ]
     versions = ", ".join(
         f"{package} {version(package)}" for package in ("simdiff-kernels", "torch", "transformers")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from simdiff.comparison_results import Comparison
 from simdiff.profiling import PassProfile
+from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.comparison_page import cell_texts
 from simdiff.report.page import layer_cells
 from simdiff.scores import LayerScores
@@ -86,6 +87,29 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             f"{result['nll']:.4f}",
             "" if error is None else f"{error:.4f}",
             str(result["num_tokens"]),
+        )
+    return table
+
+
+def recovery_table(record: RecoveryRecord) -> Table:
+    """Held-out perplexity of the dense, the plainly cut and the recovered model."""
+    text = record.evaluation
+    share = record.recovered_share
+    recovered = "" if share is None else f", {share:.0%} of the way back in log perplexity"
+    table = Table(
+        title=f"{record.method} in {record.seconds:.0f} s{recovered}\n"
+        f"{text['num_windows']} windows of {text['window_length']} tokens, part {text['part']}",
+        title_justify="left",
+    )
+    for column in ("", "held-out perplexity", "± s.e. of nll", "against the plain cut"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for stage in STAGES:
+        error = record.quality[stage]["standard_error"]
+        table.add_row(
+            {"pruned": "plain cut"}.get(stage, stage),
+            f"{record.perplexity(stage):.2f}",
+            "" if error is None else f"{error:.4f}",
+            f"{record.perplexity(stage) / record.perplexity('pruned') - 1:+.1%}",
         )
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from simdiff.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
 from simdiff.files import MARKER
 from simdiff.models import find_decoder_layers, text_config
+from simdiff.recovery.record import RECORD, RecoveryRecord, differing, digest
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
 
@@ -60,6 +61,7 @@ class _Subject:
     model: PreTrainedModel | None = None
     loading: dict[str, Any] = field(default_factory=dict)
     plan: PruningPlan | None = None
+    recovery: RecoveryRecord | None = None
 
 
 class _Skip(Exception):  # noqa: N818 - not an error: a check that has nothing to look at
@@ -97,6 +99,8 @@ def verify(directory: Path, against: str | None = None) -> list[Check]:
     checks = []
     for name, check in _CHECKS.items():
         if check is _against and against is None:
+            continue
+        if check is _recovery and not (directory / RECORD).exists():
             continue
         try:
             checks.append(Check(name, True, check(subject)))
@@ -222,6 +226,23 @@ def _plan(subject: _Subject) -> str:
     return f"{layers} of {plan.num_layers} layers stayed"
 
 
+def _recovery(subject: _Subject) -> str:
+    """Parameters changed on purpose are those that were written, by their digests."""
+    record = RecoveryRecord.load(subject.directory / RECORD)
+    subject.recovery = record
+    parameters = dict(_model(subject).named_parameters())
+    missing = [name for name in record.changed if name not in parameters]
+    if missing:
+        raise _Fault(f"{RECORD} names {missing[0]}, which is no parameter of the model")
+    damaged = [name for name, known in record.changed.items() if digest(parameters[name]) != known]
+    if damaged:
+        raise _Fault(
+            f"{len(damaged)} of {len(record.changed)} recovered parameters are not those that "
+            f"{RECORD} describes, first {damaged[0]}"
+        )
+    return f"{record.method}: {len(record.changed)} parameters are as they were written"
+
+
 def _ids(model: PreTrainedModel, length: int) -> Tensor:
     """Token ids in the same order in every run, away from the special ones at the start."""
     vocabulary = text_config(model).vocab_size
@@ -339,29 +360,32 @@ def _against(subject: _Subject) -> str:
         ) from None
     ids = _ids(pruned, 64)
     found = pruned(input_ids=ids, use_cache=False).logits
+    changed = subject.recovery.changed if subject.recovery else {}
     with removed_layers(original, subject.plan.removed):
+        _adopt(original, pruned, changed)
         wanted = original(input_ids=ids, use_cache=False).logits
         if wanted.shape != found.shape:
             raise _Fault(f"logits of shape {tuple(found.shape)} against {tuple(wanted.shape)}")
-        differing = list(_differing(pruned, original))
+        unequal = list(differing(pruned, original))
     del original
     gc.collect()
     difference = float((found.float() - wanted.float()).abs().max())
-    if differing:
+    if unequal:
         raise _Fault(
-            f"{len(differing)} parameters differ, first {differing[0]}; logits by {difference:.3g}"
+            f"{len(unequal)} parameters differ, first {unequal[0]}; logits by {difference:.3g}"
         )
     if difference != 0:
         raise _Fault(f"the parameters are equal, but logits differ by {difference:.3g}")
-    return f"all parameters, and the logits of {ids.numel()} tokens, exactly"
+    which = f"all parameters but the {len(changed)} recovered ones" if changed else "all parameters"
+    return f"{which}, and the logits of {ids.numel()} tokens, exactly"
 
 
-def _differing(pruned: PreTrainedModel, original: PreTrainedModel) -> Iterator[str]:
-    wanted = dict(original.named_parameters())
-    for name, parameter in pruned.named_parameters():
-        if name not in wanted or not torch.equal(parameter, wanted.pop(name)):
-            yield name
-    yield from wanted
+def _adopt(original: PreTrainedModel, pruned: PreTrainedModel, changed: Collection[str]) -> None:
+    """Give the original what was changed on purpose; all else must then be equal."""
+    theirs, ours = dict(original.named_parameters()), dict(pruned.named_parameters())
+    for name in changed:
+        if name in theirs and name in ours and theirs[name].shape == ours[name].shape:
+            theirs[name].copy_(ours[name])
 
 
 _CHECKS: dict[str, Callable[[_Subject], str]] = {
@@ -369,6 +393,7 @@ _CHECKS: dict[str, Callable[[_Subject], str]] = {
     "loads with stock classes": _load,
     "weights against config": _keys,
     "plan against config": _plan,
+    "recovery": _recovery,
     "layers": _layers,
     "finite": _finite,
     "cached generation": _cached,

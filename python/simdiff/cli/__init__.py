@@ -14,6 +14,7 @@ from simdiff.cli import (
     plan,
     profile,
     prune,
+    recover,
     run,
     score,
     verify,
@@ -26,6 +27,7 @@ COMMANDS = {
     "score": score,
     "plan": plan,
     "prune": prune,
+    "recover": recover,
     "verify": verify,
     "export": export,
     "eval": evaluate,
@@ -49,6 +51,7 @@ examples:
   simdiff score ./my-model --text corpus.txt --output scores.json      the slow part, once ...
   simdiff plan scores.json --num-layers 8 --output plan.json           ... plans as often as liked
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
+  simdiff recover ./my-model --plan plan.json --text corpus.txt --output ./my-model-repaired
   simdiff eval ./my-model ./my-model-small --text other.txt
   simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
 

@@ -1,0 +1,1 @@
+"""What a cut cost, brought back: corrections of the weights that stay, solved for or trained."""

@@ -1,0 +1,106 @@
+"""The methods of recovery by name, and what each of them takes and gives. No torch here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from simdiff.errors import SimdiffError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from simdiff.selection import PruningPlan
+
+
+@dataclass(frozen=True)
+class RecoveryOutcome:
+    """What a method tells of its work; the weights are in the model it was given."""
+
+    formula: str
+    """What was done, in a sentence."""
+    settings: dict[str, Any]
+    """Every number that it depends on, seeds included; plain JSON values."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What it saw on its way: errors of every layer, losses of every step; plain JSON values."""
+    notes: tuple[str, ...] = ()
+    """What a user must know, a sentence each without its full stop."""
+    trained: bool = False
+    """Whether weights were trained by gradients, not solved for."""
+
+
+class Recover(Protocol):
+    """The function `recover` of a method's module."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        plan: PruningPlan,
+        windows: Tensor,
+        *,
+        pruned: PreTrainedModel,
+        options: Mapping[str, Any],
+        batch_size: int,
+    ) -> RecoveryOutcome:
+        """Change the weights of `pruned`, in place.
+
+        Args:
+            model: the dense model; it must be as it was afterwards.
+            plan: made for it.
+            windows: calibration token ids `(num_windows, window_length)`; what a method holds out
+                to choose by is a part of these.
+            pruned: the model without the plan's layers. Its parameters are those of `model`, not
+                copies: whoever changes one puts a new one in its place, or calls
+                `copies.own_parameters` first. Layers, names and shapes stay.
+            options: by the names in `Method.options`; those not given are absent.
+            batch_size: windows per forward.
+
+        Raises:
+            SimdiffError: options or a model that the method cannot use; NaN.
+        """
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of recovery."""
+
+    text: str
+    module: str
+    """Imported when the method runs; has a function `recover`, see `Recover`."""
+    options: tuple[str, ...]
+    """Names of the options of `simdiff recover` that it reads, with underscores."""
+
+    def function(self) -> Recover:
+        """The method itself."""
+        function: Recover = importlib.import_module(self.module).recover
+        return function
+
+
+METHODS = {
+    "closed-form": Method(
+        "output projections of the layers that stay, corrected by ridge regression towards the "
+        "dense model's hidden states; nothing is trained",
+        "simdiff.recovery.closed_form",
+        (),
+    ),
+}
+
+
+def check_options(method: str, options: Mapping[str, Any]) -> Method:
+    """The method of a name, if it reads all of these options.
+
+    Raises:
+        SimdiffError: no such method, or an option of another one.
+    """
+    if method not in METHODS:
+        raise SimdiffError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    unread = sorted(set(options) - set(METHODS[method].options))
+    if unread:
+        known = ", ".join(METHODS[method].options) or "none"
+        raise SimdiffError(
+            f"options of method {method} are {known}, got {', '.join(unread)} of another method"
+        )
+    return METHODS[method]

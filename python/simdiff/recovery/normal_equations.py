@@ -1,0 +1,138 @@
+"""Weighted ridge regression from streamed normal equations in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from simdiff.errors import SimdiffError
+
+# Columns of a Gram matrix at a time: only blocks on and above the diagonal are computed, 58% of the
+# products for 6 blocks.
+_COLUMNS = 256
+
+
+class NormalEquations:
+    """The sums from which a weighted linear regression is solved; tokens are never kept.
+
+    For features x_t, residuals r_t and weights w_t ≥ 0 of tokens t:
+
+        G = Σ w x xᵀ,   C = Σ w x rᵀ,   e = Σ w ‖r‖²
+
+    so that a correction V `(num_features, num_outputs)` leaves the squared error
+    Σ w ‖r − Vᵀ x‖² = e − 2 tr(Vᵀ C) + tr(Vᵀ G V).
+
+    Args:
+        num_features, num_outputs: of every token.
+        device: where the sums are kept; float64, `8 · num_features²` bytes for G.
+    """
+
+    def __init__(
+        self, num_features: int, num_outputs: int, device: torch.device | str = "cpu"
+    ) -> None:
+        """Nothing was seen yet."""
+        shape = {"dtype": torch.float64, "device": device}
+        self.gram = torch.zeros(num_features, num_features, **shape)  # type: ignore[call-overload]
+        self.cross = torch.zeros(num_features, num_outputs, **shape)  # type: ignore[call-overload]
+        self.energy = 0.0
+        """Σ w ‖r‖²: the squared error without a correction."""
+        self.num_tokens = 0
+
+    def update(self, features: Tensor, residuals: Tensor, weights: Tensor) -> None:
+        """Add tokens; products and sums are float64.
+
+        Args:
+            features: `(num_tokens, num_features)`.
+            residuals: `(num_tokens, num_outputs)`.
+            weights: `(num_tokens,)`, not negative.
+
+        Raises:
+            SimdiffError: NaN or Inf.
+        """
+        root = weights.double().sqrt()[:, None]
+        x, r = features.double() * root, residuals.double() * root
+        energy = float(r.square().sum())
+        if not (energy < float("inf") and bool(torch.isfinite(x).all())):
+            raise SimdiffError("recovery: hidden states must be finite, got NaN or Inf")
+        for first in range(0, x.shape[1], _COLUMNS):
+            rows = slice(first, first + _COLUMNS)
+            self.gram[rows, first:].addmm_(x[:, rows].T, x[:, first:])
+        self.cross.addmm_(x.T, r)
+        self.energy += energy
+        self.num_tokens += len(x)
+
+    def symmetric_gram(self) -> Tensor:
+        """G; `update` fills blocks on and above the diagonal."""
+        upper = torch.triu(self.gram)
+        return upper + upper.T - torch.diag(upper.diagonal())
+
+    def error(self, correction: Tensor, gram: Tensor | None = None) -> float:
+        """Σ w ‖r − Vᵀ x‖² over the tokens seen.
+
+        Args:
+            correction: V, `(num_features, num_outputs)`.
+            gram: `symmetric_gram()`, where it is at hand.
+        """
+        gram = self.symmetric_gram() if gram is None else gram
+        change = (correction * (gram @ correction - 2 * self.cross)).sum()
+        return self.energy + float(change)
+
+
+def ridge(equations: NormalEquations, strength: float, gram: Tensor | None = None) -> Tensor:
+    """V = (G + strength · mean(diag G) · I)⁻¹ C, float64 `(num_features, num_outputs)`.
+
+    Args:
+        equations: of the tokens to fit.
+        strength: of the penalty on ‖V‖², as a share of the mean squared feature, above 0.
+        gram: `symmetric_gram()`, where it is at hand.
+
+    Raises:
+        SimdiffError: not a positive strength, or no solution in float64.
+    """
+    if not strength > 0:
+        raise SimdiffError(f"ridge: strength must be above 0, got {strength}")
+    gram = equations.symmetric_gram() if gram is None else gram
+    mean = float(gram.diagonal().mean())
+    if mean == 0:  # features that are all zero correct nothing
+        return torch.zeros_like(equations.cross)
+    regular = gram.clone()
+    regular.diagonal().add_(strength * mean)
+    factor, info = torch.linalg.cholesky_ex(regular)
+    if int(info) != 0:
+        raise SimdiffError(
+            f"ridge: strength {strength} must make the normal equations positive definite in "
+            "float64, and does not: give a larger one"
+        )
+    return torch.cholesky_solve(equations.cross, factor)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The correction of lowest error on tokens that it was not fitted to."""
+
+    correction: Tensor | None
+    """V, float64 `(num_features, num_outputs)`; None where none is best."""
+    strength: float | None
+    relative_error: float
+    """Error on those tokens as a share of the error without a correction, at most 1."""
+
+
+def best_ridge(fitted: NormalEquations, unseen: NormalEquations, strengths: Sequence[float]) -> Fit:
+    """`ridge` with the strength of lowest error on unseen tokens; no correction is a candidate.
+
+    Args:
+        fitted: the tokens to fit.
+        unseen: other tokens, to choose by.
+        strengths: candidates, see `ridge`.
+    """
+    gram, unseen_gram = fitted.symmetric_gram(), unseen.symmetric_gram()
+    best = Fit(None, None, 1.0)
+    for strength in strengths:
+        correction = ridge(fitted, strength, gram)
+        error = unseen.error(correction, unseen_gram)
+        if unseen.energy > 0 and error / unseen.energy < best.relative_error:
+            best = Fit(correction, strength, error / unseen.energy)
+    return best

@@ -1,0 +1,209 @@
+"""Where a decoder layer writes to the residual stream through one linear map of its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from simdiff.recovery.copies import replace_parameter
+
+# A probe shifts the output of a module by as much as the layer's own output and looks whether the
+# layer's output shifts by that: rounding of the residual stream is what remains.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+
+
+@dataclass(frozen=True)
+class OutputProjection:
+    """A linear module whose output, times a factor or after an RMS norm, is added to the stream.
+
+    With z what enters the module, o = W z (+ b) and m what else the layer adds up:
+
+        layer output = m + scale · o                     without a norm
+        layer output = m + scale · gain ⊙ o / rms(o)     with one
+    """
+
+    name: str
+    """Of the module, within the layer."""
+    module: nn.Module
+    scale: float
+    norm: nn.Module | None
+    gain: Tensor | None
+    """Of the norm, `(hidden_size,)`; None without one."""
+
+    @property
+    def in_features(self) -> int:
+        """Entries of z."""
+        return int(_weight(self.module).shape[1])
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the module adds a bias."""
+        return getattr(self.module, "bias", None) is not None
+
+    def correct(self, correction: Tensor) -> None:
+        """Add Vᵀ to the weight, and its last row to the bias where the module has one.
+
+        Args:
+            correction: V, `(in_features, hidden_size)`, one row more for a bias.
+        """
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        change = correction[: self.in_features].to(weight.device)
+        if not isinstance(self.module, Conv1D):
+            change = change.T
+        replace_parameter(self.module, "weight", weight.detach().double() + change)
+        if self.has_bias:
+            bias = self.module.bias
+            assert isinstance(bias, Tensor)
+            replace_parameter(
+                self.module, "bias", bias.detach().double() + correction[-1].to(bias.device)
+            )
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """`(out_features, in_features)`; GPT-2's Conv1D stores it the other way round."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def find_projection(
+    layer: nn.Module, run: Callable[[], Tensor], hidden_size: int
+) -> OutputProjection | None:
+    """The widest linear module of a layer that writes to the residual stream and nowhere else.
+
+    It is told by what it does, not by its name: where its output is shifted, the layer's output
+    must shift by the same, times a factor or through an RMS norm. The map behind the MLP passes;
+    attention's own does too where both run in parallel, and not where an MLP reads it.
+
+    Args:
+        layer: of a model.
+        run: a forward of the layer on some tokens; returns what leaves it.
+        hidden_size: of the residual stream.
+
+    Returns:
+        None if there is none, as where a mixture of experts is the last to write.
+    """
+    trace = _trace(layer, run)
+    found = []
+    for name, module, output in trace.linear:
+        if output.shape[-1] != hidden_size or output.numel() != trace.result.numel():
+            continue
+        norm = trace.norms.get(id(output))
+        for candidate in (None, norm) if norm is not None else (None,):
+            probed = candidate if candidate is not None else module
+            scale = _probe(probed, run, trace.result)
+            gain = None if candidate is None else _gain(candidate, output)
+            if scale is not None and (candidate is None or gain is not None):
+                found.append(OutputProjection(name, module, scale, candidate, gain))
+                break
+    return max(found, key=lambda projection: projection.in_features, default=None)
+
+
+@dataclass
+class _Trace:
+    linear: list[tuple[str, nn.Module, Tensor]]
+    """Linear modules that ran once, with what they gave."""
+    norms: dict[int, nn.Module]
+    """Modules without children, by the id of the tensor that entered them."""
+    result: Tensor
+
+
+def _trace(layer: nn.Module, run: Callable[[], Tensor]) -> _Trace:
+    calls: dict[str, list[Tensor]] = {}
+    entered: dict[int, nn.Module] = {}
+    kept: list[Tensor] = []  # an id is that of one tensor as long as it lives
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
+                calls.setdefault(name, []).append(output)
+                entered[id(args[0])] = module
+                kept.append(args[0])
+
+        return record
+
+    modules = {name: m for name, m in layer.named_modules() if name and not list(m.children())}
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        result = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    linear = [
+        (name, modules[name], outputs[0])
+        for name, outputs in calls.items()
+        if isinstance(modules[name], (nn.Linear, Conv1D)) and len(outputs) == 1
+    ]
+    norms = {key: m for key, m in entered.items() if not isinstance(m, (nn.Linear, Conv1D))}
+    return _Trace(linear, norms, result)
+
+
+def _probe(module: nn.Module, run: Callable[[], Tensor], before: Tensor) -> float | None:
+    """The factor by which a shift of the module's output arrives at the layer's; None if not."""
+    generator = torch.Generator().manual_seed(0)
+    size = before.float().square().mean().sqrt()
+    noise = torch.randn(before.shape, generator=generator).to(before.device) * size
+    shifts: list[Tensor] = []
+    dtypes = [before.dtype]
+
+    def shifted(output: Tensor) -> Tensor:
+        result = (output + noise.view(output.shape)).to(output.dtype)
+        shifts.append((result.double() - output.double()).view(before.shape))
+        dtypes.append(output.dtype)
+        return result
+
+    with _hooked(module, shifted):
+        arrived = run().double() - before.double()
+    (wanted,) = shifts
+    scale = float((arrived * wanted).sum() / wanted.square().sum())
+    rest = float((arrived - scale * wanted).norm() / wanted.norm())
+    return scale if abs(scale) > 1e-6 and rest <= max(_TOLERANCE[d] for d in dtypes) else None
+
+
+def _gain(norm: nn.Module, entering: Tensor) -> Tensor | None:
+    """The gain of an RMS norm; None for another function."""
+    device = entering.device
+    gain = norm(torch.ones(1, entering.shape[-1], dtype=torch.float32, device=device))
+    if not isinstance(gain, Tensor) or gain.shape[-1] != entering.shape[-1]:
+        return None
+    gain = gain.detach().double().flatten()
+    x = entering.detach().float().reshape(-1, entering.shape[-1])
+    wanted = gain * (x.double() / rms(x.double()))
+    rest = float((norm(x).double() - wanted).norm() / wanted.norm())
+    return gain if rest <= 3e-2 else None
+
+
+def rms(states: Tensor) -> Tensor:
+    """Root mean square over the last dimension, which stays as one entry."""
+    return states.square().mean(-1, keepdim=True).sqrt()
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda m, args, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def entering(projection: OutputProjection) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What enters the projection's module and leaves it in the last forward: a list of one pair."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        seen[:] = [(args[0], output)]
+
+    handle = projection.module.register_forward_hook(record)
+    try:
+        yield seen
+    finally:
+        handle.remove()
