@@ -6,9 +6,9 @@ that one's logits t:
     loss = (1 − w) CE(y, softmax z) + w T² KL(softmax(t / T) ‖ softmax(z / T))
     ∂loss / ∂z = (1 − w) (softmax z − 1_y) + w T (softmax(z / T) − softmax(t / T))
 
-over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531, section 2). The head stays as it is,
-so its own gradient is not needed and that of its input is worked out together with the loss: logits
-exist for `ROWS` tokens at a time and are computed once.
+over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531, section 2). The head stays as it
+is, so its own gradient is not needed, and that of its input is worked out together with the loss:
+logits exist for `ROWS` tokens at a time and are computed once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from simdiff.errors import SimdiffError
 from simdiff.models import decoder_body
 
 # Tokens whose logits exist at a time: in float32, for a vocabulary of 49152, 12 MB. Fewer read the
@@ -52,6 +53,17 @@ class Distillation:
     weight: float = 1.0
     """Of the divergence, 0 to 1; the rest is the cross-entropy of the text."""
     temperature: float = 1.0
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            SimdiffError: a weight outside [0, 1], a temperature of 0 or less.
+        """
+        if not 0 <= self.weight <= 1:
+            raise SimdiffError(f"distillation: weight must be 0 to 1, got {self.weight}")
+        if not 0 < self.temperature < float("inf"):
+            raise SimdiffError(f"distillation: temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True)

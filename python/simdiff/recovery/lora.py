@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA) on the layers that remain, through `peft`, merged afterwards.
 
-A linear map W x becomes W x + (alpha / rank) B A x with A of `rank` rows and B of `rank` columns, of
-which only A and B learn (Hu et al. 2021, arXiv 2106.09685). Merged, W + (alpha / rank) B A is an
+A linear map W x becomes W x + (alpha / rank) B A x with A of `rank` rows and B of `rank` columns,
+of which only A and B learn (Hu et al. 2021, arXiv 2106.09685). Merged, W + (alpha / rank) B A is an
 ordinary weight again, and the checkpoint is one that stock classes load.
 """
 
@@ -66,14 +66,16 @@ class Adapters:
     """Adapters in a model, from when they are put in until they are merged or taken out.
 
     The model is changed in place: its own parameters are frozen, and the chosen projections carry
-    adapters, initialised from torch's global generator, B with zeros: the model computes what it did.
+    adapters, A drawn from torch's global generator, B zero: the model computes what it did.
 
     Raises:
         SimdiffError: no `peft`; quantised weights, which cannot take up a change; no such target.
     """
 
-    def __init__(self, model: PreTrainedModel, options: LoraOptions) -> None:
-        """Put adapters in."""
+    def __init__(
+        self, model: PreTrainedModel, options: LoraOptions, *, cast_inputs: bool = True
+    ) -> None:
+        """Put adapters in; `cast_inputs=False` leaves the dtypes of their products to autocast."""
         options.check()
         peft = require_peft()
         if getattr(model, "is_quantized", False):
@@ -94,6 +96,8 @@ class Adapters:
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             self._wrapper = peft.get_peft_model(model, config)
         self.model = model
+        for layer in self._layers():
+            layer.cast_input_dtype_enabled = cast_inputs
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """A and B of every adapter by name, float32."""
@@ -116,12 +120,13 @@ class Adapters:
             ValueError: a merged weight would hold NaN or Inf.
         """
         for module in self._layers():
-            weight = module.get_base_layer().weight
-            dtype = weight.dtype
-            weight.data = weight.data.float()  # else peft rounds the change before it is added
+            base = module.get_base_layer()
+            weight = base.weight.detach()
+            # float32: else peft rounds the change before it is added. New parameters: a dense model
+            # may share the old ones.
+            base.weight = nn.Parameter(weight.float(), requires_grad=False)
             module.merge(safe_merge=True)
-            weight = module.get_base_layer().weight
-            weight.data = weight.data.to(dtype)
+            base.weight = nn.Parameter(base.weight.detach().to(weight.dtype), requires_grad=False)
         return self.remove()
 
     def remove(self) -> PreTrainedModel:

@@ -208,9 +208,14 @@ def _instruction_examples(
         tokens,
         mask,
         counted,
-        {"kind": "instructions", "num_examples": len(rows), "num_left_out": len(records) - len(rows),
-         "length": longest, "train_on_prompts": train_on_prompts},
-    )  # fmt: skip
+        {
+            "kind": "instructions",
+            "num_examples": len(rows),
+            "num_left_out": len(records) - len(rows),
+            "length": longest,
+            "train_on_prompts": train_on_prompts,
+        },
+    )
 
 
 def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> Tensor:

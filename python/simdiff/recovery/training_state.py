@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import os
 import pickle
 import shutil
@@ -37,6 +38,12 @@ class TrainingState:
     evaluate_every: int
     """Steps between evaluations on what is set apart; settled with `num_steps`."""
     step: int = 0
+    tokens: int = 0
+    """Read so far."""
+    losses: list[float] = field(default_factory=list)
+    """Of the steps since the last evaluation."""
+    waited: int = -1
+    """Evaluations since the best one."""
     seconds: float = 0.0
     """Spent in training, over all calls."""
     adapters: dict[str, Tensor] = field(default_factory=dict)
@@ -54,7 +61,10 @@ class TrainingState:
     def save(self, directory: Path, key: Mapping[str, Any]) -> None:
         """Write the state; at any moment the directory holds this one or the one before, whole."""
         buffer = io.BytesIO()
-        torch.save({"version": SCHEMA_VERSION, "key": dict(key), "state": asdict(self)}, buffer)
+        torch.save(
+            {"version": SCHEMA_VERSION, "key": json.loads(json.dumps(key)), "state": asdict(self)},
+            buffer,
+        )
         write_bytes(directory / STATE, buffer.getvalue())
 
     @classmethod
