@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_text import decided, drawn
 from plans import plan_for
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -27,28 +28,9 @@ def plan_of(model: PreTrainedModel) -> PruningPlan:
     return plan_for(6, REMOVED, **model_identity(model, "tiny"))
 
 
-def speaking(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with larger weights: next tokens are far from equally likely."""
-    for name, parameter in model.named_parameters():
-        if "norm" not in name:
-            parameter.data *= 6
-    return model
-
-
-@torch.no_grad()
-def own_text(model: PreTrainedModel, num_documents: int, length: int) -> str:
-    """Text drawn from the model itself, which it predicts better than any other model does."""
-    torch.manual_seed(3)
-    ids = torch.randint(1, 96, (num_documents, 1))
-    for _ in range(length - 1):
-        logits = model(input_ids=ids, use_cache=False).logits[:, -1]
-        ids = torch.cat([ids, logits.softmax(-1).multinomial(1)], dim=1)
-    return "\n\n".join(" ".join(f"w{n}" if n else "<unk>" for n in row) for row in ids.tolist())
-
-
 @pytest.fixture
 def llama(llama: PreTrainedModel) -> PreTrainedModel:
-    return speaking(llama)
+    return decided(llama, 6)
 
 
 @pytest.fixture
@@ -60,7 +42,9 @@ def tiny_checkpoint(tiny_checkpoint: Path, llama: PreTrainedModel) -> Path:
 @pytest.fixture
 def tiny_text(llama: PreTrainedModel, tmp_path: Path) -> Path:
     path = tmp_path / "own-text.txt"
-    path.write_text(own_text(llama, 160, 32))
+    rows = drawn(llama, 160, 32).tolist()
+    words = (" ".join(f"w{n}" if n else "<unk>" for n in row) for row in rows)
+    path.write_text("\n\n".join(words))
     return path
 
 

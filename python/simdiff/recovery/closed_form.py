@@ -37,7 +37,7 @@ from simdiff.recovery.normal_equations import Fit, NormalEquations, best_ridge
 from simdiff.recovery.projections import OutputProjection, entering, find_projection, rms
 from simdiff.selection import PruningPlan
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def correct(
         SimdiffError: no layer that can be corrected, too little text, NaN or Inf.
     """
     settings = settings or Settings()
-    run = _Run(model, pruned, list(kept), model_inputs(fitted), model_inputs(unseen), settings)
+    texts = model_inputs(fitted), model_inputs(unseen)
+    run = Correction(model, pruned, list(kept), *texts, settings)
     run.check()
     with depths(model, pruned, autocast=autocasts(model)) as (dense, student):
         positions = range(run.first, len(kept))
@@ -164,7 +165,7 @@ def autocasts(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True)
-class _Correction:
+class _Change:
     """New parameters of a module, and those before."""
 
     position: int
@@ -175,7 +176,9 @@ class _Correction:
 
 
 @dataclass
-class _Run:
+class Correction:
+    """A pruned model on its way to the dense one's states; see `correct` for its fields."""
+
     model: PreTrainedModel
     pruned: PreTrainedModel
     kept: list[int]
@@ -183,7 +186,7 @@ class _Run:
     unseen: list[dict[str, Tensor]]
     settings: Settings
     fits: list[LayerFit] = field(default_factory=list)
-    corrections: list[_Correction] = field(default_factory=list)
+    corrections: list[_Change] = field(default_factory=list)
     targets: list[Tensor] = field(default_factory=list)
     """Dense states, by batch: what enters the next layer that stays."""
     states: list[Tensor] = field(default_factory=list)
@@ -191,6 +194,7 @@ class _Run:
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
+        """All text, that to fit first."""
         return [*self.fitted, *self.unseen]
 
     @property
@@ -206,6 +210,7 @@ class _Run:
         return self.kept[following] if following < len(self.kept) else num_layers
 
     def check(self) -> None:
+        """Refuse text of padding alone."""
         for name, batches in (("fitted", self.fitted), ("unseen", self.unseen)):
             if not any(bool(token_mask(batch).any()) for batch in batches):
                 raise SimdiffError(f"correct: {name} must leave some token, got none")
@@ -282,7 +287,7 @@ class _Run:
         old = dict(module._parameters)
         projection.correct(fit.correction)
         new = dict(module._parameters)
-        self.corrections.append(_Correction(position, module, old, new))
+        self.corrections.append(_Change(position, module, old, new))
 
     def choose(self) -> RecoveryOutcome:
         """Keep the corrections down to the depth of lowest loss on the unseen windows."""

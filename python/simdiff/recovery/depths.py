@@ -50,6 +50,13 @@ class Depths:
         self._before = [layer.__dict__.get("forward") for layer in self.layers]
         for index, layer in enumerate(self.layers):
             layer.forward = self._wrapped(index, layer.forward)
+        try:  # what a layer returns is seen when it runs
+            ids = torch.zeros(1, 2, dtype=torch.int64)
+            with torch.no_grad():
+                self._forward({"input_ids": ids}, None, 0, len(self.layers))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,12 +83,10 @@ class Depths:
             start, stop: the layers, 0 <= start <= stop.
 
         Raises:
-            SimdiffError: a layer hands on something else than one tensor of that shape.
+            SimdiffError: a layer hands on something else than one tensor of that shape, or NaN.
         """
         if start == stop and states is not None:
             return states
-        if not self._lengths:  # what a layer returns is seen when it runs
-            self._forward({"input_ids": batch["input_ids"][:1, :2]}, None, 0, len(self.layers))
         result = self._forward(batch, states, start, stop)
         shape = tuple(batch["input_ids"].shape)
         if result is None or result.dim() != 3 or tuple(result.shape[:2]) != shape:
@@ -89,6 +94,11 @@ class Depths:
             raise SimdiffError(
                 f"recovery needs hidden states {(*shape, 'hidden_size')} between the layers of "
                 f"{type(self.model).__name__}, got {found}"
+            )
+        if not bool(torch.isfinite(result).all()):
+            raise SimdiffError(
+                f"recovery: hidden states must be finite, got NaN or Inf among those that enter "
+                f"layer {stop} of {len(self.layers)}"
             )
         return result
 
