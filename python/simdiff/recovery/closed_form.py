@@ -32,7 +32,7 @@ from simdiff.evaluation import window_loss
 from simdiff.models import find_decoder_layers
 from simdiff.progress import track
 from simdiff.recovery.depths import Depths, depths, model_inputs, token_mask
-from simdiff.recovery.methods import RecoveryOutcome
+from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome
 from simdiff.recovery.normal_equations import Fit, NormalEquations, best_ridge
 from simdiff.recovery.projections import OutputProjection, entering, find_projection, rms
 from simdiff.selection import PruningPlan
@@ -60,6 +60,7 @@ def recover(
     pruned: PreTrainedModel,
     options: Mapping[str, Any],
     batch_size: int,
+    context: RecoveryContext | None = None,
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
     settings = Settings(**options)

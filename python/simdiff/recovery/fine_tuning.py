@@ -172,7 +172,8 @@ class _Run:
                 f"fine-tuning: the loss must be finite before training, got {loss} on the examples "
                 "set apart"
             )
-        state.num_steps = math.ceil(options.epochs * len(self.student.train) / options.batch_size)
+        epochs = math.ceil(options.epochs * len(self.student.train) / options.batch_size)
+        state.num_steps = options.steps or epochs
         if options.max_minutes is not None:
             budget = 60 * options.max_minutes * _MARGIN - (1 + options.evaluations) * evaluation
             fits = self.student.steps_within(budget, state.num_steps)

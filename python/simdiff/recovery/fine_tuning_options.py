@@ -26,6 +26,8 @@ class FineTuningOptions:
     micro_batch_size: int = 4
     """Examples in a forward; gradients of a step are added up."""
     epochs: float = 4.0
+    steps: int | None = None
+    """Exactly so many, instead of epochs."""
     max_minutes: float | None = None
     """Steps are reduced to what fits, by the measured time of one; training ends there anyway."""
     learning_rate: float = 1e-3
@@ -59,7 +61,7 @@ class FineTuningOptions:
             ("micro_batch_size", self.micro_batch_size, 1), ("set_apart", self.set_apart, 1),
             ("evaluations", self.evaluations, 1), ("warmup_steps", self.warmup_steps, 0),
             ("patience", self.patience, 0), ("weight_decay", self.weight_decay, 0),
-            ("checkpoint_minutes", self.checkpoint_minutes, 0),
+            ("checkpoint_minutes", self.checkpoint_minutes, 0), ("steps", self.steps or 1, 1),
         )  # fmt: skip
         for name, value, lowest in least:
             if not lowest <= value < math.inf:
@@ -97,6 +99,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 PRESETS = {
     "distillation": FineTuningOptions(),
+    "text": FineTuningOptions(distillation=None),
     # The paper fine-tunes like Shortened LLaMA and LLM-Pruner, whose post_training.py says: rank 8,
     # alpha 16, dropout 0.05 on all seven projections, 1e-4 after 100 steps of warm-up, linear
     # decay, batches of 64 in portions of 4, 256 tokens, answers alone; one epoch is the paper's.

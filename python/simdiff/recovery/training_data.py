@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.calibration import TokenWindows, token_windows
+from simdiff.calibration import token_windows
 from simdiff.errors import SimdiffError
 
 _ALL = 2**40
@@ -97,14 +98,15 @@ class Examples:
         return digest.hexdigest()
 
 
-def window_examples(windows: TokenWindows) -> Examples:
-    """Every token of a window but the first is predicted."""
-    tokens = windows.tokens
-    counted = torch.ones_like(tokens, dtype=torch.bool)
+def cut_windows(windows: Tensor, length: int, identity: Mapping[str, Any]) -> Examples:
+    """Examples from token windows `(num_windows, window_length)`, at most `length` tokens long."""
+    length = min(length, windows.shape[1])
+    pieces = windows.shape[1] // length
+    tokens = windows[:, : pieces * length].reshape(-1, length)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    counted = mask.clone()
     counted[:, 0] = False
-    return Examples(
-        tokens, torch.ones_like(counted), counted, {"kind": "text", **windows.identity.to_dict()}
-    )
+    return Examples(tokens, mask, counted, {"kind": "windows", "length": length, **identity})
 
 
 def training_examples(
@@ -140,7 +142,7 @@ def training_examples(
         windows = token_windows(
             source, tokenizer, num_windows=num_examples or _ALL, window_length=length, seed=seed
         )
-        return window_examples(windows)
+        return cut_windows(windows.tokens, length, windows.identity.to_dict())
     random.Random(seed).shuffle(records)
     examples = _instruction_examples(records[:num_examples], tokenizer, length, train_on_prompts)
     examples.identity.update(source=source, seed=seed)

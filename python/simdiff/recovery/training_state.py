@@ -23,6 +23,8 @@ from simdiff.files import write_bytes
 from simdiff.journal import check_key
 
 STATE = "training.pt"
+START = "start.safetensors"
+"""Weights that training started from, where they are not those of the plain cut."""
 SCHEMA_VERSION = 1
 
 
@@ -126,8 +128,9 @@ def held_directory(directory: Path) -> Iterator[None]:
             raise SimdiffError(
                 f"{directory} must be used by one training run at a time, and another one runs"
             ) from None
-        for leftover in directory.glob(f".{STATE}.*"):  # of a run killed while it wrote
-            leftover.unlink()
+        for leftover in directory.glob(".*"):  # of a run killed while it wrote
+            if leftover.name.startswith((f".{STATE}.", f".{START}.")):
+                leftover.unlink()
         yield
     finally:
         os.close(descriptor)
@@ -140,7 +143,8 @@ def remove_state(directory: Path) -> None:
         SimdiffError: it holds other files.
     """
     if directory.is_dir():
-        others = [entry.name for entry in directory.iterdir() if STATE not in entry.name]
+        names = [entry.name for entry in directory.iterdir()]
+        others = [name for name in names if STATE not in name and START not in name]
         if others:
             raise SimdiffError(
                 f"{directory} holds other files than training leaves ({others[0]}): not removed"
