@@ -188,6 +188,7 @@ def _outcome(
     set_apart: Examples,
 ) -> RecoveryOutcome:
     how = "the text's next tokens" if recipe.distillation is None else "the dense model's logits"
+    before = () if begun is None else begun.notes
     after = "" if begun is None else f" after the closed form ({begun.formula})"
     settings: dict[str, Any] = {
         "start": start,
@@ -221,6 +222,6 @@ def _outcome(
             "start": None if begun is None else begun.details,
             "num_threads": torch.get_num_threads(),
         },
-        notes=(*(() if begun is None else begun.notes), *result.notes),
+        notes=(*(f"the closed form before training: {note}" for note in before), *result.notes),
         trained=result.best_step > 0,
     )  # fmt: skip

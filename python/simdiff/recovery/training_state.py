@@ -91,7 +91,7 @@ class TrainingState:
         ) as error:  # fmt: skip
             raise SimdiffError(
                 f"{path}: must hold the state of a training run, but is damaged or of another "
-                f"version ({type(error).__name__}: {error}): remove {directory} to start again"
+                f"version ({type(error).__name__}): remove {directory} to start again"
             ) from None
         check_key(path, found, key)
         return result
