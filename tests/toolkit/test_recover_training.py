@@ -139,7 +139,7 @@ def test_killed_then_interrupted_it_gives_the_same_weights(
         reached.append(step_of(state))
         assert not out.exists()
     assert "give the same command again: a training goes on where it stopped" in told
-    assert 3 <= reached[0] < reached[1] < 16, reached
+    assert 2 <= reached[0] < reached[1] < 16, reached
     assert (state.parent / START).exists()
     assert simdiff(*given, *options, "-o", out) == 0
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

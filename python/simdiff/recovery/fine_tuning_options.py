@@ -36,11 +36,11 @@ class FineTuningOptions:
     warmup_steps: int = 10
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
-    set_apart: int = 32
+    set_apart: int = 24
     """Examples that are not trained on: their loss chooses the weights and ends the training."""
-    evaluations: int = 20
+    evaluations: int = 8
     """On the examples set apart, spread evenly over the training."""
-    patience: int = 4
+    patience: int = 3
     """Evaluations without a new best after which training ends; 0 never ends it."""
     checkpoint_minutes: float = 2.0
     """Between states that an interrupted run goes on from; 0 writes one after every step."""

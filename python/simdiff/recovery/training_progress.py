@@ -70,7 +70,7 @@ class TrainingProgress:
     def _print(self, line: str) -> None:
         if self._shown:
             self._line = time.monotonic()
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def _clock(seconds: float) -> str:
