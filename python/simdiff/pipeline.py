@@ -183,7 +183,7 @@ def run(
         check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(model_identity(model, name))
-    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
+    calibration, held_out = both_parts(text, tokenizer, held_out_source)
     scores = score(
         model,
         calibration.batches(batch_size),
@@ -302,7 +302,7 @@ def run_comparison(
         remove_journal(journal)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     options.counts(len(find_decoder_layers(model)))
-    calibration, held_out = _both_parts(text, tokenizer, held_out_source)
+    calibration, held_out = both_parts(text, tokenizer, held_out_source)
     comparison = compare(
         model, calibration, held_out, options, journal, name=name, batch_size=batch_size
     )
@@ -314,7 +314,7 @@ def run_comparison(
     return comparison
 
 
-def _both_parts(
+def both_parts(
     text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: str | None
 ) -> tuple[TokenWindows, TokenWindows]:
     """Calibration windows, and held-out ones from the other half or another text."""

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.models import find_decoder_layers
-from simdiff.recovery.closed_form import Settings, correct, recover
+from simdiff.recovery.closed_form import correct, recover
 from simdiff.recovery.copies import own_parameters, pruned_copy
-from simdiff.recovery.depths import Depths
+from simdiff.recovery.correction import Correction, Settings
+from simdiff.recovery.depths import Depths, depths, model_inputs
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.recovery.normal_equations import NormalEquations, best_ridge, ridge
 
@@ -146,18 +147,23 @@ def unseen_error(model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor) -
     return float(((wanted - found).norm(dim=-1) / wanted.norm(dim=-1)).square().sum())
 
 
+@pytest.mark.parametrize("features", ["inputs", "outputs"])
 @pytest.mark.parametrize("family", FOUND)
-def test_families(family: str) -> None:
+def test_families(family: str, features: str) -> None:
     """The correction does to the states what the normal equations say, whatever the layer."""
     model = larger(tiny_family(family))
     if family == "mixtral":  # its experts run in float32 at most
         model = model.float()
+    if family == "granite":  # adds its outputs times a factor
+        model.config.residual_multiplier = 0.4
+        for layer in model.model.layers:
+            layer.residual_multiplier = 0.4
     text = tokens(40)
     fitted, unseen = text[:32], text[32:]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     plain = pruned_copy(model, (1, 4))
     pruned = pruned_copy(model, (1, 4))
-    run_all(model, pruned, fitted, unseen, family)
+    run_all(model, pruned, fitted, unseen, family, Settings(features=features))
     if FOUND[family] is not None:
         share = unseen_error(model, pruned, unseen) / unseen_error(model, plain, unseen)
         assert share < 1
@@ -165,15 +171,15 @@ def test_families(family: str) -> None:
 
 
 def run_all(
-    model: PreTrainedModel, pruned: PreTrainedModel, fitted: Tensor, unseen: Tensor, family: str
+    model: PreTrainedModel,
+    pruned: PreTrainedModel,
+    fitted: Tensor,
+    unseen: Tensor,
+    family: str,
+    settings: Settings,
 ) -> None:
     """Correct the first layer alone, and compare its error with the predicted one."""
-    from simdiff.recovery.closed_form import Correction
-    from simdiff.recovery.depths import depths, model_inputs
-
-    run = Correction(
-        model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), Settings()
-    )
+    run = Correction(model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), settings)
     plain = unseen_error(model, pruned, unseen)
     with depths(model, pruned, autocast=False) as (dense, student):
         run.layer(0, dense, student)
@@ -181,12 +187,23 @@ def run_all(
     assert fit.projection == FOUND[family]
     if fit.projection is None:
         return
+    assert fit.features == settings.features
     assert fit.relative_error < 1
     share = unseen_error(model, pruned, unseen) / plain
     if family in NORMED:
         assert share < 1
     else:
         assert share == pytest.approx(fit.relative_error, rel=1e-6)
+
+
+def test_outputs_are_taken_where_inputs_exceed_the_memory_budget() -> None:
+    model = larger(make_tiny("llama"))
+    text = drawn(model, 40, 12)
+    for budget, features in ((4 * 8 * 48**2, "inputs"), (4 * 8 * 48**2 - 1, "outputs")):
+        settings = Settings(memory_budget=budget)
+        _, outcome = corrected(model, [text[:32]], [text[32:]], settings)
+        assert {fit["features"] for fit in outcome.details["layers"]} == {features}
+        assert any("outputs" in note for note in outcome.notes) == (features == "outputs")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

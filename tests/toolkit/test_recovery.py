@@ -14,9 +14,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from simdiff import cli
 from simdiff.calibration import token_windows
+from simdiff.errors import SimdiffError
 from simdiff.models import load_model, model_identity
-from simdiff.recovery.job import recovered
-from simdiff.recovery.record import RECORD, RecoveryRecord
+from simdiff.recovery.copies import own_parameters, pruned_copy, replace_parameter
+from simdiff.recovery.job import check_recoverable, recovered
+from simdiff.recovery.methods import check_options
+from simdiff.recovery.record import (
+    RECORD,
+    RecoveryRecord,
+    changed_parameters,
+    differing,
+    digest,
+)
 from simdiff.selection import PruningPlan
 from simdiff.verification import Check, verify
 
@@ -39,13 +48,16 @@ def tiny_checkpoint(tiny_checkpoint: Path, llama: PreTrainedModel) -> Path:
     return tiny_checkpoint
 
 
-@pytest.fixture
-def tiny_text(llama: PreTrainedModel, tmp_path: Path) -> Path:
-    path = tmp_path / "own-text.txt"
-    rows = drawn(llama, 160, 32).tolist()
+def write_text(path: Path, model: PreTrainedModel) -> None:
+    rows = drawn(model, 160, 32).tolist()
     words = (" ".join(f"w{n}" if n else "<unk>" for n in row) for row in rows)
     path.write_text("\n\n".join(words))
-    return path
+
+
+@pytest.fixture
+def tiny_text(llama: PreTrainedModel, tmp_path: Path) -> Path:
+    write_text(tmp_path / "own-text.txt", llama)
+    return tmp_path / "own-text.txt"
 
 
 @pytest.fixture
@@ -151,3 +163,63 @@ def test_bad_input(
     weights["model.layers.0.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, tiny_checkpoint / "model.safetensors", metadata={"format": "pt"})
     refused("the loss must be finite")
+
+
+def test_harm_is_said(
+    tiny_checkpoint: Path,
+    plan_file: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    llama: PreTrainedModel,
+    capsys,
+) -> None:
+    """Text drawn from the plain cut is predicted best by the plain cut."""
+    other, out = tmp_path / "other.txt", tmp_path / "out"
+    write_text(other, pruned_copy(llama, REMOVED))
+    command = ("recover", tiny_checkpoint, "--plan", plan_file, "--text", tiny_text, *SMALL)
+    assert simdiff(*command, "--held-out", other, "--json", "-o", out) == 0
+    content = json.loads(capsys.readouterr().out)
+    quality = {stage: values["perplexity"] for stage, values in content["quality"].items()}
+    assert quality["recovered"] > quality["pruned"], "else this test tests nothing"
+    words = "recovery made it worse: held-out perplexity"
+    assert any(note.startswith(words) for note in content["notes"])
+    card = (out / "README.md").read_text()
+    assert f"**Note**: {words}" in card
+    assert f"--held-out {other}" in card
+    assert content["evaluation"]["part"] == "all"
+
+
+def test_options_of_methods() -> None:
+    assert check_options("closed-form", {"features": "outputs"}).function().__name__ == "recover"
+    with pytest.raises(SimdiffError, match="method must be one of closed-form"):
+        check_options("magic", {})
+    with pytest.raises(SimdiffError, match="options of method closed-form are .*, got rank"):
+        check_options("closed-form", {"rank": 8})
+
+
+def test_quantised_models_are_refused(llama: PreTrainedModel) -> None:
+    llama.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(SimdiffError, match="floating point, got a quantised model"):
+        check_recoverable(llama)
+
+
+def test_a_method_cannot_break_the_model(llama: PreTrainedModel) -> None:
+    pruned = pruned_copy(llama, REMOVED)
+    plain = pruned_copy(llama, REMOVED)
+    assert changed_parameters(pruned, plain) == {}
+    projection = pruned.model.layers[1].mlp.down_proj
+    replace_parameter(projection, "weight", projection.weight * 2)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert changed_parameters(pruned, plain) == {name: digest(projection.weight)}
+    assert not torch.equal(projection.weight, llama.model.layers[2].mlp.down_proj.weight)
+    replace_parameter(projection, "weight", projection.weight * torch.nan)
+    with pytest.raises(SimdiffError, match=f"NaN or Inf in 1, first {name}"):
+        changed_parameters(pruned, plain)
+    projection.weight = torch.nn.Parameter(torch.ones(3, 3))
+    with pytest.raises(SimdiffError, match="names and shapes of all parameters"):
+        changed_parameters(pruned, plain)
+    own = pruned_copy(llama, REMOVED)
+    own_parameters(own)
+    shared = {id(parameter) for parameter in llama.parameters()}
+    assert not any(id(parameter) in shared for parameter in own.parameters())
+    assert list(differing(own, plain)) == []

@@ -69,21 +69,25 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def _add_method_options(sub: argparse.ArgumentParser) -> None:
     """Options of single methods; None where not given, their defaults are the method's."""
+    group = sub.add_argument_group("closed-form")
+    group.add_argument("--features", choices=("auto", "inputs", "outputs"),
+                       default=argparse.SUPPRESS, help="what the correction of a projection is "
+                       "linear in: its inputs, its outputs (cheaper, weaker), or outputs only "
+                       "where inputs would take over 8 GiB (default: auto)")  # fmt: skip
+    group.add_argument("--norm-power", type=float, metavar="P", default=argparse.SUPPRESS,
+                       help="tokens count by the dense state's norm to the power -P "
+                       "(default: 2)")  # fmt: skip
     training = sub.add_argument_group("training (lora, distillation)")
     for name, (kind, text) in TRAINING_OPTIONS.items():
-        flag = f"--{name.replace('_', '-')}"
+        kinds: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
         if kind is bool:
-            training.add_argument(flag, action="store_true", default=None, help=text)
+            kinds = {"action": "store_true"}
         elif isinstance(kind, tuple):
-            training.add_argument(flag, choices=kind, help=text)
-        else:
-            metavar = {int: "N", float: "X"}.get(kind, "TEXT")
-            training.add_argument(flag, type=kind, metavar=metavar, help=text)
-    training.add_argument(
-        "--restart",
-        action="store_true",
-        help="forget what an interrupted training left in OUTPUT.training",
-    )
+            kinds = {"choices": kind}
+        flag = f"--{name.replace('_', '-')}"
+        training.add_argument(flag, **kinds, default=argparse.SUPPRESS, help=text)
+    training.add_argument("--restart", action="store_true", help="forget what an interrupted "
+                          "training left in OUTPUT.training")  # fmt: skip
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, Any]:

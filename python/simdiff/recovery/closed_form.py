@@ -17,39 +17,24 @@ before the cut; here every projection from there on is solved for in its own inp
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import window_loss
-from simdiff.models import find_decoder_layers
 from simdiff.progress import track
-from simdiff.recovery.depths import Depths, depths, model_inputs, token_mask
+from simdiff.recovery.correction import FEATURES, Correction, Settings, autocasts, precision
+from simdiff.recovery.depths import depths, model_inputs, token_mask
 from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome
-from simdiff.recovery.normal_equations import Fit, NormalEquations, best_ridge
-from simdiff.recovery.projections import OutputProjection, entering, find_projection, rms
 from simdiff.selection import PruningPlan
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the correction depends on besides model, plan and text."""
-
-    strengths: tuple[float, ...] = STRENGTHS
-    """Ridge penalties that are tried, see `normal_equations.ridge`."""
-    norm_power: float = 2.0
-    """p: tokens count by ‖h‖^−p, so that a massive activation does not outweigh all others."""
-    unseen_share: float = 1 / 8
-    """Of the windows, not fitted: λ, and how far down to correct, are chosen by them."""
+Batches = Sequence[Tensor | Mapping[str, Tensor]]
 
 
 def recover(
@@ -64,6 +49,10 @@ def recover(
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
     settings = Settings(**options)
+    if settings.features not in FEATURES:
+        raise SimdiffError(
+            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
+        )
     count = unseen_windows(len(windows), settings.unseen_share)
     return correct(
         model,
@@ -89,21 +78,6 @@ def unseen_windows(num_windows: int, share: float) -> int:
     return min(num_windows - 1, max(1, round(share * num_windows)))
 
 
-@dataclass(frozen=True)
-class LayerFit:
-    """What the correction of one layer did."""
-
-    layer: int
-    """In the dense model, counted from 0."""
-    projection: str | None
-    strength: float | None
-    relative_error: float
-    """Squared error of the states on unseen tokens, as a share of that without the correction."""
-
-
-Batches = Sequence[Tensor | Mapping[str, Tensor]]
-
-
 @torch.no_grad()
 def correct(
     model: PreTrainedModel,
@@ -118,7 +92,8 @@ def correct(
     """Correct the output projections of a pruned model, in place.
 
     States of both models at one depth are kept for all tokens: twice tokens × hidden_size values in
-    the model's dtype, beside one Gram matrix of 8 · in_features² bytes for each part of the text.
+    the model's dtype, beside four matrices of 8 · in_features² bytes: 75 MB where a projection has
+    1536 inputs, 6.6 GB at 14336; from 16384 on a weaker correction takes 8 · hidden_size² instead.
 
     Args:
         model: the dense model, not changed.
@@ -146,198 +121,71 @@ def correct(
             "writes to the residual stream, got none: with a mixture of experts each token takes "
             "its own; another method may do"
         )
-    return run.choose()
+    return _choose(run)
 
 
-def precision(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
-    """Of forwards that only guide the correction."""
-    if not autocasts(model):
-        return contextlib.nullcontext()
-    device = model.get_input_embeddings().weight.device
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def autocasts(model: PreTrainedModel) -> bool:
-    """Whether products of the forwards are bfloat16: float32 models, where the CPU has them."""
-    device = model.get_input_embeddings().weight.device
-    if model.dtype != torch.float32:
-        return False
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
-
-
-@dataclass(frozen=True)
-class _Change:
-    """New parameters of a module, and those before."""
-
-    position: int
-    """Of the layer in the pruned model."""
-    module: nn.Module
-    old: dict[str, nn.Parameter | None]
-    new: dict[str, nn.Parameter | None]
-
-
-@dataclass
-class Correction:
-    """A pruned model on its way to the dense one's states; see `correct` for its fields."""
-
-    model: PreTrainedModel
-    pruned: PreTrainedModel
-    kept: list[int]
-    fitted: list[dict[str, Tensor]]
-    unseen: list[dict[str, Tensor]]
-    settings: Settings
-    fits: list[LayerFit] = field(default_factory=list)
-    corrections: list[_Change] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
-    """Dense states, by batch: what enters the next layer that stays."""
-    states: list[Tensor] = field(default_factory=list)
-    """What enters the layer at hand in the pruned model as corrected so far."""
-
-    @property
-    def batches(self) -> list[dict[str, Tensor]]:
-        """All text, that to fit first."""
-        return [*self.fitted, *self.unseen]
-
-    @property
-    def first(self) -> int:
-        """Position of the last layer before the first cut; 0 where layer 0 is cut."""
-        gap = next((i for i, layer in enumerate(self.kept) if layer != i), len(self.kept))
-        return max(0, gap - 1)
-
-    def target_depth(self, position: int) -> int:
-        """The dense layer whose entering states the layer at a position should give."""
-        following = position + 1
-        num_layers = len(find_decoder_layers(self.model))
-        return self.kept[following] if following < len(self.kept) else num_layers
-
-    def check(self) -> None:
-        """Refuse text of padding alone."""
-        for name, batches in (("fitted", self.fitted), ("unseen", self.unseen)):
-            if not any(bool(token_mask(batch).any()) for batch in batches):
-                raise SimdiffError(f"correct: {name} must leave some token, got none")
-
-    def layer(self, position: int, dense: Depths, student: Depths) -> None:
-        """Correct one layer and carry the states over it."""
-        start = self.kept[position]
-        if position == self.first:
-            self.targets = [dense.run(b, None, 0, start) for b in self.batches]
-            self.states = list(self.targets)
-            if start != position:  # layer 0 is cut: the dense model is further already
-                self.states = [student.run(b, None, 0, position) for b in self.batches]
-        stop = self.target_depth(position)
-        for index, batch in enumerate(self.batches):
-            self.targets[index] = dense.run(batch, self.targets[index], start, stop)
-        self.fits.append(self._fit(position, student))
-        for index, batch in enumerate(self.batches):
-            self.states[index] = student.run(batch, self.states[index], position, position + 1)
-
-    def _fit(self, position: int, student: Depths) -> LayerFit:
-        layer = student.layers[position]
-        batch = {name: value[:1] for name, value in self.batches[0].items()}
-        few = self.states[0][:1]
-        projection = find_projection(
-            layer,
-            lambda: student.run(batch, few, position, position + 1),
-            int(self.states[0].shape[-1]),
+def _choose(run: Correction) -> RecoveryOutcome:
+    """Keep the corrections down to the depth of lowest loss on the unseen windows."""
+    closing = [n + 1 for n, c in enumerate(run.corrections) if run.closes_cut(c.position)]
+    counts = sorted({0, *closing, len(run.corrections)})
+    losses = {count: _loss(run, count) for count in counts}
+    if not math.isfinite(losses[0]):
+        raise SimdiffError(
+            "correct: unseen must hold tokens that the plain cut predicts with a finite loss, got "
+            f"{losses[0]}"
         )
-        if projection is None:
-            return LayerFit(self.kept[position], None, None, 1.0)
-        fitted, unseen = self._equations(projection), self._equations(projection)
-        with entering(projection) as seen:
-            for index, batch in enumerate(self.batches):
-                output = student.run(batch, self.states[index], position, position + 1)
-                equations = fitted if index < len(self.fitted) else unseen
-                rows = token_mask(batch).to(output.device)
-                self._update(equations, projection, seen, output, self.targets[index], rows)
-        fit = best_ridge(fitted, unseen, self.settings.strengths)
-        self._apply(position, projection, fit)
-        return LayerFit(self.kept[position], projection.name, fit.strength, fit.relative_error)
+    best = min(counts, key=lambda count: losses[count])
+    run.keep(best)
+    return RecoveryOutcome(
+        formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
+        "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
+        settings=asdict(run.settings),
+        details={
+            "layers": [asdict(fit) for fit in run.fits],
+            "losses": [
+                {"corrected": n, "nll": nll if math.isfinite(nll) else None}
+                for n, nll in losses.items()
+            ],
+            "corrected": best,
+        },
+        notes=_notes(run, best),
+    )
 
-    def _equations(self, projection: OutputProjection) -> NormalEquations:
-        hidden_size = int(self.states[0].shape[-1])
-        features = projection.in_features + projection.has_bias
-        return NormalEquations(features, hidden_size, self.states[0].device)
 
-    def _update(
-        self,
-        equations: NormalEquations,
-        projection: OutputProjection,
-        seen: list[tuple[Tensor, Tensor]],
-        output: Tensor,
-        target: Tensor,
-        rows: Tensor,
-    ) -> None:
-        """Add one batch: features and residuals such that the residual is linear in them."""
-        features, written = (tensor.reshape(len(rows), -1)[rows].double() for tensor in seen[0])
-        wanted = target.reshape(len(rows), -1)[rows].double()
-        residuals = (wanted - output.reshape(len(rows), -1)[rows].double()) / projection.scale
-        if projection.has_bias:
-            features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        if projection.gain is not None:  # to first order: how rms(o) changes is left out
-            features = features / rms(written)
-            gain = projection.gain.to(residuals.device)
-            residuals = residuals / gain.where(gain.abs() > 1e-3 * gain.abs().max(), torch.inf)
-        norms = wanted.norm(dim=1)
-        weights = torch.where(norms > 0, norms, torch.inf) ** -self.settings.norm_power
-        equations.update(features, residuals, weights)
-
-    def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> None:
-        if fit.correction is None:
-            return
-        module = projection.module
-        old = dict(module._parameters)
-        projection.correct(fit.correction)
-        new = dict(module._parameters)
-        self.corrections.append(_Change(position, module, old, new))
-
-    def choose(self) -> RecoveryOutcome:
-        """Keep the corrections down to the depth of lowest loss on the unseen windows."""
-        cuts = [
-            c + 1
-            for c, correction in enumerate(self.corrections)
-            if self.target_depth(correction.position) != self.kept[correction.position] + 1
-        ]
-        depths = sorted({0, *cuts, len(self.corrections)})
-        losses = {count: self._loss(count) for count in depths}
-        best = min(depths, key=lambda count: losses[count])
-        self._keep(best)
-        notes: tuple[str, ...] = ()
-        if best == 0:
-            notes = (
-                "no correction lowered the loss on unseen calibration windows: the weights "
-                "are those of the plain cut",
-            )
-        return RecoveryOutcome(
-            formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
-            "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
-            settings=asdict(self.settings),
-            details={
-                "layers": [asdict(fit) for fit in self.fits],
-                "losses": [{"corrected": count, "nll": losses[count]} for count in depths],
-                "corrected": best,
-            },
-            notes=notes,
+def _notes(run: Correction, best: int) -> tuple[str, ...]:
+    notes = []
+    left = [str(fit.layer) for fit in run.fits if fit.projection is None]
+    if left:
+        notes.append(
+            f"layers {', '.join(left)} have no linear map of their own that is the last to write "
+            "to the residual stream, and stay as they are"
         )
+    if any(fit.features == "outputs" for fit in run.fits):
+        notes.append("corrections are linear in the projections' outputs, not in their inputs")
+    tokens = sum(int(token_mask(batch).sum()) for batch in run.fitted)
+    if tokens < run.most_features:
+        notes.append(
+            f"{tokens} tokens were fitted, fewer than the {run.most_features} features of a "
+            "projection: more text would help"
+        )
+    if best == 0:
+        notes.append(
+            "no correction lowered the loss on unseen calibration windows: the weights are those "
+            "of the plain cut"
+        )
+    return tuple(notes)
 
-    def _keep(self, count: int) -> None:
-        """Apply the first corrections and take back the others."""
-        for index, correction in enumerate(self.corrections):
-            chosen = correction.new if index < count else correction.old
-            correction.module._parameters.update(chosen)
 
-    def _loss(self, count: int) -> float:
-        """Mean negative log-likelihood per token of the unseen windows."""
-        self._keep(count)
-        total, tokens = 0.0, 0
-        for batch in self.unseen:
-            for row in range(len(batch["input_ids"])):
-                rows = {name: value[row : row + 1] for name, value in batch.items()}
-                ids = rows["input_ids"][token_mask(rows).view(1, -1)][None]
-                if ids.shape[1] > 1:
-                    with precision(self.pruned):
-                        total += window_loss(self.pruned, ids) * (ids.shape[1] - 1)
-                    tokens += ids.shape[1] - 1
-        if not math.isfinite(total) or not tokens:
-            found = f"{total} over {tokens} tokens"
-            raise SimdiffError(f"correct: unseen must give a finite loss, got {found}")
-        return total / tokens
+def _loss(run: Correction, count: int) -> float:
+    """Mean negative log-likelihood per token of the unseen windows; Inf where it is not finite."""
+    run.keep(count)
+    total, tokens = 0.0, 0
+    for batch in run.unseen:
+        mask = token_mask(batch).view(batch["input_ids"].shape)
+        for ids, rows in zip(batch["input_ids"], mask, strict=True):
+            window = ids[rows][None]  # padding is on one side: what counts is contiguous
+            if window.shape[1] > 1:
+                with precision(run.pruned):
+                    total += window_loss(run.pruned, window) * (window.shape[1] - 1)
+                tokens += window.shape[1] - 1
+    return total / tokens if tokens and math.isfinite(total) else math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from simdiff.files import MARKER, check_new_path, new_directory
 from simdiff.machine import describe_machine
 from simdiff.model_card import write_card
 from simdiff.models import check_same_model, load_model
-from simdiff.pipeline import TextOptions
+from simdiff.pipeline import TextOptions, both_parts
 from simdiff.progress import step
 from simdiff.recovery.copies import pruned_copy
 from simdiff.recovery.methods import RecoveryContext, check_options
@@ -110,16 +110,6 @@ def check_recoverable(model: PreTrainedModel) -> None:
             "recovery needs weights in floating point, got a quantised model: recover the "
             "unquantised model and quantise the result"
         )
-
-
-def both_parts(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: str | None
-) -> tuple[TokenWindows, TokenWindows]:
-    """Calibration windows, and held-out ones from the other half or another text."""
-    calibration = text.windows(tokenizer, "calibration")
-    if held_out_source is None:
-        return calibration, text.windows(tokenizer, "held-out")
-    return calibration, replace(text, source=held_out_source).windows(tokenizer, "all")
 
 
 def recovered(

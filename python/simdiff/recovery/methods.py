@@ -114,7 +114,7 @@ METHODS = {
         "output projections of the layers that stay, corrected by ridge regression towards the "
         "dense model's hidden states; nothing is trained",
         "simdiff.recovery.closed_form",
-        (),
+        ("features", "norm_power"),
     ),
     "lora": Method(
         "low-rank adapters trained on the text, or on instructions, and merged; the preset 'paper' "

@@ -65,9 +65,11 @@ class NormalEquations:
         self.num_tokens += len(x)
 
     def symmetric_gram(self) -> Tensor:
-        """G; `update` fills blocks on and above the diagonal."""
-        upper = torch.triu(self.gram)
-        return upper + upper.T - torch.diag(upper.diagonal())
+        """G itself, not a copy, whose blocks below the diagonal `update` leaves out."""
+        for first in range(0, self.gram.shape[0], _COLUMNS):
+            after = first + _COLUMNS
+            self.gram[after:, first:after] = self.gram[first:after, after:].T
+        return self.gram
 
     def error(self, correction: Tensor, gram: Tensor | None = None) -> float:
         """Σ w ‖r − Vᵀ x‖² over the tokens seen.

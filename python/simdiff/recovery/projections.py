@@ -46,6 +46,25 @@ class OutputProjection:
         """Whether the module adds a bias."""
         return getattr(self.module, "bias", None) is not None
 
+    def from_outputs(self, correction: Tensor) -> Tensor:
+        """The correction in z that does what one in o does: o + Vᵀo (+ v) has the weight W + VᵀW.
+
+        Args:
+            correction: V, `(hidden_size, hidden_size)`, and v as a last row where there is a bias.
+
+        Returns:
+            As `correct` takes it: `(in_features, hidden_size)`, and a last row for a bias.
+        """
+        weight = _weight(self.module).detach().to(correction)
+        square = correction[: weight.shape[0]]
+        result = weight.T @ square
+        if not self.has_bias:
+            return result
+        bias = self.module.bias
+        assert isinstance(bias, Tensor)
+        shift = bias.detach().to(correction) @ square + correction[-1]
+        return torch.cat([result, shift[None]])
+
     def correct(self, correction: Tensor) -> None:
         """Add Vᵀ to the weight, and its last row to the bias where the module has one.
 
@@ -73,6 +92,7 @@ def _weight(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+@torch.no_grad()
 def find_projection(
     layer: nn.Module, run: Callable[[], Tensor], hidden_size: int
 ) -> OutputProjection | None:
@@ -200,7 +220,7 @@ def entering(projection: OutputProjection) -> Iterator[list[tuple[Tensor, Tensor
     seen: list[tuple[Tensor, Tensor]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen[:] = [(args[0], output)]
+        seen[:] = [(args[0], output.clone())]  # Falcon adds attention's output to it, in place
 
     handle = projection.module.register_forward_hook(record)
     try:
