@@ -79,9 +79,9 @@ def fine_tune(
 ) -> FineTuning:
     """Train a model in place; its parameters are replaced, not written into.
 
-    Interrupted at any time, the same call with the same `directory` goes on and gives bitwise the
-    same weights, on the same machine and number of threads. Where loss or gradient is NaN or Inf,
-    training stops and the best weights before are kept.
+    Interrupted at any time, the same call with the same `directory` goes on and gives the same
+    weights: bitwise on a CPU with as many threads, on a GPU as far as its kernels are deterministic.
+    Where loss or gradient is NaN or Inf, training stops and the best weights before are kept.
 
     Args:
         model: causal language model, pruned or not.
@@ -110,13 +110,14 @@ def fine_tune(
     cuda = [model.device] if model.device.type == "cuda" else []
     with held, torch.random.fork_rng(cuda):
         torch.manual_seed(options.seed)
-        run = _Run(Student(model, train, options, teacher), set_apart, options, directory, key)
+        student = Student(model, train, options, teacher)
         try:
+            run = _Run(student, set_apart, options, directory, key)
             result = run.train(progress)
         except BaseException:
-            run.student.discard()
+            student.discard()
             raise
-        run.student.finish(run.state.best_adapters)
+        student.finish(run.state.best_adapters)
     return result
 
 

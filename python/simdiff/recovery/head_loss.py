@@ -35,6 +35,11 @@ class Head:
     weight: Tensor | None = None
     bias: Tensor | None = None
 
+    @property
+    def device(self) -> torch.device | None:
+        """Of the weight, if there is one."""
+        return None if self.weight is None else self.weight.device
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Of `(num_tokens, hidden_size)`, in float32 or, for such weights, float64."""
         if self.weight is not None:
@@ -141,7 +146,10 @@ class _HeadLoss(torch.autograd.Function):
         for first in range(0, len(labels), ROWS):
             rows = slice(first, first + ROWS)
             logits = head.logits(states[rows])
-            wanted = None if teacher is None else teacher[1].logits(teacher[0][rows])
+            wanted = None
+            if teacher is not None:
+                there = teacher[0][rows].to(teacher[1].device or states.device)
+                wanted = teacher[1].logits(there).to(states.device)
             some, own, slope = _loss_of_logits(
                 logits, labels[rows], wanted, None if teacher is None else teacher[2]
             )

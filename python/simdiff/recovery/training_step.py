@@ -150,19 +150,24 @@ class Student:
 
     def _loss(self, batch: Examples, indices: Tensor | None) -> HeadLoss:
         """Over a batch; against the teacher where the indices of training examples are given."""
-        ids, counted = batch.tokens.to(self.device), batch.counted[:, 1:].to(self.device)
+        ids, counted = batch.tokens.to(self.device), batch.counted[:, 1:]
         inputs: dict[str, Any] = {"input_ids": ids}
         if not bool(batch.mask.all()):
             inputs["attention_mask"] = batch.mask.long().to(self.device)
         with self._precision():
             output = self._body(**inputs, use_cache=False)
         states = output.logits if self._body is self.model else output.last_hidden_state
-        rows, labels = states[:, :-1][counted], ids[:, 1:][counted]
+        counted = counted.to(states.device)
+        rows = states[:, :-1][counted].to(self._head.device or states.device)
+        labels = ids[:, 1:].to(states.device)[counted].to(rows.device)
         if self.teacher is None or indices is None:
             return head_loss(rows, labels, self._head)
         known = self.teacher.states(indices)
         wanted = torch.cat(
-            [s[:-1][row[: len(s) - 1]] for s, row in zip(known, counted, strict=True)]
+            [
+                s[:-1][row[: len(s) - 1].to(s.device)].to(rows.device)
+                for s, row in zip(known, counted, strict=True)
+            ]
         )
         return head_loss(
             rows, labels, self._head, wanted, self.teacher.head, self._options.distillation
