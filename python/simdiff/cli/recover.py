@@ -7,9 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.cli.options import add_model, add_output, add_text, show, text_options
-from simdiff.recovery.methods import METHODS
+from simdiff.recovery.methods import METHODS, STARTS, TRAINING_PRESETS
 
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
+
+
+INTERRUPTED = "give the same command again: a training goes on where it stopped"
+
+# By name: type, or choices, and what help says. Defaults are those of the preset.
+TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
+    "preset": (tuple(dict.fromkeys(sum(TRAINING_PRESETS.values(), ()))),
+               "recipe that the other options change: text and paper of lora, distillation"),
+    "start": (STARTS, "train from the closed form's weights, or from the plain cut, as the "
+              "preset paper does"),
+    "training_text": (str, "other text to train on (its calibration half), or .json or .jsonl "
+                      "of objects with instruction, input and output"),
+    "examples": (int, "train on at most so many examples"),
+    "train_on_prompts": (bool, "of instructions, predict the prompts too"),
+    "train_length": (int, "tokens in an example"),
+    "train_batch_size": (int, "examples in a step"),
+    "micro_batch_size": (int, "examples in a forward; gradients are added up"),
+    "train_seed": (int, "of adapters, dropout and the order of examples"),
+    "rank": (int, "of the adapters"),
+    "alpha": (float, "the adapters' output is multiplied by alpha / rank"),
+    "dropout": (float, "of an adapter's input"),
+    "targets": (str, "last names of the projections, by commas (default: all linear ones)"),
+    "distillation_weight": (float, "of the divergence from the dense model, 0 to 1; the rest is "
+                            "the cross-entropy of the text"),
+    "temperature": (float, "of the distillation"),
+    "epochs": (float, "passes over the examples"),
+    "steps": (int, "so many updates, instead of epochs"),
+    "max_minutes": (float, "as many steps as fit, by the measured time of one"),
+    "learning_rate": (float, "at its peak"),
+    "schedule": (("cosine", "linear", "constant"), "of the learning rate after the warm-up"),
+    "warmup_steps": (int, "steps until the peak"),
+    "weight_decay": (float, "of AdamW"),
+    "max_gradient_norm": (float, "longer gradients are shortened to it"),
+    "set_apart": (int, "examples that are not trained on, to choose the best weights by"),
+    "evaluations": (int, "on the examples set apart, over the whole training"),
+    "patience": (int, "evaluations without a better one that end training; 0 never"),
+    "checkpoint_minutes": (float, "between states that an interrupted training goes on from"),
+    "gradient_checkpointing": (bool, "compute activations twice instead of keeping them"),
+    "compute_dtype": (("auto", "float32", "bfloat16"), "of the products; auto is bfloat16 where "
+                      "it is fast"),
+}  # fmt: skip
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -36,6 +77,17 @@ def _add_method_options(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--norm-power", type=float, metavar="P", default=argparse.SUPPRESS,
                        help="tokens count by the dense state's norm to the power -P "
                        "(default: 2)")  # fmt: skip
+    training = sub.add_argument_group("training (lora, distillation)")
+    for name, (kind, text) in TRAINING_OPTIONS.items():
+        kinds: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
+        if kind is bool:
+            kinds = {"action": "store_true"}
+        elif isinstance(kind, tuple):
+            kinds = {"choices": kind}
+        flag = f"--{name.replace('_', '-')}"
+        training.add_argument(flag, **kinds, default=argparse.SUPPRESS, help=text)
+    training.add_argument("--restart", action="store_true", help="forget what an interrupted "
+                          "training left in OUTPUT.training")  # fmt: skip
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,6 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         device=arguments.device,
         overwrite=arguments.overwrite,
+        restart=arguments.restart,
     )
     show(
         arguments,

@@ -74,9 +74,9 @@ def recovery_command(recovery: RecoveryRecord, model: str) -> str:
     )  # fmt: skip
     own = METHODS[recovery.method].options if recovery.method in METHODS else ()
     options += "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(value))}"
+        f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
         for name, value in {**recovery.settings}.items()
-        if name in ("batch_size", *own) and value is not None
+        if name in ("batch_size", *own) and value is not None and value is not False
     )
     if recovery.evaluation.get("part") == "all":
         options += f" --held-out {shlex.quote(str(recovery.evaluation.get('source')))}"

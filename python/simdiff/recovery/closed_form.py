@@ -31,7 +31,7 @@ from simdiff.evaluation import window_loss
 from simdiff.progress import track
 from simdiff.recovery.correction import FEATURES, Correction, Settings, autocasts, precision
 from simdiff.recovery.depths import depths, model_inputs, token_mask
-from simdiff.recovery.methods import RecoveryOutcome
+from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome
 from simdiff.selection import PruningPlan
 
 Batches = Sequence[Tensor | Mapping[str, Tensor]]
@@ -45,6 +45,7 @@ def recover(
     pruned: PreTrainedModel,
     options: Mapping[str, Any],
     batch_size: int,
+    context: RecoveryContext | None = None,
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
     settings = Settings(**options)

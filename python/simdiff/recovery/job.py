@@ -22,8 +22,9 @@ from simdiff.models import check_same_model, load_model
 from simdiff.pipeline import TextOptions, both_parts
 from simdiff.progress import step
 from simdiff.recovery.copies import pruned_copy
-from simdiff.recovery.methods import check_options
+from simdiff.recovery.methods import RecoveryContext, check_options
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
+from simdiff.recovery.training_state import remove_state
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
 
@@ -41,6 +42,7 @@ def recover(
     dtype: str = "auto",
     device: str | None = None,
     overwrite: bool = False,
+    restart: bool = False,
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
@@ -58,6 +60,10 @@ def recover(
         options: of the method, by name.
         batch_size: windows per forward.
         dtype, device: see `simdiff.models.load_model`.
+        restart: forget what an interrupted training left.
+
+    What training needs to go on after an interruption is kept beside the output, in a directory of
+    the same name that ends with .training, and removed at the end.
 
     Raises:
         SimdiffError: options, plan, model or text that cannot be used; NaN or Inf.
@@ -69,15 +75,21 @@ def recover(
     check_new_path(directory.absolute(), overwrite)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
+    training = directory.absolute().with_name(directory.name + ".training")
+    if restart:
+        remove_state(training)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
+    context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training)
     pruned, record = recovered(
-        model, plan, calibration, held_out, method=method, options=options, batch_size=batch_size
-    )
+        model, plan, calibration, held_out,
+        method=method, options=options, batch_size=batch_size, context=context,
+    )  # fmt: skip
     with new_directory(directory, overwrite) as scratch:
         write_recovered(pruned, tokenizer, plan, record, scratch, name)
+    remove_state(training)
     return record
 
 
@@ -109,6 +121,7 @@ def recovered(
     method: str,
     options: Mapping[str, Any] | None = None,
     batch_size: int = 8,
+    context: RecoveryContext | None = None,
 ) -> tuple[PreTrainedModel, RecoveryRecord]:
     """The pruned and repaired model, in memory, and the record of what was done.
 
@@ -119,6 +132,8 @@ def recovered(
         plan, method, options, batch_size: see `recover`.
         calibration: what the method sees.
         held_out: what all three models are measured on.
+        context: tokenizer and a directory, see `RecoveryContext`; None gives the method the tokens
+            alone and keeps nothing of an interrupted training.
     """
     options = dict(options or {})
     function = check_options(method, options).function()
@@ -126,9 +141,11 @@ def recovered(
     dense_quality = _quality(model, held_out.tokens, "dense")
     plain_quality = _quality(pruned, held_out.tokens, "plain cut")
     start = time.monotonic()
+    context = context or RecoveryContext(text=calibration.identity.to_dict())
     outcome = function(
-        model, plan, calibration.tokens, pruned=pruned, options=options, batch_size=batch_size
-    )
+        model, plan, calibration.tokens,
+        pruned=pruned, options=options, batch_size=batch_size, context=context,
+    )  # fmt: skip
     seconds = time.monotonic() - start
     pruned.eval()
     with removed_layers(model, plan.removed):

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from simdiff.errors import SimdiffError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from simdiff.selection import PruningPlan
 
@@ -32,6 +34,17 @@ class RecoveryOutcome:
     """Whether weights were trained by gradients, not solved for."""
 
 
+@dataclass(frozen=True)
+class RecoveryContext:
+    """What a method may use besides models and token windows."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    text: Mapping[str, Any] = field(default_factory=dict)
+    """Where the windows came from, `TextIdentity.to_dict()`; empty for bare tokens."""
+    directory: Path | None = None
+    """A place of its own for what must survive an interruption; made by who needs it."""
+
+
 class Recover(Protocol):
     """The function `recover` of a method's module."""
 
@@ -44,6 +57,7 @@ class Recover(Protocol):
         pruned: PreTrainedModel,
         options: Mapping[str, Any],
         batch_size: int,
+        context: RecoveryContext | None = None,
     ) -> RecoveryOutcome:
         """Change the weights of `pruned`, in place.
 
@@ -57,6 +71,7 @@ class Recover(Protocol):
                 `copies.own_parameters` first. Layers, names and shapes stay.
             options: by the names in `Method.options`; those not given are absent.
             batch_size: windows per forward.
+            context: see `RecoveryContext`.
 
         Raises:
             SimdiffError: options or a model that the method cannot use; NaN.
@@ -72,12 +87,27 @@ class Method:
     """Imported when the method runs; has a function `recover`, see `Recover`."""
     options: tuple[str, ...]
     """Names of the options of `simdiff recover` that it reads, with underscores."""
+    name: str = "recover"
+    """Of the function, where a module has several."""
 
     def function(self) -> Recover:
         """The method itself."""
-        function: Recover = importlib.import_module(self.module).recover
+        function: Recover = getattr(importlib.import_module(self.module), self.name)
         return function
 
+
+STARTS = ("closed-form", "cut")
+"""What training starts from."""
+TRAINING_PRESETS = {"lora": ("text", "paper"), "distillation": ("distillation",)}
+"""Recipes of the methods that train, the default first."""
+_TRAINING = (
+    "preset", "start", "training_text", "examples", "train_on_prompts", "train_length",
+    "train_batch_size", "micro_batch_size", "train_seed", "rank", "alpha", "dropout", "targets",
+    "steps", "epochs", "max_minutes", "learning_rate", "schedule", "warmup_steps", "weight_decay",
+    "max_gradient_norm", "set_apart", "evaluations", "patience", "checkpoint_minutes",
+    "gradient_checkpointing", "compute_dtype",
+)  # fmt: skip
+_TRAINED = "simdiff.recovery.trained"
 
 METHODS = {
     "closed-form": Method(
@@ -85,6 +115,19 @@ METHODS = {
         "dense model's hidden states; nothing is trained",
         "simdiff.recovery.closed_form",
         ("features", "norm_power"),
+    ),
+    "lora": Method(
+        "low-rank adapters trained on the text, or on instructions, and merged; the preset 'paper' "
+        "is the paper's recipe",
+        _TRAINED,
+        _TRAINING,
+        "by_text",
+    ),
+    "distillation": Method(
+        "low-rank adapters trained on the dense model's predictions, and merged",
+        _TRAINED,
+        (*_TRAINING, "distillation_weight", "temperature"),
+        "by_distillation",
     ),
 }
 

@@ -1,0 +1,77 @@
+"""What the dense model makes of the training text, computed once for each example."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.models import decoder_body
+from simdiff.recovery.head_loss import Head, linear_head
+from simdiff.recovery.training_data import Examples
+
+# Bytes of last hidden states that are kept for the next epochs: 1 million tokens of hidden size 576
+# in bfloat16 take 1.2 GB. Beyond it the dense model reads an example anew in every epoch.
+MEMORY_BUDGET = 2 << 30
+
+
+class Teacher:
+    """The dense model's last hidden states, or its logits where its head is not linear.
+
+    Each example is read alone, so that its states are the same bits whatever batch it is in and
+    whether they were kept or are computed again after an interruption.
+
+    Args:
+        model: the dense model, which stays as it is.
+        examples: the training text.
+        dtype: of the products, and of the states that are kept.
+    """
+
+    def __init__(self, model: PreTrainedModel, examples: Examples, dtype: torch.dtype) -> None:
+        """Nothing is read yet."""
+        self._model = model
+        self._examples = examples
+        self._dtype = dtype
+        self._device = model.get_input_embeddings().weight.device
+        head = linear_head(model, dtype)
+        self.head = head or Head()
+        self._body = decoder_body(model) if head is not None else None
+        width = getattr(model.config.get_text_config(decoder=True), "hidden_size", 0)
+        size = examples.num_tokens * width * torch.empty((), dtype=dtype).element_size()
+        self.keeps = head is not None and size <= MEMORY_BUDGET
+        """Whether an example is read once only."""
+        self._kept: dict[int, Tensor] = {}
+        self.seconds = 0.0
+        """Spent on reading."""
+        self.num_read = 0
+        """Examples read; one that was kept is not read again."""
+
+    def states(self, indices: Tensor) -> list[Tensor]:
+        """For each example `(its length, hidden_size)`, or logits; see `head`."""
+        return [self._state(int(index)) for index in indices]
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self._kept.clear()
+        self.seconds, self.num_read = 0.0, 0
+
+    def _state(self, index: int) -> Tensor:
+        if index in self._kept:
+            return self._kept[index].to(self._device)
+        start = time.perf_counter()
+        result = self._read(self._examples.take(torch.tensor([index])))
+        self.seconds += time.perf_counter() - start
+        self.num_read += 1
+        if self.keeps:
+            self._kept[index] = result.cpu()
+        return result
+
+    @torch.no_grad()
+    def _read(self, example: Examples) -> Tensor:
+        ids = example.tokens.to(self._device)
+        with torch.autocast(self._device.type, self._dtype, self._dtype != torch.float32):
+            if self._body is None:
+                return self._model(input_ids=ids, use_cache=False).logits[0]
+            return self._body(input_ids=ids, use_cache=False).last_hidden_state[0].to(self._dtype)

@@ -1,0 +1,78 @@
+"""Where a training run stands: a bar with loss and expected end, or lines away from a terminal."""
+
+from __future__ import annotations
+
+import datetime
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from simdiff.evaluation import exponential
+from simdiff.progress import console
+
+# Away from a terminal: evaluations each give a line, steps at most one in so many seconds.
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class TrainingProgress:
+    """Entered for the length of a run; told of every step and evaluation.
+
+    Args:
+        num_steps: of the whole run.
+        step: where it starts, above 0 after an interruption.
+        shown: False shows nothing.
+    """
+
+    def __init__(self, num_steps: int, step: int = 0, *, shown: bool = True) -> None:
+        """Nothing is shown yet."""
+        self._num_steps, self._first, self._shown = num_steps, step, shown
+        self._start = self._line = time.monotonic()
+        self._set_apart = float("nan")
+        self._bar: Progress | None = None
+        if shown and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.fields[told]}"), console=console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("train", total=num_steps, completed=step, told="")
+
+    def __enter__(self) -> TrainingProgress:
+        """Show the bar."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """After each step: how many there were, its loss, the speed."""
+        left = (time.monotonic() - self._start) / (step - self._first) * (self._num_steps - step)
+        told = (
+            f"loss {loss:.3f}, set apart {exponential(self._set_apart):.2f}, "
+            f"{tokens_per_second:.0f} tokens/s, ends {_clock(left)}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, told=told)
+        elif time.monotonic() - self._line >= _SECONDS_BETWEEN_LINES:
+            self._print(f"train: step {step} of {self._num_steps}, {told}")
+
+    def evaluated(self, step: int, loss: float, best: bool) -> None:
+        """After each evaluation on the examples set apart, in nats per token."""
+        self._set_apart = loss
+        self._print(
+            f"train: step {step} of {self._num_steps}, perplexity on what is set apart "
+            f"{exponential(loss):.2f}{', the best so far' if best else ''}"
+        )
+
+    def _print(self, line: str) -> None:
+        if self._shown:
+            self._line = time.monotonic()
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return f"{end:%H:%M:%S} (in {datetime.timedelta(seconds=round(seconds))})"
