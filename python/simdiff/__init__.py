@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simdiff.api import evaluate, plan, prune, score
+    from simdiff.api import evaluate, plan, prune, recover, score
     from simdiff.errors import SimdiffError
     from simdiff.quality import Quality
+    from simdiff.recovery.record import RecoveryRecord
     from simdiff.scores import LayerScores
     from simdiff.selection import PruningPlan
     from simdiff.tasks import TaskOptions
@@ -21,17 +22,19 @@ _HOMES = {
     "LayerScores": "simdiff.scores",
     "PruningPlan": "simdiff.selection",
     "Quality": "simdiff.quality",
+    "RecoveryRecord": "simdiff.recovery.record",
     "SimdiffError": "simdiff.errors",
     "TaskOptions": "simdiff.tasks",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
     "prune": "simdiff.api",
+    "recover": "simdiff.api",
     "score": "simdiff.api",
 }
 
 __all__ = [
-    "LayerScores", "PruningPlan", "Quality", "SimdiffError", "TaskOptions", "evaluate", "plan",
-    "prune", "score",
+    "LayerScores", "PruningPlan", "Quality", "RecoveryRecord", "SimdiffError", "TaskOptions",
+    "evaluate", "plan", "prune", "recover", "score",
 ]  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""The Python functions `simdiff.score`, `plan`, `prune` and `evaluate`: what the commands do.
+"""The Python functions `simdiff.score`, `plan`, `prune`, `evaluate` and `recover`.
+
+They do what the commands of these names do.
 
 A model is an object of transformers, or what the commands take: a directory, a hub name or "demo".
 A text is what the commands take ("demo", a text file, a .jsonl file) or a list of documents; where
@@ -14,6 +16,7 @@ from typing import Any, TypeAlias, overload
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from simdiff.bootstrap import NUM_RESAMPLES
 from simdiff.budget import Budget
 from simdiff.calibration import Text, TokenWindows, token_windows
 from simdiff.checkpoint import (
@@ -28,11 +31,15 @@ from simdiff.errors import SimdiffError
 from simdiff.files import check_new_path, new_directory
 from simdiff.model_card import write_card
 from simdiff.models import check_same_model, load_model, source_directory
-from simdiff.pipeline import PlanOptions, calibration_windows
+from simdiff.pipeline import PlanOptions, TextOptions, calibration_windows
 from simdiff.quality import Quality, Subject, TextChoice, evaluate_models
+from simdiff.recovery.job import recover as recover_by_name
+from simdiff.recovery.record import RecoveryRecord
 from simdiff.scores import LayerScores
 from simdiff.scores import score as score_batches
 from simdiff.selection import PruningPlan
+from simdiff.stability import ScoringOptions
+from simdiff.sublayer_scores import score_with_sublayers
 from simdiff.surgery import remove_layers
 from simdiff.tasks import TaskOptions
 
@@ -52,6 +59,8 @@ def score(
     dtype: str = "auto",
     device: str | None = None,
     backend: str | None = None,
+    sublayers: bool = False,
+    skip_leading: int = 0,
     progress: bool = True,
 ) -> LayerScores:
     """Score every layer, and every block of layers, from the hidden states of calibration text.
@@ -69,6 +78,8 @@ def score(
         batch_size: windows per forward.
         dtype, device: of a model that is loaded by name; see `simdiff.models.load_model`.
         backend: of simdiff_kernels; None takes the fastest.
+        sublayers: also score the attention and the MLP of every layer.
+        skip_leading: so many first tokens of each window are kept apart; not with `sublayers`.
         progress: show a bar.
 
     Raises:
@@ -90,8 +101,12 @@ def score(
             seed=seed,
         )
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
+    ScoringOptions(skip_leading, sublayers=sublayers).check(len(batches), batches[0].shape[1])
+    options: dict[str, Any] = {"backend": backend, "progress": progress}
+    if sublayers:
+        return score_with_sublayers(model, batches, name=name, calibration=record, **options)
     return score_batches(
-        model, batches, name=name, calibration=record, backend=backend, progress=progress
+        model, batches, name=name, calibration=record, skip_leading=skip_leading, **options
     )
 
 
@@ -114,6 +129,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
+    bootstrap: int = NUM_RESAMPLES,
 ) -> PruningPlan:
     """Choose the layers that go.
 
@@ -129,7 +145,8 @@ def plan(
         tokenizer: of `model`; None takes the one saved beside it.
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
             that calibrated, if their text can be read again.
-        evaluation_windows: of the greedy search of which it spends 1/50.
+        evaluation_windows: that searches read, and of the greedy search of which it spends 1/50.
+        bootstrap: resamples of the calibration windows that tell how sure the plan is; 0 is none.
 
     Raises:
         SimdiffError: a budget that cannot be met, unknown names, scores that lack what the
@@ -153,6 +170,7 @@ def plan(
         keep_decisive=not allow_decisive,
         random_seed=random_seed,
         evaluation_windows=evaluation_windows,
+        num_resamples=bootstrap,
     )
     if model is None:
         return options.plan(scores)
@@ -310,6 +328,68 @@ def evaluate(
         tasks if tasks is None or isinstance(tasks, TaskOptions) else TaskOptions(tuple(tasks))
     )
     return evaluate_models(subjects, text=choice, tasks=options, dtype=dtype, device=device)
+
+
+def recover(
+    model: Model,
+    plan: PruningPlan | str | Path,
+    output: str | Path,
+    text: Text = "demo",
+    *,
+    method: str = "closed-form",
+    held_out: Text | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    num_windows: int = 64,
+    window_length: int = 512,
+    seed: int = 0,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    **options: Any,
+) -> RecoveryRecord:
+    """Cut a model by a plan, repair the layers that stay, and write a stock checkpoint.
+
+    Args:
+        model: the dense model: an object, a directory, a hub name, or "demo".
+        plan: of `plan`, or a plan.json; made for this model.
+        output: a new directory; it appears whole or not at all.
+        text: one half of it is what the method sees, the other measures what it brought.
+        method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (output projections by
+            ridge regression, nothing trained), "lora" or "distillation".
+        held_out: another text to measure on, whole.
+        tokenizer: of a model given as an object; None takes the one saved beside it.
+        num_windows, window_length, seed: how much of the text, and its shuffle.
+        batch_size: windows per forward.
+        dtype, device: of a model given by name.
+        overwrite: replace an earlier output.
+        restart: forget what an interrupted training left.
+        options: of the method, by the names of the options of `simdiff recover`, with underscores.
+
+    Returns:
+        What was done and what it brought: `perplexity("dense")`, `("pruned")`, `("recovered")`.
+
+    Raises:
+        SimdiffError: options, plan, model or text that cannot be used; NaN or Inf.
+        SurgeryError: stock classes cannot express the cut.
+    """
+    if not isinstance(plan, PruningPlan):
+        plan = PruningPlan.load(Path(plan))
+    loaded, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
+    return recover_by_name(
+        name,
+        Path(output),
+        plan=plan,
+        method=method,
+        text=TextOptions(text, num_windows, window_length, seed),
+        held_out_source=held_out,
+        options=options,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        restart=restart,
+        loaded=(loaded, tokenizer or saved_tokenizer(loaded)),
+    )
 
 
 def resolve(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.bootstrap import NUM_RESAMPLES, amounts_of_text, bootstrap_plan
 from simdiff.budget import Budget
-from simdiff.calibration import IN_MEMORY, TokenWindows, token_windows
+from simdiff.calibration import IN_MEMORY, Text, TokenWindows, token_windows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
 from simdiff.comparison import ComparisonOptions, compare, remove_journal
 from simdiff.comparison_results import Comparison
@@ -43,7 +43,7 @@ PROMPT = "The history of the steam engine began"
 class TextOptions:
     """Which text, and how much of it."""
 
-    source: str
+    source: Text
     num_windows: int = 32
     window_length: int = 512
     seed: int = 0
@@ -440,7 +440,7 @@ def run_comparison(
 
 
 def both_parts(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: str | None
+    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: Text | None
 ) -> tuple[TokenWindows, TokenWindows]:
     """Calibration windows, and held-out ones from the other half or another text."""
     calibration = text.windows(tokenizer, "calibration")
@@ -448,7 +448,7 @@ def both_parts(
 
 
 def _held_out(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, source: str | None
+    text: TextOptions, tokenizer: PreTrainedTokenizerBase, source: Text | None
 ) -> TokenWindows:
     if source is None:
         return text.windows(tokenizer, "held-out")

@@ -151,3 +151,31 @@ def test_evaluate_takes_objects_and_names(
     assert [m.perplexity for m in alone.models] == [named.dense.perplexity]
     with pytest.raises(simdiff.SimdiffError, match="text, tasks or both"):
         simdiff.evaluate(model, None)
+
+
+def test_recover_is_the_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+    model = loaded(tiny_checkpoint)
+    plan = simdiff.plan(simdiff.score(model, tiny_text, progress=False, **SMALL), 2)
+    plan.save(tmp_path / "plan.json")
+    command = ["recover", str(tiny_checkpoint), "--plan", str(tmp_path / "plan.json"), "--text",
+               str(tiny_text), *FLAGS, "--output", str(tmp_path / "by_command")]  # fmt: skip
+    assert main(command) == 0
+    record = simdiff.recover(model, plan, tmp_path / "by_function", tiny_text, **SMALL)
+    ours, theirs = (loaded(tmp_path / name) for name in ("by_function", "by_command"))
+    assert set(record.changed) <= {name for name, _ in ours.named_parameters()}
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(parameter, other), name
+    assert record.perplexity("recovered") > 0
+    assert len(model.model.layers) == 6
+    with pytest.raises(simdiff.SimdiffError, match="another method"):
+        simdiff.recover(model, plan, tmp_path / "no", tiny_text, learning_rate=1.0, **SMALL)
+    assert not (tmp_path / "no").exists()
+
+
+def test_scores_of_sublayers_and_without_leading_tokens(tiny_checkpoint: Path) -> None:
+    tokens = torch.randint(1, 90, (4, 16), generator=torch.Generator().manual_seed(3))
+    assert simdiff.score(tiny_checkpoint, tokens, sublayers=True, progress=False).sublayers
+    skipped = simdiff.score(tiny_checkpoint, tokens, skip_leading=2, progress=False)
+    assert (skipped.num_tokens, skipped.leading.num_tokens) == (4 * 14, 4 * 2)
+    with pytest.raises(simdiff.SimdiffError, match="sub-layers are scored over all tokens"):
+        simdiff.score(tiny_checkpoint, tokens, sublayers=True, skip_leading=2, progress=False)

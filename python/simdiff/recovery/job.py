@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.calibration import TokenWindows
+from simdiff.calibration import Text, TokenWindows
 from simdiff.checkpoint import check_output, quantization
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import perplexity
@@ -36,13 +36,14 @@ def recover(
     plan: PruningPlan,
     method: str,
     text: TextOptions,
-    held_out_source: str | None = None,
+    held_out_source: Text | None = None,
     options: Mapping[str, Any] | None = None,
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
@@ -61,6 +62,7 @@ def recover(
         batch_size: windows per forward.
         dtype, device: see `simdiff.models.load_model`.
         restart: forget what an interrupted training left.
+        loaded: the model and its tokenizer, where they are in memory already.
 
     What training needs to go on after an interruption is kept beside the output, in a directory of
     the same name that ends with .training, and removed at the end.
@@ -78,7 +80,7 @@ def recover(
     training = directory.absolute().with_name(directory.name + ".training")
     if restart:
         remove_state(training)
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    model, tokenizer = loaded or load_model(name, dtype=dtype, device=device)
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
