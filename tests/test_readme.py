@@ -29,3 +29,17 @@ def test_every_command_of_the_readme_is_accepted() -> None:
     assert len(commands) >= 6
     for command in commands:
         parser().parse_args(command.split())
+
+
+@pytest.mark.model
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "python.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "pruned", "recovered", "scores.json",
+    ]  # fmt: skip

@@ -229,10 +229,10 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(status == 0)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file that is either complete or absent."""
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(Path(path), (text + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -248,14 +248,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def read_json(path: Path, schema: str, schema_version: int) -> dict[str, Any]:
+def read_json(path: str | Path, schema: str, schema_version: int) -> dict[str, Any]:
     """Read a file written with `header(schema, schema_version)`.
 
     Raises:
         SimdiffError: no such file, not JSON, another kind of file, or a newer version.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SimdiffError(f"{path}: must be a readable {schema} file: {error.strerror}") from None
     except ValueError as error:

@@ -73,7 +73,7 @@ class LayerScores:
         """The number of decoder layers."""
         return len(self.metrics[METRICS[0]].mean)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write scores.json."""
         write_json(path, self.to_dict())
 
@@ -98,7 +98,7 @@ class LayerScores:
         }
 
     @classmethod
-    def load(cls, path: Path) -> LayerScores:
+    def load(cls, path: str | Path) -> LayerScores:
         """Read scores.json.
 
         Raises:

@@ -93,18 +93,18 @@ class PruningPlan:
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write plan.json."""
         write_json(path, self.to_dict())
 
     @classmethod
-    def load(cls, path: Path) -> PruningPlan:
+    def load(cls, path: str | Path) -> PruningPlan:
         """Read plan.json.
 
         Raises:
             SimdiffError: missing, corrupt, inconsistent, or written by a newer version.
         """
-        refuse_sublayers(path)
+        refuse_sublayers(Path(path))
         content = read_json(path, SCHEMA, SCHEMA_VERSION)
         try:
             num_layers, confidence = content["num_layers"], content.get("confidence")

@@ -60,3 +60,13 @@ def test_the_pruning_loop_removes_what_it_scores_lowest(
         torch.testing.assert_close(summary["relative_difference"].mean[layer], relative)
     lowest = summary["cosine_distance"].mean + summary["relative_difference"].mean
     assert loop.least_important(summary) == int(lowest.argmin())
+
+
+def test_the_whole_way(flags: list[str], tmp_path: Path) -> None:
+    perplexities = example("prune_and_recover").main([*flags, "--output", str(tmp_path / "out")])
+    for name in ("pruned", "recovered"):
+        model, _ = load_model(str(tmp_path / "out" / name))
+        assert model.config.num_hidden_layers == 5
+    assert (tmp_path / "out" / "recovered" / "recovery.json").exists()
+    assert list(perplexities) == ["dense", "pruned", "recovered"]
+    assert all(90 < value < 110 for value in perplexities.values())  # 97 words, random weights
