@@ -80,8 +80,7 @@ def fine_tune(
     """Train a model in place; its parameters are replaced, not written into.
 
     Interrupted at any time, the same call with the same `directory` goes on and gives the same
-    weights: bitwise on a CPU with as many threads, on a GPU as far as its kernels are
-    deterministic.
+    weights: bitwise on a CPU with as many threads, on a GPU if its kernels are deterministic.
     Where loss or gradient is NaN or Inf, training stops and the best weights before are kept.
 
     Args:

@@ -89,6 +89,8 @@ class Method:
     """Names of the options of `simdiff recover` that it reads, with underscores."""
     name: str = "recover"
     """Of the function, where a module has several."""
+    check: str | None = None
+    """Of a function of the module that is given method and options, to refuse before any work."""
 
     def function(self) -> Recover:
         """The method itself."""
@@ -122,12 +124,14 @@ METHODS = {
         _TRAINED,
         _TRAINING,
         "by_text",
+        "check",
     ),
     "distillation": Method(
         "low-rank adapters trained on the dense model's predictions, and merged",
         _TRAINED,
         (*_TRAINING, "distillation_weight", "temperature"),
         "by_distillation",
+        "check",
     ),
 }
 
@@ -136,7 +140,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> Method:
     """The method of a name, if it reads all of these options.
 
     Raises:
-        SimdiffError: no such method, or an option of another one.
+        SimdiffError: no such method, an option of another one, or one that the method refuses.
     """
     if method not in METHODS:
         raise SimdiffError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -146,4 +150,7 @@ def check_options(method: str, options: Mapping[str, Any]) -> Method:
         raise SimdiffError(
             f"options of method {method} are {known}, got {', '.join(unread)} of another method"
         )
-    return METHODS[method]
+    chosen = METHODS[method]
+    if chosen.check is not None:
+        getattr(importlib.import_module(chosen.module), chosen.check)(method, options)
+    return chosen

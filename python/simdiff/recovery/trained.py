@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.calibration import read_documents
 from simdiff.errors import SimdiffError
 from simdiff.files import write_bytes
 from simdiff.journal import check_key, evaluation_key
@@ -23,7 +24,12 @@ from simdiff.recovery.fine_tuning import FineTuning, fine_tune
 from simdiff.recovery.fine_tuning_options import FineTuningOptions, preset
 from simdiff.recovery.lora import require_peft
 from simdiff.recovery.methods import STARTS, TRAINING_PRESETS, RecoveryContext, RecoveryOutcome
-from simdiff.recovery.training_data import Examples, cut_windows, training_examples
+from simdiff.recovery.training_data import (
+    Examples,
+    cut_windows,
+    read_instructions,
+    training_examples,
+)
 from simdiff.recovery.training_state import START, held_directory
 from simdiff.selection import PruningPlan
 
@@ -71,21 +77,14 @@ def _recover(
     context: RecoveryContext | None,
 ) -> RecoveryOutcome:
     context = context or RecoveryContext()
-    require_peft()
-    given = dict(options)
     if not plan.removed:
         raise SimdiffError(
             f"{method} recovery needs a plan that removes layers, got one of none: there is "
             "nothing to recover"
         )
-    name, start = given.pop("preset", None), given.pop("start", None)
-    text = {key: given.pop(key) for key in _TEXT_OPTIONS if key in given}
-    recipe = training_recipe(method, name, given)
+    recipe, start, text = check(method, options)
     examples = _examples(windows, recipe, context, text)
     train, set_apart = examples.set_apart(min(recipe.set_apart, max(1, len(examples) // 4)))
-    start = start or ("cut" if name == "paper" else "closed-form")
-    if start not in STARTS:
-        raise SimdiffError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
     begun = None
     if start == "closed-form":
         begun = _closed_form(model, plan, windows, pruned, batch_size, context.directory)
@@ -94,6 +93,26 @@ def _recover(
         teacher=None if recipe.distillation is None else model,
     )  # fmt: skip
     return _outcome(method, recipe, result, begun, start, text, train, set_apart)
+
+
+def check(method: str, options: Mapping[str, Any]) -> tuple[FineTuningOptions, str, dict[str, Any]]:
+    """The recipe, what training starts from and which text: refused here, before any work.
+
+    Raises:
+        SimdiffError: no `peft`, options that cannot be, a text to train on that cannot be read.
+    """
+    require_peft()
+    given = dict(options)
+    name, start = given.pop("preset", None), given.pop("start", None)
+    text = {key: given.pop(key) for key in _TEXT_OPTIONS if key in given}
+    recipe = training_recipe(method, name, given)
+    start = start or ("cut" if name == "paper" else "closed-form")
+    if start not in STARTS:
+        raise SimdiffError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
+    source = text.get("training_text")
+    if source is not None and read_instructions(source) is None:
+        read_documents(source)
+    return recipe, start, text
 
 
 def training_recipe(method: str, name: str | None, changes: Mapping[str, Any]) -> FineTuningOptions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from simdiff.evaluation import exponential
 from simdiff.progress import console
@@ -31,7 +31,7 @@ class TrainingProgress:
         self._bar: Progress | None = None
         if shown and console.is_terminal:
             self._bar = Progress(
-                TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("train"), BarColumn(bar_width=8), MofNCompleteColumn(),
                 TextColumn("{task.fields[told]}"), console=console,
             )  # fmt: skip
             self._task = self._bar.add_task("train", total=num_steps, completed=step, told="")
@@ -50,14 +50,18 @@ class TrainingProgress:
     def stepped(self, step: int, loss: float, tokens_per_second: float) -> None:
         """After each step: how many there were, its loss, the speed."""
         left = (time.monotonic() - self._start) / (step - self._first) * (self._num_steps - step)
+        end = datetime.datetime.now() + datetime.timedelta(seconds=left)
         told = (
             f"loss {loss:.3f}, set apart {exponential(self._set_apart):.2f}, "
-            f"{tokens_per_second:.0f} tokens/s, ends {_clock(left)}"
+            f"{tokens_per_second:.0f} tokens/s, ends {end:%H:%M:%S}"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, told=told)
         elif time.monotonic() - self._line >= _SECONDS_BETWEEN_LINES:
-            self._print(f"train: step {step} of {self._num_steps}, {told}")
+            self._print(
+                f"train: step {step} of {self._num_steps}, {told} "
+                f"(in {datetime.timedelta(seconds=round(left))})"
+            )
 
     def evaluated(self, step: int, loss: float, best: bool) -> None:
         """After each evaluation on the examples set apart, in nats per token."""
@@ -71,8 +75,3 @@ class TrainingProgress:
         if self._shown:
             self._line = time.monotonic()
             console.print(line, highlight=False, soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-    return f"{end:%H:%M:%S} (in {datetime.timedelta(seconds=round(seconds))})"

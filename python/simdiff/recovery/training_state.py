@@ -117,9 +117,14 @@ def held_directory(directory: Path) -> Iterator[None]:
     """Make a directory and keep other processes out; the lock ends with this one.
 
     Raises:
-        SimdiffError: another process holds it.
+        SimdiffError: another process holds it, or it cannot be made.
     """
-    directory.mkdir(exist_ok=True)
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SimdiffError(
+            f"{directory} must be a directory for the state of training: {error.strerror}"
+        ) from None
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class Student:
         self.teacher = Teacher(teacher, train, self.dtype) if distils and teacher else None
         self.adapters = Adapters(model, options.lora, cast_inputs=self.dtype == torch.float32)
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpointing(model, "enable")({"use_reentrant": False})
         self._parameters = list(self.adapters.parameters().values())
         self.optimizer = torch.optim.AdamW(
             self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=options.weight_decay
@@ -145,7 +145,7 @@ class Student:
 
     def _leave(self) -> None:
         if self._options.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+            _checkpointing(self.model, "disable")()
         self.model.eval()
 
     def _loss(self, batch: Examples, indices: Tensor | None) -> HeadLoss:
@@ -181,6 +181,12 @@ class Student:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _checkpointing(model: PreTrainedModel, verb: str) -> Callable[..., None]:
+    """transformers 5 renames the methods: the new name where there is one."""
+    old: Callable[..., None] = getattr(model, f"gradient_checkpointing_{verb}")
+    return getattr(model, f"activation_checkpointing_{verb}", old)
 
 
 def compute_dtype(model: PreTrainedModel, wanted: str) -> torch.dtype:
