@@ -148,6 +148,9 @@ class _Matrices(dict[str, Matrix]):
         super().__init__()
         self._drawn, self._draw = drawn, draw
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._drawn.sequences.blocks
+
     def __missing__(self, name: str) -> Matrix:
         self[name] = self._drawn.block(name, self._draw)
         return self[name]
