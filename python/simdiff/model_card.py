@@ -249,7 +249,8 @@ def _config(changes: Sequence[str]) -> str:
     return "## Changes of the config\n\n" + "\n".join(f"- {change}" for change in changes) + "\n"
 
 
-def _reproduction(plan: PruningPlan) -> str:
+def reproduction(plan: PruningPlan) -> list[str]:
+    """The commands that lead to the same cut, as lines of a shell."""
     calibration = plan.calibration
     name = shlex.quote(_plain(_name(plan)) or "MODEL")
     text = shlex.quote(_plain(calibration.get("source") or "TEXT"))
@@ -268,19 +269,22 @@ def _reproduction(plan: PruningPlan) -> str:
     if "evaluation-windows" in plan.options:
         chosen = f" --model {name}{chosen}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
-    lines = [
+    return [
         f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"',
         f"simdiff score {name} --text {text}{options} --output scores.json",
         f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha}"
         f"{chosen} --num-layers {len(plan.removed)}{protect} --output {MARKER}",
         f"simdiff prune {name} --plan {MARKER} --output pruned",
     ]
+
+
+def _reproduction(plan: PruningPlan) -> str:
     versions = ", ".join(
         f"{package} {version(package)}" for package in ("simdiff-kernels", "torch", "transformers")
     )
     return (
         f"## How to reproduce\n\n`{MARKER}` beside this card is the plan: the last line alone "
-        f"repeats the cut.\n\n{_block(lines, 'sh')}\nMade with {versions}.\n"
+        f"repeats the cut.\n\n{_block(reproduction(plan), 'sh')}\nMade with {versions}.\n"
     )
 
 

@@ -15,6 +15,7 @@ from simdiff.cli import (
     plan,
     profile,
     prune,
+    report,
     run,
     score,
     verify,
@@ -32,6 +33,7 @@ COMMANDS = {
     "eval": evaluate,
     "compare": compare,
     "bench": bench,
+    "report": report,
     "profile": profile,
     "info": info,
 }

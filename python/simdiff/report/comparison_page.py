@@ -11,7 +11,7 @@ from simdiff.block_selection import blocks_of
 from simdiff.comparison_results import ComparedCell, Comparison
 from simdiff.criteria import CRITERIA
 from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
-from simdiff.report.page import document, facts_table, figure, tile
+from simdiff.report.style import document, facts_table, tile
 from simdiff.searches import FORMULAS
 
 _SEARCH_SOURCES = {
