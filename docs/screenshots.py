@@ -1,6 +1,6 @@
 """Screenshots for the README from a page that `simdiff run`, `report` or `compare` wrote.
 
-python docs/screenshots.py out/report.html docs/report      writes docs/report.png, docs/report-dark.png
+python docs/screenshots.py out/report.html docs/report      # docs/report.png, docs/report-dark.png
 """
 
 from __future__ import annotations

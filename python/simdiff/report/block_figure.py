@@ -30,7 +30,7 @@ def costs_for(scores: LayerScores, criterion: str) -> BlockCosts | None:
     return block_costs(scores, name)
 
 
-def heat_map(costs: BlockCosts, removed: Collection[int] = (), title: str = "") -> str | None:
+def heat_map(costs: BlockCosts, removed: Collection[int] = ()) -> str | None:
     """First layer down, last layer across, so that single layers lie on the diagonal.
 
     One path for each colour, not a shape for each block, keeps deep models small.
@@ -44,13 +44,15 @@ def heat_map(costs: BlockCosts, removed: Collection[int] = (), title: str = "") 
     blocks = blocks_of(removed)
     low, high = min(positive), max(max(positive), 1.001 * min(positive))
     told = "; ".join(
-        f"layers {i} to {stop - 1} cost {costs.values[i][stop]:.3g}" for i, stop in blocks
+        f"layers {start} to {stop - 1} cost {costs.values[start][stop]:.3g}"
+        for start, stop in blocks
     )
+    outlined = f" Outlined, the removed blocks: {told}." if told else ""
     chart = Chart(
-        title or "Cost of every block",
+        "Cost of every block",
         f"Heat map of the cost of cutting every block of consecutive layers, {costs.criterion}: "
-        f"from {low:.3g} to {high:.3g}, logarithmic. Removed: {told or 'none shown'}.",
-        height=496, left=44,
+        f"from {low:.3g} to {high:.3g}, logarithmic.{outlined}",
+        height=464, left=44,
     )  # fmt: skip
     size = (chart.x_range[1] - chart.left) / depth
     x = Scale(0, depth, chart.left, chart.left + depth * size)
@@ -77,11 +79,9 @@ def _cells(
     side = f"{size:.2f}"
     for (start, last), value in cells.items():
         shade = round(scale(value)) if value > 0 else 0
-        paths.setdefault(shade, []).append(
-            f"M{x(last):.2f} {y(start):.2f}h{side}v{side}h-{side}z"
-        )
+        paths.setdefault(shade, []).append(f"M{x(last):.2f} {y(start):.2f}h{side}v{side}h-{side}z")
     for shade, steps in sorted(paths.items()):
-        chart.add("path", d="".join(steps), fill=color(shade / (_BINS - 1)))
+        chart.add("path", "cells", d="".join(steps), fill=color(shade / (_BINS - 1)))
 
 
 def color(share: float) -> str:
@@ -110,7 +110,7 @@ def _axes(chart: Chart, x: Scale, y: Scale, size: float, depth: int) -> None:
 
 def _color_bar(chart: Chart, low: float, high: float) -> None:
     """In the empty triangle below the diagonal."""
-    left, width, top = chart.left + 14.0, 168.0, 352.0
+    left, width, top = chart.left + 14.0, 168.0, 340.0
     scale = Scale(low, high, left, left + width, logarithmic=True)
     step = width / len(COLORS)
     chart.text(left, top - 8, "cost of cutting the block", "axis")

@@ -19,15 +19,13 @@ PANELS = (
 )  # fmt: skip
 
 
-def metric_charts(scores: LayerScores, plan: PruningPlan) -> list[str]:
-    """One chart for each metric: means with standard errors, and maxima over tokens."""
-    charts = []
+def metric_charts(scores: LayerScores, plan: PruningPlan) -> dict[str, str]:
+    """For each metric its title and chart: means with standard errors, maxima over tokens."""
+    charts = {}
     for name, title, label in PANELS:
         table = scores.metrics[name]
-        charts.append(
-            _depth_chart(
-                plan, title, label, table.mean, errors=table.standard_error, maxima=table.maximum
-            )
+        charts[title] = _depth_chart(
+            plan, title, label, table.mean, errors=table.standard_error, maxima=table.maximum
         )
     return charts
 

@@ -20,8 +20,8 @@ def all_blocks(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
         return
     yield "<h2>Every block of layers</h2>"
     yield (
-        "<p class='lead'>Neighbours that go together cost more, or less, than one by one. Each cell "
-        "is the cost of taking out all layers from the first to the last, from the same pass: "
+        "<p class='lead'>Neighbours that go together cost more, or less, than one by one. Each "
+        "cell is the cost of taking out all layers from the first to the last, from the same pass: "
         f"<code>{html.escape(costs.formula)}</code>, no unit, x entering the first layer and y "
         "leaving the last.</p>"
     )

@@ -114,19 +114,19 @@ def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
         "<p class='lead'>What each layer does to the hidden state x that enters it, y being the "
         f"one that leaves, over {scores.num_tokens:,} tokens of calibration text.</p>"
     )
-    pictures = "".join(figure(chart, "") for chart in metric_charts(scores, plan))
+    pictures = "".join(
+        figure(chart, "", title=title) for title, chart in metric_charts(scores, plan).items()
+    )
     yield f"<div class='pair'>{pictures}</div>"
     errors = any(
-        error is not None
-        for table in scores.metrics.values()
-        for error in table.standard_error
+        error is not None for table in scores.metrics.values() for error in table.standard_error
     )
     yield (
         "<p class='caption'>Dots and crosses: means over tokens; crosses on a band are the removed "
         "layers. Dashes: the largest token."
         + (" Thin lines: ± one standard error, mostly within the mark." if errors else "")
-        + " Axes are logarithmic where values span more than a factor of 20. Every number is in the "
-        "table of layers above.</p>"
+        + " Axes are logarithmic where values span more than a factor of 20. Every number is in "
+        "the table of layers above.</p>"
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from simdiff.evaluation import exponential
 from simdiff.report.sources import Content, ReportSources
 from simdiff.report.style import notes_list, scrolled, table
 
@@ -60,7 +60,8 @@ def perplexity_interval(values: Mapping[str, Any]) -> tuple[float, float] | None
     error = values.get("standard_error")
     if error is None:
         return None
-    return math.exp(values["nll"] - _Z * error), math.exp(values["nll"] + _Z * error)
+    nll = values["nll"]
+    return exponential(nll - _Z * error), exponential(nll + _Z * error)
 
 
 def interval_text(interval: tuple[float, float] | None) -> str:
@@ -88,8 +89,8 @@ def _evaluation(content: Content) -> str:
                            ("above_chance", "average without tasks at chance")):  # fmt: skip
             count = len(dense["averages"][key]["tasks"])
             averages = [model.get("averages", {}).get(key, {}) for model in columns]
-            rows.append(_row(f"{label} ({count}), %", [_percent(a, "average", "standard_error")
-                                                       for a in averages], strong=True))  # fmt: skip
+            means = [_percent(one, "average", "standard_error") for one in averages]
+            rows.append(_row(f"{label} ({count}), %", means, strong=True))
             kept = [_percent(a, "retained", "retained_error") for a in averages[1:]]
             rows.append(_row("retained of dense, %", ["", *kept], strong=True))
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in names)

@@ -64,8 +64,8 @@ def _training(training: Content | None) -> Iterator[str]:
         key = legend({"trained": "training, mean since the point before",
                       "apart": "examples set apart"})  # fmt: skip
         caption = (
-            f"Round: loss in training. Square: loss on examples set apart. Ring: step {best}, whose "
-            f"weights were taken. Ended because {html.escape(str(training.get('stopped')))}."
+            f"Round: loss in training. Square: loss on examples set apart. Ring: step {best}, "
+            f"whose weights were taken. Ended because {html.escape(str(training.get('stopped')))}."
         )
         yield figure(f"{key}{chart}", caption, title="Loss over training", kind="wide")
     rows = [

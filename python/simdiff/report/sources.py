@@ -92,7 +92,7 @@ def _read(path: Path, schema: str, version: int, plan: PruningPlan, check: Any) 
     content = read_json(path, schema, version)
     try:
         check(path, content, plan)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, SimdiffError):
             raise
         raise SimdiffError(

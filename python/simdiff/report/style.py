@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,8 +41,8 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 0.75rem 1rem; min-width: 0; }
 .tile .name, .tile .detail { color: var(--soft); font-size: 0.84rem; line-height: 1.4; }
-.tile .value { font-size: 1.4rem; font-weight: 600; font-variant-numeric: tabular-nums;
-  white-space: nowrap; letter-spacing: -0.01em; }
+.tile .value { font-size: 1.3rem; font-weight: 600; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere; line-height: 1.35; letter-spacing: -0.01em; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; margin: 0.8rem 0;
   background: var(--card); }
 .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--kept); }
@@ -53,7 +54,8 @@ tr:last-child td, tr:last-child th[scope=row] { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; }
 th[scope=row] { color: var(--ink); font-weight: 400; }
 td.text, th.text { text-align: left; }
-td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
+td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+.pair th, .pair td { padding: 0.34rem 0.55rem; }
 tr.removed td { color: var(--removed); font-weight: 600; }
 tr.strong td, tr.strong th { font-weight: 600; }
 .notes { padding-left: 1.1rem; margin: 0.7rem 0; }
@@ -74,8 +76,10 @@ blockquote { margin: 0.8rem 0; padding: 0.2rem 0.9rem; border-left: 3px solid va
   overflow-wrap: anywhere; }
 .strip { list-style: none; display: grid; padding: 0; gap: 3px; max-width: none; margin: 0.9rem 0;
   grid-template-columns: repeat(auto-fill, minmax(1.72rem, 1fr)); }
-.strip li { border: 1px solid var(--line); border-radius: 4px; text-align: center; padding: 0.4rem 0;
-  font-size: 0.78rem; line-height: 1.2; background: var(--card); font-variant-numeric: tabular-nums; }
+.strip li { position: relative; background: var(--card); border: 1px solid var(--line);
+  border-radius: 4px;
+  text-align: center; padding: 0.4rem 0; font-size: 0.78rem; line-height: 1.2;
+  font-variant-numeric: tabular-nums; }
 .strip .removed { background: var(--removed-bar); border-color: var(--removed-bar);
   color: var(--on-bar); text-decoration: line-through; font-weight: 600; }
 .strip .decisive { border: 2px solid var(--decisive); padding: calc(0.4rem - 1px) 0; }
@@ -95,6 +99,7 @@ blockquote { margin: 0.8rem 0; padding: 0.2rem 0.9rem; border-left: 3px solid va
 svg text { font-size: 12.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
 svg text.inside { fill: var(--on-bar); font-weight: 600; }
 svg text.mark { fill: var(--ink); }
+svg .track { fill: var(--grid); }
 svg .grid { stroke: var(--grid); }
 svg .base { stroke: var(--peak); }
 svg .band { fill: var(--band); }
@@ -104,6 +109,7 @@ svg .peak { stroke: var(--peak); stroke-width: 1.6; }
 svg .whisker { stroke: var(--ink); stroke-width: 1.3; }
 svg .stem { stroke: var(--kept); stroke-width: 1.4; opacity: 0.6; }
 svg .ideal { stroke: var(--ink); stroke-width: 3; }
+svg .cells { shape-rendering: crispEdges; }
 svg .halo { fill: none; stroke: #ffffff; stroke-width: 4.5; }
 svg .chosen { fill: none; stroke: #c0300a; stroke-width: 2.5; }
 svg .bar.dense { fill: var(--dense-bar); }
@@ -147,6 +153,12 @@ def figure(picture: str, caption: str, *, title: str = "", kind: str = "") -> st
     name = f" class='{kind}'" if kind and kind != "wide" else ""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure{name}>{head}{picture}{below}</figure>"
+
+
+def image(png: bytes, description: str) -> str:
+    """An embedded picture with its text alternative, which is escaped already."""
+    data = base64.b64encode(png).decode()
+    return f"<img alt='{description}' src='data:image/png;base64,{data}'>"
 
 
 def scrolled(table: str) -> str:
