@@ -257,7 +257,8 @@ def _config(changes: Sequence[str]) -> str:
     return "## Changes of the config\n\n" + "\n".join(f"- {change}" for change in changes) + "\n"
 
 
-def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
+def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> list[str]:
+    """The commands that lead to the same cut, and to its repair, as lines of a shell."""
     calibration = plan.calibration
     name = shlex.quote(_plain(_name(plan)) or "MODEL")
     text = shlex.quote(_plain(calibration.get("source") or "TEXT"))
@@ -276,7 +277,7 @@ def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
     if "evaluation-windows" in plan.options:
         chosen = f" --model {name}{chosen}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
-    lines = [
+    return [
         f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"',
         f"simdiff score {name} --text {text}{options} --output scores.json",
         f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha}"
@@ -285,12 +286,15 @@ def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
         if recovery is None
         else recovery_command(recovery, name),
     ]
+
+
+def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
     versions = ", ".join(
         f"{package} {version(package)}" for package in ("simdiff-kernels", "torch", "transformers")
     )
     return (
         f"## How to reproduce\n\n`{MARKER}` beside this card is the plan: the last line alone "
-        f"repeats the cut.\n\n{_block(lines, 'sh')}\nMade with {versions}.\n"
+        f"repeats the cut.\n\n{_block(reproduction(plan, recovery), 'sh')}\nMade with {versions}.\n"
     )
 
 

@@ -17,6 +17,7 @@ from simdiff.cli import (
     profile,
     prune,
     recover,
+    report,
     run,
     score,
     verify,
@@ -35,6 +36,7 @@ COMMANDS = {
     "eval": evaluate,
     "compare": compare,
     "bench": bench,
+    "report": report,
     "profile": profile,
     "info": info,
 }

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from simdiff.block_costs import block_costs
 from simdiff.block_selection import blocks_of
 from simdiff.comparison_results import ComparedCell, Comparison
 from simdiff.criteria import CRITERIA
+from simdiff.report.block_figure import heat_map
 from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
-from simdiff.report.page import document, facts_table, figure, tile
+from simdiff.report.layers_figure import layers_chart
+from simdiff.report.style import document, facts_table, figure, image, tile
 from simdiff.searches import FORMULAS
 
 _SEARCH_SOURCES = {
@@ -46,23 +49,21 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
         f"<div class='tiles'>{''.join(_tiles(comparison))}</div>",
         "<h2>Perplexity over removed layers</h2>",
         figure(
-            plots["perplexity.png"],
-            f"Held-out perplexity of every criterion at {counts} removed layers; the numbers are "
-            "in the table below.",
-            wide=True,
+            image(
+                plots["perplexity.png"],
+                f"Held-out perplexity of every criterion at {counts} removed layers; the numbers "
+                "are in the table below.",
+            ),
+            "Lower is better; bands are 95% intervals. Every number is in the tables below.",
+            kind="wide",
         ),
         "<h2>Held-out perplexity and time to plan</h2>",
         _summary(comparison),
         "<p class='caption'>Bold: the lowest of the column. Time to plan: for the largest cut, "
         "from the model in memory, its calibration pass and evaluations included.</p>",
         "<h2>Which layers each criterion takes</h2>",
-        figure(
-            plots["layers.png"],
-            "Removed layers of every criterion, one panel for each number of layers; the same is "
-            "in the table at the end.",
-            wide=True,
-        ),
-        *_blocks(plots),
+        *_layers(comparison),
+        *_blocks(comparison),
         *_sweeps(comparison),
         "<h2>Every cell</h2>",
         _cells(comparison),
@@ -74,15 +75,35 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
     return document(f"{name}, compared", sections)
 
 
-def _blocks(plots: Mapping[str, bytes]) -> Iterable[str]:
-    if "blocks.png" in plots:
+def _layers(comparison: Comparison) -> Iterable[str]:
+    pictures = "".join(
+        figure(layers_chart(comparison, count), "", title=f"{count} layers removed")
+        for count in comparison.counts
+    )
+    yield f"<div class='pair'>{pictures}</div>"
+    yield "<p class='caption'>The same layers are in the table of every cell below.</p>"
+
+
+def _blocks(comparison: Comparison) -> Iterable[str]:
+    if comparison.scores.blocks is None:
+        return
+    pictures = []
+    for criterion, title in (
+        ("simdiff", "Cost by simdiff: turn and growth"),
+        ("cosine-distance", "Cosine distance alone"),
+    ):
+        costs = block_costs(comparison.scores, criterion)
+        picture = heat_map(costs)
+        if picture is not None:
+            caption = f"<code>{html.escape(costs.formula)}</code>, no unit"
+            pictures.append(figure(picture, caption, title=title))
+    if pictures:
         yield "<h2>Every block of layers</h2>"
-        yield figure(
-            plots["blocks.png"],
-            "Two heat maps of the cost of cutting every block of consecutive layers, first layer "
-            "down, last layer across, on a logarithmic scale: by simdiff and by cosine distance.",
-            wide=True,
+        yield (
+            "<p class='lead'>What it costs to cut all layers from the first to the last; bright is "
+            "cheap, the scale is logarithmic.</p>"
         )
+        yield f"<div class='pair'>{''.join(pictures)}</div>"
 
 
 def _tiles(comparison: Comparison) -> Iterable[str]:

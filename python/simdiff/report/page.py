@@ -2,226 +2,187 @@
 
 from __future__ import annotations
 
-import base64
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from simdiff.plan_confidence import AmountOfText
-from simdiff.report.confidence import confidence_plot, confidence_text
+from simdiff.model_card import reproduction
+from simdiff.report.confidence_section import confidence
+from simdiff.report.cut_section import cut, layer_cells
+from simdiff.report.depth_figures import metric_charts
+from simdiff.report.map_section import all_blocks
 from simdiff.report.plots import importance_plot, metrics_plot
+from simdiff.report.quality_section import perplexity_interval, quality
+from simdiff.report.recovery_section import recovery
+from simdiff.report.sources import ReportSources, model_path, pruned_parameters
+from simdiff.report.speed_section import speed, speed_pairs
+from simdiff.report.style import document, facts_table, figure, tile
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6570; --paper: #fbfbf9;
-  --card: #ffffff; --line: #dfe3e6; --removed: #b3371f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a3adb8; --paper: #15181c;
-  --card: #1e2227; --line: #343a41; --removed: #ff8a70; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0.5rem 0; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; }
-p.lead { color: var(--soft); margin-top: 0; }
-p.caption { color: var(--soft); font-size: 0.88rem; margin-top: 0.6rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: 0.8rem; }
-.tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 0.8rem 1rem; }
-.tile .name { color: var(--soft); font-size: 0.85rem; }
-.tile .value { font-size: 1.35rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.tile .detail { color: var(--soft); font-size: 0.85rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
-  background: var(--card); }
-table { border-collapse: collapse; width: 100%; font-size: 0.88rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.7rem; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-th { color: var(--soft); font-weight: 600; }
-td.text, th.text { text-align: left; }
-td.wrap { white-space: normal; overflow-wrap: anywhere; }
-tr.removed td { color: var(--removed); font-weight: 600; }
-.note { border-left: 3px solid var(--removed); padding: 0.2rem 0.9rem; margin: 0.6rem 0; }
-figure { margin: 0.8rem 0; background: #ffffff; border: 1px solid var(--line); border-radius: 8px;
-  padding: 0.5rem; }
-figure img { width: 100%; height: auto; display: block; }
-figure.wide { overflow-x: auto; }
-figure.wide img { min-width: 44rem; }
-summary { cursor: pointer; margin: 0.3rem 0; }
-blockquote { margin: 0; padding: 0.2rem 0.9rem; border-left: 3px solid var(--line); }
-"""
+__all__ = ["layer_cells", "render_page", "write_report"]
 
 
 def write_report(
     directory: Path, scores: LayerScores, plan: PruningPlan, results: Mapping[str, Any]
 ) -> None:
-    """Write report.html, importance.png and metrics.png into a directory."""
-    plots = {
-        "importance.png": importance_plot(plan),
-        "metrics.png": metrics_plot(scores, plan),
-    }
-    for name, png in plots.items():
-        (directory / name).write_bytes(png)
-    page = render_page(scores, plan, results, plots)
-    (directory / "report.html").write_text(page, encoding="utf-8")
+    """Write report.html, importance.png and metrics.png into the directory of a run."""
+    (directory / "importance.png").write_bytes(importance_plot(plan))
+    (directory / "metrics.png").write_bytes(metrics_plot(scores, plan))
+    sources = ReportSources(plan, scores, results, model_path=model_path(directory))
+    (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
 
 
-def render_page(
-    scores: LayerScores,
-    plan: PruningPlan,
-    results: Mapping[str, Any],
-    plots: Mapping[str, bytes],
-) -> str:
-    """The page as text; pictures are embedded."""
-    name = html.escape(str(scores.model["name"]))
-    removed = ", ".join(map(str, sorted(plan.removed)))
+def render_page(sources: ReportSources) -> str:
+    """The page as text: a section for each source that is there."""
+    plan = sources.plan
+    name = html.escape(str(plan.model.get("name", "model")))
     sections = [
         f"<h1>{name}: {len(plan.removed)} of {plan.num_layers} layers removed</h1>",
-        f"<p class='lead'>Removed: {removed} (counted from 0). Criterion {plan.criterion}"
-        f"{'' if plan.alpha is None else f', α = {plan.alpha:g}'}: "
-        f"<code>{html.escape(plan.formula)}</code>.</p>",
-        *(f"<p class='note'>{html.escape(note)}.</p>" for note in plan.notes),
-        f"<div class='tiles'>{''.join(_tiles(results))}</div>",
-        "<h2>Importance</h2>",
-        figure(plots["importance.png"], f"Importance over depth; removed layers: {removed}."),
-        *_confidence(plan, results),
-        "<h2>Metrics over depth</h2>",
-        figure(
-            plots["metrics.png"],
-            "Mean and maximum over tokens of cosine, squared, absolute and relative difference "
-            "of every layer; log axis where values span more than a factor of 30.",
-        ),
-        "<h2>Every layer</h2>",
-        layer_table(scores, plan),
-        "<h2>What the pruned model writes</h2>",
-        _generation(results),
-        "<h2>Where this comes from</h2>",
-        _provenance(scores, results),
+        *_headline(sources),
+        *cut(plan, sources.scores),
+        *confidence(plan, sources.results),
+        *_metrics(sources.scores, plan),
+        *all_blocks(sources.scores, plan),
+        *quality(sources),
+        *speed(sources),
+        *recovery(sources.recovery, plan.num_layers),
+        *_generation(sources.results),
+        *_provenance(sources),
     ]
     return document(name, sections)
 
 
-def _confidence(plan: PruningPlan, results: Mapping[str, Any]) -> Iterable[str]:
-    amounts = [AmountOfText(**amount) for amount in results.get("amounts_of_text", ())]
-    if plan.confidence is not None and amounts:
-        yield "<h2>How sure the plan is</h2>"
-        picture = confidence_plot(plan.confidence, amounts)
-        yield figure(picture, confidence_text(plan.confidence, amounts))
-
-
-def document(title: str, sections: Iterable[str]) -> str:
-    """A whole page around sections of HTML; `title` is escaped already."""
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{_STYLE}</style>"
-        f"</head><body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
+def _headline(sources: ReportSources) -> Iterator[str]:
+    plan = sources.plan
+    removed = ", ".join(map(str, sorted(plan.removed)))
+    yield (
+        f"<p class='lead'>Decoder layers {removed} (counted from 0) of "
+        f"{html.escape(str(plan.model.get('architecture', 'the model')))} were taken out; the "
+        "others are as they were, in an ordinary checkpoint.</p>"
     )
-
-
-def _tiles(results: Mapping[str, Any]) -> Iterable[str]:
-    dense, pruned = results["dense"], results["pruned"]
-    yield tile(
-        "held-out perplexity",
-        f"{dense['perplexity']:.2f} → {pruned['perplexity']:.2f}",
-        f"{results['evaluation']['num_predicted_tokens']} tokens predicted",
-    )
-    for phase, what in (("decode", "one sequence, KV cache"), ("prefill", "prompt")):
-        before, after = dense["speed"][phase], pruned["speed"][phase]
-        yield tile(
-            f"{phase} tokens per second",
-            f"{before:.0f} → {after:.0f}",
-            f"{after / before:.2f} times, {what}",
+    tiles = "".join(_tiles(sources))
+    if tiles:
+        yield f"<div class='tiles'>{tiles}</div>"
+    if sources.model_path is not None:
+        where = "" if sources.model_path == "." else f"{sources.model_path}/ in "
+        yield (
+            f"<p>The smaller model is {where}the directory of this page:</p>"
+            "<pre tabindex='0'>from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{sources.model_path}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{sources.model_path}")</pre>'
         )
-    before, after = dense["num_parameters"], pruned["num_parameters"]
-    yield tile("parameters", f"{before / 1e6:.0f} M → {after / 1e6:.0f} M",
-                f"{100 * (1 - after / before):.0f}% fewer")  # fmt: skip
 
 
-def tile(name: str, value: str, detail: str) -> str:
-    """A number with its name and what it means."""
-    return (
-        f"<div class='tile'><div class='name'>{name}</div><div class='value'>{value}</div>"
-        f"<div class='detail'>{detail}</div></div>"
+def _tiles(sources: ReportSources) -> Iterable[str]:
+    results, plan = sources.results, sources.plan
+    if results is not None:
+        before, after = results["dense"], results["pruned"]
+        interval = perplexity_interval(after)
+        yield tile(
+            "held-out perplexity",
+            f"{before['perplexity']:.2f} → {after['perplexity']:.2f}",
+            f"{after['perplexity'] / before['perplexity']:.2f} times"
+            + ("" if interval is None else f", 95% {interval[0]:.2f} to {interval[1]:.2f}"),
+        )
+    if sources.recovery is not None:
+        found = sources.recovery["quality"]
+        yield tile(
+            "after recovery",
+            f"{found['pruned']['perplexity']:.2f} → {found['recovered']['perplexity']:.2f}",
+            f"held-out perplexity, {html.escape(str(sources.recovery['method']))}",
+        )
+    whole, small = plan.model.get("num_parameters"), pruned_parameters(plan)
+    if whole and small:
+        yield tile("parameters", f"{_millions(whole)} → {_millions(small)}",
+                   f"{100 * (1 - small / whole):.1f}% fewer")  # fmt: skip
+    for phase, pairs in speed_pairs(sources).items():
+        pair = pairs[0]
+        share = "" if pair.share is None else f", {100 * pair.share:.0f}% of the ideal"
+        yield tile(f"{phase}, tokens per second", f"{pair.dense:.3g} → {pair.pruned:.3g}",
+                   f"{pair.ratio:.2f} times{share}")  # fmt: skip
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
+    if scores is None:
+        return
+    yield "<h2>Metrics over depth</h2>"
+    yield (
+        "<p class='lead'>What each layer does to the hidden state x that enters it, y being the "
+        f"one that leaves, over {scores.num_tokens:,} tokens of calibration text.</p>"
+    )
+    pictures = "".join(
+        figure(chart, "", title=title) for title, chart in metric_charts(scores, plan).items()
+    )
+    yield f"<div class='pair'>{pictures}</div>"
+    errors = any(
+        error is not None for table in scores.metrics.values() for error in table.standard_error
+    )
+    yield (
+        "<p class='caption'>Dots and crosses: means over tokens; crosses on a band are the removed "
+        "layers. Dashes: the largest token."
+        + (" Thin lines: ± one standard error, mostly within the mark." if errors else "")
+        + " Axes are logarithmic where values span more than a factor of 20. Every number is in "
+        "the table of layers above.</p>"
     )
 
 
-def figure(png: bytes, description: str, *, wide: bool = False) -> str:
-    """An embedded picture with its text alternative, which is escaped already.
-
-    A wide one scrolls on a narrow screen instead of shrinking until it cannot be read.
-    """
-    data = base64.b64encode(png).decode()
-    kind = " class='wide'" if wide else ""
-    return f"<figure{kind}><img alt='{description}' src='data:image/png;base64,{data}'></figure>"
-
-
-def layer_table(scores: LayerScores, plan: PruningPlan) -> str:
-    """Every layer with its metrics, its importance and its fate."""
-    head = (
-        "<th>layer</th><th>1 − cos</th><th>± s.e.</th><th>MSSD</th><th>max ‖y−x‖²</th>"
-        "<th>MASD</th><th>‖y−x‖/‖x‖</th><th>importance</th>"
-        f"{'' if plan.confidence is None else '<th>in plan</th>'}<th class='text'>decision</th>"
-    )
-    rows = []
-    for layer in range(plan.num_layers):
-        gone = layer in plan.removed
-        cells = "".join(f"<td>{value}</td>" for value in layer_cells(scores, plan, layer))
-        fate = f"<td class='text'>{'removed' if gone else 'kept'}: {plan.reason(layer)}</td>"
-        rows.append(f"<tr{' class=removed' if gone else ''}>{cells}{fate}</tr>")
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-
-
-def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]:
-    """The numbers of one layer, formatted: the columns of the table here and on the terminal."""
-    cosine, squared = scores.metrics["cosine_distance"], scores.metrics["squared_difference"]
-    error = cosine.error[layer]
-    cells = [
-        str(layer),
-        f"{cosine.mean[layer]:.4g}",
-        "" if error is None else f"{error:.1g}",
-        f"{squared.mean[layer]:.4g}",
-        f"{squared.maximum[layer]:.4g}",
-        f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
-        f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
-        f"{plan.importance[layer]:.6g}",
-    ]
-    if plan.confidence is not None:
-        cells.append(f"{plan.confidence.plan_frequency[layer]:.0%}")
-    return cells
-
-
-def _generation(results: Mapping[str, Any]) -> str:
+def _generation(results: Mapping[str, Any] | None) -> Iterator[str]:
+    if results is None:
+        return
     sample = results["pruned"]["generation"]
     check = "agrees" if sample["equals_uncached"] else "DISAGREES"
-    return (
+    yield "<h2>What the pruned model writes</h2>"
+    yield (
         f"<blockquote><b>{html.escape(sample['prompt'])}</b>{html.escape(sample['text'])}"
-        f"</blockquote><p>Greedy, with the KV cache; every token {check} with a forward without "
-        "cache.</p>"
+        f"</blockquote><p class='caption'>Greedy, with the KV cache, without recovery; every token "
+        f"{check} with a forward without cache.</p>"
     )
 
 
-def _provenance(scores: LayerScores, results: Mapping[str, Any]) -> str:
-    facts = {
-        **{f"model {key}": value for key, value in scores.model.items()},
-        **{f"calibration {key}": value for key, value in scores.calibration.items()},
-        **{f"held-out {key}": value for key, value in results["evaluation"].items()},
-        "scored with": f"backend {scores.provenance['backend']} on {scores.provenance['device']}",
-        "speed": f"{results['dense']['speed']['repeats']} interleaved repetitions, medians, "
-        f"{results['dense']['speed']['num_threads']} threads, {results['machine']}",
-        **{f"version of {key}": value for key, value in results["versions"].items()},
-    }
-    return facts_table(facts)
+def _provenance(sources: ReportSources) -> Iterator[str]:
+    yield "<h2>Where this comes from</h2>"
+    yield "<p>These commands repeat the cut:</p>"
+    yield f"<pre tabindex='0'>{html.escape(chr(10).join(reproduction(sources.plan)))}</pre>"
+    yield facts_table(_facts(sources))
 
 
-def facts_table(facts: Mapping[str, Any]) -> str:
-    """Names and values, as a table."""
-    rows = "".join(
-        f"<tr><td class='text'>{html.escape(key.replace('_', ' '))}</td>"
-        f"<td class='text wrap'>{html.escape(str(value))}</td></tr>"
-        for key, value in facts.items()
-    )
-    return f"<div class='scroll'><table>{rows}</table></div>"
+def _facts(sources: ReportSources) -> dict[str, Any]:
+    plan, scores, results = sources.plan, sources.scores, sources.results
+    facts: dict[str, Any] = {
+        **{f"model {key}": value for key, value in plan.model.items()
+           if not isinstance(value, list)},
+        **{f"calibration {key}": value for key, value in plan.calibration.items()},
+    }  # fmt: skip
+    if scores is not None:
+        known = scores.provenance
+        facts["scored with"] = f"backend {known.get('backend')} on {known.get('device')}"
+        facts |= _versions("scores", known)
+    if results is not None:
+        speeds = results["dense"]["speed"]
+        facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
+        facts["speed of the run"] = (
+            f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+            f"threads, {results['machine']}"
+        )
+        facts |= _versions("run", results)
+    for kind, content in (("evaluation", sources.evaluation), ("benchmark", sources.bench),
+                          ("recovery", sources.recovery)):  # fmt: skip
+        if content is None:
+            continue
+        if "machine" in content:
+            facts[f"{kind} on"] = content["machine"]
+        facts |= _versions(kind, content)
+    return facts
+
+
+def _versions(kind: str, content: Mapping[str, Any]) -> dict[str, str]:
+    versions = content.get("versions", {})
+    told = ", ".join(f"{name} {value}" for name, value in versions.items())
+    created = content.get("created")
+    return {f"{kind} made": f"{created}, {told}"} if created and told else {}

@@ -1,0 +1,142 @@
+"""What was cut and why: the layers in a row, every layer with its reason, the plans tried."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+
+from simdiff.block_selection import blocks_of
+from simdiff.report.depth_figures import importance_chart
+from simdiff.report.style import figure, legend, notes_list, scrolled, table
+from simdiff.scores import LayerScores
+from simdiff.selection import PruningPlan
+
+
+def cut(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
+    """The section's parts."""
+    alpha = "" if plan.alpha is None else f", α = {plan.alpha:g}"
+    yield "<h2>What was cut, and why</h2>"
+    yield _strip(plan)
+    yield (
+        f"<p>Criterion <b>{html.escape(plan.criterion)}</b>{alpha}, selection "
+        f"<b>{html.escape(plan.selection)}</b>. Importance of a layer with input x and output y: "
+        f"<code>{html.escape(plan.formula)}</code>.</p>"
+    )
+    yield notes_list(plan.notes)
+    caption = (
+        "Mean over calibration tokens. Crosses on a band are the removed layers. Whole blocks are "
+        "chosen by the cost of the block, so a removed layer need not be among the lowest."
+        if plan.selection != "lowest"
+        else "Crosses on a band are the removed layers: the lowest that may go."
+    )
+    picture = figure(importance_chart(plan), caption, title="Importance over depth")
+    tried = _candidates(plan)
+    yield f"<div class='pair'>{picture}{tried}</div>" if tried else picture
+    yield f"<details open><summary>Every layer and its reason</summary>{_layers(plan, scores)}" \
+          "</details>"  # fmt: skip
+
+
+def _strip(plan: PruningPlan) -> str:
+    """A cell for each layer; it wraps on narrow screens, so that every number can be read."""
+    cells, kinds = [], {}
+    for layer in range(plan.num_layers):
+        kind, told = _fate(plan, layer)
+        kinds[kind] = told
+        words = f"<span class='hidden'>: {told}</span>"
+        reason = html.escape(f"layer {layer}: {told}, {plan.reason(layer)}", quote=True)
+        cells.append(f'<li class="{kind}" title="{reason}">{layer}{words}</li>')
+    order = ("removed", "kept", "decisive", "protected")
+    shown = {kind: kinds[kind] for kind in order if kind in kinds}
+    return (
+        f"<ol class='strip' aria-label='Decoder layers from first to last'>{''.join(cells)}</ol>"
+        f"{legend(shown)}"
+    )
+
+
+def _fate(plan: PruningPlan, layer: int) -> tuple[str, str]:
+    if layer in plan.removed:
+        return "removed", "removed"
+    if layer in plan.protected:
+        return "protected", "kept because it was protected"
+    if layer in plan.decisive:
+        return "decisive", "kept because it makes a decisive correction"
+    return "kept", "kept"
+
+
+def _candidates(plan: PruningPlan) -> str:
+    """The plans that were tried, best first; empty where nothing was evaluated."""
+    tried = [c for c in plan.candidates if c.get("nll") is not None]
+    if not tried:
+        return ""
+    # A loss on more windows is another measurement: those are listed first, as they decided.
+    ordered = sorted(tried, key=lambda c: (-int(c.get("num_windows", 0)), c["nll"]))
+    rows = [
+        (
+            f"{math.exp(min(candidate['nll'], 700)):.2f}",
+            str(candidate.get("num_windows", "")),
+            layer_runs_text(candidate["removed"]),
+            str(candidate.get("origin", "")) + (" (taken)" if _taken(plan, candidate) else ""),
+        )
+        for candidate in ordered
+    ]
+    columns = ("perplexity", "windows", "removed layers", "where it comes from")
+    return (
+        f"<div><h3>Plans tried: {len(rows)}</h3>"
+        f"{table(columns, rows, text=(2, 3), wrap=(3,))}"
+        "<p class='caption'>Perplexity on calibration windows, which is what chose; numbers on "
+        "different numbers of windows do not compare. Held-out text was not looked at.</p></div>"
+    )
+
+
+def _taken(plan: PruningPlan, candidate: dict[str, object]) -> bool:
+    removed = candidate["removed"]
+    return isinstance(removed, list) and sorted(removed) == sorted(plan.removed)
+
+
+def layer_runs_text(layers: list[int]) -> str:
+    """Layers as `3, 12–17`."""
+    return ", ".join(
+        str(start) if stop == start + 1 else f"{start}–{stop - 1}"
+        for start, stop in blocks_of(layers)
+    )
+
+
+def _layers(plan: PruningPlan, scores: LayerScores | None) -> str:
+    heads = "<th class='text' scope='col'>decision</th><th scope='col'>importance</th>"
+    if scores is not None:
+        heads += "".join(
+            f"<th scope='col'>{name}</th>"
+            for name in ("1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖")
+        )
+    rows = []
+    for layer in range(plan.num_layers):
+        gone = layer in plan.removed
+        fate = f"{'removed' if gone else 'kept'}: {html.escape(plan.reason(layer))}"
+        numbers = [f"{plan.importance[layer]:.6g}"]
+        if scores is not None:
+            numbers += layer_cells(scores, plan, layer)[1:-1]
+        cells = "".join(f"<td>{value}</td>" for value in numbers)
+        rows.append(
+            f"<tr{' class=removed' if gone else ''}><td>{layer}</td>"
+            f"<td class='text'>{fate}</td>{cells}</tr>"
+        )
+    return scrolled(
+        f"<thead><tr><th scope='col'>layer</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    )
+
+
+def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]:
+    """The numbers of one layer, formatted: the columns of the table here and on the terminal."""
+    cosine, squared = scores.metrics["cosine_distance"], scores.metrics["squared_difference"]
+    error = cosine.error[layer]
+    return [
+        str(layer),
+        f"{cosine.mean[layer]:.4g}",
+        "" if error is None else f"{error:.1g}",
+        f"{squared.mean[layer]:.4g}",
+        f"{squared.maximum[layer]:.4g}",
+        f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
+        f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
+        f"{plan.importance[layer]:.6g}",
+    ]

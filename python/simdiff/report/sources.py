@@ -1,0 +1,224 @@
+"""What a report is made from: the files of a run, an evaluation, a benchmark and a recovery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simdiff.errors import SimdiffError
+from simdiff.files import MARKER, read_json
+from simdiff.scores import LayerScores
+from simdiff.selection import PruningPlan
+
+Content = Mapping[str, Any]
+
+STAGES = ("dense", "pruned", "recovered")
+# In the directory of a run these are taken without being asked for.
+FOUND = {"evaluation": "evaluation.json", "bench": "bench.json", "recovery": "recovery.json"}
+
+
+@dataclass(frozen=True)
+class ReportSources:
+    """Content of the files, checked; None where there is none."""
+
+    plan: PruningPlan
+    scores: LayerScores | None = None
+    results: Content | None = None
+    evaluation: Content | None = None
+    bench: Content | None = None
+    recovery: Content | None = None
+    model_path: str | None = None
+    """Of the pruned checkpoint, from the directory of the page."""
+
+
+def read_sources(
+    directory: Path,
+    *,
+    evaluation: Path | None = None,
+    bench: Path | None = None,
+    recovery: Path | None = None,
+) -> ReportSources:
+    """Read what a directory of `simdiff run`, `prune` or `recover` holds, and further files.
+
+    Args:
+        directory: with plan.json; scores.json, results.json and those of `FOUND` are taken where
+            they are.
+        evaluation, bench: files that `simdiff eval` and `simdiff bench` wrote.
+        recovery: recovery.json, or the directory that `simdiff recover` wrote.
+
+    Raises:
+        SimdiffError: a file is missing, damaged, of another kind, or of another model or plan.
+    """
+    if not directory.is_dir():
+        raise SimdiffError(f"report: {directory} must be a directory with {MARKER}, got none")
+    plan = PruningPlan.load(directory / MARKER)
+    given = {"evaluation": evaluation, "bench": bench, "recovery": recovery}
+    paths: dict[str, Path] = {}
+    for kind, name in FOUND.items():
+        chosen = given[kind]
+        if chosen is None and (directory / name).is_file():
+            chosen = directory / name
+        if chosen is not None:
+            paths[kind] = chosen / name if chosen.is_dir() else chosen
+    scores = results = None
+    if (directory / "scores.json").is_file():
+        scores = LayerScores.load(directory / "scores.json")
+        check_model(directory / "scores.json", scores.model, plan)
+    if (directory / "results.json").is_file():
+        results = _read(directory / "results.json", "simdiff.results", 1, plan, check_results)
+    readers = {
+        "evaluation": ("simdiff.evaluation", 2, check_evaluation),
+        "bench": ("simdiff.bench", 1, check_bench),
+        "recovery": ("simdiff.recovery", 1, check_recovery),
+    }
+    read = {kind: _read(path, *readers[kind][:2], plan, readers[kind][2])
+            for kind, path in paths.items()}  # fmt: skip
+    if "recovery" in paths:
+        _check_plan_beside(paths["recovery"], plan)
+    return ReportSources(plan, scores, results, model_path=model_path(directory), **read)
+
+
+def model_path(directory: Path) -> str | None:
+    """Where the pruned checkpoint lies, from the directory."""
+    if (directory / "model" / "config.json").is_file():
+        return "model"
+    return "." if (directory / "config.json").is_file() else None
+
+
+def _read(path: Path, schema: str, version: int, plan: PruningPlan, check: Any) -> Content:
+    content = read_json(path, schema, version)
+    try:
+        check(path, content, plan)
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(error, SimdiffError):
+            raise
+        raise SimdiffError(
+            f"{path}: must be a complete {schema} file, but is damaged: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    return content
+
+
+def check_model(path: Path, model: Content, plan: PruningPlan) -> None:
+    """Refuse a file of another model, by its fingerprint or, without one, its size."""
+    for key in ("fingerprint", "num_layers", "num_parameters"):
+        wanted, found = plan.model.get(key), model.get(key)
+        if wanted is not None and found is not None and wanted != found:
+            raise SimdiffError(
+                f"{path}: must be of the plan's model, {plan.model.get('name')}, with {key} "
+                f"{wanted}, got {found}"
+            )
+
+
+def pruned_parameters(plan: PruningPlan) -> int | None:
+    """Parameters of the model after the cut; None where the plan does not tell."""
+    sizes = plan.model.get("layer_parameters")
+    whole = plan.model.get("num_parameters")
+    if not sizes or not whole:
+        return None
+    return int(whole) - sum(int(sizes[layer]) for layer in plan.removed)
+
+
+def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
+    """results.json: both models, with perplexity, size and speed."""
+    check_model(path, {"num_parameters": content["dense"]["num_parameters"]}, plan)
+    _check_pruned(path, content["pruned"]["num_parameters"], plan)
+    for stage in ("dense", "pruned"):
+        part = content[stage]
+        _finite(part["perplexity"], part["nll"], part["speed"]["prefill"], part["speed"]["decode"])
+    content["evaluation"]["num_predicted_tokens"]
+    content["pruned"]["generation"]["equals_uncached"]
+
+
+def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
+    """The file of `simdiff eval`, of two or more models on one text or the same tasks."""
+    models = content["models"]
+    dense = content.get("dense", next(iter(models)))
+    for model in models.values():
+        if "perplexity" in model:
+            _finite(model["perplexity"], model["nll"])
+        for task in model.get("tasks", {}).values():
+            _finite(task["value"], task["chance"])
+        if model.get("tasks"):
+            for average in ("all_tasks", "above_chance"):
+                model["averages"][average]["retained"]
+    check_model(path, {"num_parameters": models[dense].get("num_parameters")}, plan)
+    others = [model.get("num_parameters") for name, model in models.items() if name != dense]
+    wanted = pruned_parameters(plan)
+    if others and None not in (wanted, *others) and wanted not in others:
+        raise SimdiffError(
+            f"{path}: must hold the plan's model without layers {sorted(plan.removed)}, which has "
+            f"{wanted} parameters, got models with {', '.join(map(str, others))}"
+        )
+
+
+def check_bench(path: Path, content: Content, plan: PruningPlan) -> None:
+    """The file of `simdiff bench`: dense against pruned, for each setting."""
+    check_model(path, content["models"]["dense"], plan)
+    if content["removed"] is not None and sorted(content["removed"]) != sorted(plan.removed):
+        raise SimdiffError(
+            f"{path}: must be of the plan's cut, layers {sorted(plan.removed)}, got "
+            f"{content['removed']}"
+        )
+    _check_pruned(path, content["models"]["pruned"]["num_parameters"], plan)
+    if not content["settings"]:
+        raise ValueError("settings must not be empty")
+    for setting in content["settings"]:
+        for phase in ("prefill", "decode"):
+            for stage in ("dense", "pruned"):
+                speed = setting[stage]["tokens_per_second"][phase]
+                _finite(speed["median"], speed["lower_quartile"], speed["upper_quartile"])
+            ratio = setting["phases"][phase]
+            _finite(ratio["ideal"], ratio["share_of_ideal"], *(
+                ratio["ratio"][key] for key in ("median", "low", "high")))  # fmt: skip
+
+
+def check_recovery(path: Path, content: Content, plan: PruningPlan) -> None:
+    """recovery.json: quality of the dense, pruned and recovered model, and the method's details."""
+    check_model(path, content.get("model", {}), plan)
+    for stage in STAGES:
+        _finite(content["quality"][stage]["perplexity"], content["quality"][stage]["nll"])
+    for key in ("method", "formula", "settings", "seconds", "machine", "notes", "details"):
+        content[key]
+    for point in content["details"].get("training", {}).get("curve", ()):
+        _finite(point["step"], point["tokens"], point["seconds"])
+        for key in ("train_loss", "set_apart_loss"):
+            if point[key] is not None:
+                _finite(point[key])
+    for layer in content["details"].get("layers", ()):
+        if not 0 <= layer["layer"] < plan.num_layers:
+            raise ValueError(f"layer must be 0 to {plan.num_layers - 1}, got {layer['layer']}")
+        if layer["relative_error"] is not None:
+            _finite(layer["relative_error"])
+
+
+def _check_pruned(path: Path, found: int, plan: PruningPlan) -> None:
+    wanted = pruned_parameters(plan)
+    if wanted is not None and found != wanted:
+        raise SimdiffError(
+            f"{path}: must be of the plan's model without layers {sorted(plan.removed)}, which has "
+            f"{wanted} parameters, got one with {found}"
+        )
+
+
+def _check_plan_beside(path: Path, plan: PruningPlan) -> None:
+    """A recovered checkpoint holds the plan of its cut."""
+    beside = path.with_name(MARKER)
+    if not beside.is_file():
+        return
+    other = PruningPlan.load(beside)
+    check_model(beside, other.model, plan)
+    if sorted(other.removed) != sorted(plan.removed):
+        raise SimdiffError(
+            f"{path}: must be a recovery of the plan's cut, layers {sorted(plan.removed)}, got "
+            f"{sorted(other.removed)} by {beside}"
+        )
+
+
+def _finite(*values: float) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(f"numbers must be finite, got {value}")

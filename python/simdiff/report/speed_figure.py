@@ -1,0 +1,69 @@
+"""Bars of tokens per second, dense and pruned, with the speed that would be ideal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simdiff.report.svg import Chart, Scale, number
+
+
+@dataclass(frozen=True)
+class SpeedPair:
+    """One phase of one setting; speeds in tokens per second."""
+
+    label: str
+    dense: float
+    pruned: float
+    ratio: float
+    ideal: float | None = None
+    """How many times faster the pruned model could be."""
+    share: float | None = None
+    """Of the ideal, as measured."""
+    dense_quartiles: tuple[float, float] | None = None
+    pruned_quartiles: tuple[float, float] | None = None
+    ratio_interval: tuple[float, float] | None = None
+
+
+def speed_chart(title: str, ideal_by: str, pairs: Sequence[SpeedPair]) -> str:
+    """Two bars for each pair; a line across the lower one is the ideal, thin ones quartiles."""
+    told = "; ".join(
+        f"{pair.label}: dense {pair.dense:.4g}, pruned {pair.pruned:.4g}"
+        + ("" if pair.ideal is None else f", ideal {pair.dense * pair.ideal:.4g}")
+        for pair in pairs
+    )
+    rows = 66
+    chart = Chart(
+        f"{title}, tokens per second", f"Bars in tokens per second. {told}.",
+        height=22 + rows * len(pairs) + 40, left=6,
+    )  # fmt: skip
+    most = max(
+        value
+        for pair in pairs
+        for value in (pair.dense, pair.pruned, pair.dense * (pair.ideal or 0),
+                      *(pair.dense_quartiles or ()), *(pair.pruned_quartiles or ()))
+    )  # fmt: skip
+    x = Scale(0.0, 1.15 * most, *chart.x_range)
+    for value in x.ticks():
+        chart.line(x(value), 16, x(value), chart.height - 40, "grid")
+    for index, pair in enumerate(pairs):
+        _pair(chart, x, 16 + rows * index, pair)
+    chart.x_axis(x, x.ticks(), "tokens per second" + (f"; | ideal by {ideal_by}" if ideal_by
+                                                       else ""))  # fmt: skip
+    return chart.render()
+
+
+def _pair(chart: Chart, x: Scale, top: float, pair: SpeedPair) -> None:
+    chart.text(chart.left, top + 13, pair.label, "axis")
+    for shift, name, value, quartiles in (
+        (19, "dense", pair.dense, pair.dense_quartiles),
+        (40, "pruned", pair.pruned, pair.pruned_quartiles),
+    ):
+        y = top + shift
+        chart.add("rect", f"bar {name}", x=chart.left, y=y, width=x(value) - chart.left, height=18)
+        chart.text(chart.left + 6, y + 13.5, f"{name} {number(float(f'{value:.3g}'))}", "inside")
+        if quartiles is not None:
+            chart.line(x(quartiles[0]), y + 9, x(quartiles[1]), y + 9, "whisker")
+    if pair.ideal is not None:
+        place = x(pair.dense * pair.ideal)
+        chart.line(place, top + 36, place, top + 62, "ideal")

@@ -1,0 +1,110 @@
+"""The section of speed: tokens per second beside the ideal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simdiff.report.sources import Content, ReportSources
+from simdiff.report.speed_figure import SpeedPair, speed_chart
+from simdiff.report.style import figure, table
+
+PHASES = {"prefill": "flops", "decode": "bytes"}
+
+
+def speed_pairs(sources: ReportSources) -> dict[str, list[SpeedPair]]:
+    """For each phase, what was measured: by the benchmark, or else by the run."""
+    if sources.bench is not None:
+        settings = sources.bench["settings"]
+        return {phase: [_benched(setting, phase) for setting in settings] for phase in PHASES}
+    if sources.results is not None:
+        results = sources.results
+        return {phase: [_of_run(results, phase)] for phase in PHASES}
+    return {}
+
+
+def _benched(setting: Content, phase: str) -> SpeedPair:
+    dense, pruned = (setting[name]["tokens_per_second"][phase] for name in ("dense", "pruned"))
+    found = setting["phases"][phase]
+    return SpeedPair(
+        f"batch {setting['batch_size']}, prompt {setting['prompt_length']}"
+        + (f", {setting['new_tokens']} new tokens" if phase == "decode" else ""),
+        dense["median"],
+        pruned["median"],
+        found["ratio"]["median"],
+        found["ideal"],
+        found["share_of_ideal"],
+        (dense["lower_quartile"], dense["upper_quartile"]),
+        (pruned["lower_quartile"], pruned["upper_quartile"]),
+        (found["ratio"]["low"], found["ratio"]["high"]),
+    )
+
+
+def _of_run(results: Content, phase: str) -> SpeedPair:
+    dense, pruned = results["dense"]["speed"], results["pruned"]["speed"]
+    ideal = (pruned.get("ideal") or {}).get(phase)
+    share = (pruned.get("share_of_ideal") or {}).get(phase)
+    # The share comes from ratios of the same repetition, the ratio of medians may differ a little.
+    ratio = share * ideal if share and ideal else pruned[phase] / dense[phase]
+    return SpeedPair(
+        f"batch 1, prompt {dense['prompt_tokens']}"
+        + (f", {dense['new_tokens']} new tokens" if phase == "decode" else ""),
+        dense[phase], pruned[phase], ratio, ideal, share,
+    )  # fmt: skip
+
+
+def speed(sources: ReportSources) -> Iterator[str]:
+    """The section's parts; none where nothing was measured."""
+    phases = speed_pairs(sources)
+    if not phases:
+        return
+    has_ideal = any(pair.ideal is not None for pairs in phases.values() for pair in pairs)
+    yield f"<h2>Speed{' against the ideal' if has_ideal else ''}</h2>"
+    pictures = "".join(
+        figure(speed_chart(phase.capitalize(), by if has_ideal else "", phases[phase]), "",
+               title=phase.capitalize())
+        for phase, by in PHASES.items()
+    )  # fmt: skip
+    yield f"<div class='pair'>{pictures}</div>"
+    yield _table(phases)
+    yield f"<p class='caption'>{_caption(sources, has_ideal)}</p>"
+
+
+def _table(phases: dict[str, list[SpeedPair]]) -> str:
+    rows = [
+        (
+            phase, pair.label, f"{pair.dense:.4g}", f"{pair.pruned:.4g}", f"{pair.ratio:.3f}",
+            "" if pair.ratio_interval is None
+            else f"{pair.ratio_interval[0]:.3f} to {pair.ratio_interval[1]:.3f}",
+            "" if pair.ideal is None else f"{pair.ideal:.3f}",
+            "" if pair.share is None else f"{100 * pair.share:.1f}%",
+        )
+        for phase, pairs in phases.items()
+        for pair in pairs
+    ]  # fmt: skip
+    columns = ("phase", "setting", "dense, tokens/s", "pruned, tokens/s", "times faster",
+               "interval", "ideal", "share of ideal")  # fmt: skip
+    # A column that no row fills is left out.
+    used = [c for c in range(len(columns)) if any(row[c] for row in rows)]
+    return table([columns[c] for c in used], [[row[c] for c in used] for row in rows], text=(0, 1))
+
+
+def _caption(sources: ReportSources, has_ideal: bool) -> str:
+    ideal = (
+        "The ideal counts what must be done at least: in decoding the bytes of weights and KV "
+        "cache that are read, in prefill the floating-point operations, dense over pruned. "
+        if has_ideal
+        else ""
+    )
+    if sources.bench is not None:
+        content = sources.bench
+        repeats = sorted({setting["repeats"] for setting in content["settings"]})
+        return (
+            f"{ideal}Medians of {' or '.join(map(str, repeats))} rounds, both models by turns in "
+            f"one process; thin lines are quartiles. {content['dtype']}, {content['device']}, "
+            f"{content['num_threads']} threads, {content['machine']}."
+        )
+    speeds = (sources.results or {})["dense"]["speed"]
+    return (
+        f"{ideal}Medians of {speeds['repeats']} repetitions, both models by turns in one process, "
+        f"{speeds['num_threads']} threads, {(sources.results or {})['machine']}."
+    )
