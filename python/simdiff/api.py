@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.bootstrap import NUM_RESAMPLES
 from simdiff.budget import Budget
+from simdiff.calibrate import calibration_windows
 from simdiff.calibration import Text, TokenWindows, token_windows
 from simdiff.checkpoint import (
     DEFAULT_SHARD_SIZE,
@@ -31,7 +32,7 @@ from simdiff.errors import SimdiffError
 from simdiff.files import check_new_path, new_directory
 from simdiff.model_card import write_card
 from simdiff.models import check_same_model, load_model, source_directory
-from simdiff.pipeline import PlanOptions, TextOptions, calibration_windows
+from simdiff.plan_options import PlanOptions
 from simdiff.quality import Quality, Subject, TextChoice, evaluate_models
 from simdiff.recovery.job import recover as recover_by_name
 from simdiff.recovery.record import RecoveryRecord
@@ -42,6 +43,7 @@ from simdiff.stability import ScoringOptions
 from simdiff.sublayer_scores import score_with_sublayers
 from simdiff.surgery import remove_layers
 from simdiff.tasks import TaskOptions
+from simdiff.text_options import TextOptions
 
 Model: TypeAlias = PreTrainedModel | str | Path
 """A causal language model of transformers, a directory, a hub name, or "demo"."""

@@ -4,253 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.bootstrap import NUM_RESAMPLES, amounts_of_text, bootstrap_plan
-from simdiff.budget import Budget
-from simdiff.calibration import IN_MEMORY, Text, TokenWindows, token_windows
+from simdiff.bootstrap import amounts_of_text
+from simdiff.calibrate import calibrate
+from simdiff.calibration import TokenWindows
 from simdiff.checkpoint import check_output, cut_checkpoint, files_of, write_cut, write_pruned
 from simdiff.comparison import ComparisonOptions, compare, remove_journal
 from simdiff.comparison_results import Comparison
-from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
-from simdiff.errors import SimdiffError, SurgeryError
+from simdiff.errors import SurgeryError
 from simdiff.evaluation import generate, perplexity
 from simdiff.files import MARKER, check_new_path, header, new_directory, write_json
 from simdiff.machine import describe_machine
 from simdiff.model_card import write_card
-from simdiff.models import check_same_model, find_decoder_layers, load_model, model_identity
-from simdiff.planning import check_planning, make_plan
+from simdiff.models import find_decoder_layers, load_model, model_identity
+from simdiff.plan_options import PlanOptions
 from simdiff.progress import step
 from simdiff.report.comparison_page import write_comparison
 from simdiff.report.page import write_report
 from simdiff.scores import LayerScores
-from simdiff.search_plans import SEARCHED, needs_model, search
-from simdiff.selection import PruningPlan, check_selection
+from simdiff.search_plans import SEARCHED
+from simdiff.selection import PruningPlan
 from simdiff.speed import measure_speed
-from simdiff.stability import ScoringOptions, score_windows
+from simdiff.stability import ScoringOptions
 from simdiff.surgery import removed_layers
+from simdiff.text_options import TextOptions, both_parts, held_out_windows
 
 PROMPT = "The history of the steam engine began"
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """Which text, and how much of it."""
-
-    source: Text
-    num_windows: int = 32
-    window_length: int = 512
-    seed: int = 0
-
-    def windows(self, tokenizer: PreTrainedTokenizerBase, part: str) -> TokenWindows:
-        """Token windows of one part of the text."""
-        return token_windows(
-            self.source,
-            tokenizer,
-            part=part,
-            num_windows=self.num_windows,
-            window_length=self.window_length,
-            seed=self.seed,
-        )
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """Which layers may go, and how many."""
-
-    criterion: str = DEFAULT_CRITERION
-    alpha: float = DEFAULT_ALPHA
-    budget: Budget = field(default_factory=Budget)
-    protect: Collection[int] = field(default_factory=tuple)
-    selection: str | None = None
-    max_blocks: int | None = None
-    keep_decisive: bool = True
-    random_seed: int = 0
-    evaluation_windows: int = 4
-    """Calibration windows that searches read, and those of the greedy search of which simdiff
-    spends 1/50; 0 runs no search."""
-    num_resamples: int = NUM_RESAMPLES
-    """Of the calibration sequences, to tell how sure the plan is; 0 does not."""
-
-    def count(self, model: Mapping[str, Any]) -> int:
-        """How many layers go; refuses options that cannot be met, before any scoring.
-
-        Args:
-            model: of `model_identity`.
-        """
-        count = self.budget.layers(model)
-        if self.criterion not in SEARCHED:
-            check_criterion(self.criterion, self.alpha)
-        check_planning(self.criterion, self.selection, self.max_blocks)
-        check_selection(int(model["num_layers"]), count, self.protect)
-        if self.num_resamples < 0:
-            raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.num_resamples}")
-        if self.evaluation_windows < 0:
-            raise SimdiffError(
-                f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
-            )
-        if self.criterion in SEARCHED and self.evaluation_windows == 0:
-            raise needs_model(self.criterion)
-        return count
-
-    def plan(
-        self,
-        scores: LayerScores,
-        model: PreTrainedModel | None = None,
-        windows: Tensor | None = None,
-        journal: Path | None = None,
-    ) -> PruningPlan:
-        """The plan for these scores, and how sure it is where scores alone give one.
-
-        Args:
-            scores: with `sequences`, unless the latter may remain unknown.
-            model, windows: the dense model and its calibration windows; searches need them, see
-                `make_plan` for the others.
-            journal: keeps the finished evaluations of a search, see `simdiff.search_plans.search`.
-        """
-        if model is None or windows is None or self.evaluation_windows == 0:
-            model = windows = None
-        else:
-            windows = windows[: self.evaluation_windows]
-        if self.criterion in SEARCHED:
-            if model is None or windows is None:
-                raise needs_model(self.criterion)
-            return search(
-                model,
-                scores,
-                windows,
-                self.criterion,
-                self.count(scores.model),
-                protect=self.protect,
-                journal=journal,
-            )
-        plan = self.first_plan(scores, model, windows)
-        notes = [] if scores.stability is None else [str(scores.stability["note"])]
-        confidence = None
-        if self.num_resamples:
-            with step(f"{self.num_resamples} bootstrap resamples"):
-                confidence = bootstrap_plan(
-                    scores, self.first_plan, num_resamples=self.num_resamples
-                )
-            if confidence is None:
-                few = scores.sequences is not None
-                notes.append(
-                    "no bootstrap: the scores must hold two sequences or more apart, got "
-                    + ("one group" if few else "none; score the model again for that")
-                )
-            else:
-                notes.append(confidence.note())
-        return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
-
-    def first_plan(
-        self,
-        scores: LayerScores,
-        model: PreTrainedModel | None = None,
-        windows: Tensor | None = None,
-    ) -> PruningPlan:
-        """The plan alone; without a model, the one that scores alone give."""
-        return make_plan(
-            scores,
-            self.count(scores.model),
-            criterion=self.criterion,
-            alpha=self.alpha,
-            selection=self.selection,
-            protect=self.protect,
-            max_blocks=self.max_blocks,
-            keep_decisive=self.keep_decisive,
-            random_seed=self.random_seed,
-            model=model,
-            windows=windows,
-        )
-
-
-def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]:
-    """The model that scores were made for, and the token windows they were made on.
-
-    Raises:
-        SimdiffError: another model, or a text that has changed or gone.
-    """
-    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
-    check_same_model(model, scores.model, "file of scores")
-    return model, calibration_windows(scores, tokenizer)
-
-
-def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The token windows that scores were made on, read again.
-
-    Raises:
-        SimdiffError: no text in their record, or one that has changed or gone.
-    """
-    text = scores.calibration
-    if "source" not in text:
-        raise SimdiffError("the scores must name their calibration text, got none in their record")
-    if text["source"].startswith(IN_MEMORY):
-        raise SimdiffError(
-            f"the scores were made on {text['source']}, which cannot be read again: give their "
-            "token windows (windows=), or score a text file"
-        )
-    windows = token_windows(
-        text["source"],
-        tokenizer,
-        part=text["part"],
-        num_windows=text["num_windows"],
-        window_length=text["window_length"],
-        seed=text["seed"],
-    )
-    text = {key: value for key, value in text.items() if key != "skip_leading"}
-    if windows.identity.to_dict() != text:
-        raise SimdiffError(
-            f"text {text['source']}: must be as it was when the scores were made, {text}, "
-            f"got {windows.identity.to_dict()}"
-        )
-    return windows.tokens
-
-
-def calibrate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    *,
-    text: TextOptions,
-    plan: PlanOptions,
-    scoring: ScoringOptions | None = None,
-    batch_size: int = 8,
-) -> tuple[LayerScores, TokenWindows]:
-    """The calibration pass of a model, and the windows that it read.
-
-    Args:
-        model, tokenizer, name: of the dense model.
-        text: how many windows; those of the first check where more are read until `plan` is stable.
-        plan: what has to be stable.
-        scoring: what is skipped, and whether more text is read.
-        batch_size: windows per forward.
-    """
-    scoring = scoring or ScoringOptions()
-    scoring.check(text.num_windows, text.window_length)
-    if scoring.until_stable:
-        if plan.criterion in SEARCHED:
-            raise SimdiffError(
-                f"calibration until the plan is stable needs a criterion of scores, got "
-                f"{plan.criterion}, which searches"
-            )
-        plan.count(model_identity(model, name))
-    most = replace(text, num_windows=scoring.num_windows(text.num_windows))
-    return score_windows(
-        model,
-        most.windows(tokenizer, "calibration"),
-        scoring,
-        plan.first_plan,
-        first=text.num_windows,
-        name=name,
-        batch_size=batch_size,
-        num_resamples=plan.num_resamples or NUM_RESAMPLES,
-    )
 
 
 @dataclass(frozen=True)
@@ -301,7 +85,7 @@ def run(
     scores, calibration = calibrate(
         model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )
-    held_out = _held_out(text, tokenizer, held_out_source)
+    held_out = held_out_windows(text, tokenizer, held_out_source)
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:
@@ -437,19 +221,3 @@ def run_comparison(
             write_comparison(scratch, comparison)
     remove_journal(journal)
     return comparison
-
-
-def both_parts(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, held_out_source: Text | None
-) -> tuple[TokenWindows, TokenWindows]:
-    """Calibration windows, and held-out ones from the other half or another text."""
-    calibration = text.windows(tokenizer, "calibration")
-    return calibration, _held_out(text, tokenizer, held_out_source)
-
-
-def _held_out(
-    text: TextOptions, tokenizer: PreTrainedTokenizerBase, source: Text | None
-) -> TokenWindows:
-    if source is None:
-        return text.windows(tokenizer, "held-out")
-    return replace(text, source=source).windows(tokenizer, "all")

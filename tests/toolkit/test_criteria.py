@@ -17,7 +17,7 @@ from simdiff.block_scores import RunningBlocks
 from simdiff.budget import Budget
 from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
-from simdiff.pipeline import PlanOptions
+from simdiff.plan_options import PlanOptions
 from simdiff.planning import BLOCK_CRITERION_OF, ONE_BLOCK, make_plan
 from simdiff.scores import LayerScores, score
 from simdiff.selection import PruningPlan, select

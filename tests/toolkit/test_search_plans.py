@@ -13,10 +13,10 @@ from test_command import SMALL, simdiff
 
 from simdiff.alpha_sweep import alpha_intervals
 from simdiff.bypass import BypassEvaluator
+from simdiff.calibrate import calibrated
 from simdiff.cli import parser
 from simdiff.evaluation import window_losses
 from simdiff.models import load_model
-from simdiff.pipeline import calibrated
 from simdiff.scores import LayerScores
 from simdiff.search_plans import SEARCHED
 from simdiff.selection import PruningPlan

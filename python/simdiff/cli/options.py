@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simdiff.pipeline import PlanOptions, TextOptions
+    from simdiff.plan_options import PlanOptions
     from simdiff.stability import ScoringOptions
+    from simdiff.text_options import TextOptions
 
 CRITERIA = (
     "simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence",
@@ -139,7 +140,7 @@ def layer_list(text: str) -> tuple[int, ...]:
 
 def text_options(arguments: argparse.Namespace) -> TextOptions:
     """What `add_text` asked for."""
-    from simdiff.pipeline import TextOptions
+    from simdiff.text_options import TextOptions
 
     return TextOptions(arguments.text, arguments.windows, arguments.window_length, arguments.seed)
 
@@ -147,7 +148,7 @@ def text_options(arguments: argparse.Namespace) -> TextOptions:
 def plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """What `add_plan` asked for."""
     from simdiff.budget import Budget
-    from simdiff.pipeline import PlanOptions
+    from simdiff.plan_options import PlanOptions
 
     memory = arguments.max_memory
     return PlanOptions(

@@ -31,8 +31,9 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
+    from simdiff.calibrate import calibrated
     from simdiff.files import check_new_file
-    from simdiff.pipeline import calibrated, search_journal
+    from simdiff.pipeline import search_journal
     from simdiff.scores import LayerScores
     from simdiff.tables import layers_table
 

@@ -32,9 +32,9 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff score`."""
+    from simdiff.calibrate import calibrate
     from simdiff.files import check_new_file
     from simdiff.models import load_model
-    from simdiff.pipeline import calibrate
     from simdiff.sublayer_tables import sublayers_table
     from simdiff.tables import leading_table, scores_table
 

@@ -20,7 +20,6 @@ from simdiff.files import MARKER, check_new_path, new_directory
 from simdiff.machine import describe_machine
 from simdiff.model_card import write_card
 from simdiff.models import check_same_model, load_model
-from simdiff.pipeline import TextOptions, both_parts
 from simdiff.progress import step
 from simdiff.recovery.copies import pruned_copy
 from simdiff.recovery.methods import RecoveryContext, check_options
@@ -28,6 +27,7 @@ from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, 
 from simdiff.recovery.training_state import remove_state
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
+from simdiff.text_options import TextOptions, both_parts
 
 
 def recover(

@@ -33,7 +33,7 @@ def confidence(plan: PruningPlan, results: Mapping[str, Any] | None) -> Iterator
     if len(amounts) > 1:
         right = figure(
             _amounts_chart(amounts),
-            legend({"dense": "layers in common with the plan of all", "pruned": "the same plan"}),
+            legend({"trained": "layers in common with the plan of all", "apart": "the same plan"}),
             title="Plans from less text",
         )
     yield f"<div class='pair'>{left}{right}</div>"
