@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("output", help="path without its ending")
     parser.add_argument("--width", type=int, default=1080, help="pixels")
-    parser.add_argument("--height", type=int, default=2300, help="pixels")
+    parser.add_argument("--height", type=int, default=3060, help="pixels")
     arguments = parser.parse_args()
     for ending, scheme in (("", LIGHT), ("-dark", DARK)):
         picture = Path(f"{arguments.output}{ending}.png")
