@@ -25,7 +25,7 @@ DARK, LIGHT = 0, 1
 
 
 def screenshot(page: Path, picture: Path, width: int, height: int, scheme: int) -> None:
-    """What Chromium shows of a page at the top, in 256 colours, which charts do not exceed by much.
+    """What Chromium shows at the top of a page, in 256 colours.
 
     Raises:
         SystemExit: no Chromium on the path.
@@ -43,7 +43,7 @@ def screenshot(page: Path, picture: Path, width: int, height: int, scheme: int) 
             check=True, capture_output=True, timeout=120,
         )  # fmt: skip
         image = Image.open(raw).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+    image.quantize(256, method=Image.Quantize.FASTOCTREE).save(picture, optimize=True)
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("output", help="path without its ending")
     parser.add_argument("--width", type=int, default=1080, help="pixels")
-    parser.add_argument("--height", type=int, default=1500, help="pixels")
+    parser.add_argument("--height", type=int, default=3060, help="pixels")
     arguments = parser.parse_args()
     for ending, scheme in (("", LIGHT), ("-dark", DARK)):
         picture = Path(f"{arguments.output}{ending}.png")

@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from simdiff.comparison_results import Comparison
 from simdiff.profiling import PassProfile
 from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.comparison_page import cell_texts
-from simdiff.report.page import layer_cells
+from simdiff.report.cut_section import layer_cells
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
 from simdiff_kernels import BackendStatus
 
+# The whole table is this wide at most; a narrower screen is shown fewer columns, not parts of all.
+_WIDE = 100
+_COLUMNS = ("layer", "1-cos", "±s.e.", "MSSD", "max sq.", "MASD", "rel.", "importance")
+_LEFT_OUT = ("±s.e.", "max sq.", "MASD", "rel.")
 
-def layers_table(scores: LayerScores, plan: PruningPlan) -> Table:
+
+@dataclass(frozen=True)
+class LayersTable:
     """Every layer: its scores, its importance, and what happens to it and why."""
-    table = Table(
-        title=f"{scores.model['name']}: every layer, counted from 0", title_justify="left"
-    )
-    columns = ["layer", "1-cos", "±s.e.", "MSSD", "max sq.", "MASD", "rel.", "importance"]
-    if plan.confidence is not None:
-        columns.append("in plan")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
-    for layer in range(plan.num_layers):
-        gone = layer in plan.removed
-        decision = f"{'REMOVE' if gone else 'keep'}: {plan.reason(layer)}"
-        cells = layer_cells(scores, plan, layer)
-        table.add_row(*cells, decision, style="bold red" if gone else None)
-    return table
+
+    scores: LayerScores
+    plan: PruningPlan
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As many columns as there is room for."""
+        yield self.table(options.max_width)
+
+    def table(self, width: int) -> Table:
+        """With the columns that fit into so many characters."""
+        columns = (*_COLUMNS, *(["in plan"] if self.plan.confidence is not None else []))
+        shown = [n for n, c in enumerate(columns) if width >= _WIDE or c not in _LEFT_OUT]
+        table = Table(
+            title=f"{self.scores.model['name']}: every layer, counted from 0",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for index in shown:
+            table.add_column(columns[index], justify="right", no_wrap=True)
+        table.add_column("decision")
+        for layer in range(self.plan.num_layers):
+            gone = layer in self.plan.removed
+            cells = layer_cells(self.scores, self.plan, layer)
+            table.add_row(
+                *(cells[index] for index in shown),
+                f"{'REMOVE' if gone else 'keep'}: {self.plan.reason(layer)}",
+                style="bold red" if gone else None,
+            )
+        return table
+
+
+def layers_table(scores: LayerScores, plan: PruningPlan) -> LayersTable:
+    """Every layer: its scores, its importance, and what happens to it and why."""
+    return LayersTable(scores, plan)
 
 
 def scores_table(scores: LayerScores) -> Table:

@@ -38,6 +38,8 @@ class References(html.parser.HTMLParser):
         self.urls += [values[key] or "" for key in ("src", "href") if key in values]
         if tag == "img":
             self.alternatives.append(values.get("alt") or "")
+        if tag == "svg":
+            self.alternatives.append(values.get("aria-label") or "")
 
 
 def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> None:
@@ -67,7 +69,8 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     assert results["pruned"]["generation"]["equals_uncached"]
     page = References()
     page.feed((out / "report.html").read_text())
-    assert len(page.alternatives) == 3
+    # importance, two of confidence, four metrics, all blocks, two of speed
+    assert len(page.alternatives) == 10
     assert all(page.alternatives)
     assert all(url.startswith("data:") for url in page.urls)
     for name in ("importance.png", "metrics.png"):

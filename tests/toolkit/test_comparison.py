@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import CHROMIUM, look_at
 from test_command import References, simdiff
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -83,9 +84,12 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         assert text in printed
     page = References()
     page.feed((out / "compare.html").read_text())
-    assert len(page.alternatives) == 3
+    assert len(page.alternatives) == 5  # perplexity, layers at 2 and 4, two of all blocks
     assert all(page.alternatives)
     assert all(url.startswith("data:") for url in page.urls)
+    if CHROMIUM is not None:
+        found = look_at((out / "compare.html").read_text(), 360, tmp_path)
+        assert (found["console"], found["wide"], found["scroll"]) == ([], [], 360)
 
 
 def test_a_plan_of_the_comparison_prunes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from browser import CHROMIUM, look_at
 from report_files import NAME, evaluation, recovery, write_run
+from rich.console import Console
 
 from simdiff import cli
 from simdiff.errors import SimdiffError
@@ -20,6 +22,7 @@ from simdiff.report.sources import read_sources
 from simdiff.report.svg import Scale, scale_for
 from simdiff.scores import LayerScores, score
 from simdiff.selection import PruningPlan
+from simdiff.tables import layers_table
 
 VOID = {"meta", "link", "img", "br", "circle", "line", "rect", "path"}
 
@@ -89,9 +92,9 @@ def test_numbers_are_those_of_the_files(
 ) -> None:
     page, plan = Structure(everything), run[1]
     assert page.headings == [
-        "What was cut, and why", "Metrics over depth", "Every block of layers", "Quality",
-        "Speed against the ideal", "Recovery", "What the pruned model writes",
-        "Where this comes from",
+        "What was cut, and why", "Metrics over depth", "Every block of layers",
+        "Every layer and its reason", "Quality", "Speed against the ideal", "Recovery",
+        "What the pruned model writes", "Where this comes from",
     ]  # fmt: skip
     for layer in range(6):
         assert plan.reason(layer) in page.text
@@ -137,7 +140,9 @@ def test_what_is_not_there_leaves_nothing_behind(run: tuple[Path, PruningPlan]) 
     (directory / "results.json").unlink()
     (directory / "scores.json").unlink()
     page = render_page(read_sources(directory))
-    assert Structure(page).headings == ["What was cut, and why", "Where this comes from"]
+    assert Structure(page).headings == [
+        "What was cut, and why", "Every layer and its reason", "Where this comes from",
+    ]  # fmt: skip
     assert not re.search(r"<(div|p|table|tbody|ul|figure|td)[^>]*></\1>", page)
 
 
@@ -275,3 +280,19 @@ def test_scales() -> None:
     assert Scale(0, 1, 0, 1).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
     constant = scale_for([3.0, 3.0], 0, 100)
     assert constant(3.0) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_the_layers_fit_a_terminal(run: tuple[Path, PruningPlan], width: int) -> None:
+    scores = LayerScores.load(run[0] / "scores.json")
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(layers_table(scores, run[1]))
+    printed = stream.getvalue()
+    lines = printed.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in printed
+    assert "\x1b" not in printed
+    for layer in range(6):
+        squared = f"{scores.metrics['squared_difference'].mean[layer]:.4g}"
+        assert any(squared in line and run[1].reason(layer) in line for line in lines)
+    assert ("MASD" in printed) == (width > 100)

@@ -60,6 +60,7 @@ examples:
   simdiff eval ./my-model ./my-model-small --text other.txt
   simdiff bench ./my-model ./my-model-small --batch-sizes 1,8          how much faster it is
   simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
+  simdiff report out --evaluation eval.json --bench bench.json -o report.html       one page
 
 exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
 130 interrupted"""

@@ -13,7 +13,7 @@ from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
 
 
-def cut(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
+def cut(plan: PruningPlan) -> Iterator[str]:
     """The section's parts."""
     alpha = "" if plan.alpha is None else f", α = {plan.alpha:g}"
     yield "<h2>What was cut, and why</h2>"
@@ -33,8 +33,6 @@ def cut(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
     picture = figure(importance_chart(plan), caption, title="Importance over depth")
     tried = _candidates(plan)
     yield f"<div class='pair'>{picture}{tried}</div>" if tried else picture
-    yield f"<details open><summary>Every layer and its reason</summary>{_layers(plan, scores)}" \
-          "</details>"  # fmt: skip
 
 
 def _strip(plan: PruningPlan) -> str:
@@ -80,7 +78,7 @@ def _candidates(plan: PruningPlan) -> str:
         )
         for candidate in ordered
     ]
-    columns = ("perplexity", "windows", "removed layers", "where it comes from")
+    columns = ("perplexity", "windows", "removed layers", "origin")
     return (
         f"<div><h3>Plans tried: {len(rows)}</h3>"
         f"{table(columns, rows, text=(2, 3), wrap=(3,))}"
@@ -102,26 +100,29 @@ def layer_runs_text(layers: list[int]) -> str:
     )
 
 
-def _layers(plan: PruningPlan, scores: LayerScores | None) -> str:
-    heads = "<th class='text' scope='col'>decision</th><th scope='col'>importance</th>"
+def layers(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
+    """The table of every layer, with its reason and its numbers."""
+    yield "<h2>Every layer and its reason</h2>"
+    columns = ["in plan"] * (plan.confidence is not None) + ["importance"]
     if scores is not None:
-        heads += "".join(
-            f"<th scope='col'>{name}</th>"
-            for name in ("1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖")
-        )
+        columns += ["1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖"]
+    heads = "<th class='text' scope='col'>decision</th>"
+    heads += "".join(f"<th scope='col'>{name}</th>" for name in columns)
     rows = []
     for layer in range(plan.num_layers):
         gone = layer in plan.removed
         fate = f"{'removed' if gone else 'kept'}: {html.escape(plan.reason(layer))}"
         numbers = [f"{plan.importance[layer]:.6g}"]
+        if plan.confidence is not None:
+            numbers.insert(0, f"{plan.confidence.plan_frequency[layer]:.0%}")
         if scores is not None:
-            numbers += layer_cells(scores, plan, layer)[1:-1]
+            numbers += layer_cells(scores, plan, layer)[1:7]
         cells = "".join(f"<td>{value}</td>" for value in numbers)
         rows.append(
             f"<tr{' class=removed' if gone else ''}><td>{layer}</td>"
             f"<td class='text'>{fate}</td>{cells}</tr>"
         )
-    return scrolled(
+    yield scrolled(
         f"<thead><tr><th scope='col'>layer</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     )
 
@@ -139,4 +140,5 @@ def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]
         f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
         f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
         f"{plan.importance[layer]:.6g}",
+        *([f"{plan.confidence.plan_frequency[layer]:.0%}"] if plan.confidence is not None else []),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from simdiff.model_card import reproduction
 from simdiff.report.confidence_section import confidence
-from simdiff.report.cut_section import cut, layer_cells
+from simdiff.report.cut_section import cut, layers
 from simdiff.report.depth_figures import metric_charts
 from simdiff.report.map_section import all_blocks
 from simdiff.report.plots import importance_plot, metrics_plot
@@ -20,8 +20,6 @@ from simdiff.report.speed_section import speed, speed_pairs
 from simdiff.report.style import document, facts_table, figure, tile
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan
-
-__all__ = ["layer_cells", "render_page", "write_report"]
 
 
 def write_report(
@@ -41,10 +39,11 @@ def render_page(sources: ReportSources) -> str:
     sections = [
         f"<h1>{name}: {len(plan.removed)} of {plan.num_layers} layers removed</h1>",
         *_headline(sources),
-        *cut(plan, sources.scores),
+        *cut(plan),
         *confidence(plan, sources.results),
         *_metrics(sources.scores, plan),
         *all_blocks(sources.scores, plan),
+        *layers(plan, sources.scores),
         *quality(sources),
         *speed(sources),
         *recovery(sources.recovery, plan.num_layers),
@@ -95,7 +94,7 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
         )
     whole, small = plan.model.get("num_parameters"), pruned_parameters(plan)
     if whole and small:
-        yield tile("parameters", f"{_millions(whole)} → {_millions(small)}",
+        yield tile("parameters", f"{_millions(whole, small)} M",
                    f"{100 * (1 - small / whole):.1f}% fewer")  # fmt: skip
     for phase, pairs in speed_pairs(sources).items():
         pair = pairs[0]
@@ -104,8 +103,9 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
                    f"{pair.ratio:.2f} times{share}")  # fmt: skip
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+def _millions(*counts: int) -> str:
+    digits = 0 if max(counts) >= 1e9 else 1
+    return " → ".join(f"{count / 1e6:,.{digits}f}" for count in counts)
 
 
 def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
         "layers. Dashes: the largest token."
         + (" Thin lines: ± one standard error, mostly within the mark." if errors else "")
         + " Axes are logarithmic where values span more than a factor of 20. Every number is in "
-        "the table of layers above.</p>"
+        "the table of layers below.</p>"
     )
 
 

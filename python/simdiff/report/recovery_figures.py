@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simdiff.report.svg import Chart, Scale, depth_scale, depth_ticks, number, scale_for
+from simdiff.report.svg import Chart, Scale, bar_row, depth_scale, depth_ticks, number, scale_for
 
 Point = Mapping[str, Any]
 
@@ -27,9 +27,9 @@ def curve_chart(curve: Sequence[Point], best_step: int | None) -> str | None:
         f"Loss on examples set apart: from {apart[0][1]:.3f} to {apart[-1][1]:.3f} nats per token "
         f"in {last['step']} steps, {last['tokens']} tokens, {last['seconds']:.0f} seconds. "
         f"Lowest {min(value for _, value in apart):.3f}.",
-        height=280, width=720, bottom=58,
+        height=280, width=920, bottom=58,
     )  # fmt: skip
-    x = Scale(0.0, float(last["step"]) or 1.0, chart.x_range[0] + 6, chart.x_range[1] - 12)
+    x = Scale(0.0, float(last["step"]) or 1.0, chart.x_range[0] + 40, chart.x_range[1] - 50)
     y = scale_for([value for _, value in train + apart], *chart.y_range)
     chart.y_axis(y, "loss, nats per token")
     ticks = [value for value in x.ticks(6) if value == int(value)]
@@ -76,7 +76,7 @@ def layer_error_chart(layers: Sequence[Point], num_layers: int) -> str | None:
         "windows that were not fitted: "
         + ", ".join(f"layer {layer} {value:.3f}" for layer, value in known)
         + ".",
-        width=720,
+        width=920,
     )
     x = depth_scale(chart, num_layers)
     y = scale_for([0.0, 1.0, *(value for _, value in known)], *chart.y_range, from_zero=True)
@@ -93,16 +93,12 @@ def stages_chart(perplexities: Mapping[str, float]) -> str:
     chart = Chart(
         "Held-out perplexity",
         "; ".join(f"{stage} {value:.2f}" for stage, value in perplexities.items()) + ".",
-        height=26 * len(perplexities) + 62, left=6,
+        height=26 * len(perplexities) + 62, left=74,
     )  # fmt: skip
-    x = Scale(0.0, 1.1 * max(perplexities.values()), *chart.x_range)
+    x = Scale(0.0, 1.06 * max(perplexities.values()), chart.left, chart.width - 56)
     for value in x.ticks():
         chart.line(x(value), 16, x(value), chart.height - 40, "grid")
     for index, (stage, value) in enumerate(perplexities.items()):
-        y = 20 + 26 * index
-        kind = "bar dense" if stage == "dense" else "bar pruned"
-        kind = "bar recovered" if stage == "recovered" else kind
-        chart.add("rect", kind, x=chart.left, y=y, width=x(value) - chart.left, height=20)
-        chart.text(chart.left + 6, y + 14.5, f"{stage} {value:.2f}", "inside")
+        bar_row(chart, x, 20 + 26 * index, stage, value, f"{value:.2f}")
     chart.x_axis(x, x.ticks(), "held-out perplexity, lower is better")
     return chart.render()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simdiff.report.svg import Chart, Scale, number
+from simdiff.report.svg import Chart, Scale, bar_row, number
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def speed_chart(title: str, ideal_by: str, pairs: Sequence[SpeedPair]) -> str:
     rows = 66
     chart = Chart(
         f"{title}, tokens per second", f"Bars in tokens per second. {told}.",
-        height=22 + rows * len(pairs) + 40, left=6,
+        height=22 + rows * len(pairs) + 40, left=56,
     )  # fmt: skip
     most = max(
         value
@@ -43,7 +43,7 @@ def speed_chart(title: str, ideal_by: str, pairs: Sequence[SpeedPair]) -> str:
         for value in (pair.dense, pair.pruned, pair.dense * (pair.ideal or 0),
                       *(pair.dense_quartiles or ()), *(pair.pruned_quartiles or ()))
     )  # fmt: skip
-    x = Scale(0.0, 1.15 * most, *chart.x_range)
+    x = Scale(0.0, 1.06 * most, chart.left, chart.width - 56)
     for value in x.ticks():
         chart.line(x(value), 16, x(value), chart.height - 40, "grid")
     for index, pair in enumerate(pairs):
@@ -60,8 +60,7 @@ def _pair(chart: Chart, x: Scale, top: float, pair: SpeedPair) -> None:
         (40, "pruned", pair.pruned, pair.pruned_quartiles),
     ):
         y = top + shift
-        chart.add("rect", f"bar {name}", x=chart.left, y=y, width=x(value) - chart.left, height=18)
-        chart.text(chart.left + 6, y + 13.5, f"{name} {number(float(f'{value:.3g}'))}", "inside")
+        bar_row(chart, x, y, name, value, number(float(f"{value:.4g}")))
         if quartiles is not None:
             chart.line(x(quartiles[0]), y + 9, x(quartiles[1]), y + 9, "whisker")
     if pair.ideal is not None:

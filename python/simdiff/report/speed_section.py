@@ -81,15 +81,19 @@ def _table(phases: dict[str, list[SpeedPair]]) -> str:
         for phase, pairs in phases.items()
         for pair in pairs
     ]  # fmt: skip
-    columns = ("phase", "setting", "dense, tokens/s", "pruned, tokens/s", "times faster",
-               "interval", "ideal", "share of ideal")  # fmt: skip
+    columns = ("phase", "setting", "dense", "pruned", "times faster", "interval", "ideal",
+               "of the ideal")  # fmt: skip
     # A column that no row fills is left out.
     used = [c for c in range(len(columns)) if any(row[c] for row in rows)]
     return table([columns[c] for c in used], [[row[c] for c in used] for row in rows], text=(0, 1))
 
 
 def _caption(sources: ReportSources, has_ideal: bool) -> str:
-    ideal = (
+    first = (
+        "Dense and pruned in tokens per second; times faster is the median of the ratios within "
+        "each round. "
+    )
+    ideal = first + (
         "The ideal counts what must be done at least: in decoding the bytes of weights and KV "
         "cache that are read, in prefill the floating-point operations, dense over pruned. "
         if has_ideal

@@ -36,26 +36,26 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu 
   monospace; font-size: 0.86em; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0.7rem 0;
   padding: 0.7rem 0.9rem; overflow-x: auto; line-height: 1.5; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 0.8rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 0.8rem;
   margin: 1.1rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 0.75rem 1rem; min-width: 0; }
+  padding: 0.7rem 0.85rem; min-width: 0; }
 .tile .name, .tile .detail { color: var(--soft); font-size: 0.84rem; line-height: 1.4; }
-.tile .value { font-size: 1.3rem; font-weight: 600; font-variant-numeric: tabular-nums;
+.tile .value { font-size: 1.14rem; font-weight: 600; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; line-height: 1.35; letter-spacing: -0.01em; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; margin: 0.8rem 0;
   background: var(--card); }
 .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--kept); }
-table { border-collapse: collapse; width: 100%; font-size: 0.87rem; line-height: 1.4;
+table { border-collapse: collapse; width: 100%; font-size: 0.84rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 0.34rem 0.75rem; text-align: right; white-space: nowrap;
+th, td { padding: 0.34rem 0.5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td, tr:last-child th[scope=row] { border-bottom: 0; }
 th { color: var(--soft); font-weight: 600; }
-th[scope=row] { color: var(--ink); font-weight: 400; }
+th[scope=row] { color: var(--ink); font-weight: 400; white-space: normal; min-width: 8.5rem; }
 td.text, th.text { text-align: left; }
 td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
-.pair th, .pair td { padding: 0.34rem 0.55rem; }
+.pair td.wrap { min-width: 7rem; }
 tr.removed td { color: var(--removed); font-weight: 600; }
 tr.strong td, tr.strong th { font-weight: 600; }
 .notes { padding-left: 1.1rem; margin: 0.7rem 0; }
@@ -77,8 +77,7 @@ blockquote { margin: 0.8rem 0; padding: 0.2rem 0.9rem; border-left: 3px solid va
 .strip { list-style: none; display: grid; padding: 0; gap: 3px; max-width: none; margin: 0.9rem 0;
   grid-template-columns: repeat(auto-fill, minmax(1.72rem, 1fr)); }
 .strip li { position: relative; background: var(--card); border: 1px solid var(--line);
-  border-radius: 4px;
-  text-align: center; padding: 0.4rem 0; font-size: 0.78rem; line-height: 1.2;
+  border-radius: 4px; text-align: center; padding: 0.4rem 0; font-size: 0.78rem; line-height: 1.2;
   font-variant-numeric: tabular-nums; }
 .strip .removed { background: var(--removed-bar); border-color: var(--removed-bar);
   color: var(--on-bar); text-decoration: line-through; font-weight: 600; }
@@ -97,12 +96,11 @@ blockquote { margin: 0.8rem 0; padding: 0.2rem 0.9rem; border-left: 3px solid va
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap; }
 svg text { font-size: 12.5px; fill: var(--soft); font-variant-numeric: tabular-nums; }
-svg text.inside { fill: var(--on-bar); font-weight: 600; }
-svg text.mark { fill: var(--ink); }
+svg text.value { fill: var(--ink); }
 svg .track { fill: var(--grid); }
 svg .grid { stroke: var(--grid); }
 svg .base { stroke: var(--peak); }
-svg .band { fill: var(--band); }
+svg .band { fill: var(--band); shape-rendering: crispEdges; }
 svg .kept { fill: var(--kept); }
 svg .gone { stroke: var(--removed); stroke-width: 2.4; fill: none; }
 svg .peak { stroke: var(--peak); stroke-width: 1.6; }
@@ -120,7 +118,8 @@ svg .curve.dense { stroke: var(--dense-bar); }
 svg .curve.pruned { stroke: var(--removed-bar); }
 svg .ring { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 @media (max-width: 30rem) { main { padding: 1rem 0.8rem 3rem; } h1 { font-size: 1.4rem; }
-  figure { padding: 0.6rem 0.5rem; } .tiles { grid-template-columns: 1fr 1fr; gap: 0.5rem; }
+  figure { padding: 0.6rem 0.5rem; } svg text { font-size: 13.5px; }
+  .tiles { grid-template-columns: 1fr 1fr; gap: 0.5rem; }
   .tile { padding: 0.55rem 0.65rem; } .tile .value { font-size: 1.05rem; }
   .tile .name, .tile .detail { font-size: 0.78rem; } }
 @media print { body { background: none; } figure, .tile, tr { break-inside: avoid; } }

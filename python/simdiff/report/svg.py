@@ -178,3 +178,10 @@ def depth_ticks(num_layers: int, most: int = 10) -> list[float]:
     """Layers to name below an axis of depth."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if num_layers <= s * most)
     return [float(layer) for layer in range(0, num_layers, step)]
+
+
+def bar_row(chart: Chart, scale: Scale, y: float, name: str, value: float, shown: str) -> None:
+    """A horizontal bar from zero with its name before it and its value at the right edge."""
+    chart.text(chart.left - 7, y + 13.5, name, text_anchor="end")
+    chart.add("rect", f"bar {name}", x=chart.left, y=y, width=scale(value) - chart.left, height=18)
+    chart.text(chart.width - 2, y + 13.5, shown, "value", text_anchor="end")
