@@ -90,6 +90,13 @@ def score(
 
     Source: SimDiff, arXiv 2604.19520, Equations 1 to 9.
     """
+    if isinstance(text, Tensor) and (text.dim() != 2 or not len(text) or text.is_floating_point()):
+        raise SimdiffError(
+            f"score: text as token ids must be integers (num_windows, window_length), got "
+            f"{text.dtype} of shape {tuple(text.shape)}"
+        )
+    length = text.shape[1] if isinstance(text, Tensor) else window_length
+    ScoringOptions(skip_leading, sublayers=sublayers).check(num_windows, length)
     model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
     if isinstance(text, Tensor):
         batches, record = list(text.split(batch_size)), {}
@@ -103,7 +110,6 @@ def score(
             seed=seed,
         )
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
-    ScoringOptions(skip_leading, sublayers=sublayers).check(len(batches), batches[0].shape[1])
     options: dict[str, Any] = {"backend": backend, "progress": progress}
     if sublayers:
         return score_with_sublayers(model, batches, name=name, calibration=record, **options)
@@ -378,9 +384,13 @@ def recover(
     """
     if not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(Path(plan))
-    loaded, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
+    loaded = None
+    if isinstance(model, PreTrainedModel):
+        loaded = model, tokenizer or saved_tokenizer(model)
+    elif tokenizer is not None:
+        raise SimdiffError("recover: a tokenizer goes with a model given as an object")
     return recover_by_name(
-        name,
+        model.name_or_path if isinstance(model, PreTrainedModel) else str(model),
         Path(output),
         plan=plan,
         method=method,
@@ -388,9 +398,11 @@ def recover(
         held_out_source=held_out,
         options=options,
         batch_size=batch_size,
+        dtype=dtype,
+        device=device,
         overwrite=overwrite,
         restart=restart,
-        loaded=(loaded, tokenizer or saved_tokenizer(loaded)),
+        loaded=loaded,
     )
 
 

@@ -176,7 +176,7 @@ def bootstrap_plan(
         seed: of the draws.
 
     Raises:
-        SimdiffError: no plan for the scores themselves, or fewer than one resample.
+        SimdiffError: no plan for the scores themselves or for any draw, or fewer than one resample.
     """
     if num_resamples < 1:
         raise SimdiffError(f"bootstrap_plan: num_resamples must be at least 1, got {num_resamples}")
@@ -186,10 +186,15 @@ def bootstrap_plan(
     whole = plan_of(scores)
     removed = tuple(sorted(whole.removed))
     groups = sequences.num_groups
-    found = _plans(scores, plan_of, draws(groups, num_resamples, seed=seed))
-    plans = [plan for plan in found if plan is not None]
+    found = list(_plans(scores, plan_of, draws(groups, num_resamples, seed=seed)))
+    plans = [plan for plan in found if not isinstance(plan, SimdiffError)]
+    if not plans:  # the scores themselves give one: the draws lack what the criterion takes
+        raise SimdiffError(
+            f"bootstrap: some of {num_resamples} draws of the calibration text must give a plan, "
+            f"got none (the last: {found[-1]}); without a bootstrap (--bootstrap 0) the plan is made"
+        )
     times = [sum(layer in plan.removed for plan in plans) for layer in range(scores.num_layers)]
-    low, high = _limits([plan.importance for plan in plans or [whole]])
+    low, high = _limits([plan.importance for plan in plans])
     return PlanConfidence(
         removed=removed,
         plan_frequency=tuple(count / num_resamples for count in times),
@@ -224,13 +229,15 @@ def amounts_of_text(
     return tuple(_amount(scores, plan_of, removed, size, seed) for size in sizes)
 
 
-def _plans(scores: LayerScores, plan_of: PlanOf, weights: Tensor) -> Iterator[PruningPlan | None]:
-    """The plan of each draw; None where there is none, such as with too many decisive layers."""
+def _plans(
+    scores: LayerScores, plan_of: PlanOf, weights: Tensor
+) -> Iterator[PruningPlan | SimdiffError]:
+    """The plan of each draw, or why there is none, such as too many decisive layers."""
     for draw in resampled(scores, weights):
         try:
             yield plan_of(draw)
-        except SimdiffError:
-            yield None
+        except SimdiffError as error:
+            yield error
 
 
 def _amount(
@@ -239,7 +246,7 @@ def _amount(
     assert scores.sequences is not None
     weights = draws(scores.sequences.num_groups, NUM_DRAWS_OF_AMOUNT, seed=seed, size=size)
     common = [
-        0 if plan is None else len({*plan.removed} & {*removed})
+        0 if isinstance(plan, SimdiffError) else len({*plan.removed} & {*removed})
         for plan in _plans(scores, plan_of, weights)
     ]
     whole = len(removed)

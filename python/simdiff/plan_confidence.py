@@ -81,6 +81,7 @@ class PlanConfidence:
             f"confidence: over {self.num_resamples} bootstrap resamples of {self.num_groups} "
             f"{what}, {self.agreement:.0%} give the same plan from scores alone "
             f"({', '.join(map(str, self.removed))}); "
+            + (f"{self.num_failed} give no plan at all; " if self.num_failed else "")
             + (
                 f"in the plan sometimes: {layers}"
                 if unsure

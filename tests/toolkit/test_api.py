@@ -172,6 +172,26 @@ def test_recover_is_the_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path
     assert not (tmp_path / "no").exists()
 
 
+def test_input_is_refused_before_a_model_is_loaded(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.arange(1, 33).view(2, 16)
+    plan = simdiff.plan(simdiff.score(tiny_checkpoint, tokens, progress=False), 2)
+    for module in ("simdiff.api", "simdiff.recovery.job"):
+        monkeypatch.setattr(f"{module}.load_model", lambda *a, **k: pytest.fail("loaded"))
+    for bad in (tokens[0], tokens[:0], tokens.float()):
+        with pytest.raises(simdiff.SimdiffError, match=r"integers \(num_windows, window_length\)"):
+            simdiff.score(tiny_checkpoint, bad, progress=False)
+    with pytest.raises(simdiff.SimdiffError, match="below the window length 16, got 16"):
+        simdiff.score(tiny_checkpoint, tokens, skip_leading=16, progress=False)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").write_text("precious")
+    with pytest.raises(simdiff.SimdiffError, match="must not exist yet"):
+        simdiff.recover(tiny_checkpoint, plan, tmp_path / "there", "demo")
+    with pytest.raises(simdiff.SimdiffError, match="method must be one of"):
+        simdiff.recover(tiny_checkpoint, plan, tmp_path / "new", "demo", method="magic")
+
+
 def test_scores_of_sublayers_and_without_leading_tokens(tiny_checkpoint: Path) -> None:
     tokens = torch.randint(1, 90, (4, 16), generator=torch.Generator().manual_seed(3))
     assert simdiff.score(tiny_checkpoint, tokens, sublayers=True, progress=False).sublayers

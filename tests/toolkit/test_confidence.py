@@ -219,8 +219,22 @@ def test_a_resample_without_a_plan_counts_as_another(llama_scores: LayerScores) 
     assert found is not None
     assert (found.num_failed, found.agreement) == (2, 0.8)
     assert found.plan_frequency == (0, 0, 0, 0, 0.8, 0.8)
+    assert "2 give no plan at all" in found.note()
     with pytest.raises(SimdiffError, match="at least 1, got 0"):
         bootstrap_plan(llama_scores, plan_of, num_resamples=0)
+
+
+def test_draws_without_any_plan_are_an_error(llama_scores: LayerScores) -> None:
+    """What fails in all of them is missing from them: no frequency of zero, silently."""
+    calls = itertools.count()
+
+    def plan_of(scores: LayerScores) -> PruningPlan:
+        if next(calls):
+            raise SimdiffError("criterion angular-block needs angles")
+        return make_plan(scores, 2, criterion="last-n")
+
+    with pytest.raises(SimdiffError, match="10 draws .* got none .*angular-block needs angles"):
+        bootstrap_plan(llama_scores, plan_of, num_resamples=10)
 
 
 def test_files_and_their_earlier_versions(llama_scores: LayerScores, tmp_path: Path) -> None:
