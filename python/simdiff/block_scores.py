@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from simdiff.running_mean import RunningMatrixMean
 from simdiff_kernels import BLOCK_METRICS, RunningBlockScores
 
 BLOCK_SCORES = (*BLOCK_METRICS, "squared_difference_maximum", "norm_change")
@@ -182,9 +183,7 @@ class RunningNormChange:
 
     def __init__(self, num_layers: int) -> None:
         """Start with no tokens seen."""
-        self._num_states = num_layers + 1
-        self._sum: Tensor | None = None
-        self._count: Tensor | None = None
+        self._mean = RunningMatrixMean(num_layers + 1)
 
     def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Add the tokens of one batch; those with a non-finite norm are left out.
@@ -197,22 +196,11 @@ class RunningNormChange:
 
     def add(self, changes: NormChanges) -> None:
         """Add tokens whose changes are known, of any number of sequences."""
-        if self._sum is None or self._count is None:
-            shape = (self._num_states, self._num_states)
-            self._sum = torch.zeros(shape, dtype=torch.float64, device=changes.sums.device)
-            self._count = torch.zeros((), dtype=torch.int64, device=changes.sums.device)
-        self._sum += changes.sums.sum(0)
-        self._count += changes.counts.sum()
+        self._mean.add(changes.sums, changes.counts)
 
     def merge(self, other: RunningNormChange) -> None:
         """Add the tokens that `other` saw."""
-        if other._sum is None or other._count is None:
-            return
-        if self._sum is None or self._count is None:
-            self._sum, self._count = other._sum.clone(), other._count.clone()
-        else:
-            self._sum += other._sum
-            self._count += other._count
+        self._mean.merge(other._mean)
 
     def finish(self) -> Tensor:
         """The means, `(L + 1, L + 1)`, float64 on the host; zero for i >= j.
@@ -220,9 +208,7 @@ class RunningNormChange:
         Raises:
             ValueError: no token to average.
         """
-        if self._sum is None or self._count is None or int(self._count) == 0:
-            raise ValueError("RunningNormChange.finish: there must be at least one token, got none")
-        return (self._sum / self._count).cpu()
+        return self._mean.mean("RunningNormChange.finish", "token")
 
 
 def _norms(state: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from simdiff.running_mean import RunningMatrixMean
 from simdiff_kernels import angular_distance, token_metrics
 
 
@@ -56,9 +57,7 @@ class RunningLastTokenAngles:
 
     def __init__(self, num_layers: int) -> None:
         """Start with no sequences seen."""
-        self._num_states = num_layers + 1
-        self._sum: Tensor | None = None
-        self._count: Tensor | None = None
+        self._mean = RunningMatrixMean(num_layers + 1)
 
     def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Add the sequences of one batch.
@@ -73,27 +72,16 @@ class RunningLastTokenAngles:
 
     def add(self, sequences: LastTokenAngles) -> None:
         """Add sequences whose angles are known."""
-        if self._sum is None or self._count is None:
-            size = (self._num_states, self._num_states)
-            self._sum = torch.zeros(size, dtype=torch.float64, device=sequences.angles.device)
-            self._count = torch.zeros((), dtype=torch.int64, device=sequences.angles.device)
-        self._sum += sequences.angles.sum(0)
-        self._count += sequences.used.sum()
+        self._mean.add(sequences.angles, sequences.used)
 
     def merge(self, other: RunningLastTokenAngles) -> None:
         """Add the sequences that `other` saw."""
-        if other._sum is None or other._count is None:
-            return
-        if self._sum is None or self._count is None:
-            self._sum, self._count = other._sum.clone(), other._count.clone()
-        else:
-            self._sum += other._sum
-            self._count += other._count
+        self._mean.merge(other._mean)
 
     @property
     def num_sequences(self) -> int:
         """That were averaged; waits for the device."""
-        return 0 if self._count is None else int(self._count)
+        return self._mean.count
 
     def finish(self) -> tuple[tuple[float, ...], ...]:
         """The means, [start][stop]; zero for start >= stop.
@@ -101,8 +89,5 @@ class RunningLastTokenAngles:
         Raises:
             ValueError: no sequence to average.
         """
-        if self._sum is None or self._count is None or int(self._count) == 0:
-            raise ValueError(
-                "RunningLastTokenAngles.finish: there must be at least one sequence, got none"
-            )
-        return tuple(map(tuple, (self._sum / self._count).tolist()))
+        means = self._mean.mean("RunningLastTokenAngles.finish", "sequence")
+        return tuple(map(tuple, means.tolist()))
