@@ -43,6 +43,12 @@ METRICS: tuple[str, ...] = TokenMetrics._fields
 # `angular_distance` of the cosine distance of each token.
 BLOCK_METRICS: tuple[str, ...] = (*METRICS[:4], "angular_distance")
 
+# What one read of a token's two rows yields, in this order; all metrics follow from these.
+ROW_SUMS = ("before_squared", "after_squared", "difference_squared", "difference_absolute")
+
+# Kinds of tokens, uint8: a bool mask is a tensor of the first two.
+LEFT_OUT, COUNTED, APART = 0, 1, 2
+
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

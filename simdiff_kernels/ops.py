@@ -6,7 +6,7 @@ on. All take hidden states `(outer, inner, hidden_size)` with a contiguous last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,90 +21,51 @@ from simdiff_kernels.backends import (
 )
 from simdiff_kernels.metrics import METRICS, SUPPORTED_DTYPES, TokenMetrics, result_dtype
 
+_PLACES = "int first_state=0, int offset=0, int tokens_per_state=4611686018427387904"
 _SCHEMAS = {
+    "row_sums": "(Tensor(a!) sums, Tensor before, Tensor after, Tensor? mask=None) -> ()",
+    "fold": (
+        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor sums, int hidden_size, "
+        f"Tensor? kinds=None, {_PLACES}, bool apart=False, Tensor(c!)? per_token=None) -> ()"
+    ),
     "token_metrics": "(Tensor before, Tensor after) -> Tensor",
     "accumulate": (
-        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask, "
-        "Tensor(c!)? per_token, Tensor(d!)? scratch=None) -> ()"
+        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask=None, "
+        "Tensor(c!)? per_token=None, Tensor(d!)? scratch=None) -> ()"
     ),
     "accumulate_blocks": (
-        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor[] states, Tensor? mask, "
-        "Tensor(c!)? scratch=None) -> ()"
+        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor[] states, Tensor? kinds=None, "
+        f"{_PLACES}, bool absolute=False, Tensor(c!)? sums=None, Tensor(d!)? scratch=None) -> ()"
     ),
 }
 
 
-def _token_metrics_triton(before: Tensor, after: Tensor) -> Tensor:
-    from simdiff_kernels.triton.layer_metrics import token_metrics
+def _triton(operator: str) -> Callable[..., Any]:
+    """The Triton implementation, which imports triton when it is called first."""
 
-    return token_metrics(before, after)
+    def call(*arguments: Any) -> Any:
+        from simdiff_kernels import triton
 
+        return getattr(triton, operator)(*arguments)
 
-def _accumulate_triton(
-    moments: Tensor,
-    tallies: Tensor,
-    before: Tensor,
-    after: Tensor,
-    mask: Tensor | None,
-    per_token: Tensor | None,
-    scratch: Tensor | None = None,
-) -> None:
-    from simdiff_kernels.triton.layer_metrics import accumulate
-
-    accumulate(moments, tallies, before, after, mask, per_token, scratch)
+    return call
 
 
-def _accumulate_blocks_triton(
-    moments: Tensor,
-    tallies: Tensor,
-    states: Sequence[Tensor],
-    mask: Tensor | None,
-    scratch: Tensor | None = None,
-) -> None:
-    from simdiff_kernels.triton.block_metrics import accumulate_blocks
-
-    accumulate_blocks(moments, tallies, states, mask, scratch)
+def _nothing(*arguments: Any) -> None:
+    """What torch.compile traces in place of an operator that only writes."""
 
 
 def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
     return before.new_empty((len(METRICS), *before.shape[:2]), dtype=result_dtype(before.dtype))
 
 
-def _accumulate_fake(
-    moments: Tensor,
-    tallies: Tensor,
-    before: Tensor,
-    after: Tensor,
-    mask: Tensor | None,
-    per_token: Tensor | None,
-    scratch: Tensor | None = None,
-) -> None:
-    return None
-
-
-def _accumulate_blocks_fake(
-    moments: Tensor,
-    tallies: Tensor,
-    states: Sequence[Tensor],
-    mask: Tensor | None,
-    scratch: Tensor | None = None,
-) -> None:
-    return None
-
-
+# The compiled modules register "cpu" and "cuda"; Triton has no accumulate_blocks.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
-    "token_metrics": {"reference": reference.token_metrics, "triton": _token_metrics_triton},
-    "accumulate": {"reference": reference.accumulate, "triton": _accumulate_triton},
-    "accumulate_blocks": {
-        "reference": reference.accumulate_blocks,
-        "triton": _accumulate_blocks_triton,
-    },
+    operator: {"reference": getattr(reference, operator)}
+    | ({} if operator == "accumulate_blocks" else {"triton": _triton(operator)})
+    for operator in _SCHEMAS
 }
-_FAKES: dict[str, Callable[..., Any]] = {
-    "token_metrics": _token_metrics_fake,
-    "accumulate": _accumulate_fake,
-    "accumulate_blocks": _accumulate_blocks_fake,
-}
+_FAKES = dict.fromkeys(_SCHEMAS, _nothing) | {"token_metrics": _token_metrics_fake}
 
 
 def _register() -> torch.library.Library:

@@ -27,6 +27,20 @@ struct LayerStates {
   int64_t num_tokens() const { return outer * inner; }
 };
 
+// Which running state each token t of a call belongs to, counted in row-major order over (outer,
+// inner): kCounted tokens to `first_state + (offset + t) / tokens_per_state`, kApart tokens to the
+// last state, which `apart` reserves for them; kLeftOut tokens to none.
+enum TokenKind : uint8_t { kLeftOut, kCounted, kApart };
+
+struct TokenPlaces {
+  const uint8_t* kinds;  // of each token; null: all are counted
+  int64_t num_states;
+  int64_t first_state;
+  int64_t offset;
+  int64_t tokens_per_state;
+  bool apart;
+};
+
 // Per-token results, metric by metric: out[metric * num_tokens + token]. Float64 states give
 // float64 results, all others float32. A null pointer: not wanted.
 using PerToken = void*;
