@@ -19,9 +19,16 @@ from simdiff_kernels.backends import (
     load_extension,
     resolve_backend,
 )
-from simdiff_kernels.metrics import METRICS, SUPPORTED_DTYPES, TokenMetrics, result_dtype
+from simdiff_kernels.metrics import (
+    METRICS,
+    ROW_SUMS,
+    SUPPORTED_DTYPES,
+    TokenMetrics,
+    result_dtype,
+)
 
-_PLACES = "int first_state=0, int offset=0, int tokens_per_state=4611686018427387904"
+_ALL_TOKENS = 1 << 62
+_PLACES = f"int first_state=0, int offset=0, int tokens_per_state={_ALL_TOKENS}"
 _SCHEMAS = {
     "row_sums": "(Tensor(a!) sums, Tensor before, Tensor after, Tensor? mask=None) -> ()",
     "fold": (
@@ -178,6 +185,80 @@ def as_rows(states: Tensor) -> Tensor:
     if states.dim() != 3:  # each view costs more than a microsecond
         states = states.flatten(0, -3) if states.dim() > 3 else states[(None,) * (3 - states.dim())]
     return states if states.stride(-1) == 1 or states.shape[-1] == 1 else states.contiguous()
+
+
+def row_sums(
+    before: Tensor,
+    after: Tensor,
+    mask: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """What one read of every token's two rows yields: the sums from which all metrics follow.
+
+    With x the hidden state that enters a layer, y the one that leaves it and d = y - x, summed over
+    the hidden dimension: sum x^2, sum y^2, sum d^2, sum |d|. `fold` turns them into running scores.
+
+    Args:
+        before, after, backend: see `token_metrics`.
+        mask: `(...)`, bool or integer; where it is zero nothing is read and zeros are written.
+        out: float64 `(..., 4)`, contiguous, on the same device; None allocates it.
+
+    Returns:
+        float64 `(..., 4)`, in the order of `ROW_SUMS`: `out` where it was given.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: shapes, dtypes or devices that do not fit, an empty tensor, a backend that is
+            unknown or cannot run here.
+    """
+    check_hidden_states("row_sums", before, after)
+    mask = as_mask("row_sums", mask, before, "before")
+    shape = (*before.shape[:-1], len(ROW_SUMS))
+    if out is None:
+        out = before.new_empty(shape, dtype=torch.float64)
+    elif (out.shape, out.dtype, out.device) != (shape, torch.float64, before.device):
+        raise ValueError(
+            f"row_sums: out must be float64 of shape {shape} on {before.device}, got {out.dtype} "
+            f"of shape {tuple(out.shape)} on {out.device}"
+        )
+    elif not out.is_contiguous():
+        raise ValueError(f"row_sums: out must be contiguous, got strides {out.stride()}")
+    x, y = as_rows(before), as_rows(after)
+    name = resolve_backend(backend, before.device)
+    OPERATORS["row_sums"][name](out.view(*x.shape[:2], len(ROW_SUMS)), x, y, mask)
+    return out
+
+
+def fold(
+    moments: Tensor,
+    tallies: Tensor,
+    sums: Tensor,
+    hidden_size: int,
+    kinds: Tensor | None = None,
+    *,
+    first_state: int = 0,
+    offset: int = 0,
+    tokens_per_state: int | None = None,
+    apart: bool = False,
+    backend: str | None = None,
+) -> None:
+    """Fold the row sums of all layers of a batch into running states, in place, in one launch.
+
+    Arguments are those of `simdiff_kernels.reference.fold`, which says what belongs to which state;
+    `tokens_per_state=None` gives all tokens to `first_state`. `empty_state` makes the states,
+    `summary_of` reads them.
+
+    Raises:
+        ValueError: a backend that is unknown or cannot run here.
+        RuntimeError: shapes, dtypes or devices that do not fit; the states stay as they were.
+    """
+    name = resolve_backend(backend, sums.device)
+    per_state = _ALL_TOKENS if tokens_per_state is None else tokens_per_state
+    OPERATORS["fold"][name](
+        moments, tallies, sums, hidden_size, kinds, first_state, offset, per_state, apart
+    )
 
 
 def token_metrics(before: Tensor, after: Tensor, *, backend: str | None = None) -> TokenMetrics:

@@ -101,8 +101,8 @@ def fold(
     num_tokens, num_metrics = tokens.shape[1], len(METRICS)
     # A NaN or Inf anywhere in a token reaches its norms.
     finite = (tokens[..., 0] + tokens[..., 1]).isfinite()
-    kind = torch.ones(num_tokens, dtype=torch.uint8, device=sums.device)
-    kind = kind if kinds is None else kinds.flatten()
+    counted = torch.full((num_tokens,), COUNTED, dtype=torch.uint8, device=sums.device)
+    kind = counted if kinds is None else kinds.flatten()
     own = (offset + torch.arange(num_tokens, device=sums.device)) // tokens_per_state + first_state
     for state in range(num_states):
         if apart and state == num_states - 1:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels.backends import resolve_backend, scratch_words
+from simdiff_kernels.backends import num_parts, resolve_backend
 from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
 from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
 
@@ -70,10 +70,11 @@ class RunningScores:
     """Running reductions of `token_metrics` over any number of batches, one state per layer.
 
     Keeps, for each layer and metric, the sum, the sum of squares, the maximum and the token that
-    attained it: 216 bytes a layer however many tokens are seen (and 106 to 208 KB more on a GPU, in
-    which an update leaves what its blocks have summed). Sums are float64. `update` never waits for
-    the device, allocates nothing there after a layer's first batch, and its result is bitwise the
-    same in every run; states of different batches, devices or processes are joined by `merge`.
+    attained it: 216 bytes a layer however many tokens are seen (14 KB on a GPU, in 64 parts, and
+    32 bytes for each token of the largest batch, in which an update leaves its row sums). Sums are
+    float64. `update` never waits for the device, allocates nothing there after a layer's largest
+    batch, and its result is bitwise the same in every run; states of different batches, devices or
+    processes are joined by `merge`.
 
     Args:
         num_layers: how many layers are scored.
@@ -95,23 +96,14 @@ class RunningScores:
         # For the CPU all states are made here, in two blocks: small tensors made one by one in the
         # middle of a forward pin the heap between its large ones (+80 MB resident on SmolLM2).
         # On other devices a layer's state is made with its first batch, where the layer lives.
-        self._host_moments, self._host_tallies = _empty_state(torch.device("cpu"), num_layers)
+        self._host_moments, self._host_tallies = empty_state(num_layers, 1)
         self._moments: list[Tensor | None] = [None] * num_layers
         self._tallies: list[Tensor | None] = [None] * num_layers
-        # Where a GPU keeps the partial states of one update: made once per layer, so that later
-        # updates allocate nothing and may run on streams of their own or be replayed by a graph.
-        self._scratch: list[Tensor | None] = [None] * num_layers
+        # Where a GPU leaves the row sums of one update: made once per layer, so that later updates
+        # allocate nothing and may run on streams of their own or be replayed by a graph.
+        # A larger batch gets a larger one; a graph may still replay with the earlier one.
+        self._scratch: list[list[Tensor]] = [[] for _ in range(num_layers)]
         self._tokens: list[list[Tensor]] = [[] for _ in range(num_layers)]
-
-    def sibling(self) -> RunningScores:
-        """Another one of the same kind, empty, that shares what a GPU needs within an update.
-
-        Many of them, one for each part of the data, then take 216 bytes a layer each. Updates of
-        siblings must follow one another on one stream.
-        """
-        other = RunningScores(self.num_layers, keep_tokens=self.keep_tokens, backend=self.backend)
-        other._scratch = self._scratch
-        return other
 
     def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
         """Add the tokens of one batch to the state of one layer.
@@ -136,8 +128,9 @@ class RunningScores:
         per_token = None
         if self.keep_tokens:
             per_token = x.new_empty((_NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
-        scratch = self._scratch_of(layer, before.device, backend)
-        moments, tallies = self._state(layer, before.device)
+        parts = num_parts(backend)
+        scratch = self._scratch_of(layer, x) if parts > 1 else None
+        moments, tallies = self._state(layer, before.device, parts)
         OPERATORS["accumulate"][backend](moments, tallies, x, y, mask, per_token, scratch)
         if per_token is not None:
             self._tokens[layer].append(per_token.flatten(1))
@@ -161,14 +154,17 @@ class RunningScores:
                 f"got {other.keep_tokens}"
             )
         for layer in range(self.num_layers):
-            their_moments, their_tallies = other._moments[layer], other._tallies[layer]
-            if their_moments is None or their_tallies is None:
+            moments, tallies = other._moments[layer], other._tallies[layer]
+            if moments is None or tallies is None:
                 continue
+            theirs = join_parts(moments, tallies)
             ours = self._moments[layer]
-            device = their_moments.device if ours is None else ours.device
-            moments, tallies = self._state(layer, device)
-            _merge_state(moments, tallies, their_moments.to(device), their_tallies.to(device))
-            self._tokens[layer].extend(tokens.to(device) for tokens in other._tokens[layer])
+            if ours is None:
+                ours, _ = self._state(layer, moments.device, len(moments))
+            tallied = self._tallies[layer]
+            assert tallied is not None
+            append_state(ours, tallied, *(state.to(ours.device) for state in theirs))
+            self._tokens[layer].extend(tokens.to(ours.device) for tokens in other._tokens[layer])
 
     def tokens(self, layer: int) -> TokenMetrics:
         """The metrics of every token seen by a layer, flat and in order; needs `keep_tokens`.
@@ -263,8 +259,8 @@ class RunningScores:
                 f"RunningScores.load_state_dict: state must be of a RunningScores with "
                 f"keep_tokens={self.keep_tokens}"
             )
-        self._moments = [layer.clone() for layer in moments.double()]
-        self._tallies = [layer.clone() for layer in tallies.long()]
+        self._moments = [layer[None].clone() for layer in moments.double()]
+        self._tallies = [layer[None].clone() for layer in tallies.long()]
         self._tokens = [[tokens.clone()] for tokens in state.get("tokens", ())] or [
             [] for _ in range(self.num_layers)
         ]
@@ -275,52 +271,82 @@ class RunningScores:
                 f"RunningScores.{method}: layer must be in 0 to {self.num_layers - 1}, got {layer}"
             )
 
-    def _state(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _state(self, layer: int, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
         moments, tallies = self._moments[layer], self._tallies[layer]
-        if moments is None or tallies is None:
-            if device.type == "cpu":
-                moments, tallies = self._host_moments[layer], self._host_tallies[layer]
-            else:
-                moments, tallies = (state[0] for state in _empty_state(device, 1))
-        elif moments.device != device:
-            moments, tallies = moments.to(device), tallies.to(device)
+        if moments is not None and tallies is not None:
+            if moments.device == device and len(moments) == parts:
+                return moments, tallies
+            old = [state.to(device) for state in join_parts(moments, tallies)]
+            moments, tallies = empty_state(1, parts, device)
+            append_state(moments[0], tallies[0], *old)
             self._tokens[layer] = [tokens.to(device) for tokens in self._tokens[layer]]
+            moments, tallies = moments[0], tallies[0]
+        elif device.type == "cpu" and parts == 1:
+            moments, tallies = self._host_moments[layer], self._host_tallies[layer]
+        else:
+            moments, tallies = (state[0] for state in empty_state(1, parts, device))
         self._moments[layer], self._tallies[layer] = moments, tallies
         return moments, tallies
 
-    def _scratch_of(self, layer: int, device: torch.device, backend: str) -> Tensor | None:
-        words = scratch_words(backend)
-        if words == 0:
-            return None
-        scratch = self._scratch[layer]
-        if scratch is None or scratch.device != device or scratch.numel() != words:
-            scratch = torch.zeros(words, dtype=torch.int64, device=device)
-            self._scratch[layer] = scratch
-        return scratch
+    def _scratch_of(self, layer: int, states: Tensor) -> Tensor:
+        words = 4 * states.shape[0] * states.shape[1]
+        kept = self._scratch[layer]
+        if not kept or kept[-1].device != states.device or kept[-1].numel() < words:
+            kept.append(torch.empty(words, dtype=torch.float64, device=states.device))
+        return kept[-1]
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
-        moments, tallies = _empty_state(torch.device("cpu"), self.num_layers)
+        moments, tallies = (state[:, 0] for state in empty_state(self.num_layers, 1))
         for layer in range(self.num_layers):
             theirs, their_tallies = self._moments[layer], self._tallies[layer]
             if theirs is not None and their_tallies is not None:
-                moments[layer] = theirs.cpu()
-                tallies[layer] = their_tallies.cpu()
+                joined = join_parts(theirs.cpu(), their_tallies.cpu())
+                moments[layer], tallies[layer] = joined
         return moments, tallies
 
 
-def _empty_state(device: torch.device, num_layers: int) -> tuple[Tensor, Tensor]:
-    moments = torch.zeros(num_layers, 3, _NUM_METRICS, dtype=torch.float64, device=device)
-    moments[:, 2].fill_(-torch.inf)
-    tallies = torch.zeros(num_layers, _NUM_METRICS + 3, dtype=torch.int64, device=device)
-    tallies[:, :_NUM_METRICS].fill_(-1)
+def empty_state(
+    num_states: int, parts: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Moments `(num_states, parts, 3, num_metrics)` and tallies of states that saw no token."""
+    moments = torch.zeros(num_states, parts, 3, _NUM_METRICS, dtype=torch.float64, device=device)
+    moments[..., 2, :].fill_(-torch.inf)
+    tallies = torch.zeros(num_states, parts, _NUM_METRICS + 3, dtype=torch.int64, device=device)
+    tallies[..., :_NUM_METRICS].fill_(-1)
     return moments, tallies
 
 
-def _merge_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies: Tensor) -> None:
-    num_seen = tallies[_NUM_METRICS + 2]
-    higher = theirs[2] > moments[2]
-    argmax = torch.where(higher, their_tallies[:_NUM_METRICS] + num_seen, tallies[:_NUM_METRICS])
-    tallies[:_NUM_METRICS] = argmax
-    tallies[_NUM_METRICS:] += their_tallies[_NUM_METRICS:]
-    moments[:2] += theirs[:2]
-    moments[2] = torch.maximum(moments[2], theirs[2])
+def join_parts(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+    """One state from its parts, the first axis, in their order; all have seen the same tokens.
+
+    Of equal maxima the one with the earliest token counts, whichever part it is in.
+    """
+    joined, counts = moments[0].clone(), tallies[0].clone()
+    for theirs, their_tallies in zip(moments[1:], tallies[1:], strict=True):
+        joined[..., :2, :] += theirs[..., :2, :]
+        ours, argmax = joined[..., 2, :], counts[..., :_NUM_METRICS]
+        others = their_tallies[..., :_NUM_METRICS]
+        wins = (theirs[..., 2, :] > ours) | ((theirs[..., 2, :] == ours) & (others < argmax))
+        wins &= others >= 0
+        argmax.copy_(torch.where(wins, others, argmax))
+        ours.copy_(torch.maximum(ours, theirs[..., 2, :]))
+        counts[..., _NUM_METRICS : _NUM_METRICS + 2] += their_tallies[
+            ..., _NUM_METRICS : _NUM_METRICS + 2
+        ]
+    return joined, counts
+
+
+def append_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies: Tensor) -> None:
+    """Let a state of several parts, the first axis, see the tokens of a joined one after its own.
+
+    The first part takes them; all count them as seen.
+    """
+    num_seen = tallies[0, _NUM_METRICS + 2]
+    ours, argmax = moments[0], tallies[0, :_NUM_METRICS]
+    # The tokens of an equal maximum in another part came before: `join_parts` finds the earliest.
+    higher = theirs[2] > ours[2]
+    argmax.copy_(torch.where(higher, their_tallies[:_NUM_METRICS] + num_seen, argmax))
+    ours[:2] += theirs[:2]
+    ours[2] = torch.maximum(ours[2], theirs[2])
+    tallies[0, _NUM_METRICS : _NUM_METRICS + 2] += their_tallies[_NUM_METRICS : _NUM_METRICS + 2]
+    tallies[:, _NUM_METRICS + 2] += their_tallies[_NUM_METRICS + 2]

@@ -9,33 +9,44 @@ import pytest
 import torch
 
 from simdiff_kernels import METRICS, RunningScores, token_metrics
-from simdiff_kernels.running import _empty_state as empty_states
+from simdiff_kernels.backends import num_parts
+from simdiff_kernels.running import empty_state as empty_states, join_parts
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
           "test_aot_dispatch_dynamic")  # fmt: skip
 
 
-def empty_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_state(backend: str, device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The state of one layer that has seen nothing."""
-    moments, tallies = empty_states(device, 1)
+    moments, tallies = empty_states(1, num_parts(backend), device)
     return moments[0], tallies[0]
 
 
-def arguments(operator: str, dtype: torch.dtype, device: str, full: bool) -> tuple[object, ...]:
+def arguments(
+    operator: str, dtype: torch.dtype, backend: str, device: str, full: bool
+) -> tuple[object, ...]:
     before, after = (torch.randn(2, 3, 40).to(dtype).to(device) for _ in range(2))
+    mask = torch.tensor([[True, True, False]] * 2, device=device) if full else None
+    sums = torch.empty(2, 3, 4, dtype=torch.float64, device=device)
     if operator == "token_metrics":
         return before, after
-    mask = torch.tensor([[True, True, False]] * 2, device=device) if full else None
+    if operator == "row_sums":
+        return sums, before, after, mask
+    if operator == "fold":
+        kinds = None if mask is None else mask.view(torch.uint8)
+        out = torch.empty(1, len(METRICS), 2, 3, device=device) if full else None
+        sums = sums.copy_(torch.rand(2, 3, 4))[None]
+        return *empty_states(3, 1, device), sums, 40, kinds, 0, 1, 4, full, out
     out = torch.empty(len(METRICS), 2, 3, device=device) if full else None
-    return *empty_state(torch.device(device)), before, after, mask, out
+    return *empty_state(backend, device), before, after, mask, out
 
 
-@pytest.mark.parametrize("operator", ["token_metrics", "accumulate"])
+@pytest.mark.parametrize("operator", ["row_sums", "fold", "token_metrics", "accumulate"])
 @pytest.mark.parametrize("full", [False, True], ids=["plain", "mask-and-tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(operator: str, full: bool, dtype: torch.dtype, backend: str, device: str) -> None:
     overload = getattr(getattr(torch.ops.simdiff_kernels, operator), backend)
-    inputs = arguments(operator, dtype, device, full)
+    inputs = arguments(operator, dtype, backend, device, full)
     results = torch.library.opcheck(overload, inputs, test_utils=CHECKS)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -59,7 +70,7 @@ def test_compiled_accumulation_equals_eager(backend: str, device: str) -> None:
         operator(moments, tallies, before, after, mask, None)
         return after
 
-    states = [empty_state(torch.device(device)) for _ in range(2)]
+    states = [empty_state(backend, device) for _ in range(2)]
     before = torch.randn(2, 9, 40, device=device)
     mask = torch.rand(2, 9, device=device) > 0.4
     double_and_score(*states[0], before, mask)
@@ -83,9 +94,9 @@ def test_operators_tolerate_no_tokens(backend: str, device: str) -> None:
     operators = torch.ops.simdiff_kernels
     result = getattr(operators.token_metrics, backend)(empty, empty)
     assert result.shape == (len(METRICS), 2, 0)
-    moments, tallies = empty_state(torch.device(device))
+    moments, tallies = empty_state(backend, device)
     getattr(operators.accumulate, backend)(moments, tallies, empty, empty, None, None)
-    assert torch.equal(tallies.cpu(), empty_state(torch.device("cpu"))[1])
+    assert torch.equal(tallies.cpu(), empty_state(backend, "cpu")[1])
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -110,6 +110,30 @@ struct RunningState {
     }
   }
 
+  RunningState(const double* moments, const int64_t* tallies) {
+    for (int m = 0; m < kNumMetrics; ++m) {
+      sum[m] = moments[m];
+      sum_of_squares[m] = moments[kNumMetrics + m];
+      maximum[m] = moments[2 * kNumMetrics + m];
+      argmax[m] = tallies[m];
+    }
+    num_tokens = tallies[kNumMetrics];
+    num_nonfinite = tallies[kNumMetrics + 1];
+    num_seen = tallies[kNumMetrics + 2];
+  }
+
+  void store(double* moments, int64_t* tallies) const {
+    for (int m = 0; m < kNumMetrics; ++m) {
+      moments[m] = sum[m];
+      moments[kNumMetrics + m] = sum_of_squares[m];
+      moments[2 * kNumMetrics + m] = maximum[m];
+      tallies[m] = argmax[m];
+    }
+    tallies[kNumMetrics] = num_tokens;
+    tallies[kNumMetrics + 1] = num_nonfinite;
+    tallies[kNumMetrics + 2] = num_seen;
+  }
+
   void add(const TokenMetrics& token, int64_t index) {
     for (int m = 0; m < kNumMetrics; ++m) {
       const double value = token.values[m];

@@ -66,9 +66,14 @@ void announce(const LayerStates& states, int64_t begin, int64_t end, Chunk& chun
   }
 }
 
+void sum(const LayerStates& states, const Rows& rows, Chunk& chunk) {
+  const auto& sum_rows = selected_instruction_set().sum_rows;
+  sum_rows[static_cast<int>(states.dtype)](rows.pairs, rows.count, states.hidden_size, chunk);
+}
+
 void measure(const LayerStates& states, const Rows& rows, Chunk& chunk) {
-  const auto& measure_rows = selected_instruction_set().measure_rows;
-  measure_rows[static_cast<int>(states.dtype)](rows.pairs, rows.count, states.hidden_size, chunk);
+  sum(states, rows, chunk);
+  selected_instruction_set().measure(chunk, rows.count, states.hidden_size);
 }
 
 template <class Value>
@@ -79,33 +84,34 @@ void store(const Chunk& chunk, Value* out, int64_t num_tokens, int64_t begin, in
   }
 }
 
-void store(const Chunk& chunk, const LayerStates& states, PerToken out, int64_t begin,
+void store(const Chunk& chunk, PerToken out, bool float64, int64_t num_tokens, int64_t begin,
            int64_t end) {
-  if (states.dtype == DType::kFloat64) {
-    store(chunk, static_cast<double*>(out), states.num_tokens(), begin, end);
+  if (float64) {
+    store(chunk, static_cast<double*>(out), num_tokens, begin, end);
   } else {
-    store(chunk, static_cast<float*>(out), states.num_tokens(), begin, end);
+    store(chunk, static_cast<float*>(out), num_tokens, begin, end);
   }
 }
 
-// The state of the rows that have been measured, of which `counted` tells those to average.
-template <class Counted>
-RunningState fold(Chunk& chunk, const Rows& rows, int64_t first_index, const Counted& counted) {
+// The state of the `count` rows that have been measured; counted(r) tells whether row r is averaged,
+// token_of(r) its index.
+template <class Counted, class TokenOf>
+RunningState fold(Chunk& chunk, int64_t count, const Counted& counted, const TokenOf& token_of) {
   RunningState state;
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const bool counts = counted(rows.tokens[r]), finite = is_finite(chunk.sums[r]);
+  for (int64_t r = 0; r < count; ++r) {
+    const bool counts = counted(r), finite = is_finite(chunk.sums[r]);
     chunk.used[r] = -static_cast<int64_t>(counts && finite);
     state.num_tokens += counts && finite;
     state.num_nonfinite += counts && !finite;
   }
-  const int64_t padded = (rows.count + kTokenLanes - 1) / kTokenLanes * kTokenLanes;
-  for (int64_t r = rows.count; r < padded; ++r) {
+  const int64_t padded = (count + kTokenLanes - 1) / kTokenLanes * kTokenLanes;
+  for (int64_t r = count; r < padded; ++r) {
     chunk.used[r] = 0;
     for (int m = 0; m < kNumMetrics; ++m) chunk.values[m][r] = 0;
   }
   selected_instruction_set().fold(chunk, padded, state);
   for (int64_t& argmax : state.argmax) {
-    if (argmax >= 0) argmax = first_index + rows.tokens[argmax];
+    if (argmax >= 0) argmax = token_of(argmax);
   }
   return state;
 }
@@ -135,13 +141,83 @@ void for_each_chunk(const LayerStates& states, const ParallelFor& parallel_for, 
   }
 }
 
+// Rows of sums that are folded together: as many as fit a chunk, whatever the number of threads.
+void load_chunk(const RowSums* sums, int64_t begin, int64_t end, int64_t hidden_size,
+                Chunk& chunk) {
+  std::copy(sums + begin, sums + end, chunk.sums);
+  chunk.num_upcoming = 0;
+  selected_instruction_set().measure(chunk, end - begin, hidden_size);
+}
+
+// Folds tokens [begin, end) of one layer that are of a kind; `state` has seen num_seen tokens.
+void fold_range(const RowSums* sums, int64_t begin, int64_t end, int64_t hidden_size,
+                const uint8_t* kinds, TokenKind kind, RunningState& state, Chunk& chunk) {
+  for (int64_t first = begin; first < end; first += kMaxChunk) {
+    const int64_t last = std::min(end, first + kMaxChunk);
+    load_chunk(sums, first, last, hidden_size, chunk);
+    state.append(fold(
+        chunk, last - first,
+        [&](int64_t r) { return kinds == nullptr ? kind == kCounted : kinds[first + r] == kind; },
+        [&](int64_t r) { return state.num_seen + first + r; }));
+  }
+}
+
 }  // namespace
+
+void row_sums(const LayerStates& states, const bool* mask, RowSums* sums,
+              const ParallelFor& parallel_for) {
+  for_each_chunk(states, parallel_for, [&](int64_t, int64_t begin, int64_t end, Work& work) {
+    collect_rows(states, begin, end, work.rows,
+                 [&](int64_t token) { return mask == nullptr || mask[token]; });
+    if (work.rows.count < end - begin) std::fill(sums + begin, sums + end, RowSums{});
+    sum(states, work.rows, work.chunk);
+    for (int64_t r = 0; r < work.rows.count; ++r) sums[work.rows.tokens[r]] = work.chunk.sums[r];
+  });
+}
+
+void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
+               const TokenPlaces& places, double* moments, int64_t* tallies,
+               const ParallelFor& parallel_for) {
+  parallel_for(places.num_states * num_layers, [&](int64_t first, int64_t last) {
+    Chunk chunk;
+    for (int64_t place = first; place < last; ++place) {
+      const int64_t state = place / num_layers, layer = place % num_layers;
+      const bool apart = places.apart && state == places.num_states - 1;
+      const auto [begin, end] =
+          apart ? TokenRange{0, num_tokens} : tokens_of(places, state, num_tokens);
+      double* const own_moments = moments + place * 3 * kNumMetrics;
+      int64_t* const own_tallies = tallies + place * (kNumMetrics + 3);
+      RunningState running(own_moments, own_tallies);
+      fold_range(sums + layer * num_tokens, begin, end, hidden_size, places.kinds,
+                 apart ? kApart : kCounted, running, chunk);
+      running.num_seen += num_tokens;
+      running.store(own_moments, own_tallies);
+    }
+  });
+}
+
+void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens,
+                   int64_t hidden_size, PerToken out, bool float64,
+                   const ParallelFor& parallel_for) {
+  const int64_t chunks = (num_tokens + kMaxChunk - 1) / kMaxChunk;
+  const int64_t value_bytes = float64 ? sizeof(double) : sizeof(float);
+  parallel_for(num_layers * chunks, [&](int64_t first, int64_t last) {
+    Chunk chunk;
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t layer = c / chunks, begin = c % chunks * kMaxChunk;
+      const int64_t end = std::min(num_tokens, begin + kMaxChunk);
+      load_chunk(sums + layer * num_tokens, begin, end, hidden_size, chunk);
+      store(chunk, static_cast<char*>(out) + layer * kNumMetrics * num_tokens * value_bytes,
+            float64, num_tokens, begin, end);
+    }
+  });
+}
 
 void token_metrics(const LayerStates& states, PerToken out, const ParallelFor& parallel_for) {
   for_each_chunk(states, parallel_for, [&](int64_t, int64_t begin, int64_t end, Work& work) {
     collect_rows(states, begin, end, work.rows, [](int64_t) { return true; });
     measure(states, work.rows, work.chunk);
-    store(work.chunk, states, out, begin, end);
+    store(work.chunk, out, states.dtype == DType::kFloat64, states.num_tokens(), begin, end);
   });
 }
 
@@ -156,8 +232,12 @@ void accumulate(const LayerStates& states, const bool* mask, RunningState& state
     collect_rows(states, begin, end, work.rows,
                  [&](int64_t token) { return out != nullptr || counted(token); });
     measure(states, work.rows, work.chunk);
-    if (out != nullptr) store(work.chunk, states, out, begin, end);
-    parts[c] = fold(work.chunk, work.rows, first_index, counted);
+    if (out != nullptr) {
+      store(work.chunk, out, states.dtype == DType::kFloat64, num_tokens, begin, end);
+    }
+    parts[c] = fold(
+        work.chunk, work.rows.count, [&](int64_t r) { return counted(work.rows.tokens[r]); },
+        [&](int64_t r) { return first_index + work.rows.tokens[r]; });
   });
   for (const RunningState& part : parts) state.append(part);
   state.num_seen += num_tokens;

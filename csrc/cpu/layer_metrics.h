@@ -13,6 +13,22 @@ namespace simdiff {
 using ParallelFor =
     std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>&)>;
 
+// The sums of every token with mask[token] != 0 (null: all), zeros for the others.
+void row_sums(const LayerStates& states, const bool* mask, RowSums* sums,
+              const ParallelFor& parallel_for);
+
+// Folds row sums (num_layers, num_tokens) into the running states of all layers: `moments`
+// (num_states, num_layers, 3, kNumMetrics), `tallies` (num_states, num_layers, kNumMetrics + 3).
+// Bitwise the same result for any number of threads.
+void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
+               const TokenPlaces& places, double* moments, int64_t* tallies,
+               const ParallelFor& parallel_for);
+
+// The metrics of every token from its sums, (num_layers, kNumMetrics, num_tokens).
+void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens,
+                   int64_t hidden_size, PerToken out, bool float64,
+                   const ParallelFor& parallel_for);
+
 void token_metrics(const LayerStates& states, PerToken out, const ParallelFor& parallel_for);
 
 // Folds all tokens with mask[token] != 0 (null: all) into `state`. Bitwise the same result for any

@@ -18,16 +18,17 @@ struct RowPair {
   const void* after;
 };
 
-// Reads num_rows pairs of rows once: their sums and, from these, their metrics go into the chunk. A
-// row's result does not depend on the rows that it is read with.
-using MeasureRows = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size,
-                             Chunk& chunk);
+// Reads num_rows pairs of rows once: their sums go into the chunk. A row's result does not depend on
+// the rows that it is read with.
+using SumRows = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk);
 
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  int rows_together;                     // how many rows measure_rows reads side by side
-  MeasureRows measure_rows[kNumDTypes];  // indexed by DType
+  int rows_together;             // how many rows sum_rows reads side by side
+  SumRows sum_rows[kNumDTypes];  // indexed by DType
+  // The metrics of the first num_rows rows of a chunk, from their sums.
+  void (*measure)(Chunk& chunk, int64_t num_rows, int64_t hidden_size);
   // Folds the used rows into a state that has seen none, argmax counting the chunk's rows; `padded`
   // is a multiple of kTokenLanes.
   void (*fold)(const Chunk& chunk, int64_t padded, RunningState& state);

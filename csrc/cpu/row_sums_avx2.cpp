@@ -103,8 +103,8 @@ bool runs_here() {
 const InstructionSet kAvx2 = {"avx2",
                               &runs_here,
                               Avx2Short::rows,
-                              SIMDIFF_MEASURE_ROWS_SHORT(Avx2, Avx2Short),
-                              &fold,
+                              SIMDIFF_SUM_ROWS_SHORT(Avx2, Avx2Short),
+                              &measure, &fold,
                               &read_bytes,
                               SIMDIFF_BLOCKS(Avx2, Avx2Short)};
 

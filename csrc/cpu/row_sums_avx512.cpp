@@ -124,8 +124,8 @@ bool runs_here() {
 const InstructionSet kAvx512 = {"avx512",
                                 &runs_here,
                                 Avx512Short::rows,
-                                SIMDIFF_MEASURE_ROWS_SHORT(Avx512, Avx512Short),
-                                &fold,
+                                SIMDIFF_SUM_ROWS_SHORT(Avx512, Avx512Short),
+                                &measure, &fold,
                                 &read_bytes,
                                 SIMDIFF_BLOCKS(Avx512, Avx512Short)};
 

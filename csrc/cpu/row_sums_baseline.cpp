@@ -114,8 +114,8 @@ bool runs_here() { return true; }
 const InstructionSet kBaseline = {"baseline",
                                   &runs_here,
                                   1,
-                                  SIMDIFF_MEASURE_ROWS(Baseline),
-                                  &fold,
+                                  SIMDIFF_SUM_ROWS(Baseline),
+                                  &measure, &fold,
                                   &read_bytes,
                                   SIMDIFF_BLOCKS(Baseline, BaselineShort)};
 

@@ -21,6 +21,7 @@
 
 #include <algorithm>
 
+#include "../common/short_sums.h"
 #include "row_sums_loop.h"
 
 namespace simdiff {
@@ -166,34 +167,20 @@ inline void side_by_side(const RowPair* rows, int64_t stride, int64_t hidden_siz
   for (int r = 0; r < num_rows; ++r) store_totals(sums[r], out[r * stride]);
 }
 
-// Whether sums that are off by some 1e-8 give metrics that are off by some 1e-7. Without branches,
-// so that a loop over tokens is vector code.
-inline bool float32_is_enough(const RowSums& sums) {
-  constexpr double smallest = 1e-24, largest = 1e+30;  // products far from float32's ends
-  const double x = sums.before_squared, y = sums.after_squared, d = sums.difference_squared;
-  const bool in_range =
-      (x > smallest) & (x < largest) & (y > x / 16) & (y < largest) & (d < largest);
-  const bool equal = (d == 0) & (sums.difference_absolute == 0);
-  // d - (|y| - |x|)^2 >= d / 16, with (|y| - |x|)^2 <= growth^2 / (x + y)
-  const bool turned = (d >= smallest) & ((y - x) * (y - x) <= 0.9375 * d * (x + y));
-  return in_range & (equal | turned);
-}
-
-// From what is read to RowSums: |y|^2 = |x|^2 + 2 sum x d + |d|^2, so that what the norms differ by
-// is as exact as d is. Returns the number of rows for which float32 is not enough.
+// From what is read to RowSums. Returns the number of rows for which float32 is not enough.
 inline int64_t finish(RowSums* sums, int64_t num_rows) {
   int64_t num_inexact = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
-    const double before_difference = sums[r].after_squared;
-    sums[r].after_squared =
-        sums[r].before_squared + (2 * before_difference + sums[r].difference_squared);
+    const RowSums& read = sums[r];  // with sum x d in the place of sum y^2
+    sums[r] = to_row_sums({read.before_squared, read.after_squared, read.difference_squared,
+                           read.difference_absolute});
     num_inexact += !float32_is_enough(sums[r]);
   }
   return num_inexact;
 }
 
 template <class Vector, class Exact, class Element>
-void measure_rows_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk) {
+void sum_rows_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk) {
   constexpr int together = Vector::rows;
   RowSums* sums = chunk.sums;
   // Rows far from each other, so that each is read on where its predecessor ended.
@@ -210,13 +197,12 @@ void measure_rows_short(const RowPair* rows, int64_t num_rows, int64_t hidden_si
       sums[r] = row_sums<Exact, Element>(rows[r].before, rows[r].after, hidden_size);
     }
   }
-  measure(chunk, num_rows, hidden_size);
 }
 
 }  // namespace
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_MEASURE_ROWS_SHORT(Exact, Short)                           \
-  {&measure_rows_short<Short, Exact, float>, &measure_rows<Exact, double>, \
-   &measure_rows_short<Short, Exact, BFloat16>, &measure_rows_short<Short, Exact, Float16>}
+#define SIMDIFF_SUM_ROWS_SHORT(Exact, Short)                           \
+  {&sum_rows_short<Short, Exact, float>, &sum_rows<Exact, double>, \
+   &sum_rows_short<Short, Exact, BFloat16>, &sum_rows_short<Short, Exact, Float16>}

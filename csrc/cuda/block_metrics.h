@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../common/block_states.h"
-#include "layer_metrics.h"
+#include "row_sums.h"
 
 namespace simdiff::cuda {
 

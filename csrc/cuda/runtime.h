@@ -3,9 +3,13 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace simdiff::cuda {
 
@@ -36,14 +40,45 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
-// Kernels count the entries of a row in int.
+// Kernels count the bytes of a row in int.
 inline void check_hidden_size(int64_t hidden_size) {
-  if (hidden_size > (int64_t{1} << 30)) {
-    throw std::runtime_error("simdiff_kernels (CUDA): hidden_size must be at most 2^30, got " +
+  if (hidden_size > (int64_t{1} << 27)) {
+    throw std::runtime_error("simdiff_kernels (CUDA): hidden_size must be at most 2^27, got " +
                              std::to_string(hidden_size));
   }
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether the current device, the one called `device`, has cp.async; asked once.
+inline bool copies_asynchronously(int device) {
+  static std::mutex mutex;
+  static std::map<int, bool> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  if (found != known.end()) return found->second;
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "compute capability");
+  return known[device] = major >= 8;
+}
+
+// How many blocks of a kernel the current device, the one called `device`, runs at once; asked
+// once. Allows the kernel its dynamic shared memory.
+inline int64_t resident_blocks(const void* kernel, int device, int threads, int shared_bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, int64_t> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({kernel, device});
+  if (found != known.end()) return found->second;
+  int multiprocessors = 0, blocks = 0;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "shared memory of a kernel");
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+        "number of multiprocessors");
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        "blocks of a multiprocessor");
+  return known[{kernel, device}] = std::max<int64_t>(1, int64_t{blocks} * multiprocessors);
+}
 
 }  // namespace simdiff::cuda

@@ -94,7 +94,8 @@ RowSums sums_of_one(const InstructionSet& set, int dtype, const void* before, co
                     int64_t size) {
   static Chunk chunk;
   const RowPair row{before, after};
-  set.measure_rows[dtype](&row, 1, size, chunk);
+  set.sum_rows[dtype](&row, 1, size, chunk);
+  set.measure(chunk, 1, size);
   return chunk.sums[0];
 }
 
@@ -164,7 +165,8 @@ void check_rows_together(const InstructionSet& set, DType dtype, int64_t size,
     const RowSums untouched{-1, -2, -3, -4};
     std::fill(got.sums, got.sums + most + 1, untouched);
     for (auto& values : got.values) std::fill(values, values + most + 1, -1.0);
-    set.measure_rows[index](pairs.data(), num_rows, size, got);
+    set.sum_rows[index](pairs.data(), num_rows, size, got);
+    set.measure(got, num_rows, size);
     bool same = true, measured = true;
     for (int64_t r = 0; r < num_rows; ++r) {
       same = same && std::memcmp(&got.sums[r], &alone[r], sizeof alone[r]) == 0;

@@ -5,7 +5,7 @@
 
 #include "../cuda/block_metrics.h"
 #include "../cuda/devices.h"
-#include "../cuda/layer_metrics.h"
+#include "../cuda/row_sums.h"
 
 namespace cuda = simdiff::cuda;
 namespace py = pybind11;
@@ -20,11 +20,11 @@ simdiff::DType dtype_of(const std::string& dtype) {
   throw py::value_error("dtype must be float32, float64, bfloat16 or float16, got " + dtype);
 }
 
-py::dict launch_shape(int64_t num_tokens, int64_t hidden_size, const std::string& dtype) {
-  const auto shape = cuda::launch_shape(num_tokens, hidden_size, dtype_of(dtype));
-  return py::dict(py::arg("blocks") = shape.blocks, py::arg("threads") = shape.threads,
-                  py::arg("warps_per_row") = shape.warps_per_row,
-                  py::arg("tokens_per_group") = shape.tokens_per_group);
+py::dict row_shape(int64_t num_tokens, int64_t hidden_size, const std::string& dtype,
+                   bool aligned) {
+  const auto shape = cuda::row_shape(num_tokens, hidden_size, dtype_of(dtype), aligned);
+  return py::dict(py::arg("row_lanes") = shape.row_lanes, py::arg("stages") = shape.stages,
+                  py::arg("warps") = shape.warps);
 }
 
 py::dict block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
@@ -43,12 +43,12 @@ PYBIND11_MODULE(SIMDIFF_EXTENSION_NAME, module) {
   module.def("compiled_architectures", &cuda::compiled_architectures);
   module.def("device_problem", &cuda::device_problem,
              "Why a GPU, given by its index, cannot run the kernels; empty where it can.");
-  module.def("launch_shape", &launch_shape, "How the tokens are dealt out to blocks and warps.");
+  module.def("row_shape", &row_shape,
+             "How rows are dealt out to lanes: row_lanes, stages (0: no ring), warps.");
   module.def("block_launch_shape", &block_launch_shape,
              "How accumulate_blocks deals the tokens out to blocks of threads.");
   module.def("block_scratch_words", &cuda::block_scratch_words,
              "int64 words that accumulate_blocks needs for this number of hidden states.");
   module.attr("max_states") = cuda::kMaxStates;
   module.attr("runtime_version") = cuda::runtime_version();
-  module.attr("scratch_words") = cuda::kScratchWords;
 }

@@ -1,8 +1,6 @@
 // Registers the CPU implementations with torch.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
 #include "../cpu/block_metrics.h"
 #include "../cpu/layer_metrics.h"
 #include "hidden_states.h"
@@ -16,6 +14,28 @@ void on_torch_threads(int64_t count, const std::function<void(int64_t, int64_t)>
   torch::stable::parallel_for(0, count, 1, body);
 }
 
+void row_sums_cpu(Tensor sums, const Tensor& before, const Tensor& after,
+                  const std::optional<Tensor>& mask) {
+  const auto states = layer_states(before, after);
+  check_buffer(sums, before, ScalarType::Double, 4 * states.num_tokens(), "sums");
+  row_sums(states, checked_mask(mask, before, states.num_tokens()),
+           static_cast<RowSums*>(sums.mutable_data_ptr()), &on_torch_threads);
+}
+
+void fold_cpu(Tensor moments, Tensor tallies, const Tensor& sums, int64_t hidden_size,
+              const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
+              int64_t tokens_per_state, bool apart, std::optional<Tensor> per_token) {
+  const Fold fold = checked_fold(moments, tallies, sums, hidden_size, kinds, first_state, offset,
+                                 tokens_per_state, apart, per_token);
+  const auto* rows = reinterpret_cast<const RowSums*>(fold.sums);
+  fold_sums(rows, fold.num_layers, fold.num_tokens, hidden_size, fold.places, fold.moments,
+            fold.tallies, &on_torch_threads);
+  if (fold.per_token != nullptr) {
+    token_metrics(rows, fold.num_layers, fold.num_tokens, hidden_size, fold.per_token,
+                  fold.float64_tokens, &on_torch_threads);
+  }
+}
+
 Tensor token_metrics_cpu(const Tensor& before, const Tensor& after) {
   const auto states = layer_states(before, after);
   Tensor out = empty_token_metrics(before, states);
@@ -27,37 +47,29 @@ void accumulate_cpu(Tensor moments, Tensor tallies, const Tensor& before, const 
                     const std::optional<Tensor>& mask, std::optional<Tensor> per_token,
                     std::optional<Tensor> /*scratch*/) {
   const auto update = checked_update(moments, tallies, before, after, mask, per_token);
-  double* floats = update.moments;
-  int64_t* integers = update.tallies;
-  RunningState state;
-  std::copy_n(floats, kNumMetrics, state.sum);
-  std::copy_n(floats + kNumMetrics, kNumMetrics, state.sum_of_squares);
-  std::copy_n(floats + 2 * kNumMetrics, kNumMetrics, state.maximum);
-  std::copy_n(integers, kNumMetrics, state.argmax);
-  state.num_tokens = integers[kNumMetrics];
-  state.num_nonfinite = integers[kNumMetrics + 1];
-  state.num_seen = integers[kNumMetrics + 2];
-
+  RunningState state(update.moments, update.tallies);
   accumulate(update.states, update.mask, state, update.per_token, &on_torch_threads);
-
-  std::copy_n(state.sum, kNumMetrics, floats);
-  std::copy_n(state.sum_of_squares, kNumMetrics, floats + kNumMetrics);
-  std::copy_n(state.maximum, kNumMetrics, floats + 2 * kNumMetrics);
-  std::copy_n(state.argmax, kNumMetrics, integers);
-  integers[kNumMetrics] = state.num_tokens;
-  integers[kNumMetrics + 1] = state.num_nonfinite;
-  integers[kNumMetrics + 2] = state.num_seen;
+  state.store(update.moments, update.tallies);
+  for (int64_t part = 1; part < update.num_parts; ++part) {  // these took none of the tokens
+    update.tallies[(part + 1) * (kNumMetrics + 3) - 1] += update.states.num_tokens();
+  }
 }
 
 void accumulate_blocks_cpu(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
-                           const std::optional<Tensor>& mask, std::optional<Tensor> /*scratch*/) {
-  const BlockUpdate update = checked_block_update(moments, tallies, states, mask);
-  accumulate_blocks(update.states, update.mask, update.moments, update.tallies, &on_torch_threads);
+                           const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
+                           int64_t tokens_per_state, bool absolute, std::optional<Tensor> sums,
+                           std::optional<Tensor> /*scratch*/) {
+  const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
+                                                  offset, tokens_per_state, absolute, sums);
+  accumulate_blocks(update.states, reinterpret_cast<const bool*>(update.places.kinds),
+                    update.moments, update.tallies, &on_torch_threads);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(simdiff_kernels, CPU, library) {
+  library.impl("row_sums.cpu", TORCH_BOX(&row_sums_cpu));
+  library.impl("fold.cpu", TORCH_BOX(&fold_cpu));
   library.impl("token_metrics.cpu", TORCH_BOX(&token_metrics_cpu));
   library.impl("accumulate.cpu", TORCH_BOX(&accumulate_cpu));
   library.impl("accumulate_blocks.cpu", TORCH_BOX(&accumulate_blocks_cpu));

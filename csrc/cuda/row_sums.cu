@@ -1,0 +1,418 @@
+// One read of the two rows of each token. With x = before, y = after, d = y - x:
+//   sum x^2, sum y^2, sum d^2, sum |d|   over the hidden dimension, in float64.
+// Bytes per token: 2 * hidden_size * element size read, 32 written.
+//
+// The way of the data: 16 bytes of each row at a time go from memory into a ring of shared memory
+// that belongs to one lane (cp.async: no registers wait, no barrier is needed, and the next rows
+// are on their way while this one is reduced); from there into float32 sums of the lane, widened to
+// float64 once per kShortSteps vectors; at the end of a row the lanes that share it are added, in
+// float64, and one number is written by each of four lanes.
+//
+// Per pair of entries, all float32: d = y - x, three multiply-adds (x^2, x d, d^2), one addition
+// (|d|). What that costs in accuracy is bounded: at most kShortSteps * 8 terms follow each other
+// before a sum is widened, so that it is off by at most 32 * 2^-24 of the sum of its absolute
+// terms, and typically by 1e-8. A row for which that is not enough (common/short_sums.h) is read
+// again, out of L2, and summed in float64, as float64 states are from the beginning.
+//
+// Rows that do not start at multiples of 16 bytes, and GPUs without cp.async, take row_sums_direct:
+// the same sums from loads into registers.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "../common/short_sums.h"
+#include "entries.cuh"
+#include "row_sums.h"
+#include "runtime.h"
+
+namespace simdiff::cuda {
+namespace {
+
+constexpr int kShortSteps = 4;  // vectors whose terms are added in float32
+constexpr int kDirectWarps = 8;
+constexpr int kDirectLoads = 4;  // of each row in flight, 16 bytes a lane: 4 KB a warp
+
+struct Arguments {
+  const char* before;
+  const char* after;
+  const bool* mask;
+  double* sums;
+  int64_t before_outer_stride, before_inner_stride;  // bytes
+  int64_t after_outer_stride, after_inner_stride;
+  int64_t num_tokens;
+  int64_t inner;
+  int hidden_size;
+};
+
+// The sums of one lane. Float64 states have sum y^2 in the place of sum x d.
+template <class T>
+struct LaneSums {
+  static constexpr bool kIsExact = std::is_same_v<T, double>;
+  using Value = std::conditional_t<kIsExact, double, float>;
+  Value sums[4] = {0, 0, 0, 0};
+
+  __device__ void add(Value x, Value y) {
+    const Value d = y - x;
+    sums[0] = fma(x, x, sums[0]);
+    sums[1] = kIsExact ? fma(y, y, sums[1]) : fma(x, d, sums[1]);
+    sums[2] = fma(d, d, sums[2]);
+    sums[3] += fabs(d);
+  }
+
+  __device__ void add(const unsigned* x, const unsigned* y) {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) add(entry_value<T>(x, i), entry_value<T>(y, i));
+  }
+
+  __device__ void widen_into(double (&wide)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) wide[i] += static_cast<double>(sums[i]);
+  }
+};
+
+struct RowPair {
+  const char* before;
+  const char* after;
+};
+
+// A token and its place in (outer, inner); the next one of a warp is `step` tokens on, without a
+// division.
+struct RowCursor {
+  int64_t token, outer, inner;
+
+  __device__ RowCursor(const Arguments& args, int64_t first) : token(first) {
+    outer = first / args.inner;
+    inner = first - outer * args.inner;
+  }
+
+  __device__ void advance(const Arguments& args, int64_t step, int64_t step_outer,
+                          int64_t step_inner) {
+    token += step;
+    outer += step_outer;
+    inner += step_inner;
+    if (inner >= args.inner) {
+      inner -= args.inner;
+      ++outer;
+    }
+  }
+
+  __device__ RowPair rows(const Arguments& args) const {
+    return {args.before + outer * args.before_outer_stride + inner * args.before_inner_stride,
+            args.after + outer * args.after_outer_stride + inner * args.after_inner_stride};
+  }
+};
+
+__device__ bool is_wanted(const Arguments& args, int64_t token) {
+  return token < args.num_tokens && (args.mask == nullptr || args.mask[token]);
+}
+
+// All four sums of a group of lanes to each of its lanes, from what group_sums left.
+template <int num_lanes>
+__device__ void gather_sums(double own, int lane, double (&sums)[4]) {
+  const int first = lane / num_lanes * num_lanes;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[i] = __shfl_sync(kAllLanes, own, first + i * (num_lanes / 4));
+}
+
+// The row of one token in float64, by all lanes of a warp, all of which return it.
+template <class T>
+__device__ RowSums exact_row(const Arguments& args, int64_t token, int lane) {
+  const RowPair rows = RowCursor(args, token).rows(args);
+  const T* before = reinterpret_cast<const T*>(rows.before);
+  const T* after = reinterpret_cast<const T*>(rows.after);
+  LaneSums<double> exact;
+#pragma unroll 4
+  for (int entry = lane; entry < args.hidden_size; entry += kLanes) {
+    exact.add(single_value(before[entry]), single_value(after[entry]));
+  }
+  double sums[4];
+  gather_sums<kLanes>(group_sums<kLanes>(exact.sums, lane), lane, sums);
+  return {sums[0], sums[1], sums[2], sums[3]};
+}
+
+// From what a group's lanes hold after group_sums to the row's sums in memory: `token` is the one
+// of this lane's group.
+template <class T, int num_lanes>
+__device__ void finish_row(const Arguments& args, double own, int64_t token, int lane) {
+  double sums[4];
+  gather_sums<num_lanes>(own, lane, sums);
+  RowSums row{sums[0], sums[1], sums[2], sums[3]};
+  if constexpr (!LaneSums<T>::kIsExact) {
+    row = to_row_sums({sums[0], sums[1], sums[2], sums[3]});
+    const bool again = !float32_is_enough(row) && is_wanted(args, token);
+    for (unsigned left = __ballot_sync(kAllLanes, again && lane % num_lanes == 0); left;
+         left &= left - 1) {
+      const int first = __ffs(left) - 1;
+      const RowSums exact = exact_row<T>(args, __shfl_sync(kAllLanes, token, first), lane);
+      if (lane / num_lanes * num_lanes == first) row = exact;
+    }
+  }
+  constexpr int kShare = num_lanes / 4;  // lanes for each of the four numbers
+  if (token < args.num_tokens && lane % kShare == 0) {
+    const int number = lane % num_lanes / kShare;
+    const double low = number == 0 ? row.before_squared : row.after_squared;
+    const double high = number == 2 ? row.difference_squared : row.difference_absolute;
+    args.sums[4 * token + number] = number < 2 ? low : high;
+  }
+}
+
+// Where the rows of all warps are shared by a whole block: the warps' sums, added in their order.
+template <class T, int num_warps>
+__device__ void finish_shared_row(const Arguments& args, double own, int64_t token,
+                                  double (*parts)[4], int warp, int lane) {
+  if (lane % 8 == 0) parts[warp][lane / 8] = own;
+  __syncthreads();
+  if (warp != 0) return;
+  double sum = 0;
+#pragma unroll
+  for (int w = 0; w < num_warps; ++w) sum += parts[w][lane / 8];
+  finish_row<T, kLanes>(args, sum, token, lane);
+}
+
+template <class T, int row_lanes, int num_stages, int num_warps>
+__global__ void __launch_bounds__(num_warps* kLanes)
+    row_sums_ring(const __grid_constant__ Arguments args) {
+  constexpr int kThreads = num_warps * kLanes;
+  constexpr bool kSharedRows = row_lanes == kThreads;
+  constexpr int kGroups = kThreads / row_lanes;  // rows of a block at a time
+  static_assert(kSharedRows || row_lanes <= kLanes);
+  static_assert((num_stages & (num_stages - 1)) == 0);
+  extern __shared__ uint4 ring[];  // (num_stages, before and after, kThreads)
+  const int thread = threadIdx.x, warp = thread / kLanes, lane = thread % kLanes;
+  const int group = thread / row_lanes, row_lane = thread % row_lanes;
+
+  const int row_bytes = args.hidden_size * static_cast<int>(sizeof(T));
+  const int num_steps = (row_bytes + kVectorBytes * row_lanes - 1) / (kVectorBytes * row_lanes);
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kGroups;
+  const int64_t stride_outer = stride / args.inner, stride_inner = stride % args.inner;
+  // Of this warp's first row, so that all of its lanes go round equally often.
+  const int64_t first_of_warp =
+      static_cast<int64_t>(blockIdx.x) * kGroups + (kSharedRows ? 0 : warp * kLanes / row_lanes);
+
+  // What is asked for next: byte `at` of a row of this lane's group.
+  RowCursor asked(args, static_cast<int64_t>(blockIdx.x) * kGroups + group);
+  RowPair rows = asked.rows(args);
+  bool wanted = is_wanted(args, asked.token), next_wanted = is_wanted(args, asked.token + stride);
+  int64_t asked_of_warp = first_of_warp;
+  int step = 0, asked_stage = 0;
+  const auto ask = [&] {
+    if (asked_of_warp < args.num_tokens) {
+      const int at = (step * row_lanes + row_lane) * kVectorBytes;
+      const int num_bytes = wanted ? max(0, min(kVectorBytes, row_bytes - at)) : 0;
+      uint4* slot = ring + asked_stage * 2 * kThreads + thread;
+      copy_async(slot, rows.before + at, num_bytes);
+      copy_async(slot + kThreads, rows.after + at, num_bytes);
+      if (++step == num_steps) {
+        step = 0;
+        asked_of_warp += stride;
+        asked.advance(args, stride, stride_outer, stride_inner);
+        rows = asked.rows(args);
+        wanted = next_wanted;
+        next_wanted = is_wanted(args, asked.token + stride);
+      }
+    }
+    commit_copies();  // an empty group too: they are counted
+    asked_stage = (asked_stage + 1) % num_stages;
+  };
+
+#pragma unroll 1
+  for (int i = 0; i < num_stages - 1; ++i) ask();
+  int stage = 0;
+  bool odd = false;
+#pragma unroll 1
+  for (int64_t token = first_of_warp; token < args.num_tokens; token += stride) {
+    double sums[4] = {0, 0, 0, 0};
+#pragma unroll 1
+    for (int left = num_steps; left > 0; left -= kShortSteps) {
+      LaneSums<T> part;
+#pragma unroll
+      for (int i = 0; i < kShortSteps; ++i) {
+        if (i >= left) break;
+        ask();
+        wait_for_copies<num_stages - 1>();
+        const uint4* slot = ring + stage * 2 * kThreads + thread;
+        const uint4 x = slot[0], y = slot[kThreads];
+        stage = (stage + 1) % num_stages;
+        part.add(&x.x, &y.x);
+      }
+      part.widen_into(sums);
+    }
+    if constexpr (kSharedRows) {
+      __shared__ double parts[2][num_warps][4];  // by turns, so that one barrier is enough
+      finish_shared_row<T, num_warps>(args, group_sums<kLanes>(sums, lane), token, parts[odd],
+                                      warp, lane);
+      odd = !odd;
+    } else {
+      finish_row<T, row_lanes>(args, group_sums<row_lanes>(sums, lane), token + lane / row_lanes,
+                               lane);
+    }
+  }
+}
+
+// How a pair of rows is read: `num_vectors` times 16 bytes from entry `head` on, the rest entry by
+// entry. Rows that start unaligned, but both by the same number of bytes, lose only their ends.
+template <class T>
+struct RowSplit {
+  int head = 0;
+  int num_vectors = 0;
+
+  __device__ RowSplit(const T* before, const T* after, int hidden_size) {
+    const unsigned offset = reinterpret_cast<uintptr_t>(before) % kVectorBytes;
+    if (reinterpret_cast<uintptr_t>(after) % kVectorBytes != offset) return;
+    head = min(hidden_size, static_cast<int>((kVectorBytes - offset) % kVectorBytes / sizeof(T)));
+    num_vectors = (hidden_size - head) / kVector<T>;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kDirectWarps* kLanes)
+    row_sums_direct(const __grid_constant__ Arguments args) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kDirectWarps;
+  const int64_t stride_outer = stride / args.inner, stride_inner = stride % args.inner;
+  RowCursor cursor(args,
+                   static_cast<int64_t>(blockIdx.x) * kDirectWarps + threadIdx.x / kLanes);
+#pragma unroll 1
+  for (; cursor.token < args.num_tokens;
+       cursor.advance(args, stride, stride_outer, stride_inner)) {
+    double sums[4] = {0, 0, 0, 0};
+    if (is_wanted(args, cursor.token)) {
+      const RowPair rows = cursor.rows(args);
+      const T* before = reinterpret_cast<const T*>(rows.before);
+      const T* after = reinterpret_cast<const T*>(rows.after);
+      const RowSplit<T> split(before, after, args.hidden_size);
+      const int num_singles = args.hidden_size - split.num_vectors * kVector<T>;
+#pragma unroll 1
+      for (int single = lane; single < num_singles; single += kShortSteps * 8 * kLanes) {
+        LaneSums<T> part;
+#pragma unroll 4
+        for (int i = 0; i < kShortSteps * 8; ++i) {
+          const int at = single + i * kLanes;
+          if (at >= num_singles) break;
+          const int entry = at < split.head ? at : at + split.num_vectors * kVector<T>;
+          part.add(single_value(before[entry]), single_value(after[entry]));
+        }
+        part.widen_into(sums);
+      }
+      before += split.head;
+      after += split.head;
+#pragma unroll 1
+      for (int vector = lane; vector < split.num_vectors; vector += kDirectLoads * kLanes) {
+        Words x[kDirectLoads], y[kDirectLoads];
+#pragma unroll
+        for (int u = 0; u < kDirectLoads; ++u) {
+          x[u] = y[u] = {};  // adds nothing
+          const int64_t at = static_cast<int64_t>(vector + u * kLanes) * kVector<T>;
+          if (vector + u * kLanes < split.num_vectors) {
+            x[u] = load_words(before + at);
+            y[u] = load_words(after + at);
+          }
+        }
+        LaneSums<T> part;
+#pragma unroll
+        for (int u = 0; u < kDirectLoads; ++u) part.add(x[u].words, y[u].words);
+        part.widen_into(sums);
+      }
+    }
+    __syncwarp();
+    finish_row<T, kLanes>(args, group_sums<kLanes>(sums, lane), cursor.token, lane);
+  }
+}
+
+struct Kernel {
+  void (*function)(Arguments);
+  RowShape shape;
+  int shared_bytes() const { return 2 * kVectorBytes * kLanes * shape.warps * shape.stages; }
+  int rows_of_block() const { return kLanes * shape.warps / shape.row_lanes; }
+};
+
+template <class T, int row_lanes, int stages, int warps>
+Kernel ring_of() {
+  return {row_sums_ring<T, row_lanes, stages, warps>, {row_lanes, stages, warps}};
+}
+
+template <class T>
+Kernel kernel_of(const RowShape& shape) {
+  if (shape.stages == 0) return {row_sums_direct<T>, shape};
+  if (shape.row_lanes == 8) return ring_of<T, 8, 8, 8>();
+  if (shape.row_lanes == 256) return ring_of<T, 256, 8, 8>();
+  return shape.warps == 4 ? ring_of<T, 32, 16, 4>() : ring_of<T, 32, 8, 8>();
+}
+
+Kernel kernel_of(const RowShape& shape, DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return kernel_of<float>(shape);
+    case DType::kFloat64:
+      return kernel_of<double>(shape);
+    case DType::kBFloat16:
+      return kernel_of<BFloat16>(shape);
+    default:
+      return kernel_of<__half>(shape);
+  }
+}
+
+bool is_aligned(const HiddenStates& states, const LayerStates& all) {
+  const int64_t bytes = kElementBytes[static_cast<int>(all.dtype)];
+  int64_t bits = reinterpret_cast<int64_t>(states.data);
+  if (all.outer > 1) bits |= states.outer_stride * bytes;
+  if (all.inner > 1) bits |= states.inner_stride * bytes;
+  return bits % kVectorBytes == 0;
+}
+
+// Leading dimensions that lie one behind the other become one: no row then starts with a jump.
+bool is_one_run(const HiddenStates& states, int64_t outer, int64_t inner) {
+  return outer == 1 || states.outer_stride == inner * states.inner_stride;
+}
+
+}  // namespace
+
+RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned) {
+  if (!aligned) return {kLanes, 0, kDirectWarps};
+  const int64_t row_bytes = hidden_size * kElementBytes[static_cast<int>(dtype)];
+  // Share of a pure read on an H200, bfloat16 (docs/gpu.md: prototypes of these kernels).
+  // 64 x 4096: with a warp a row 64 warps are at work, 0.51 of a read; a block a row makes it 512.
+  if (num_tokens < 512 && row_bytes >= kVectorBytes * 256) return {256, 8, 8};
+  // 8192 x 576: 8 lanes 0.89, a warp 0.80; 2048 x 576: 0.83 and 0.90; 8192 x 2048: 0.87 both.
+  if (num_tokens >= 4096 && row_bytes <= 2048) return {8, 8, 8};
+  // 32768 x 4096: 0.95 with 16 vectors on the way to each of 4 warps, 0.93 with 8 to each of 8;
+  // 131072 x 4096: 0.98 and 0.96; 8192 x 4096: the other way round.
+  if (num_tokens >= 16384 && row_bytes >= 4096) return {kLanes, 16, 4};
+  return {kLanes, 8, 8};
+}
+
+void row_sums(const LayerStates& states, const bool* mask, double* sums, int device,
+              Stream stream) {
+  if (states.num_tokens() == 0) return;
+  check_hidden_size(states.hidden_size);
+  const int64_t bytes = kElementBytes[static_cast<int>(states.dtype)];
+  const CurrentDevice current(device);
+  const bool aligned = copies_asynchronously(device) && is_aligned(states.before, states) &&
+                       is_aligned(states.after, states);
+  const Kernel kernel = kernel_of(
+      row_shape(states.num_tokens(), states.hidden_size, states.dtype, aligned), states.dtype);
+  const bool one_run = is_one_run(states.before, states.outer, states.inner) &&
+                       is_one_run(states.after, states.outer, states.inner);
+  Arguments args{};
+  args.before = static_cast<const char*>(states.before.data);
+  args.after = static_cast<const char*>(states.after.data);
+  args.mask = mask;
+  args.sums = sums;
+  args.before_outer_stride = states.before.outer_stride * bytes;
+  args.before_inner_stride = states.before.inner_stride * bytes;
+  args.after_outer_stride = states.after.outer_stride * bytes;
+  args.after_inner_stride = states.after.inner_stride * bytes;
+  args.num_tokens = states.num_tokens();
+  args.inner = one_run ? states.num_tokens() : states.inner;
+  args.hidden_size = static_cast<int>(states.hidden_size);
+  const int threads = kernel.shape.warps * kLanes, shared_bytes = kernel.shared_bytes();
+  const int64_t blocks =
+      std::min(ceil_div(args.num_tokens, kernel.rows_of_block()),
+               resident_blocks(reinterpret_cast<const void*>(kernel.function), device, threads,
+                               shared_bytes));
+  kernel.function<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args);
+  check(cudaGetLastError(), "launch of row_sums");
+}
+
+}  // namespace simdiff::cuda

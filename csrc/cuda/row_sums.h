@@ -1,0 +1,27 @@
+// The CUDA implementation of row_sums: device pointers, int64 sizes, the caller's stream.
+#pragma once
+
+#include "../common/layer_states.h"
+
+struct CUstream_st;
+
+namespace simdiff::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+// How rows are dealt out to lanes. It depends on the sizes and on alignment alone, so that sums are
+// formed in the same order in every run and on every GPU; how many blocks of threads share the rows
+// does not change a sum.
+struct RowShape {
+  int row_lanes;  // that share a row: 8, 32 or all of a block of threads
+  int stages;     // 16-byte vectors of each input that a lane has on the way; 0: no ring
+  int warps;      // of a block
+};
+RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned);
+
+// One launch. Writes sum x^2, sum y^2, sum d^2 and sum |d| of every token with mask[token] != 0
+// (null: all) to sums[4 * token], zeros for the others, whose rows are not read. Throws
+// std::runtime_error with the words of the CUDA runtime; a launch that failed changed nothing.
+void row_sums(const LayerStates& states, const bool* mask, double* sums, int device, Stream stream);
+
+}  // namespace simdiff::cuda
