@@ -4,8 +4,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from simdiff_kernels.backends import BACKENDS, BackendStatus, backend_status, default_backend
 from simdiff_kernels.blocks import BlockSummary, RunningBlockScores
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
-from simdiff_kernels.ops import token_metrics
+from simdiff_kernels.metrics import (
+    BLOCK_METRICS,
+    METRICS,
+    ROW_SUMS,
+    TokenMetrics,
+    angular_distance,
+)
+from simdiff_kernels.ops import fold, row_sums, token_metrics
 from simdiff_kernels.running import MetricSummary, NonFiniteError, RunningScores, RunningSummary
 
 try:
@@ -17,6 +23,7 @@ __all__ = [
     "BACKENDS",
     "BLOCK_METRICS",
     "METRICS",
+    "ROW_SUMS",
     "BackendStatus",
     "BlockSummary",
     "MetricSummary",
@@ -28,5 +35,7 @@ __all__ = [
     "angular_distance",
     "backend_status",
     "default_backend",
+    "fold",
+    "row_sums",
     "token_metrics",
 ]

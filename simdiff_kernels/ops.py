@@ -117,6 +117,17 @@ def check_hidden_states(
         TypeError: not tensors, or of a dtype that hidden states do not have.
         ValueError: shapes, dtypes or devices that differ, an empty tensor, no hidden dimension.
     """
+    if (
+        isinstance(before, Tensor)
+        and isinstance(after, Tensor)
+        and before.dtype in SUPPORTED_DTYPES
+        and before.dtype is after.dtype
+        and before.shape == after.shape
+        and before.device == after.device
+        and before.dim() > 0
+        and before.numel() > 0
+    ):  # the usual case, in half of the time that finding the fault takes
+        return
     first, second = names
     for name, tensor in ((first, before), (second, after)):
         if not isinstance(tensor, Tensor):

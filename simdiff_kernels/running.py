@@ -188,36 +188,7 @@ class RunningScores:
             NonFiniteError: some token held NaN or Inf.
             ValueError: a layer without a single token to average.
         """
-        moments, tallies = self._on_host()
-        argmax = tallies[:, :_NUM_METRICS]
-        num_tokens, num_nonfinite, num_seen = tallies[:, _NUM_METRICS:].unbind(1)
-        if not allow_nonfinite and bool(num_nonfinite.any()):
-            bad = num_nonfinite.nonzero().flatten().tolist()
-            raise NonFiniteError(
-                {layer: int(num_nonfinite[layer]) for layer in bad},
-                {layer: int(num_seen[layer]) for layer in bad},
-            )
-        for layer in range(self.num_layers):
-            if num_tokens[layer] == 0:
-                raise ValueError(
-                    f"RunningScores.finish: layer {layer} must have at least one token to "
-                    f"average, got {int(num_seen[layer])} seen, of which "
-                    f"{int(num_nonfinite[layer])} not finite and all others masked"
-                )
-        count = num_tokens.double().unsqueeze(1)
-        sums, squares, maxima = moments.unbind(1)
-        mean = sums / count
-        # Rounding may leave a variance of constant values just below zero.
-        variance = (squares / count - mean.square()).clamp_min(0) / (count - 1)
-        variance = torch.where(count > 1, variance, torch.nan)
-        return RunningSummary(
-            num_tokens=num_tokens,
-            num_nonfinite=num_nonfinite,
-            metrics={
-                name: MetricSummary(mean[:, m], variance[:, m].sqrt(), maxima[:, m], argmax[:, m])
-                for m, name in enumerate(METRICS)
-            },
-        )
+        return summary_of(*self._on_host(), allow_nonfinite=allow_nonfinite)
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as CPU tensors and plain values, for `torch.save` or another process."""
@@ -274,7 +245,7 @@ class RunningScores:
     def _state(self, layer: int, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
         moments, tallies = self._moments[layer], self._tallies[layer]
         if moments is not None and tallies is not None:
-            if moments.device == device and len(moments) == parts:
+            if moments.device == device and moments.shape[0] == parts:
                 return moments, tallies
             old = [state.to(device) for state in join_parts(moments, tallies)]
             moments, tallies = empty_state(1, parts, device)
@@ -350,3 +321,43 @@ def append_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies
     ours[2] = torch.maximum(ours[2], theirs[2])
     tallies[0, _NUM_METRICS : _NUM_METRICS + 2] += their_tallies[_NUM_METRICS : _NUM_METRICS + 2]
     tallies[:, _NUM_METRICS + 2] += their_tallies[_NUM_METRICS + 2]
+
+
+def summary_of(
+    moments: Tensor, tallies: Tensor, *, allow_nonfinite: bool = False
+) -> RunningSummary:
+    """Summarise the states of all layers, on the host: `(num_layers, 3, num_metrics)` and tallies.
+
+    Raises:
+        NonFiniteError: some token held NaN or Inf, and that is not allowed.
+        ValueError: a layer without a single token to average.
+    """
+    argmax = tallies[:, :_NUM_METRICS]
+    num_tokens, num_nonfinite, num_seen = tallies[:, _NUM_METRICS:].unbind(1)
+    if not allow_nonfinite and bool(num_nonfinite.any()):
+        bad = num_nonfinite.nonzero().flatten().tolist()
+        raise NonFiniteError(
+            {layer: int(num_nonfinite[layer]) for layer in bad},
+            {layer: int(num_seen[layer]) for layer in bad},
+        )
+    for layer in range(len(num_tokens)):
+        if num_tokens[layer] == 0:
+            raise ValueError(
+                f"RunningScores.finish: layer {layer} must have at least one token to "
+                f"average, got {int(num_seen[layer])} seen, of which "
+                f"{int(num_nonfinite[layer])} not finite and all others masked"
+            )
+    count = num_tokens.double().unsqueeze(1)
+    sums, squares, maxima = moments.unbind(1)
+    mean = sums / count
+    # Rounding may leave a variance of constant values just below zero.
+    variance = (squares / count - mean.square()).clamp_min(0) / (count - 1)
+    variance = torch.where(count > 1, variance, torch.nan)
+    return RunningSummary(
+        num_tokens=num_tokens,
+        num_nonfinite=num_nonfinite,
+        metrics={
+            name: MetricSummary(mean[:, m], variance[:, m].sqrt(), maxima[:, m], argmax[:, m])
+            for m, name in enumerate(METRICS)
+        },
+    )

@@ -266,7 +266,7 @@ struct RowSplit {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kDirectWarps* kLanes)
+__global__ void __launch_bounds__(kDirectWarps* kLanes, 4)
     row_sums_direct(const __grid_constant__ Arguments args) {
   const int lane = threadIdx.x % kLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kDirectWarps;

@@ -22,17 +22,13 @@ class LayerTaker(Protocol):
         """Take the tokens of a batch before and after one layer."""
 
 
-class StatesTaker(Protocol):
-    """What is fed with all hidden states of a batch: `RunningLastTokenAngles`, and blocks."""
+class BlocksTaker(Protocol):
+    """What is fed with all hidden states of a batch: `RunningBlockScores`, or the same by groups."""
+
+    num_layers: int
 
     def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Take the hidden states of a batch."""
-
-
-class BlocksTaker(StatesTaker, Protocol):
-    """`RunningBlocks`, or the same by groups of sequences."""
-
-    num_layers: int
 
 
 class LayerHooks:
@@ -46,7 +42,6 @@ class LayerHooks:
         scores: has one state per layer.
         blocks: takes all hidden states of a batch when its last layer has run; they are held until
             then, those of one batch. None scores no blocks.
-        last_tokens: takes the same states where `blocks` does.
 
     Usage::
 
@@ -61,7 +56,6 @@ class LayerHooks:
         layers: Sequence[nn.Module] | nn.ModuleList,
         scores: LayerTaker,
         blocks: BlocksTaker | None = None,
-        last_tokens: StatesTaker | None = None,
     ) -> None:
         """Prepare; nothing is registered yet."""
         if len(layers) != scores.num_layers:
@@ -76,7 +70,6 @@ class LayerHooks:
         self._layers = layers
         self._scores = scores
         self._blocks = blocks
-        self._last_tokens = last_tokens
         self._states: list[tuple[Tensor, int | None]] = []
         self._handles: list[Any] = []
         self._versions: dict[int, int | None] = {}
@@ -183,8 +176,6 @@ class LayerHooks:
         self._states.clear()
         mask = None if mask is None else mask.to(after.device)
         blocks.update(states, mask)
-        if self._last_tokens is not None:
-            self._last_tokens.update(states, mask)
 
     def _mask_for(self, states: Tensor) -> Tensor | None:
         if self.attention_mask is None:

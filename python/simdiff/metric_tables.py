@@ -109,7 +109,6 @@ class LeadingScores:
 def metric_tables(
     summary: RunningSummary,
     ids: Sequence[Tensor],
-    shapes: Sequence[tuple[int, int]],
     sequences: SequenceScores | None = None,
 ) -> dict[str, MetricTable]:
     """The tables of all metrics.
@@ -117,13 +116,13 @@ def metric_tables(
     Args:
         summary: of the whole pass.
         ids: token ids `(batch, sequence)` of each batch.
-        shapes: rows and positions of each batch that `summary` counted, the first of `ids`.
         sequences: the same tokens by sequence, for standard errors.
     """
 
     def location(index: int) -> TokenLocation:
         sequence = 0
-        for batch, (rows, length) in zip(ids, shapes, strict=True):
+        for batch in ids:
+            rows, length = batch.shape
             if index < rows * length:
                 row, position = divmod(index, length)
                 return TokenLocation(sequence + row, position, int(batch[row, position]))

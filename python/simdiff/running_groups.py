@@ -1,9 +1,13 @@
 """RunningGroups: the running states of a calibration pass, one for each group of sequences.
 
 A plan depends on all tokens together, so how sure it is can only be told by computing it again from
-other draws of sequences; that takes the sums of each. Running states are small and merge, so every
-sequence, or run of consecutive sequences where there are very many, has its own, and the whole is
-their sum in the order of the text: bitwise the same in every run.
+other draws of sequences; that takes the sums of each. Every sequence, or run of consecutive
+sequences where there are very many, has a state of its own, and the whole is their sum in the order
+of the text: bitwise the same in every run.
+
+Each layer leaves the row sums of its tokens, 32 bytes for each; one fold at the end of a batch
+turns those of all layers into the states of all groups. Where blocks of layers are scored the
+layers are the adjacent pairs among all pairs of hidden states, and nothing is read twice.
 """
 
 from __future__ import annotations
@@ -11,48 +15,112 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from simdiff.block_scores import BlockScores, Matrix, RunningBlocks, norm_changes
-from simdiff.last_token import LastTokenAngles, RunningLastTokenAngles, last_token_angles
+from simdiff.block_scores import BlockScores, Matrix
+from simdiff.running_block_groups import RunningBlockGroups
 from simdiff.sequence_scores import GroupScores
-from simdiff_kernels import RunningScores, RunningSummary
+from simdiff_kernels import RunningSummary, fold, row_sums
+from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
+from simdiff_kernels.running import empty_state, join_parts, summary_of
 
 
 @dataclass
-class _Group:
-    """States of consecutive sequences."""
-
-    first: int
-    """Its first sequence, counted over the whole pass."""
-    scores: RunningScores
-    blocks: RunningBlocks | None
-    angles: RunningLastTokenAngles | None
-    nonempty: int = 0
-    """Sequences with a token that counts."""
-
-
-@dataclass
-class _Batch:
-    """The batch about to run."""
+class BatchTokens:
+    """Which tokens of the batch about to run count, and for which groups."""
 
     rows: int
     length: int
-    spans: list[tuple[_Group, slice]] = field(default_factory=list)
-    """Which rows go to which group."""
-    leading: Tensor | None = None
-    """`(rows, n)`, True for the leading tokens, all of which lie at the first n positions."""
+    first: int
+    """Its first sequence, counted over the whole pass."""
+    group_size: int
+    kinds: Tensor | None
+    """uint8 `(rows, length)` on the host; None where all tokens count."""
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def places(self, tokens_per_row: int) -> dict[str, int]:
+        """Which group each token belongs to, as `simdiff_kernels.fold` takes it."""
+        state, row = divmod(self.first, self.group_size)
+        return {
+            "first_state": state,
+            "offset": row * tokens_per_row,
+            "tokens_per_state": self.group_size * tokens_per_row,
+        }
+
+    def kinds_on(self, device: torch.device) -> Tensor | None:
+        """The kinds on a device, copied there once."""
+        if self.kinds is None:
+            return None
+        if device not in self._copies:
+            self._copies[device] = self.kinds.to(device, non_blocking=True)
+        return self._copies[device]
+
+    def by_row(self, states: Tensor) -> Tensor:
+        """One row for each sequence, also where a model lays tokens out in one line."""
+        shape = self.rows, self.length
+        if tuple(states.shape[:-1]) == shape:
+            return states
+        return states.reshape(*shape, states.shape[-1])
+
+
+class _DeviceLayers:
+    """The layers that live on one device: the row sums of a batch, and all running states."""
+
+    def __init__(self, num_layers: int, num_states: int) -> None:
+        self.layers: list[int] = []
+        """In the order of their first batch, which is that of the axis of layers here."""
+        self._most, self._num_states = num_layers, num_states
+        self._sums: Tensor | None = None
+        self._state: tuple[Tensor, Tensor] | None = None
+
+    def sums(self, batch: BatchTokens, device: torch.device) -> Tensor:
+        """Where the row sums of a batch go, `(num_layers, rows, length, 4)`."""
+        shape = self._most, batch.rows, batch.length, 4
+        words = self._most * batch.rows * batch.length * 4
+        if self._sums is None or self._sums.numel() < words:
+            self._sums = torch.empty(words, dtype=torch.float64, device=device)
+        return self._sums[:words].view(shape)
+
+    def sums_of(self, layer: int, batch: BatchTokens, device: torch.device) -> Tensor:
+        """Where those of one layer go."""
+        if layer not in self.layers:
+            self.layers.append(layer)
+        return self.sums(batch, device)[self.layers.index(layer)]
+
+    def fold(self, batch: BatchTokens, hidden_size: int, apart: bool, backend: str | None) -> None:
+        """Turn the row sums of a batch into the states of its groups."""
+        assert self._sums is not None
+        device = self._sums.device
+        if self._state is None:
+            self._state = empty_state(self._num_states, len(self.layers), device)
+        fold(
+            *self._state,
+            self.sums(batch, device)[: len(self.layers)],
+            hidden_size,
+            batch.kinds_on(device),
+            apart=apart,
+            backend=backend,
+            **batch.places(batch.length),
+        )
+
+    def copy_to(self, moments: Tensor, tallies: Tensor) -> None:
+        """Put the states where those of all layers stand, on the host."""
+        if self._state is not None:
+            mine = [state.cpu() for state in self._state]
+            moments[:, self.layers], tallies[:, self.layers] = mine
 
 
 class RunningGroups:
     """What `LayerHooks` feeds in a calibration pass: of every group, and of leading tokens apart.
 
-    `begin` tells the shape of a batch; `update` then takes the place of `RunningScores.update` for
-    every layer. Like that it never waits for the device.
+    `begin` tells the shape of a batch; `update` then takes the tokens of each layer, and `end`
+    folds them. None of them waits for the device.
 
     Args:
         num_layers: of the model.
-        blocks: also of every block of layers.
+        num_groups: at most so many will come.
+        blocks: also score every block of layers.
         group_size: consecutive sequences in a group.
         skip_leading: so many real tokens at the beginning of each sequence are kept apart.
         backend: of simdiff_kernels; None takes the fastest one for the device.
@@ -61,6 +129,7 @@ class RunningGroups:
     def __init__(
         self,
         num_layers: int,
+        num_groups: int,
         *,
         blocks: bool = True,
         group_size: int = 1,
@@ -70,17 +139,15 @@ class RunningGroups:
         """Start with no sequences seen."""
         self.num_layers = num_layers
         self.skip_leading = skip_leading
-        self.blocks = _GroupedBlocks(self) if blocks else None
-        self.last_tokens = _GroupedLastTokens(self) if blocks else None
-        self.batch = _Batch(0, 0)
-        self.leading_shapes: list[tuple[int, int]] = []
-        """Rows and positions of the leading tokens of each batch, as `update` counts them."""
-        self._group_size = group_size
-        self._groups: list[_Group] = []
+        self.blocks = RunningBlockGroups(self, num_groups, backend) if blocks else None
+        self.batch = BatchTokens(0, 0, 0, group_size, None)
+        self._group_size, self._backend = group_size, backend
+        self._num_groups = num_groups
+        self._nonempty = [0] * num_groups
         self._num_sequences = 0
-        self._like = RunningScores(num_layers, backend=backend)
-        self._blocks_like = RunningBlocks(num_layers, backend=backend) if blocks else None
-        self._leading = self._like.sibling()
+        self._has_leading = False
+        self._hidden_size = 0
+        self._devices: dict[torch.device, _DeviceLayers] = {}
 
     def begin(self, mask: Tensor) -> Tensor:
         """Prepare for a batch.
@@ -93,36 +160,43 @@ class RunningGroups:
         """
         real = mask.bool()
         counted = real & (real.cumsum(1) > self.skip_leading)
-        self.batch = _Batch(*mask.shape)
-        nonempty = counted.any(1).tolist()
-        for row in range(len(mask)):
-            group = self._group_of(self._num_sequences + row)
-            group.nonempty += nonempty[row]
-            spans = self.batch.spans
-            if spans and spans[-1][0] is group:
-                spans[-1] = group, slice(spans[-1][1].start, row + 1)
-            else:
-                spans.append((group, slice(row, row + 1)))
-        self._num_sequences += len(mask)
         leading = real & ~counted
-        if bool(leading.any()):
-            stop = int(leading.any(0).nonzero().max()) + 1
-            self.batch.leading = leading[:, :stop]
-            self.leading_shapes.append((len(mask), stop))
+        kinds = None
+        if not bool(counted.all()):
+            kinds = torch.full(mask.shape, LEFT_OUT, dtype=torch.uint8)
+            kinds[counted], kinds[leading] = COUNTED, APART
+        self.batch = BatchTokens(*mask.shape, self._num_sequences, self._group_size, kinds)
+        self._has_leading |= bool(leading.any())
+        for row, nonempty in enumerate(counted.any(1).tolist()):
+            self._nonempty[(self._num_sequences + row) // self._group_size] += nonempty
+        self._num_sequences += len(mask)
         return counted
 
     def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
-        """Add the tokens of the batch to the state of one layer; see `RunningScores.update`."""
-        before, after, mask = self._by_row(before), self._by_row(after), self._mask_by_row(mask)
-        for group, rows in self.batch.spans:
-            part = None if mask is None else mask[rows]
-            group.scores.update(layer, before[rows], after[rows], part)
-        leading = self.batch.leading
-        if leading is not None:
-            if leading.device != before.device:
-                leading = self.batch.leading = leading.to(before.device, non_blocking=True)
-            stop = leading.shape[1]
-            self._leading.update(layer, before[:, :stop], after[:, :stop], leading)
+        """Take the tokens of the batch before and after one layer, or leave that to the blocks."""
+        if self.blocks is not None:
+            return
+        batch, device = self.batch, before.device
+        before, after = batch.by_row(before), batch.by_row(after)
+        kinds = batch.kinds_on(device)
+        self._hidden_size = before.shape[-1]
+        sums = self._on(device).sums_of(layer, batch, device)
+        read = None if kinds is None else kinds != LEFT_OUT
+        row_sums(before, after, read, out=sums, backend=self._backend)
+
+    def sums_of_all_layers(self, states: Sequence[Tensor]) -> Tensor:
+        """Where the row sums of all layers go, from the blocks; see `_DeviceLayers.sums`."""
+        device = states[0].device
+        self._hidden_size = states[0].shape[-1]
+        mine = self._on(device)
+        mine.layers = list(range(self.num_layers))
+        return mine.sums(self.batch, device)
+
+    def end(self) -> None:
+        """Fold the batch into the states of its groups."""
+        apart = self.skip_leading > 0
+        for layers in self._devices.values():
+            layers.fold(self.batch, self._hidden_size, apart, self._backend)
 
     def finish(self) -> RunningSummary:
         """The whole, group after group; more batches may follow.
@@ -130,30 +204,24 @@ class RunningGroups:
         Raises:
             NonFiniteError, ValueError: see `RunningScores.finish`.
         """
-        total = self._like.sibling()
-        for group in self._groups:
-            total.merge(group.scores)
-        return total.finish()
+        moments, tallies = self._on_host()
+        count = self._num_groups
+        return summary_of(*join_parts(moments[:count], tallies[:count]))
 
     def finish_blocks(self) -> tuple[BlockScores | None, Matrix | None]:
         """The same for the blocks, and the angles at last tokens; None where they are not scored.
 
         Raises:
-            NonFiniteError, ValueError: see `RunningBlocks.finish`.
+            NonFiniteError, ValueError: see `RunningBlockScores.finish`.
         """
-        if self._blocks_like is None:
-            return None, None
-        blocks, angles = self._blocks_like.sibling(), RunningLastTokenAngles(self.num_layers)
-        for group in self._groups:
-            assert group.blocks is not None
-            assert group.angles is not None
-            blocks.merge(group.blocks)
-            angles.merge(group.angles)
-        return blocks.finish(), angles.finish()
+        return (None, None) if self.blocks is None else self.blocks.finish()
 
     def finish_leading(self) -> RunningSummary | None:
         """The leading tokens apart; None where none are kept."""
-        return self._leading.finish() if self.leading_shapes else None
+        if not self._has_leading:
+            return None
+        moments, tallies = self._on_host()
+        return summary_of(moments[-1], tallies[-1])
 
     def group_scores(self) -> list[GroupScores]:
         """What each group of sequences alone gave; those without a token that counts are left out.
@@ -161,73 +229,29 @@ class RunningGroups:
         Raises:
             NonFiniteError, ValueError: as `finish`.
         """
-        return [
-            GroupScores(
-                first=group.first,
-                num_sequences=group.nonempty,
-                summary=group.scores.finish(),
-                blocks=None if group.blocks is None else group.blocks.finish(),
-                last_token_angles=None if group.angles is None else group.angles.finish(),
-            )
-            for group in self._groups
-            if group.nonempty
-        ]
-
-    def _group_of(self, sequence: int) -> _Group:
-        """Made before the forward of its first batch: what is made within it pins the heap."""
-        index = sequence // self._group_size
-        if index == len(self._groups):
-            blocks = self._blocks_like
-            self._groups.append(
-                _Group(
-                    sequence,
-                    self._like.sibling(),
-                    None if blocks is None else blocks.sibling(),
-                    None if blocks is None else RunningLastTokenAngles(self.num_layers),
+        moments, tallies = self._on_host()
+        found = []
+        for group, nonempty in enumerate(self._nonempty):
+            if nonempty:
+                blocks, angles = (
+                    (None, None) if self.blocks is None else self.blocks.finish_group(group)
                 )
-            )
-        return self._groups[index]
+                summary = summary_of(moments[group], tallies[group])
+                first = group * self._group_size
+                found.append(GroupScores(first, nonempty, summary, blocks, angles))
+        return found
 
-    def _by_row(self, states: Tensor) -> Tensor:
-        """One row for each sequence, also where a model lays tokens out in one line."""
-        shape = self.batch.rows, self.batch.length
-        if tuple(states.shape[:-1]) == shape:
-            return states
-        return states.reshape(*shape, states.shape[-1])
+    def _on(self, device: torch.device) -> _DeviceLayers:
+        if device not in self._devices:
+            num_states = self._num_groups + (self.skip_leading > 0)
+            self._devices[device] = _DeviceLayers(self.num_layers, num_states)
+        return self._devices[device]
 
-    def _mask_by_row(self, mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else mask.reshape(self.batch.rows, self.batch.length)
-
-
-class _GroupedBlocks:
-    """Takes the place of `RunningBlocks` in `LayerHooks`."""
-
-    def __init__(self, groups: RunningGroups) -> None:
-        self.num_layers = groups.num_layers
-        self._groups = groups
-
-    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
-        groups = self._groups
-        states = [groups._by_row(state) for state in states]
-        mask = groups._mask_by_row(mask)
-        changes = norm_changes(states, mask, groups.batch.rows)  # once, not for every sequence
-        for group, rows in groups.batch.spans:
-            assert group.blocks is not None
-            part = None if mask is None else mask[rows]
-            own = type(changes)(*(of_rows[rows] for of_rows in changes))
-            group.blocks.update([state[rows] for state in states], part, own)
+    def _on_host(self) -> tuple[Tensor, Tensor]:
+        num_states = self._num_groups + (self.skip_leading > 0)
+        moments, tallies = empty_state(num_states, self.num_layers)
+        for layers in self._devices.values():
+            layers.copy_to(moments, tallies)
+        return moments, tallies
 
 
-class _GroupedLastTokens:
-    """Takes the place of `RunningLastTokenAngles` in `LayerHooks`."""
-
-    def __init__(self, groups: RunningGroups) -> None:
-        self._groups = groups
-
-    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
-        groups = self._groups
-        states = [groups._by_row(state) for state in states]
-        found = last_token_angles(states, groups._mask_by_row(mask))
-        for group, rows in groups.batch.spans:
-            assert group.angles is not None
-            group.angles.add(LastTokenAngles(*(of_rows[rows] for of_rows in found)))

@@ -20,7 +20,7 @@ from simdiff.block_scores import (
 )
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
-from simdiff.hooks import BlocksTaker, LayerHooks, StatesTaker
+from simdiff.hooks import BlocksTaker, LayerHooks
 from simdiff.metric_tables import LeadingScores, MetricTable, TokenLocation, metric_tables
 from simdiff.models import decoder_body, find_decoder_layers, model_identity
 from simdiff.progress import track
@@ -229,10 +229,12 @@ class CalibrationPass:
                 f"{skip_leading}"
             )
         self._layers = find_decoder_layers(model)
+        group_size = -(-num_sequences // groups)
         self._running = RunningGroups(
             len(self._layers),
+            -(-num_sequences // group_size),
             blocks=blocks,
-            group_size=-(-num_sequences // groups),
+            group_size=group_size,
             skip_leading=skip_leading,
             backend=backend,
         )
@@ -268,7 +270,6 @@ class CalibrationPass:
             self._running,
             inputs if description is None else track(inputs, description),
             self._running.blocks,
-            self._running.last_tokens,
         )
 
     def scores(self, calibration: Mapping[str, Any] | None = None) -> LayerScores:
@@ -286,7 +287,7 @@ class CalibrationPass:
         blocks, angles = running.finish_blocks()
         leading = running.finish_leading()
         return LayerScores(
-            metrics=metric_tables(summary, ids, [(*batch.shape,) for batch in ids], sequences),
+            metrics=metric_tables(summary, ids, sequences),
             blocks=blocks,
             last_token_angles=angles,
             num_tokens=int(summary.num_tokens[0]),
@@ -299,7 +300,7 @@ class CalibrationPass:
             else LeadingScores(
                 running.skip_leading,
                 int(leading.num_tokens[0]),
-                metric_tables(leading, ids, running.leading_shapes),
+                metric_tables(leading, ids),
             ),
         )
 
@@ -311,12 +312,11 @@ def feed_forward(
     running: RunningScores | RunningGroups,
     inputs: Iterable[dict[str, Tensor]],
     blocks: BlocksTaker | None = None,
-    last_tokens: StatesTaker | None = None,
 ) -> None:
     """The calibration pass: every batch through the decoder, its layers feeding the scores."""
     body = decoder_body(model)
     device = model.get_input_embeddings().weight.device
-    with LayerHooks(layers, running, blocks, last_tokens) as hooks:
+    with LayerHooks(layers, running, blocks) as hooks:
         for batch in inputs:
             mask = batch["attention_mask"]
             padded = not bool(mask.all())
@@ -332,6 +332,8 @@ def feed_forward(
                     positions = (mask.long().cumsum(1) - 1).clamp_min(0)
                     keywords["position_ids"] = positions.to(device)
             body(**keywords)
+            if isinstance(running, RunningGroups):
+                running.end()
 
 
 def _as_inputs(batch: Batch) -> dict[str, Tensor]:

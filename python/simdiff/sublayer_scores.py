@@ -145,7 +145,6 @@ def score_with_sublayers(
     with SublayerHooks(model, found, running, norm_changes):
         scores = score(model, batches, **options)
     ids = [batch if isinstance(batch, Tensor) else batch["input_ids"] for batch in batches]
-    shapes = [(batch.shape[0], batch.shape[1]) for batch in ids]
-    tables = metric_tables(running.finish(), ids, shapes)
+    tables = metric_tables(running.finish(), ids)
     table = SublayerScores(found.names, tables, norm_changes.finish())
     return replace(scores, sublayers=table.to_dict())
