@@ -46,13 +46,19 @@ void accumulate_cpu(Tensor moments, Tensor tallies, const Tensor& before, const 
   std::copy_n(state.argmax, kNumMetrics, integers);
   integers[kNumMetrics] = state.num_tokens;
   integers[kNumMetrics + 1] = state.num_nonfinite;
-  integers[kNumMetrics + 2] = state.num_seen;
+  for (int64_t part = 0; part < update.num_parts; ++part) {
+    integers[part * (kNumMetrics + 3) + kNumMetrics + 2] = state.num_seen;
+  }
 }
 
 void accumulate_blocks_cpu(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
-                           const std::optional<Tensor>& mask, std::optional<Tensor> /*scratch*/) {
-  const BlockUpdate update = checked_block_update(moments, tallies, states, mask);
-  accumulate_blocks(update.states, update.mask, update.moments, update.tallies, &on_torch_threads);
+                           const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
+                           int64_t tokens_per_state, bool absolute, std::optional<Tensor> sums,
+                           std::optional<Tensor> /*scratch*/) {
+  const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
+                                                  offset, tokens_per_state, absolute, sums);
+  accumulate_blocks(update.states, update.places, update.absolute, update.moments, update.tallies,
+                    reinterpret_cast<RowSums*>(update.sums), &on_torch_threads);
 }
 
 }  // namespace
