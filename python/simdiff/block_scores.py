@@ -14,8 +14,9 @@ from simdiff.running_mean import RunningMatrixMean
 from simdiff_kernels import BLOCK_METRICS, RunningBlockScores
 
 BLOCK_SCORES = (*BLOCK_METRICS, "squared_difference_maximum", "norm_change")
-LATER_SCORES = ("angular_distance",)
-"""Those that files of scores up to schema version 2 lack."""
+OPTIONAL_SCORES = ("absolute_difference", "angular_distance")
+"""Scores of blocks may lack these: no criterion takes the first, and files up to schema version 2
+lack the second."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -24,7 +25,7 @@ Matrix = tuple[tuple[float, ...], ...]
 class BlockScores:
     """One matrix for each name in `BLOCK_SCORES`: `metrics[name][start][stop]`.
 
-    Scores from an older file lack `LATER_SCORES`.
+    Some of `OPTIONAL_SCORES` may be lacking.
 
     Entry [start][stop] is the block of layers start ... stop - 1, counted from 0: what taking it
     out would undo. Entries with start >= stop are 0. All but the maximum are means over tokens.
@@ -46,13 +47,13 @@ class BlockScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], num_layers: int) -> BlockScores:
-        """The inverse of `to_dict`; of `LATER_SCORES` None stands for what is lacking.
+        """The inverse of `to_dict`; of `OPTIONAL_SCORES` None stands for what is lacking.
 
         Raises:
             KeyError, TypeError, ValueError: a matrix is missing, has another shape, or holds
                 something that is not a finite number.
         """
-        names = [n for n in BLOCK_SCORES if n not in LATER_SCORES or content[n] is not None]
+        names = [n for n in BLOCK_SCORES if n not in OPTIONAL_SCORES or content[n] is not None]
         return cls({name: matrix_from_rows(name, content[name], num_layers) for name in names})
 
 
@@ -81,18 +82,23 @@ class RunningBlocks:
     Args:
         num_layers: L; an update takes the L + 1 hidden states of one batch.
         backend: of simdiff_kernels; None takes the fastest one for the device.
+        absolute_difference: also measure the absolute difference, which no criterion takes.
     """
 
-    def __init__(self, num_layers: int, *, backend: str | None = None) -> None:
+    def __init__(
+        self, num_layers: int, *, backend: str | None = None, absolute_difference: bool = False
+    ) -> None:
         """Start with no tokens seen."""
         self.num_layers = num_layers
-        self._metrics = RunningBlockScores(num_layers, backend=backend)
+        self._metrics = RunningBlockScores(
+            num_layers, backend=backend, absolute_difference=absolute_difference
+        )
         self._norm_change = RunningNormChange(num_layers)
 
-    def sibling(self) -> RunningBlocks:
-        """Another one, empty; see `RunningBlockScores.sibling`."""
+    def empty_like(self) -> RunningBlocks:
+        """Another one of the same kind, empty; see `RunningBlockScores.empty_like`."""
         other = RunningBlocks(self.num_layers)
-        other._metrics = self._metrics.sibling()
+        other._metrics = self._metrics.empty_like()
         return other
 
     def update(
@@ -127,7 +133,11 @@ class RunningBlocks:
             name: getattr(summary, name) for name in BLOCK_SCORES if name != "norm_change"
         } | {"norm_change": self._norm_change.finish()}
         return BlockScores(
-            {name: tuple(map(tuple, matrices[name].tolist())) for name in BLOCK_SCORES}
+            {
+                name: tuple(map(tuple, matrix.tolist()))
+                for name, matrix in matrices.items()
+                if matrix is not None
+            }
         )
 
 

@@ -143,7 +143,7 @@ class RunningGroups:
         """
         if self._blocks_like is None:
             return None, None
-        blocks, angles = self._blocks_like.sibling(), RunningLastTokenAngles(self.num_layers)
+        blocks, angles = self._blocks_like.empty_like(), RunningLastTokenAngles(self.num_layers)
         for group in self._groups:
             assert group.blocks is not None
             assert group.angles is not None
@@ -182,7 +182,7 @@ class RunningGroups:
                 _Group(
                     sequence,
                     self._like.sibling(),
-                    None if blocks is None else blocks.sibling(),
+                    None if blocks is None else blocks.empty_like(),
                     None if blocks is None else RunningLastTokenAngles(self.num_layers),
                 )
             )
