@@ -32,7 +32,7 @@ def wrong_blocks(states: list[Tensor], backend: str) -> str | None:
     """What is wrong with the metrics of the first and the last token, if anything is."""
     rows = [state.flatten(0, 1) for state in states]
     for token in (0, rows[0].shape[0] - 1):
-        scores = RunningBlockScores(len(states) - 1, backend=backend)
+        scores = RunningBlockScores(len(states) - 1, backend=backend, absolute_difference=True)
         single = [row[token : token + 1] for row in rows]
         scores.update(single)
         try:

@@ -141,21 +141,26 @@ def num_parts(backend: str) -> int:
     return 64 if backend in ("cuda", "triton") else 1
 
 
-def block_scratch_words(backend: str, num_states: int) -> int:
-    """int64 words in which an update of all blocks keeps its partial states, for this backend."""
-    return _block_scratch_words(backend, num_states)
+def block_scratch_words(backend: str, num_states: int, num_tokens: int, absolute: bool) -> int:
+    """int64 words that an update of all blocks needs on this backend.
+
+    Args:
+        backend: as resolved.
+        num_states: hidden states of a token.
+        num_tokens: of the update.
+        absolute: whether the absolute difference is measured.
+    """
+    if backend != "cuda":
+        return 0
+    extension = load_cuda_extension()
+    if extension is None:
+        return 0
+    return extension.block_scratch_words(num_states, num_tokens, absolute)
 
 
-@functools.cache
-def _block_scratch_words(backend: str, num_states: int) -> int:
-    if backend == "cuda":
-        extension = load_cuda_extension()
-        return 0 if extension is None else extension.block_scratch_words(num_states)
-    if backend == "triton":
-        from simdiff_kernels.triton.block_partials import scratch_words
-
-        return scratch_words(num_states)
-    return 0
+def num_block_parts(backend: str) -> int:
+    """The same for the state of all blocks, 87 KB for 33 hidden states."""
+    return 8 if backend == "cuda" else 1
 
 
 @functools.cache

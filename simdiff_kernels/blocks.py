@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels.backends import block_scratch_words, resolve_backend, usable_backends
+from simdiff_kernels.backends import (
+    block_scratch_words,
+    num_block_parts,
+    resolve_backend,
+    usable_backends,
+)
 from simdiff_kernels.metrics import BLOCK_METRICS
 from simdiff_kernels.ops import (
     OPERATORS,
@@ -21,7 +26,11 @@ from simdiff_kernels.ops import (
 from simdiff_kernels.running import NonFiniteError
 
 _NUM_METRICS = len(BLOCK_METRICS)
-_STATE_VERSION = 1
+_NUM_MOMENTS = 2 * _NUM_METRICS + 1
+_ABSOLUTE = "absolute_difference"
+_STATE_VERSION = 2  # 1 always held the absolute difference
+ALL_TOKENS = 1 << 62
+"""As `tokens_per_state`: all tokens belong to one running state."""
 
 
 class BlockNonFiniteError(NonFiniteError):
@@ -56,7 +65,8 @@ class BlockSummary:
     squared_difference: Tensor
     squared_difference_maximum: Tensor
     """Of the squared difference, over tokens."""
-    absolute_difference: Tensor
+    absolute_difference: Tensor | None
+    """None where it was not asked for."""
     relative_difference: Tensor
     angular_distance: Tensor
     """Mean of arccos(cos) / pi; a zero vector is at 0 of another and at 1/2 of anything else."""
@@ -64,40 +74,71 @@ class BlockSummary:
     """Of each mean, by name, tokens taken as independent; NaN for a single token."""
 
 
+class BlockScratch:
+    """Memory that a GPU needs within an update of all blocks; it grows with the largest batch.
+
+    Updates that share it must follow one another on one stream.
+    """
+
+    def __init__(self) -> None:
+        """Start without memory."""
+        self._words: Tensor | None = None
+
+    def words(
+        self, device: torch.device, backend: str, num_states: int, num_tokens: int, absolute: bool
+    ) -> Tensor | None:
+        """What an update of so many states and tokens needs; None where it needs nothing."""
+        if backend != "cuda":
+            return None
+        count = block_scratch_words(backend, num_states, int(num_tokens), absolute)
+        kept = self._words
+        if kept is None or kept.device != device or kept.numel() < count:
+            kept = self._words = torch.zeros(count, dtype=torch.int64, device=device)
+        return kept
+
+
 class RunningBlockScores:
     """Running reductions of `BLOCK_METRICS` over every pair i < j of the hidden states h_0 ... h_L.
 
-    One state of `11 (L + 1)^2 + 3` numbers however many tokens are seen: sums, sums of squares and
-    a maximum, in float64. `update` never waits for the device and its result is bitwise the same
-    in every run (on the CPU for any number of threads); states of different batches, devices or
-    processes are joined by `merge`. A token with a NaN or Inf in any state is left out of all pairs
-    and counted.
+    One state of `11 (L + 1)^2 + 3` numbers however many tokens are seen (eight of them on a GPU):
+    sums, sums of squares and a maximum, in float64. `update` never waits for the device and its
+    result is bitwise the same in every run (on the CPU for any number of threads); states of
+    different batches, devices or processes are joined by `merge`. A token with a NaN or Inf in any
+    state is left out of all pairs and counted.
 
     Args:
         num_layers: L; an update takes L + 1 states.
-        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest one for the device.
+        backend: "reference", "cpu" or "cuda"; None takes the fastest one for the device.
+        absolute_difference: also measure the absolute difference, which takes up to half as long
+            again.
 
     Source: SimDiff, arXiv 2604.19520, Eq. 1-5, for blocks as in Gromov et al., arXiv 2403.17887,
     Section 3; the angular distance is their Eq. 7.
     """
 
-    def __init__(self, num_layers: int, *, backend: str | None = None) -> None:
+    def __init__(
+        self, num_layers: int, *, backend: str | None = None, absolute_difference: bool = False
+    ) -> None:
         """Start with no tokens seen."""
         if num_layers < 1:
             raise ValueError(f"RunningBlockScores: num_layers must be at least 1, got {num_layers}")
         self.num_layers = num_layers
         self.backend = backend
-        # Where the first update's states live; before it, nowhere.
+        self.absolute_difference = absolute_difference
+        # The parts of the state live where the first update's states do; before it, nowhere. The
+        # tokens seen are those of the first part: every part counts all of them.
         self._moments: Tensor | None = None
         self._tallies: Tensor | None = None
-        self._scratch: list[Tensor] = []  # one at most; siblings share the list
+        self._scratch = BlockScratch()
 
-    def sibling(self) -> RunningBlockScores:
+    def empty_like(self) -> RunningBlockScores:
         """Another one of the same kind, empty, that shares what a GPU needs within an update.
 
-        Updates of siblings must follow one another on one stream.
+        Updates of all that share it must follow one another on one stream.
         """
-        other = RunningBlockScores(self.num_layers, backend=self.backend)
+        other = RunningBlockScores(
+            self.num_layers, backend=self.backend, absolute_difference=self.absolute_difference
+        )
         other._scratch = self._scratch
         return other
 
@@ -116,20 +157,25 @@ class RunningBlockScores:
                 state stays as it was.
         """
         function = "RunningBlockScores.update"
-        if len(states) != self.num_layers + 1:
-            raise ValueError(
-                f"{function}: states must be {self.num_layers + 1} tensors, one before the first "
-                f"and one after each of {self.num_layers} layers, got {len(states)}"
-            )
-        for index, state in enumerate(states):
-            check_hidden_states(function, states[0], state, names=("states[0]", f"states[{index}]"))
-        device = states[0].device
-        mask = as_mask(function, mask, states[0], "states[0]")
-        backend = _resolve(self.backend, device)
+        _check_states(function, states, self.num_layers)
+        first = states[0]
+        mask = as_mask(function, mask, first, "states[0]")
+        backend = _resolve(self.backend, first.device)
         rows = [as_rows(state) for state in states]
-        scratch = self._scratch_of(device, backend)
-        moments, tallies = self._state(device)
-        OPERATORS["accumulate_blocks"][backend](moments, tallies, rows, mask, scratch)
+        num_tokens, parts = first.shape[:-1].numel(), num_block_parts(backend)
+        scratch = self._scratch.words(
+            first.device, backend, len(states), num_tokens, self.absolute_difference
+        )
+        moments, tallies = self._state(first.device, parts)
+        OPERATORS["accumulate_blocks"][backend](
+            moments,
+            tallies,
+            rows,
+            None if mask is None else mask.view(torch.uint8),
+            tokens_per_state=ALL_TOKENS if parts == 1 else -(-num_tokens // parts),
+            absolute=self.absolute_difference,
+            scratch=scratch,
+        )
 
     def merge(self, other: RunningBlockScores) -> None:
         """Add the tokens that `other` saw.
@@ -137,21 +183,24 @@ class RunningBlockScores:
         Counts and maxima are exact; sums are added in float64.
 
         Raises:
-            ValueError: a different number of layers.
+            ValueError: a different number of layers, or only one of the two measures the absolute
+                difference.
         """
         if other.num_layers != self.num_layers:
             raise ValueError(
                 f"RunningBlockScores.merge: other must have {self.num_layers} layers, "
                 f"got {other.num_layers}"
             )
+        self._check_absolute("merge: other", other.absolute_difference)
         if other._moments is None or other._tallies is None:
             return
-        ours = self._moments
-        moments, tallies = self._state(other._moments.device if ours is None else ours.device)
-        theirs = other._moments.to(moments.device)
-        moments[:-1] += theirs[:-1]
-        moments[-1] = torch.maximum(moments[-1], theirs[-1])
-        tallies += other._tallies.to(moments.device)
+        device = other._moments.device if self._moments is None else self._moments.device
+        parts = len(other._moments)
+        moments, tallies = self._state(device, parts)
+        theirs = other._moments.to(device)
+        moments[:parts, :-1] += theirs[:, :-1]
+        moments[:parts, -1] = torch.maximum(moments[:parts, -1], theirs[:, -1])
+        tallies[:parts] += other._tallies.to(device)
 
     def finish(self, *, allow_nonfinite: bool = False) -> BlockSummary:
         """Bring the state to the host and summarise it; more updates may follow.
@@ -163,25 +212,8 @@ class RunningBlockScores:
             NonFiniteError: some token held NaN or Inf.
             ValueError: no token to average.
         """
-        moments, tallies = self._on_host()
-        num_tokens, num_nonfinite, num_seen = tallies.tolist()
-        if num_nonfinite and not allow_nonfinite:
-            raise BlockNonFiniteError(num_nonfinite, num_seen)
-        if num_tokens == 0:
-            raise ValueError(
-                f"RunningBlockScores.finish: there must be at least one token to average, got "
-                f"{num_seen} seen, of which {num_nonfinite} not finite and all others masked"
-            )
-        mean = moments[:_NUM_METRICS] / num_tokens
-        # Rounding may leave a variance of constant values just below zero.
-        spread = (moments[_NUM_METRICS:-1] / num_tokens - mean.square()).clamp_min(0)
-        error = (spread / (num_tokens - 1)).sqrt() if num_tokens > 1 else spread * torch.nan
-        return BlockSummary(
-            num_tokens=num_tokens,
-            num_nonfinite=num_nonfinite,
-            squared_difference_maximum=moments[-1],
-            standard_error={name: error[m].triu(1) for m, name in enumerate(BLOCK_METRICS)},
-            **{name: mean[m] for m, name in enumerate(BLOCK_METRICS)},
+        return block_summary_of(
+            *self._on_host(), self.absolute_difference, allow_nonfinite=allow_nonfinite
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,6 +222,7 @@ class RunningBlockScores:
         return {
             "version": _STATE_VERSION,
             "metrics": list(BLOCK_METRICS),
+            "absolute_difference": self.absolute_difference,
             "moments": moments,
             "tallies": tallies,
         }
@@ -198,52 +231,221 @@ class RunningBlockScores:
         """Replace the state by one from `state_dict`; it moves to a device with the next update.
 
         Raises:
-            ValueError: of another version, other metrics, or another number of layers.
+            ValueError: of another version, other metrics, another number of layers, or with the
+                absolute difference and this one without, or the other way round.
         """
         function = "RunningBlockScores.load_state_dict"
-        if state.get("version") != _STATE_VERSION or list(state["metrics"]) != list(BLOCK_METRICS):
+        known = state.get("version") in range(1, _STATE_VERSION + 1)
+        if not known or list(state["metrics"]) != list(BLOCK_METRICS):
             raise ValueError(
-                f"{function}: state must have version {_STATE_VERSION} and metrics "
+                f"{function}: state must have version 1 to {_STATE_VERSION} and metrics "
                 f"{', '.join(BLOCK_METRICS)}, got version {state.get('version')} and "
                 f"{', '.join(state.get('metrics', []))}"
             )
+        self._check_absolute("load_state_dict: state", state.get(_ABSOLUTE, True))
         moments, tallies = state["moments"], state["tallies"]
-        wanted = (2 * _NUM_METRICS + 1, self.num_layers + 1, self.num_layers + 1)
+        wanted = (_NUM_MOMENTS, self.num_layers + 1, self.num_layers + 1)
         if tuple(moments.shape) != wanted or tuple(tallies.shape) != (3,):
             raise ValueError(
                 f"{function}: state must have {self.num_layers} layers, got {moments.shape[-1] - 1}"
             )
-        self._moments, self._tallies = moments.double().clone(), tallies.long().clone()
+        self._moments = moments[None].double().clone()
+        self._tallies = tallies[None].long().clone()
 
-    def _state(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._moments is None or self._tallies is None:
-            self._moments, self._tallies = empty_block_state(self.num_layers, device)
-        elif self._moments.device != device:
-            self._moments, self._tallies = self._moments.to(device), self._tallies.to(device)
-        return self._moments, self._tallies
+    def _check_absolute(self, what: str, theirs: bool) -> None:
+        if theirs != self.absolute_difference:
+            raise ValueError(
+                f"RunningBlockScores.{what} must have absolute_difference="
+                f"{self.absolute_difference}, got {theirs}"
+            )
 
-    def _scratch_of(self, device: torch.device, backend: str) -> Tensor | None:
-        words = block_scratch_words(backend, self.num_layers + 1)
-        if words == 0:
-            return None
-        kept = self._scratch
-        if not kept or kept[0].device != device or kept[0].numel() != words:
-            kept[:] = [torch.zeros(words, dtype=torch.int64, device=device)]
-        return kept[0]
+    def _state(self, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
+        """The state on a device, of at least so many parts."""
+        moments, tallies = self._moments, self._tallies
+        if moments is None or tallies is None:
+            moments, tallies = empty_block_state(self.num_layers, device, parts)
+        elif moments.device != device or len(moments) < parts:
+            moments, tallies = moments.to(device), tallies.to(device)
+            more = empty_block_state(self.num_layers, device, max(0, parts - len(moments)))
+            moments, tallies = torch.cat([moments, more[0]]), torch.cat([tallies, more[1]])
+        self._moments, self._tallies = moments, tallies
+        return moments, tallies
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
+        """The parts joined, in order."""
         if self._moments is None or self._tallies is None:
-            return empty_block_state(self.num_layers, torch.device("cpu"))
-        return self._moments.to("cpu", copy=True), self._tallies.to("cpu", copy=True)
+            moments, tallies = empty_block_state(self.num_layers, torch.device("cpu"))
+        else:
+            moments = self._moments.to("cpu", copy=True)
+            tallies = self._tallies.to("cpu", copy=True)
+        return join_blocks(moments, tallies)
 
 
-def empty_block_state(num_layers: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`moments` and `tallies` of `reference.accumulate_blocks` before the first token."""
-    num_states = num_layers + 1
-    moments = torch.zeros(
-        2 * _NUM_METRICS + 1, num_states, num_states, dtype=torch.float64, device=device
+def join_blocks(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+    """One state from several, the first axis, in their order; all have seen the same tokens."""
+    joined, counts = moments[0].clone(), tallies[0].clone()
+    for theirs, their_counts in zip(moments[1:], tallies[1:], strict=True):
+        joined[:-1] += theirs[:-1]
+        joined[-1] = torch.maximum(joined[-1], theirs[-1])
+        counts[:2] += their_counts[:2]
+    return joined, counts
+
+
+def block_summary_of(
+    moments: Tensor,
+    tallies: Tensor,
+    absolute_difference: bool = False,
+    *,
+    allow_nonfinite: bool = False,
+) -> BlockSummary:
+    """Summarise one state on the host, `(2 * num_block_metrics + 1, L + 1, L + 1)` and tallies.
+
+    Raises:
+        NonFiniteError: some token held NaN or Inf, and that is not allowed.
+        ValueError: no token to average.
+    """
+    num_tokens, num_nonfinite, num_seen = tallies.tolist()
+    if num_nonfinite and not allow_nonfinite:
+        raise BlockNonFiniteError(num_nonfinite, num_seen)
+    if num_tokens == 0:
+        raise ValueError(
+            f"RunningBlockScores.finish: there must be at least one token to average, got "
+            f"{num_seen} seen, of which {num_nonfinite} not finite and all others masked"
+        )
+    mean = moments[:_NUM_METRICS] / num_tokens
+    # Rounding may leave a variance of constant values just below zero.
+    spread = (moments[_NUM_METRICS:-1] / num_tokens - mean.square()).clamp_min(0)
+    error = (spread / (num_tokens - 1)).sqrt() if num_tokens > 1 else spread * torch.nan
+    measured = {
+        name: m
+        for m, name in enumerate(BLOCK_METRICS)
+        if name != _ABSOLUTE or absolute_difference
+    }
+    means: dict[str, Any] = {name: mean[m] for name, m in measured.items()}
+    return BlockSummary(
+        num_tokens=num_tokens,
+        num_nonfinite=num_nonfinite,
+        squared_difference_maximum=moments[-1],
+        standard_error={name: error[m].triu(1) for name, m in measured.items()},
+        **{_ABSOLUTE: None} | means,
     )
-    return moments, torch.zeros(3, dtype=torch.int64, device=device)
+
+
+def empty_block_state(
+    num_layers: int, device: torch.device, num_running: int = 1
+) -> tuple[Tensor, Tensor]:
+    """`moments` and `tallies` of `accumulate_blocks` before the first token.
+
+    Args:
+        num_layers: L.
+        device: of the hidden states that will come.
+        num_running: running states.
+    """
+    shape = (num_running, _NUM_MOMENTS, num_layers + 1, num_layers + 1)
+    moments = torch.zeros(shape, dtype=torch.float64, device=device)
+    return moments, torch.zeros(num_running, 3, dtype=torch.int64, device=device)
+
+
+def accumulate_blocks(
+    moments: Tensor,
+    tallies: Tensor,
+    states: Sequence[Tensor],
+    *,
+    kinds: Tensor | None = None,
+    first_state: int = 0,
+    offset: int = 0,
+    tokens_per_state: int = ALL_TOKENS,
+    absolute_difference: bool = False,
+    sums: Tensor | None = None,
+    scratch: BlockScratch | None = None,
+    backend: str | None = None,
+) -> None:
+    """Fold the tokens of one batch into many running states of all blocks, in one call.
+
+    What `RunningBlockScores` keeps once is kept here for each group of tokens: token t of the
+    batch, counted in row-major order, belongs to running state
+    `first_state + (offset + t) // tokens_per_state`, and to none where there is no such state.
+
+    Args:
+        moments, tallies: of `empty_block_state`, changed in place; `RunningBlockScores` describes
+            what they hold, `reference.accumulate_blocks` how.
+        states: h_0 ... h_L, as in `RunningBlockScores.update`.
+        kinds: uint8 `(...)`, contiguous: `LEFT_OUT` (neither read nor counted), `COUNTED`, or
+            `APART` (only its row sums are wanted). None counts all.
+        first_state, offset, tokens_per_state: see above.
+        absolute_difference: also measure the absolute difference, whose moments else stay as they
+            are.
+        sums: float64 `(L, ..., 4)`, contiguous: receives sum x^2, sum y^2, sum d^2 and sum |d| of
+            every token and layer, d = y - x, and zeros for tokens that are `LEFT_OUT`.
+        scratch: kept by the caller from call to call, so that a GPU need not allocate.
+        backend: "reference", "cpu" or "cuda"; None takes the fastest one for the device.
+
+    Raises:
+        TypeError: wrong dtype.
+        ValueError: shapes, dtypes or devices that do not fit; nothing has been changed.
+    """
+    function = "accumulate_blocks"
+    _check_states(function, states, moments.shape[-1] - 1)
+    first, num_states = states[0], len(states)
+    if offset < 0 or tokens_per_state < 1:
+        raise ValueError(
+            f"{function}: offset must be at least 0 and tokens_per_state at least 1, "
+            f"got {offset} and {tokens_per_state}"
+        )
+    num_running, tokens = len(moments), tuple(first.shape[:-1])
+    square = (num_running, _NUM_MOMENTS, num_states, num_states)
+    _check_buffer(function, "moments", moments, square, torch.float64, first)
+    _check_buffer(function, "tallies", tallies, (num_running, 3), torch.int64, first)
+    if kinds is not None:
+        _check_buffer(function, "kinds", kinds, tokens, torch.uint8, first)
+    if sums is not None:
+        _check_buffer(function, "sums", sums, (num_states - 1, *tokens, 4), torch.float64, first)
+    name = _resolve(backend, first.device)
+    rows = [as_rows(state) for state in states]
+    shape = rows[0].shape[:2]
+    words = (scratch or BlockScratch()).words(
+        first.device, name, num_states, shape.numel(), absolute_difference
+    )
+    OPERATORS["accumulate_blocks"][name](
+        moments,
+        tallies,
+        rows,
+        None if kinds is None else kinds.view(shape),
+        first_state,
+        offset,
+        tokens_per_state,
+        absolute_difference,
+        None if sums is None else sums.view(num_states - 1, *shape, 4),
+        words,
+    )
+
+
+def _check_states(function: str, states: Sequence[Tensor], num_layers: int) -> None:
+    if len(states) != num_layers + 1:
+        raise ValueError(
+            f"{function}: states must be {num_layers + 1} tensors, one before the first "
+            f"and one after each of {num_layers} layers, got {len(states)}"
+        )
+    for index, state in enumerate(states):
+        check_hidden_states(function, states[0], state, names=("states[0]", f"states[{index}]"))
+
+
+def _check_buffer(
+    function: str,
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    states: Tensor,
+) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{function}: {name} must be {dtype}, got {tensor.dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{function}: {name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if not tensor.is_contiguous() or tensor.device != states.device:
+        raise ValueError(
+            f"{function}: {name} must be contiguous and on {states.device} like states[0]"
+        )
 
 
 def _resolve(backend: str | None, device: torch.device) -> str:

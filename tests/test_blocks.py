@@ -17,8 +17,10 @@ from simdiff_kernels import (
     RunningScores,
     blocks,
     ops,
+    reference,
 )
-from simdiff_kernels.blocks import empty_block_state
+from simdiff_kernels.blocks import BlockScratch, accumulate_blocks, empty_block_state
+from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
 from simdiff_kernels.testing import (
     BlockCase,
     block_cases,
@@ -31,14 +33,25 @@ from simdiff_kernels.testing import (
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
           "test_aot_dispatch_dynamic")  # fmt: skip
 
+ABSOLUTE_MOMENTS = [2, 7]
+"""Of the absolute difference, among the moments of a state: its sums, its sums of squares."""
+
+
+@pytest.fixture(params=["reference", "cpu", "cuda"])
+def block_backend(request: pytest.FixtureRequest) -> str:
+    name = request.param
+    device = torch.device("cuda" if name == "cuda" else "cpu")
+    if not ops.has_implementation("accumulate_blocks", name, device):
+        assert name == "cuda"
+        pytest.skip("backend cuda has no accumulate_blocks")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("backend cuda: no GPU is visible")
+    return name
+
 
 @pytest.fixture
-def block_backend(backend: str, device: str) -> str:
-    """A backend that has the operator; reference and cpu must."""
-    if not ops.has_implementation("accumulate_blocks", backend, torch.device(device)):
-        assert backend not in ("reference", "cpu")
-        pytest.skip(f"backend {backend} has no accumulate_blocks")
-    return backend
+def device(block_backend: str) -> str:
+    return "cuda" if block_backend == "cuda" else "cpu"
 
 
 def on(device: str, states: list[Tensor]) -> list[Tensor]:
@@ -67,10 +80,12 @@ def check_summary(
     num_states = len(data[0][0])
     mask = torch.cat([mask.flatten() for _, mask in data]).bool()
     assert summary.num_tokens == mask.sum()
+    names = [name for name in BLOCK_METRICS if getattr(summary, name) is not None]
+    assert list(summary.standard_error) == names
     for i in range(num_states):
         for j in range(num_states):
             exact = [exact_block_metrics(states[i], states[j]) for states, _ in data]
-            for name in BLOCK_METRICS:
+            for name in names:
                 values = torch.cat([metrics[name].flatten() for metrics in exact])[mask]
                 wanted = values.mean().item() if i < j else 0.0
                 error = values.std().item() / len(values) ** 0.5 if i < j else 0.0
@@ -90,33 +105,41 @@ def test_against_exact(case: BlockCase, block_backend: str, device: str) -> None
     states = case.states()
     flat = [state.reshape(-1, state.shape[-1]) for state in states]
     num_tokens = flat[0].shape[0]
-    if block_backend == "triton" and device == "cpu":  # Triton's interpreter takes its time
-        if case.dtype in (torch.float16, torch.float64):
-            pytest.skip("tests/ptx executes these dtypes as compiled")
-        num_tokens = num_tokens if case.name == "zero-vectors" else 1
     for token in range(num_tokens):
         # The view keeps the strides of the case; the mask leaves one token of it.
         mask = torch.zeros(flat[0].shape[0], dtype=torch.bool)
         mask[token] = True
-        scores = RunningBlockScores(len(states) - 1, backend=block_backend)
-        scores.update(on(device, states), mask.view(states[0].shape[:-1]).to(device))
-        state = scores.state_dict()
-        assert state["tallies"].tolist() == [1, 0, flat[0].shape[0]]
+        found = []
+        for absolute in (True, False):
+            scores = RunningBlockScores(
+                len(states) - 1, backend=block_backend, absolute_difference=absolute
+            )
+            scores.update(on(device, states), mask.view(states[0].shape[:-1]).to(device))
+            state = scores.state_dict()
+            assert state["tallies"].tolist() == [1, 0, flat[0].shape[0]]
+            found.append(state["moments"])
         short = block_backend != "reference"
-        check_token_blocks(state["moments"], [h[token] for h in flat], short_sums=short)
+        check_token_blocks(found[0], [h[token] for h in flat], short_sums=short)
+        # Without it nothing else changes.
+        found[0][ABSOLUTE_MOMENTS] = 0
+        assert torch.equal(found[0], found[1])
 
 
-def test_summary(block_backend: str, device: str) -> None:
-    scores, data = RunningBlockScores(3, backend=block_backend), batches()
+@pytest.mark.parametrize("absolute", [False, True], ids=["plain", "absolute"])
+def test_summary(absolute: bool, block_backend: str, device: str) -> None:
+    scores = RunningBlockScores(3, backend=block_backend, absolute_difference=absolute)
+    data = batches()
     for states, mask in data:
         scores.update(on(device, states), mask.to(device))
+    assert (scores.finish().absolute_difference is not None) == absolute
     check_summary(scores.finish(), data, block_backend)
 
 
 def test_neighbours_are_the_layers(block_backend: str, device: str) -> None:
     """Entry [i, i + 1] is what `RunningScores` says of layer i."""
     (states, mask), *_ = batches()
-    whole, layers = RunningBlockScores(3, backend=block_backend), RunningScores(3)
+    whole = RunningBlockScores(3, backend=block_backend, absolute_difference=True)
+    layers = RunningScores(3)
     whole.update(on(device, states), mask.to(device))
     for layer in range(3):
         layers.update(layer, states[layer], states[layer + 1], mask)
@@ -245,6 +268,222 @@ def test_neighbouring_floats_are_told_apart() -> None:
         assert got == pytest.approx(exact.cosine_distance.item(), rel=1e-6)
 
 
+def kinds_and_states() -> tuple[Tensor, list[Tensor]]:
+    """Tokens of all kinds, some of every kind not finite, with differences of every size."""
+    generator = torch.Generator().manual_seed(2)
+    states = [state.float() for state in walk(4, (7, 50, 72), 0.3)(generator)]
+    states[1][0, :25] = states[0][0, :25]  # a layer that does nothing
+    states[2][1] = states[1][1] * 1.0001  # one that hardly turns
+    states[3][2] = states[2][2] + 1e-30  # one whose squared difference float32 does not hold
+    kinds = torch.randint(3, (7, 50), generator=generator).to(torch.uint8)
+    for row, value in enumerate((float("nan"), float("inf"), -float("inf"))):
+        for column in range(3):
+            states[1 + row][3 + row, column, 9] = value
+            kinds[3 + row, column] = (LEFT_OUT, COUNTED, APART)[column]
+    return kinds, states
+
+
+@pytest.mark.parametrize("absolute", [False, True], ids=["plain", "absolute"])
+@pytest.mark.parametrize(
+    ("first_state", "offset", "length"), [(0, 0, 50), (-1, 20, 70), (1, 349, 175), (0, 3, 1000)]
+)
+def test_running_states_are_updates_of_their_own(
+    first_state: int, offset: int, length: int, absolute: bool, block_backend: str, device: str
+) -> None:
+    """One call for many groups of tokens, some of which belong to no running state."""
+    kinds, states = kinds_and_states()
+    num_running, num_tokens = 4, kinds.numel()
+    found = empty_block_state(4, torch.device(device), num_running)
+    accumulate_blocks(
+        *found,
+        on(device, states),
+        kinds=kinds.to(device),
+        first_state=first_state,
+        offset=offset,
+        tokens_per_state=length,
+        absolute_difference=absolute,
+        backend=block_backend,
+    )
+    own = (torch.arange(num_tokens) + offset) // length + first_state
+    for running in range(num_running):
+        tokens = own == running
+        alone = RunningBlockScores(4, backend=block_backend, absolute_difference=absolute)
+        if bool(tokens.any()):
+            alone.update(
+                on(device, [state.flatten(0, 1)[tokens] for state in states]),
+                (kinds.flatten()[tokens] == COUNTED).to(device),
+            )
+        wanted = alone.state_dict()
+        moments, tallies = found[0][running].cpu(), found[1][running].tolist()
+        assert torch.allclose(moments, wanted["moments"], rtol=1e-13, atol=0)
+        if block_backend == "cpu":
+            assert torch.equal(moments, wanted["moments"])
+        assert tallies == [*wanted["tallies"][:2].tolist(), num_tokens]
+        assert bool(moments[ABSOLUTE_MOMENTS].any()) == (absolute and tallies[0] > 0)
+
+
+@pytest.mark.parametrize("absolute", [False, True], ids=["plain", "absolute"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_row_sums(dtype: torch.dtype, absolute: bool, block_backend: str, device: str) -> None:
+    """Of every token but those left out, also of those that no running state counts."""
+    kinds, states = kinds_and_states()
+    states = [state.to(dtype) for state in states]
+    state = empty_block_state(4, torch.device(device), 2)
+    sums = torch.full((4, *kinds.shape, 4), -7.0, dtype=torch.float64, device=device)
+    accumulate_blocks(
+        *state,
+        on(device, states),
+        kinds=kinds.to(device),
+        offset=20,
+        tokens_per_state=150,
+        absolute_difference=absolute,
+        sums=sums,
+        backend=block_backend,
+    )
+    for layer, got in enumerate(sums.cpu()):
+        wanted = torch.empty_like(got)
+        reference.row_sums(wanted, states[layer], states[layer + 1], kinds != LEFT_OUT)
+        assert torch.allclose(got, wanted, rtol=52 / 4 * 2.0**-24, atol=0, equal_nan=True)
+        errors = ((got - wanted) / wanted)[got.isfinite() & (wanted != 0)]
+        assert errors.square().mean().sqrt() < 1e-7
+        assert torch.equal(got == 0, wanted == 0)
+        assert torch.allclose(got[..., :2], wanted[..., :2], rtol=1e-14, atol=0, equal_nan=True)
+    without = empty_block_state(4, torch.device(device), 2)
+    accumulate_blocks(
+        *without,
+        on(device, states),
+        kinds=kinds.to(device),
+        offset=20,
+        tokens_per_state=150,
+        absolute_difference=absolute,
+        backend=block_backend,
+    )
+    assert torch.equal(state[0], without[0])
+    assert torch.equal(state[1], without[1])
+
+
+def test_kinds(block_backend: str, device: str) -> None:
+    """A batch without a mask, one in which all count, and one in which some only have sums."""
+    (states, _), *_ = batches()
+    kinds = torch.full(states[0].shape[:-1], COUNTED, dtype=torch.uint8)
+    found = []
+    for variant in (None, kinds, kinds.clone().index_fill_(1, torch.tensor([2, 9]), APART)):
+        state = empty_block_state(3, torch.device(device))
+        given = None if variant is None else variant.to(device)
+        accumulate_blocks(*state, on(device, states), kinds=given, backend=block_backend)
+        found.append((state[0].cpu(), state[1].cpu()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1].tolist() == found[1][1].tolist() == [[51, 0, 51]]
+    assert found[2][1].tolist() == [[45, 0, 51]]
+    masked = RunningBlockScores(3, backend=block_backend)
+    masked.update(on(device, states), (variant == COUNTED).to(device))
+    assert torch.allclose(found[2][0][0], masked.state_dict()["moments"], rtol=1e-14, atol=0)
+
+
+def test_parts_are_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight parts, as on a GPU: what is read, merged and loaded is their sum, in order."""
+    data = batches()
+    one = RunningBlockScores(3, backend="cpu")
+    resumed, merged = RunningBlockScores(3, backend="cpu"), RunningBlockScores(3, backend="cpu")
+    for states, mask in data:
+        one.update(states, mask)
+    resumed.update(*data[0])
+    merged.update(*data[0])
+    monkeypatch.setattr(blocks, "num_parts", lambda backend: 8)
+    parts, later = RunningBlockScores(3, backend="cpu"), RunningBlockScores(3, backend="cpu")
+    for states, mask in data:
+        parts.update(states, mask)
+    for states, mask in data[1:]:
+        later.update(states, mask)
+    assert parts._moments is not None
+    assert parts._tallies is not None
+    assert len(parts._moments) == 8
+    assert parts._tallies[:, 0].tolist() == [11, *[17] * 6, 8]
+    loaded = RunningBlockScores(3, backend="cpu")
+    loaded.load_state_dict(resumed.state_dict())
+    for states, mask in data[1:]:
+        loaded.update(states, mask)
+    merged.merge(later)  # one part, then eight
+    later.merge(resumed)  # eight parts, then one
+    wanted = one.state_dict()
+    for scores in (parts, loaded, merged, later):
+        got = scores.state_dict()
+        assert got["moments"].shape == (11, 4, 4)
+        assert torch.equal(got["tallies"], wanted["tallies"])
+        assert torch.equal(got["moments"][-1], wanted["moments"][-1])
+        assert torch.allclose(got["moments"], wanted["moments"], rtol=1e-14, atol=0)
+    check_summary(parts.finish(), data, "cpu")
+
+
+def test_scratch_grows_with_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def words(*arguments: Any) -> int:
+        asked.append(arguments)
+        return arguments[2]
+
+    monkeypatch.setattr(blocks, "block_scratch_words", words)
+    host, scratch = torch.device("cpu"), BlockScratch()
+    assert scratch.words(host, "cpu", 4, 6, True) is None
+    first = scratch.words(host, "cuda", 4, 6, True)
+    assert first is not None
+    assert first.tolist() == [0] * 6
+    assert scratch.words(host, "cuda", 4, 5, False) is first
+    assert scratch.words(host, "cuda", 4, 9, False).numel() == 9  # type: ignore[union-attr]
+    assert scratch.words(host, "cuda", 4, 6, True).numel() == 9  # type: ignore[union-attr]
+    assert asked[:2] == [("cuda", 4, 6, True), ("cuda", 4, 5, False)]
+    scores = RunningBlockScores(3, backend="cpu", absolute_difference=True)
+    scores.update(*batches()[0])
+    other = scores.empty_like()
+    assert other._scratch is scores._scratch
+    assert (other.num_layers, other.backend, other.absolute_difference) == (3, "cpu", True)
+    assert not other.state_dict()["moments"].any()
+
+
+def test_a_state_of_version_1_holds_the_absolute_difference() -> None:
+    scores = RunningBlockScores(3, backend="cpu", absolute_difference=True)
+    scores.update(*batches()[0])
+    old = {key: value for key, value in scores.state_dict().items() if key != "absolute_difference"}
+    resumed = RunningBlockScores(3, absolute_difference=True)
+    resumed.load_state_dict(old | {"version": 1})
+    assert torch.equal(resumed.state_dict()["moments"], scores.state_dict()["moments"])
+    with pytest.raises(ValueError, match="state must have absolute_difference=False, got True"):
+        RunningBlockScores(3).load_state_dict(old | {"version": 1})
+
+
+def test_bad_operands() -> None:
+    states, mask = [torch.randn(2, 3, 8) for _ in range(3)], torch.ones(2, 3, dtype=torch.uint8)
+    moments, tallies = empty_block_state(2, torch.device("cpu"), 4)
+
+    def call(*operands: Any, **options: Any) -> None:
+        accumulate_blocks(*(operands or (moments, tallies, states)), **options)
+
+    with pytest.raises(ValueError, match="accumulate_blocks: states must be 3 tensors.*got 2"):
+        call(moments, tallies, states[:2])
+    with pytest.raises(TypeError, match="moments must be torch.float64, got torch.float32"):
+        call(moments.float(), tallies, states)
+    with pytest.raises(ValueError, match=r"moments must have shape \(4, 11, 3, 3\), got \(4, 10"):
+        call(moments[:, :10], tallies, states)
+    with pytest.raises(ValueError, match=r"tallies must have shape \(4, 3\), got \(3, 3\)"):
+        call(moments, tallies[:3], states)
+    with pytest.raises(ValueError, match="moments must be contiguous and on cpu like states"):
+        call(moments.transpose(2, 3), tallies, states)
+    with pytest.raises(TypeError, match="kinds must be torch.uint8, got torch.bool"):
+        call(kinds=mask.bool())
+    with pytest.raises(ValueError, match=r"kinds must have shape \(2, 3\), got \(6,\)"):
+        call(kinds=mask.flatten())
+    with pytest.raises(ValueError, match=r"sums must have shape \(2, 2, 3, 4\), got \(3, 2, 3, 4"):
+        call(sums=torch.empty(3, 2, 3, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="offset must be at least 0.*got -1 and 4"):
+        call(offset=-1, tokens_per_state=4)
+    with pytest.raises(ValueError, match="tokens_per_state at least 1, got 0 and 0"):
+        call(tokens_per_state=0)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        call(backend="fast")
+    assert not moments.any()
+    assert not tallies.any()
+
+
 def test_bad_input() -> None:
     scores, states = RunningBlockScores(2), [torch.randn(2, 3, 8) for _ in range(3)]
     with pytest.raises(ValueError, match=r"states must be 3 tensors.*of 2 layers, got 2"):
@@ -270,8 +509,12 @@ def test_bad_input() -> None:
         scores.merge(RunningBlockScores(3))
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         RunningBlockScores(0)
-    with pytest.raises(ValueError, match="must have version 1"):
-        scores.load_state_dict({**scores.state_dict(), "version": 2})
+    with pytest.raises(ValueError, match="must have version 1 to 2"):
+        scores.load_state_dict({**scores.state_dict(), "version": 3})
+    with pytest.raises(ValueError, match="merge: other must have absolute_difference=False, got T"):
+        scores.merge(RunningBlockScores(2, absolute_difference=True))
+    with pytest.raises(ValueError, match="state must have absolute_difference=True, got False"):
+        RunningBlockScores(2, absolute_difference=True).load_state_dict(scores.state_dict())
     with pytest.raises(ValueError, match="3 layers, got 2"):
         RunningBlockScores(3).load_state_dict(scores.state_dict())
     with pytest.raises(ValueError, match="backend must be one of"):
@@ -294,8 +537,13 @@ def test_a_device_whose_backends_lack_the_operator_gets_the_reference(
 
 def operands(dtype: torch.dtype, device: str, masked: bool) -> tuple[Any, ...]:
     states = [torch.randn(2, 3, 40).to(dtype).to(device) for _ in range(4)]
-    mask = torch.tensor([[True, True, False]] * 2, device=device) if masked else None
-    return *empty_block_state(3, torch.device(device)), states, mask
+    kinds = torch.tensor([[1, 2, 0]] * 2, dtype=torch.uint8, device=device) if masked else None
+    sums = torch.empty(3, 2, 3, 4, dtype=torch.float64, device=device)
+    scratch = (
+        BlockScratch().words(torch.device(device), "cuda", 4, 6, True) if device == "cuda" else None
+    )
+    state = empty_block_state(3, torch.device(device), 2)
+    return *state, states, kinds, 0, 1, 4, True, sums, scratch
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask"])
@@ -310,9 +558,11 @@ def test_compiled_equals_eager(block_backend: str, device: str) -> None:
     def layers_and_blocks(moments: Tensor, tallies: Tensor, first: Tensor, mask: Tensor) -> Tensor:
         states = [first, first * 2, first + 1]
         operator = getattr(torch.ops.simdiff_kernels.accumulate_blocks, block_backend)
-        operator(moments, tallies, states, mask)
+        words = scratch.words(first.device, block_backend, 3, 18, False)
+        operator(moments, tallies, states, mask.view(torch.uint8), scratch=words)
         return states[-1]
 
+    scratch = BlockScratch()
     found = [empty_block_state(2, torch.device(device)) for _ in range(2)]
     first = torch.randn(2, 9, 40, device=device)
     mask = torch.rand(2, 9, device=device) > 0.4

@@ -54,9 +54,15 @@ void exact_pair(const void* const* rows, int64_t i, int64_t j, BlockWork& work) 
   work.norm_gap[pair] = total[2] / (both_norms == 0 ? 1.0 : both_norms);
 }
 
+// Whether the rows of a pair are the same bytes. sum d^2 = 0 does not tell: d may be too small.
+template <class Element>
+bool same_rows(const void* const* rows, int64_t i, int64_t j, int64_t hidden_size) {
+  return std::memcmp(rows[i], rows[j], hidden_size * sizeof(Element)) == 0;
+}
+
 // norm_gap of the pairs (i, j), and what must be summed again. `first` is the column of the first
 // pair, rounded down to a multiple of kPairLanes.
-template <class Exact, class Element>
+template <class Exact, class Element, bool with_absolute>
 void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& trust,
                BlockWork& work) {
   const double norm = work.norm[i], norm_squared = work.norm_squared[i];
@@ -66,17 +72,45 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
     at(&work.norm_gap[row + j]) = norm_gap;
     const Doubles both_norms = at(&work.norm[j]) + norm;
     const Doubles both_norms_squared = at(&work.norm_squared[j]) + norm_squared;
+    const Doubles squared = at(&work.squared[row + j]);
+    // Without sum |d| no pair counts as equal here.
+    const Doubles absolute = with_absolute ? at(&work.absolute[row + j]) : Doubles{} + 1.0;
     Masks suffice;
-    sums_suffice(trust, at(&work.squared[row + j]), at(&work.absolute[row + j]), norm_gap,
-                 both_norms, both_norms_squared, suffice);
+    sums_suffice(trust, squared, absolute, norm_gap, both_norms, both_norms_squared, suffice);
     int64_t all = -1;
     for (int lane = 0; lane < kPairLanes; ++lane) all &= suffice[lane];
     if (all) continue;
     for (int lane = 0; lane < kPairLanes; ++lane) {
       const int64_t column = j + lane;
       if (suffice[lane] || column <= i || column >= work.num_states) continue;
+      if (!with_absolute && squared[lane] == 0 &&
+          same_rows<Element>(rows, i, column, work.hidden_size)) {
+        continue;
+      }
       exact_pair<Exact, Element>(rows, i, column, work);
     }
+  }
+}
+
+// The same for the pairs (i, i + 1) alone; also where a state holds a NaN or Inf.
+template <class Exact, class Element>
+void check_neighbours(const void* const* rows, const Trust& trust, BlockWork& work) {
+  for (int64_t i = 0; i + 1 < work.num_states; ++i) {
+    const int64_t pair = i * work.stride + i + 1;
+    bool suffice;
+    sums_suffice(trust, work.squared[pair], work.absolute[pair], work.norm[i + 1] - work.norm[i],
+                 work.norm[i] + work.norm[i + 1], work.norm_squared[i] + work.norm_squared[i + 1],
+                 suffice);
+    if (!suffice) exact_pair<Exact, Element>(rows, i, i + 1, work);
+  }
+}
+
+// The row sums of every layer: of the pairs (i, i + 1), `stride` entries apart.
+[[maybe_unused]] void store_row_sums(const BlockWork& work, RowSums* out, int64_t stride) {
+  for (int64_t i = 0; i + 1 < work.num_states; ++i) {
+    const int64_t pair = i * work.stride + i + 1;
+    out[i * stride] = {work.norm_squared[i], work.norm_squared[i + 1], work.squared[pair],
+                       work.absolute[pair]};
   }
 }
 
@@ -106,7 +140,8 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
 }
 
 // Adds the metrics of the pairs (i, j) to `moments`.
-[[maybe_unused]] void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
+template <bool with_absolute>
+void fold_row(BlockWork& work, int64_t i, int64_t first, double* moments) {
   const int64_t row = i * work.stride, matrix = work.num_states * work.stride;
   const double inverse = work.inverse_norm[i];
   const double inverse_size = 1.0 / static_cast<double>(work.hidden_size);
@@ -119,11 +154,12 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
     Doubles ratio;
     angle_over_root<Doubles>(cosine > ones ? twos - cosine : cosine, ratio);
     const Doubles near = at(&work.angle_root[j]) * ratio;
-    const Doubles values[kNumBlockMetrics] = {cosine, squared,
-                                              at(&work.absolute[row + j]) * inverse_size, relative,
+    const Doubles absolute = with_absolute ? at(&work.absolute[row + j]) * inverse_size : zeros;
+    const Doubles values[kNumBlockMetrics] = {cosine, squared, absolute, relative,
                                               cosine > ones ? ones - near : near};
     double* const sums = moments + row + j;
     for (int m = 0; m < kNumBlockMetrics; ++m) {
+      if (m == kAbsoluteDifference && !with_absolute) continue;
       at(sums + m * matrix) += values[m];
       at(sums + (kNumBlockMetrics + m) * matrix) += values[m] * values[m];
     }
@@ -133,33 +169,43 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
 }
 
 // A BlockTokenFunction.
-template <class Vector, class Exact, class Element>
+template <class Vector, class Exact, class Element, bool with_absolute>
 bool block_token(const void* const* rows, const void* const* next_rows, BlockWork& work,
-                 double* moments) {
-  block_sums<Vector, Exact, Element>(rows, next_rows, work);
+                 double* moments, RowSums* row_sums, int64_t row_sums_stride) {
+  block_sums<Vector, Exact, Element, with_absolute>(
+      rows, next_rows, {moments != nullptr, row_sums != nullptr}, work);
   // A NaN or Inf anywhere in a row reaches its sum of squares.
   bool finite = true;
   for (int64_t k = 0; k < work.num_states; ++k) finite &= std::isfinite(work.norm_squared[k]);
-  if (!finite) return false;
+  const bool folded = finite && moments != nullptr;
+  if (!folded && row_sums == nullptr) return finite;
   for (int64_t k = 0; k < work.stride; ++k) {
     const double norm = std::sqrt(work.norm_squared[k]);
     work.norm[k] = norm;
     work.inverse_norm[k] = norm == 0 ? 0.0 : 1 / norm;
   }
   constexpr Trust trust = trust_in(sizeof(typename Vector::Scalar) == sizeof(double));
-  for (int64_t i = 0; i + 1 < work.num_states; ++i) {
-    const int64_t first = (i + 1) / kPairLanes * kPairLanes;
-    check_row<Exact, Element>(rows, i, first, trust, work);
-    cosine_row(work, i, first);
-    fold_row(work, i, first, moments);
+  if (folded) {
+    for (int64_t i = 0; i + 1 < work.num_states; ++i) {
+      const int64_t first = (i + 1) / kPairLanes * kPairLanes;
+      check_row<Exact, Element, with_absolute>(rows, i, first, trust, work);
+      cosine_row(work, i, first);
+      fold_row<with_absolute>(work, i, first, moments);
+    }
+  } else {
+    check_neighbours<Exact, Element>(rows, trust, work);
   }
-  return true;
+  if (row_sums != nullptr) store_row_sums(work, row_sums, row_sums_stride);
+  return finite;
 }
 
 }  // namespace
 }  // namespace simdiff
 
-// The order is that of DType.
-#define SIMDIFF_BLOCKS(Exact, Short)                                                  \
-  {&block_token<Short, Exact, float>, &block_token<DoubleRows<Exact>, Exact, double>, \
-   &block_token<Short, Exact, BFloat16>, &block_token<Short, Exact, Float16>}
+// Without sum |d| of all pairs, then with it; the order within is that of DType.
+#define SIMDIFF_BLOCKS(Exact, Short) \
+  {SIMDIFF_BLOCKS_OF(Exact, Short, false), SIMDIFF_BLOCKS_OF(Exact, Short, true)}
+#define SIMDIFF_BLOCKS_OF(Exact, Short, absolute)            \
+  {&block_token<Short, Exact, float, absolute>,              \
+   &block_token<DoubleRows<Exact>, Exact, double, absolute>, \
+   &block_token<Short, Exact, BFloat16, absolute>, &block_token<Short, Exact, Float16, absolute>}

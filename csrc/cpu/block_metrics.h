@@ -7,11 +7,15 @@
 
 namespace simdiff {
 
-// Folds all tokens with mask[token] != 0 (null: all) into `moments`, (kNumBlockMoments, L + 1,
-// L + 1), and `tallies`: tokens averaged, left out as not finite, seen in all. Bitwise the same
-// result for any number of threads: tokens are summed in chunks of a fixed size, and the chunks are
-// joined in order.
-void accumulate_blocks(const BlockStates& states, const bool* mask, double* moments,
-                       int64_t* tallies, const ParallelFor& parallel_for);
+// Folds the tokens that `places` counts into its running states: `moments` (running states,
+// kNumBlockMoments, L + 1, L + 1), of which the absolute difference only where `absolute` asks for
+// it, and `tallies` (running states, kNumBlockTallies). `row_sums` (or null), (L, tokens), receives
+// the sums of every layer's pair, also of tokens that are not counted, but zeros where they are
+// left out. Bitwise the same result for any number of threads, and for any division of the tokens
+// into calls that ends with a running state: tokens are summed in chunks of a fixed size from the
+// beginning of each running state, and the chunks are joined in order.
+void accumulate_blocks(const BlockStates& states, const TokenPlaces& places, bool absolute,
+                       double* moments, int64_t* tallies, RowSums* row_sums,
+                       const ParallelFor& parallel_for);
 
 }  // namespace simdiff

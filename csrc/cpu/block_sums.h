@@ -8,6 +8,7 @@
 #include <new>
 
 #include "../common/block_states.h"
+#include "../common/metrics.h"
 
 namespace simdiff {
 
@@ -72,14 +73,17 @@ struct BlockWork {
   Array<double> cosine;        // distances v of one row of pairs
   Array<double> angle_root;    // sqrt(min(v, 2 - v)) of one row of pairs
   Array<double> squared;       // matrix: sum d^2 with d = h_j - h_i
-  Array<double> absolute;      // matrix: sum |d|
+  Array<double> absolute;      // matrix: sum |d|, where it is asked for
   Array<double> norm_gap;      // matrix: |h_j| - |h_i|
 };
 
 // Folds one token into `moments`, kNumBlockMoments matrices, and returns true; leaves them as they
 // are and returns false if one of its rows holds a NaN or Inf. rows[k] are the hidden_size
 // contiguous entries of h_k, next_rows[k] those of the token that follows: read ahead, never used.
+// Without `moments` (null) nothing is folded. `row_sums` (or null) receives the sums of every pair
+// (h_k, h_(k+1)), those of a NaN or Inf too, row_sums_stride entries apart.
 using BlockTokenFunction = bool (*)(const void* const* rows, const void* const* next_rows,
-                                    BlockWork& work, double* moments);
+                                    BlockWork& work, double* moments, RowSums* row_sums,
+                                    int64_t row_sums_stride);
 
 }  // namespace simdiff

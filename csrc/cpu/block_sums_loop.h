@@ -4,8 +4,9 @@
 // All rows are converted once, part by part, into a buffer that stays in the cache; each hidden
 // state is read from memory once, however many layers there are. A tile of pairs is measured from
 // the buffer: as many rows i and j as the registers hold the sums of, so that a loaded register
-// serves several pairs. For each pair and register: a subtraction, a multiply-add, a magnitude and
-// an addition. Differences are formed directly, never out of norms and products.
+// serves several pairs. For each pair and register: a subtraction and a multiply-add, and only
+// where sum |d| of all pairs is asked for a magnitude and an addition. Differences are formed
+// directly, never out of norms and products.
 //
 // What float32 costs is what it costs in row_sums_short.h: at most 48 additions, and 4 across a
 // register, before a sum is widened.
@@ -81,40 +82,56 @@ struct PairSums {
   double* absolute;
   int64_t stride;
 
-  inline void add(int64_t i, int64_t j, const double* squared_and_absolute) const {
-    squared[i * stride + j] += squared_and_absolute[0];
-    absolute[i * stride + j] += squared_and_absolute[1];
-  }
+  inline int64_t at(int64_t i, int64_t j) const { return i * stride + j; }
 };
 
-template <class Vector, int count>
+// The sums of `count` pairs, sum |d| among them or not.
+template <class Vector, int count, bool with_absolute>
 struct TileSums {
   using Register = typename Vector::Register;
-  Register squared[count], absolute[count];
+  Register squared[count], absolute[with_absolute ? count : 1];
 
   TileSums() {
-    for (int p = 0; p < count; ++p) squared[p] = absolute[p] = Vector::zero();
+    for (int p = 0; p < count; ++p) squared[p] = Vector::zero();
+    if constexpr (with_absolute) {
+      for (int p = 0; p < count; ++p) absolute[p] = Vector::zero();
+    }
   }
 
   inline void add(int p, Register x, Register y) {
     const Register d = Vector::subtract(y, x);
     squared[p] = Vector::multiply_add(d, d, squared[p]);
-    absolute[p] = Vector::add(absolute[p], Vector::magnitude(d));
+    if constexpr (with_absolute) absolute[p] = Vector::add(absolute[p], Vector::magnitude(d));
   }
 
-  // Two pairs at a time.
-  inline void totals(int p, double* out) const {
-    const int q = p + 1 < count ? p + 1 : p;
-    Vector::narrow_totals(squared[p], absolute[p], squared[q], absolute[q], out);
+  // Adds the sums of pair p to entry place(p) of both matrices.
+  template <class Place>
+  inline void add_to(const PairSums& out, const Place& place) const {
+    add_totals(squared, out.squared, place);
+    if constexpr (with_absolute) add_totals(absolute, out.absolute, place);
+  }
+
+ private:
+  // Four registers at a time.
+  template <class Place>
+  static inline void add_totals(const Register* sums, double* out, const Place& place) {
+#pragma GCC unroll 4
+    for (int p = 0; p < count; p += 4) {
+      const auto at = [&](int k) { return p + k < count ? p + k : p; };
+      double total[4];
+      Vector::narrow_totals(sums[p], sums[at(1)], sums[at(2)], sums[at(3)], total);
+      for (int k = 0; k < 4 && p + k < count; ++k) out[place(p + k)] += total[k];
+    }
   }
 };
 
 // The pairs (i + a, j + b) with a < num_i and b < num_j.
-template <class Vector, int num_i, int num_j>
+template <class Vector, bool with_absolute, int num_i, int num_j>
 inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, Ahead& ahead,
                  const PairSums& out) {
   using Register = typename Vector::Register;
-  TileSums<Vector, num_i * num_j> sums;  // in registers: all loops over pairs are unrolled
+  TileSums<Vector, num_i * num_j, with_absolute>
+      sums;  // in registers: all loops over pairs are unrolled
   const Register *x = part.row(i), *y = part.row(j);
   const char* upcoming = ahead.next();
   for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
@@ -129,22 +146,16 @@ inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, Ahead& ahead
       for (int a = 0; a < num_i; ++a) sums.add(b * num_i + a, rows[a], column);
     }
   }
-#pragma GCC unroll 16
-  for (int p = 0; p < num_i * num_j; p += 2) {
-    double total[4];
-    sums.totals(p, total);
-    out.add(i + p % num_i, j + p / num_i, total);
-    if (p + 1 < num_i * num_j) out.add(i + (p + 1) % num_i, j + (p + 1) / num_i, total + 2);
-  }
+  sums.add_to(out, [&](int p) { return out.at(i + p % num_i, j + p / num_i); });
 }
 
 // The pairs i <= a < b < i + num.
-template <class Vector, int num>
+template <class Vector, bool with_absolute, int num>
 inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, Ahead& ahead,
                           const PairSums& out) {
   using Register = typename Vector::Register;
   if constexpr (num > 1) {
-    TileSums<Vector, num*(num - 1) / 2> sums;
+    TileSums<Vector, num*(num - 1) / 2, with_absolute> sums;
     const Register* x = part.row(i);
     const char* upcoming = ahead.next();
     for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
@@ -158,46 +169,78 @@ inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, Ahead& ahead,
         for (int a = 0; a < b; ++a) sums.add(b * (b - 1) / 2 + a, rows[a], rows[b]);
       }
     }
-#pragma GCC unroll 8
-    for (int b = 1; b < num; ++b) {
-#pragma GCC unroll 8
-      for (int a = 0; a < b; ++a) {
-        double total[4];
-        sums.totals(b * (b - 1) / 2 + a, total);
-        out.add(i + a, i + b, total);
-      }
-    }
+    sums.add_to(out, [&](int p) {
+      const int b = p < 1 ? 1 : p < 3 ? 2 : 3;
+      static_assert(num <= 4, "p counts (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)");
+      return out.at(i + p - b * (b - 1) / 2, i + b);
+    });
   }
 }
 
 // The pairs of rows i ... i + num_i - 1 with each other and with all that follow.
-template <class Vector, int num_i>
+template <class Vector, bool with_absolute, int num_i>
 inline void tile_row(const RowPart<Vector>& part, int64_t i, int64_t num_states, Ahead& ahead,
                      const PairSums& out) {
   constexpr int columns = Vector::tile_columns;
-  diagonal_tile<Vector, num_i>(part, i, ahead, out);
+  diagonal_tile<Vector, with_absolute, num_i>(part, i, ahead, out);
   int64_t j = i + num_i;
   for (; j + columns <= num_states; j += columns)
-    tile<Vector, num_i, columns>(part, i, j, ahead, out);
+    tile<Vector, with_absolute, num_i, columns>(part, i, j, ahead, out);
   if (columns > 2 && j + 2 <= num_states) {
-    tile<Vector, num_i, 2>(part, i, j, ahead, out);
+    tile<Vector, with_absolute, num_i, 2>(part, i, j, ahead, out);
     j += 2;
   }
-  for (; j < num_states; ++j) tile<Vector, num_i, 1>(part, i, j, ahead, out);
+  for (; j < num_states; ++j) tile<Vector, with_absolute, num_i, 1>(part, i, j, ahead, out);
 }
 
-template <class Vector>
+template <class Vector, bool with_absolute>
 inline void all_pairs(const RowPart<Vector>& part, int64_t num_states, Ahead ahead,
                       const PairSums& out) {
   constexpr int rows = Vector::tile_rows;
   static_assert(rows <= 4 && Vector::tile_columns <= 3, "what is left over is enumerated here");
   int64_t i = 0;
-  for (; i + rows <= num_states; i += rows) tile_row<Vector, rows>(part, i, num_states, ahead, out);
+  for (; i + rows <= num_states; i += rows)
+    tile_row<Vector, with_absolute, rows>(part, i, num_states, ahead, out);
   switch (num_states - i) {  // these rows are the last ones
     case 3:
-      return diagonal_tile<Vector, 3>(part, i, ahead, out);
+      return diagonal_tile<Vector, with_absolute, 3>(part, i, ahead, out);
     case 2:
-      return diagonal_tile<Vector, 2>(part, i, ahead, out);
+      return diagonal_tile<Vector, with_absolute, 2>(part, i, ahead, out);
+  }
+}
+
+// The pairs (k, k + 1): sum |d|, and sum d^2 where no tile has formed it. The order of additions is
+// that of a tile, so that both ways give the same sums.
+template <class Vector, bool with_squared>
+inline void neighbours(const RowPart<Vector>& part, int64_t num_states, const PairSums& out) {
+  using Register = typename Vector::Register;
+  for (int64_t k = 0; k + 1 < num_states; k += 4) {
+    const Register* rows[5];
+    Register squared[with_squared ? 4 : 1], absolute[4];
+    for (int r = 0; r < 5; ++r) rows[r] = part.row(std::min(k + r, num_states - 1));
+    for (int r = 0; r < 4; ++r) absolute[r] = Vector::zero();
+    if constexpr (with_squared) {
+      for (int r = 0; r < 4; ++r) squared[r] = Vector::zero();
+    }
+    for (int64_t s = 0; s < part.size; ++s) {
+      Register x = rows[0][s];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const Register y = rows[r + 1][s], d = Vector::subtract(y, x);
+        absolute[r] = Vector::add(absolute[r], Vector::magnitude(d));
+        if constexpr (with_squared) squared[r] = Vector::multiply_add(d, d, squared[r]);
+        x = y;
+      }
+    }
+    const auto add_totals = [&](const Register* sums, double* target) {
+      double total[4];
+      Vector::narrow_totals(sums[0], sums[1], sums[2], sums[3], total);
+      for (int r = 0; r < 4 && k + r + 1 < num_states; ++r) {
+        target[out.at(k + r, k + r + 1)] += total[r];
+      }
+    };
+    add_totals(absolute, out.absolute);
+    if constexpr (with_squared) add_totals(squared, out.squared);
   }
 }
 
@@ -239,10 +282,17 @@ inline void add_norms(const RowPart<Vector>& part, int64_t num_states, double* n
   }
 }
 
-// All sums of one token: norm_squared, squared and absolute of `work`. The token that follows has
+// Which pairs of a token are summed.
+struct WantedPairs {
+  bool all;         // sum d^2 of all pairs, and sum |d| in a kernel that has it
+  bool neighbours;  // both sums of the pairs (k, k + 1)
+};
+
+// The sums of one token: norm_squared, squared and absolute of `work`. The token that follows has
 // `next_rows`.
-template <class Vector, class Exact, class Element>
-void block_sums(const void* const* rows, const void* const* next_rows, BlockWork& work) {
+template <class Vector, class Exact, class Element, bool with_absolute>
+void block_sums(const void* const* rows, const void* const* next_rows, WantedPairs wanted,
+                BlockWork& work) {
   using Register = typename Vector::Register;
   constexpr int64_t step = 2 * Vector::lanes;
   static_assert(sizeof(Register) <= kLargestRegister);
@@ -250,7 +300,9 @@ void block_sums(const void* const* rows, const void* const* next_rows, BlockWork
   const PairSums out{work.squared.get(), work.absolute.get(), work.stride};
   std::fill_n(work.norm_squared.get(), work.stride, 0.0);
   std::fill_n(work.squared.get(), num_states * work.stride, 0.0);
-  std::fill_n(work.absolute.get(), num_states * work.stride, 0.0);
+  if (with_absolute || wanted.neighbours) {
+    std::fill_n(work.absolute.get(), num_states * work.stride, 0.0);
+  }
 
   // Parts of equal length: few additions in a row make small errors.
   const int64_t num_steps = (work.hidden_size + step - 1) / step;
@@ -264,11 +316,16 @@ void block_sums(const void* const* rows, const void* const* next_rows, BlockWork
       convert<Vector>(static_cast<const Element*>(rows[k]), begin, end, buffer + k * part.size);
     }
     add_norms<Vector, Exact>(part, num_states, work.norm_squared.get());
+    if (!wanted.all) {
+      neighbours<Vector, true>(part, num_states, out);
+      continue;
+    }
     const bool last = end == work.hidden_size;
     const int64_t offset = last ? 0 : end * static_cast<int64_t>(sizeof(Element));
     const Ahead ahead{last ? next_rows : rows, num_states, offset,
                       Vector::lanes * static_cast<int64_t>(sizeof(Element)), buffer};
-    all_pairs<Vector>(part, num_states, ahead, out);
+    all_pairs<Vector, with_absolute>(part, num_states, ahead, out);
+    if (!with_absolute && wanted.neighbours) neighbours<Vector, false>(part, num_states, out);
   }
 }
 

@@ -34,7 +34,8 @@ struct InstructionSet {
   void (*fold)(const Chunk& chunk, int64_t padded, RunningState& state);
   // The bitwise or of num_bytes bytes from each pointer: a pure read, for measurements.
   uint64_t (*read_bytes)(const void* before, const void* after, int64_t num_bytes);
-  BlockTokenFunction block_token[kNumDTypes];  // null: that of the baseline
+  // Without and with the absolute difference of all pairs; null: that of the baseline.
+  BlockTokenFunction block_token[2][kNumDTypes];
 };
 
 extern const InstructionSet kBaseline;

@@ -1,7 +1,7 @@
 // The blocks of layers, every instruction set that runs here against long double: numbers of states
 // that leave every remainder of a tile, sizes that end in every place of a register, rows that
-// start unaligned; all angles from 1e-9 to pi; then all tokens of a batch, with a mask and any
-// number of threads. Prints what failed, and how exact the angles are.
+// start unaligned; all angles from 1e-9 to pi; then all tokens of a batch, in running states, of
+// all kinds and on any number of threads. Prints what failed, and how exact the angles are.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -112,22 +112,54 @@ bool pair_metrics(const std::vector<float>& x, const std::vector<float>& y, long
   return out[0] > 1e-9L || out[0] == 0;
 }
 
-void check_token(const InstructionSet& set, DType dtype, int64_t num_states, int64_t size,
-                 std::mt19937& random) {
+// The sums of two rows, in the order of RowSums.
+void exact_row_sums(const std::vector<float>& x, const std::vector<float>& y, long double* out) {
+  std::fill_n(out, 4, 0.0L);
+  for (size_t e = 0; e < x.size(); ++e) {
+    const long double a = x[e], b = y[e];
+    out[0] += a * a;
+    out[1] += b * b;
+    out[2] += (b - a) * (b - a);
+    out[3] += std::fabs(b - a);
+  }
+}
+
+void check_token(const InstructionSet& set, DType dtype, bool absolute, int64_t num_states,
+                 int64_t size, std::mt19937& random) {
   const int index = static_cast<int>(dtype);
   const Token token = make_token(dtype, num_states, size, random);
+  const BlockTokenFunction fold = set.block_token[absolute][index];
+  const void* const* rows = token.rows.data();
   BlockWork work(num_states, size);
   const int64_t stride = work.stride, matrix = num_states * stride;
   const auto moments = aligned_array<double>(kNumBlockMoments * matrix);
-  // Twice: whatever the first time leaves in `work` must not matter.
-  for (int turn = 0; turn < 2; ++turn) {
-    std::fill_n(moments.get(), kNumBlockMoments * matrix, 0.0);
-    const bool finite =
-        set.block_token[index](token.rows.data(), token.rows.data(), work, moments.get());
-    expect(finite, "finite", set.name, index, num_states, size);
-  }
+  // Folded with row sums and without, and summed alone: whatever one leaves in `work` must not
+  // matter to the next, nor what else is asked for.
+  constexpr int64_t apart = 3;  // entries between the sums of two layers
+  std::vector<RowSums> folded(apart * num_states), alone(apart * num_states);
+  fold(rows, rows, work, nullptr, alone.data(), apart);
+  expect(fold(rows, rows, work, moments.get(), folded.data(), apart), "finite", set.name, index,
+         num_states, size);
+  const std::vector<double> first(moments.get(), moments.get() + kNumBlockMoments * matrix);
+  std::fill_n(moments.get(), kNumBlockMoments * matrix, 0.0);
+  fold(rows, rows, work, moments.get(), nullptr, 0);
+  expect(std::equal(first.begin(), first.end(), moments.get()), "the same again", set.name, index,
+         num_states, size);
+  expect(std::memcmp(folded.data(), alone.data(), folded.size() * sizeof(RowSums)) == 0,
+         "the same sums alone", set.name, index, num_states, size);
+
   const bool exact = dtype == DType::kFloat64;
   const double bound = exact ? (size + 16) * 0x1p-50 : 52 * 0x1p-24;
+  for (int64_t i = 0; i + 1 < num_states; ++i) {
+    long double wanted[4];
+    exact_row_sums(token.values[i], token.values[i + 1], wanted);
+    const RowSums& got = folded[apart * i];
+    const bool norms = close(got.before_squared, wanted[0], (size + 16) * 0x1p-50) &&
+                       close(got.after_squared, wanted[1], (size + 16) * 0x1p-50);
+    expect(norms && close(got.difference_squared, wanted[2], bound) &&
+               close(got.difference_absolute, wanted[3], bound),
+           "row sums", set.name, index, num_states, size);
+  }
   // Of sum d^2 a sixteenth may be left; of float64 norms, ten times as long as d, the errors too.
   // The angle depends on 2 - v as well, of which for opposite states nothing is left.
   const double cosine_bound = (exact ? 160 : 16) * bound;
@@ -135,6 +167,7 @@ void check_token(const InstructionSet& set, DType dtype, int64_t num_states, int
     for (int64_t j = i + 1; j < num_states; ++j) {
       long double wanted[kNumBlockMetrics];
       const bool determined = pair_metrics(token.values[i], token.values[j], wanted);
+      if (!absolute) wanted[kAbsoluteDifference] = 0;
       for (int m = 0; m < kNumBlockMetrics; ++m) {
         const bool turned = m == kCosineDistance || m == kAngularDistance;
         if (turned && !determined) continue;
@@ -153,6 +186,40 @@ void check_token(const InstructionSet& set, DType dtype, int64_t num_states, int
              set.name, index, num_states, size);
     }
   }
+}
+
+// Pairs that short sums say nothing of: equal states, and states so near that sum d^2 underflows in
+// float32.
+void check_nearly_equal(const InstructionSet& set, bool absolute) {
+  constexpr int64_t size = 40;
+  constexpr float tiny = 0x1p-80f;
+  float values[3][size] = {};
+  for (int64_t e = 0; e < size; ++e) values[0][e] = values[1][e] = tiny * (e + 1);
+  std::copy_n(values[0], size, values[2]);
+  values[2][7] = 2 * values[0][7];
+  const void* rows[] = {values[0], values[1], values[2]};
+  BlockWork work(3, size);
+  const int64_t matrix = 3 * work.stride;
+  const auto moments = aligned_array<double>(kNumBlockMoments * matrix);
+  RowSums sums[2];
+  set.block_token[absolute][0](rows, rows, work, moments.get(), sums, 1);
+  for (int m = 0; m < kNumBlockMetrics; ++m) {
+    expect(moments[m * matrix + 1] == 0, "equal", set.name, 0, m, absolute);
+  }
+  const long double d = values[0][7];
+  for (const int64_t pair : {int64_t{2}, work.stride + 2}) {
+    expect(close(moments[kSquaredDifference * matrix + pair], d * d, 1e-14L), "near", set.name, 0,
+           pair, absolute);
+    const long double wanted = absolute ? d / size : 0;
+    expect(close(moments[kAbsoluteDifference * matrix + pair], wanted, 1e-14L), "near, absolute",
+           set.name, 0, pair, absolute);
+    expect(moments[kCosineDistance * matrix + pair] > 1e-4, "near, turned", set.name, 0, pair,
+           absolute);
+  }
+  expect(sums[0].difference_squared == 0 && sums[0].difference_absolute == 0 &&
+             close(sums[1].difference_squared, d * d, 1e-14L) &&
+             close(sums[1].difference_absolute, d, 1e-14L),
+         "near, row sums", set.name, 0, 3, absolute);
 }
 
 // Angles of vectors in the plane, each against long double from the very cosine distance that it
@@ -177,7 +244,8 @@ void check_angles(const InstructionSet& set, std::mt19937& random) {
       rows[k] = values[k];
     }
     std::fill_n(moments.get(), kNumBlockMoments * matrix, 0.0);
-    set.block_token[static_cast<int>(DType::kFloat64)](rows, rows, work, moments.get());
+    set.block_token[turn % 2][static_cast<int>(DType::kFloat64)](rows, rows, work, moments.get(),
+                                                                 nullptr, 0);
     for (int64_t i = 0; i < num_states; ++i) {
       for (int64_t j = i + 1; j < num_states; ++j) {
         const int64_t pair = i * work.stride + j;
@@ -192,7 +260,7 @@ void check_angles(const InstructionSet& set, std::mt19937& random) {
   std::printf("%s: angular distance, worst relative error %.1Le\n", set.name, worst);
 }
 
-void check_nonfinite(const InstructionSet& set, DType dtype, std::mt19937& random) {
+void check_nonfinite(const InstructionSet& set, DType dtype, bool absolute, std::mt19937& random) {
   constexpr int64_t num_states = 6, size = 75;
   const int index = static_cast<int>(dtype);
   const int64_t width = kElementBytes[index];
@@ -201,21 +269,50 @@ void check_nonfinite(const InstructionSet& set, DType dtype, std::mt19937& rando
   for (int64_t k = 0; k < num_states; ++k) {
     Token token = make_token(dtype, num_states, size, random);
     std::memset(token.bytes[k].data() + (k + size - 1) * width, 0xff, width);  // a NaN
-    const bool finite =
-        set.block_token[index](token.rows.data(), token.rows.data(), work, moments.get());
+    RowSums sums[num_states];
+    const bool finite = set.block_token[absolute][index](token.rows.data(), token.rows.data(), work,
+                                                         moments.get(), sums, 1);
     const bool untouched =
         std::all_of(moments.get(), moments.get() + kNumBlockMoments * num_states * work.stride,
                     [](double value) { return value == 0; });
     expect(!finite && untouched, "a NaN", set.name, index, k, size);
+    for (int64_t i = 0; i + 1 < num_states; ++i) {
+      long double wanted[4];
+      exact_row_sums(token.values[i], token.values[i + 1], wanted);
+      const bool before = i == k, after = i + 1 == k, either = before || after;
+      const auto right = [](double got, bool nan, long double value) {
+        return nan ? std::isnan(got) : close(got, value, 52 * 0x1p-24);
+      };
+      expect(right(sums[i].before_squared, before, wanted[0]) &&
+                 right(sums[i].after_squared, after, wanted[1]) &&
+                 right(sums[i].difference_squared, either, wanted[2]) &&
+                 right(sums[i].difference_absolute, either, wanted[3]),
+             "row sums beside a NaN", set.name, index, k, i);
+    }
   }
 }
 
 struct Totals {
   std::vector<double> moments;
-  int64_t tallies[kNumBlockTallies];
+  std::vector<int64_t> tallies;
+  std::vector<RowSums> sums;
+
+  explicit Totals(int64_t num_running, int64_t num_states, int64_t num_tokens)
+      : moments(num_running * kNumBlockMoments * num_states * num_states),
+        sums((num_states - 1) * num_tokens) {
+    for (int64_t r = 0; r < num_running; ++r) {
+      for (const int64_t earlier : {7, 5, 1000}) tallies.push_back(earlier);
+    }
+    std::fill(sums.begin(), sums.end(), RowSums{NAN, NAN, NAN, NAN});
+  }
 };
 
-Totals totals_of(const BlockStates& states, const bool* mask, int num_threads) {
+bool same_sums(const std::vector<RowSums>& a, const std::vector<RowSums>& b) {
+  return std::memcmp(a.data(), b.data(), a.size() * sizeof(RowSums)) == 0;
+}
+
+Totals totals_of(const BlockStates& states, const TokenPlaces& places, bool absolute,
+                 int num_threads) {
   const ParallelFor on_threads = [&](int64_t count, const auto& body) {
     std::vector<std::thread> threads;
     for (int64_t i = num_threads - 1; i >= 0; --i) {  // the last chunks first
@@ -223,47 +320,70 @@ Totals totals_of(const BlockStates& states, const bool* mask, int num_threads) {
     }
     for (auto& thread : threads) thread.join();
   };
-  Totals totals{std::vector<double>(kNumBlockMoments * states.num_states() * states.num_states()),
-                {7, 5, 1000}};
-  accumulate_blocks(states, mask, totals.moments.data(), totals.tallies, on_threads);
+  Totals totals(places.num_states, states.num_states(), states.num_tokens());
+  accumulate_blocks(states, places, absolute, totals.moments.data(), totals.tallies.data(),
+                    totals.sums.data(), on_threads);
   return totals;
 }
 
+struct Batch {
+  static constexpr int64_t outer = 3, size = 20, nonfinite = 8;
+  int64_t num_states, inner;
+  std::vector<std::vector<float>> values;
+  std::vector<uint8_t> kinds;
+  BlockStates states;
+
+  Batch(int64_t num_states, int64_t inner)
+      : num_states(num_states),
+        inner(inner),
+        values(num_states, std::vector<float>(outer * inner * size)),
+        states{{}, outer, inner, size, DType::kFloat32} {
+    std::mt19937 random(11);
+    std::normal_distribution<float> normal;
+    for (auto& state : values) {
+      for (float& value : state) value = normal(random);
+      states.states.push_back({state.data(), inner * size, size});
+    }
+    values[num_states / 2][nonfinite * size + 5] = NAN;
+    for (int64_t t = 0; t < outer * inner; ++t) {
+      kinds.push_back(t % 7 == 0 ? kLeftOut : t % 7 == 3 ? kApart : kCounted);
+    }
+  }
+
+  int64_t num_tokens() const { return outer * inner; }
+  std::vector<float> row(int64_t k, int64_t token) const {
+    return std::vector<float>(&values[k][token * size], &values[k][(token + 1) * size]);
+  }
+  // Tokens [begin, end) as a batch of their own.
+  BlockStates part(int64_t begin, int64_t end) const {
+    BlockStates found{{}, 1, end - begin, size, DType::kFloat32};
+    for (const auto& state : values) found.states.push_back({&state[begin * size], 0, size});
+    return found;
+  }
+};
+
 // Many chunks, which wait all at once to be joined or, with many states, not.
 void check_batch(int64_t num_states, int64_t inner) {
-  constexpr int64_t outer = 3, size = 20;
-  std::mt19937 random(11);
-  std::normal_distribution<float> normal;
-  std::vector<std::vector<float>> values(num_states, std::vector<float>(outer * inner * size));
-  BlockStates states{{}, outer, inner, size, DType::kFloat32};
-  for (auto& state : values) {
-    for (float& value : state) value = normal(random);
-    states.states.push_back({state.data(), inner * size, size});
-  }
-  values[num_states / 2][8 * size + 5] = NAN;
-  const std::unique_ptr<bool[]> mask(new bool[outer * inner]);
-  int64_t counted = 0;
-  for (int64_t t = 0; t < outer * inner; ++t) counted += mask[t] = t % 7 != 0;
-
-  const Totals got = totals_of(states, mask.get(), 1);
-  expect(got.tallies[0] == 7 + counted - 1 && got.tallies[1] == 5 + 1 &&
-             got.tallies[2] == 1000 + outer * inner,
-         "tallies", "batch", 0, num_states, size);
+  const Batch batch(num_states, inner);
+  const int64_t size = batch.size, num_tokens = batch.num_tokens();
+  const TokenPlaces one{batch.kinds.data(), 1, 0, 0, int64_t{1} << 62, false};
+  const Totals got = totals_of(batch.states, one, true, 1);
+  const int64_t counted = std::count(batch.kinds.begin(), batch.kinds.end(), kCounted);
+  expect(got.tallies == std::vector<int64_t>{7 + counted - 1, 5 + 1, 1000 + num_tokens}, "tallies",
+         "batch", 0, num_states, size);
   for (const int num_threads : {2, 5}) {
-    expect(totals_of(states, mask.get(), num_threads).moments == got.moments, "bitwise", "batch",
+    const Totals again = totals_of(batch.states, one, true, num_threads);
+    expect(again.moments == got.moments && same_sums(again.sums, got.sums), "bitwise", "batch",
            num_threads, num_states, size);
   }
   // One pair in the corner of the matrix and one inside, out of the values themselves.
   const int64_t j = num_states - 1;
   for (const int64_t i : {int64_t{0}, j - 1}) {
     long double sums[kNumBlockMetrics] = {}, squares[kNumBlockMetrics] = {}, maximum = 0;
-    for (int64_t t = 0; t < outer * inner; ++t) {
-      if (!mask[t] || t == 8) continue;
-      const auto row = [&](int64_t k) {
-        return std::vector<float>(&values[k][t * size], &values[k][(t + 1) * size]);
-      };
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      if (batch.kinds[t] != kCounted || t == batch.nonfinite) continue;
       long double token[kNumBlockMetrics];
-      pair_metrics(row(i), row(j), token);
+      pair_metrics(batch.row(i, t), batch.row(j, t), token);
       for (int m = 0; m < kNumBlockMetrics; ++m) {
         sums[m] += token[m];
         squares[m] += token[m] * token[m];
@@ -279,6 +399,47 @@ void check_batch(int64_t num_states, int64_t inner) {
     expect(close(moment(kNumBlockMoments - 1), maximum, 1e-6), "maximum", "batch", 0, num_states,
            size);
   }
+  // The row sums of every token and layer.
+  for (int64_t layer = 0; layer + 1 < num_states; ++layer) {
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      if (t == batch.nonfinite) continue;
+      long double wanted[4] = {};
+      if (batch.kinds[t] != kLeftOut) {
+        exact_row_sums(batch.row(layer, t), batch.row(layer + 1, t), wanted);
+      }
+      double found[4];
+      std::memcpy(found, &got.sums[layer * num_tokens + t], sizeof found);
+      for (int k = 0; k < 4; ++k) {
+        expect(close(found[k], wanted[k], 1e-6), "row sums", "batch", k, layer, t);
+      }
+    }
+  }
+}
+
+// Running states of 150 tokens that begin within the first and end beyond the last: bitwise what
+// updates of their tokens alone give, each of its own state.
+void check_running_states(bool absolute) {
+  const Batch batch(6, 300);
+  const int64_t num_states = batch.num_states, num_tokens = batch.num_tokens();
+  constexpr int64_t length = 150, offset = 40, first = -1, num_running = 5;
+  const int64_t size = kNumBlockMoments * num_states * num_states;
+  const TokenPlaces places{batch.kinds.data(), num_running, first, offset, length, false};
+  const Totals got = totals_of(batch.states, places, absolute, 3);
+  for (int64_t r = 0; r < num_running; ++r) {
+    const int64_t begin = std::max<int64_t>(0, (r - first) * length - offset);
+    const int64_t end = std::min(num_tokens, (r - first + 1) * length - offset);
+    const TokenPlaces own{&batch.kinds[begin], 1, 0, 0, int64_t{1} << 62, false};
+    const Totals wanted = totals_of(batch.part(begin, end), own, absolute, 1);
+    expect(std::equal(wanted.moments.begin(), wanted.moments.end(), &got.moments[r * size]),
+           "moments", "running state", absolute, r, length);
+    const int64_t* tallies = &got.tallies[r * kNumBlockTallies];
+    expect(tallies[0] == wanted.tallies[0] && tallies[1] == wanted.tallies[1] &&
+               tallies[2] == 1000 + num_tokens,
+           "tallies", "running state", absolute, r, length);
+  }
+  const TokenPlaces one{batch.kinds.data(), 1, 0, 0, int64_t{1} << 62, false};
+  expect(same_sums(got.sums, totals_of(batch.states, one, true, 2).sums), "row sums",
+         "running state", absolute, num_states, length);
 }
 
 }  // namespace
@@ -286,22 +447,31 @@ void check_batch(int64_t num_states, int64_t inner) {
 int main() {
   std::mt19937 random(5);
   for (const InstructionSet* set : compiled_instruction_sets()) {
-    if (!set->runs_here() || set->block_token[0] == nullptr) {
+    if (!set->runs_here() || set->block_token[0][0] == nullptr) {
       std::printf("skipped %s: not of this processor, or served by the baseline\n", set->name);
       continue;
     }
-    for (int index = 0; index < kNumDTypes; ++index) {
-      const auto dtype = static_cast<DType>(index);
+    for (int index = 0; index < 2 * kNumDTypes; ++index) {
+      const auto dtype = static_cast<DType>(index / 2);
+      const bool absolute = index % 2;
       for (int64_t num_states = 2; num_states <= 14; ++num_states) {
-        check_token(*set, dtype, num_states, 37, random);
+        check_token(*set, dtype, absolute, num_states, 37, random);
       }
-      for (int64_t size = 1; size <= 70; ++size) check_token(*set, dtype, 5, size, random);
-      for (int64_t size : {576, 768, 769, 1537, 4096}) check_token(*set, dtype, 9, size, random);
-      check_token(*set, dtype, 33, 129, random);
-      check_nonfinite(*set, dtype, random);
+      for (int64_t size = 1; size <= 70; ++size) {
+        check_token(*set, dtype, absolute, 5, size, random);
+      }
+      for (int64_t size : {576, 768, 769, 1537, 4096}) {
+        check_token(*set, dtype, absolute, 9, size, random);
+      }
+      check_token(*set, dtype, absolute, 33, 129, random);
+      check_nonfinite(*set, dtype, absolute, random);
     }
     check_angles(*set, random);
     select_instruction_set(set->name);
+    for (const bool absolute : {false, true}) {
+      check_nearly_equal(*set, absolute);
+      check_running_states(absolute);
+    }
     check_batch(5, 1400);
     check_batch(70, 1400);
   }

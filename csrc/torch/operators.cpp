@@ -61,8 +61,8 @@ void accumulate_blocks_cpu(Tensor moments, Tensor tallies, const std::vector<Ten
                            std::optional<Tensor> /*scratch*/) {
   const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
                                                   offset, tokens_per_state, absolute, sums);
-  accumulate_blocks(update.states, reinterpret_cast<const bool*>(update.places.kinds),
-                    update.moments, update.tallies, &on_torch_threads);
+  accumulate_blocks(update.states, update.places, update.absolute, update.moments, update.tallies,
+                    reinterpret_cast<RowSums*>(update.sums), &on_torch_threads);
 }
 
 }  // namespace

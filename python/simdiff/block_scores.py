@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from simdiff.running_mean import RunningMatrixMean
-from simdiff_kernels import BLOCK_METRICS, RunningBlockScores
+from simdiff_kernels import BLOCK_METRICS, BlockSummary
 
 BLOCK_SCORES = (*BLOCK_METRICS, "squared_difference_maximum", "norm_change")
-LATER_SCORES = ("angular_distance",)
-"""Those that files of scores up to schema version 2 lack."""
+OPTIONAL_SCORES = ("absolute_difference", "angular_distance")
+"""Scores of blocks may lack these: no criterion takes the first, and files up to schema version 2
+lack the second."""
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -24,7 +23,7 @@ Matrix = tuple[tuple[float, ...], ...]
 class BlockScores:
     """One matrix for each name in `BLOCK_SCORES`: `metrics[name][start][stop]`.
 
-    Scores from an older file lack `LATER_SCORES`.
+    Some of `OPTIONAL_SCORES` may be lacking.
 
     Entry [start][stop] is the block of layers start ... stop - 1, counted from 0: what taking it
     out would undo. Entries with start >= stop are 0. All but the maximum are means over tokens.
@@ -46,13 +45,13 @@ class BlockScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], num_layers: int) -> BlockScores:
-        """The inverse of `to_dict`; of `LATER_SCORES` None stands for what is lacking.
+        """The inverse of `to_dict`; of `OPTIONAL_SCORES` None stands for what is lacking.
 
         Raises:
             KeyError, TypeError, ValueError: a matrix is missing, has another shape, or holds
                 something that is not a finite number.
         """
-        names = [n for n in BLOCK_SCORES if n not in LATER_SCORES or content[n] is not None]
+        names = [n for n in BLOCK_SCORES if n not in OPTIONAL_SCORES or content[n] is not None]
         return cls({name: matrix_from_rows(name, content[name], num_layers) for name in names})
 
 
@@ -75,142 +74,16 @@ def matrix_from_rows(name: str, rows: Any, num_layers: int) -> Matrix:
     return (*upper, (0.0,) * (num_layers + 1))
 
 
-class RunningBlocks:
-    """All block scores of a calibration pass: the kernels' metrics and the change of norm.
-
-    Args:
-        num_layers: L; an update takes the L + 1 hidden states of one batch.
-        backend: of simdiff_kernels; None takes the fastest one for the device.
-    """
-
-    def __init__(self, num_layers: int, *, backend: str | None = None) -> None:
-        """Start with no tokens seen."""
-        self.num_layers = num_layers
-        self._metrics = RunningBlockScores(num_layers, backend=backend)
-        self._norm_change = RunningNormChange(num_layers)
-
-    def sibling(self) -> RunningBlocks:
-        """Another one, empty; see `RunningBlockScores.sibling`."""
-        other = RunningBlocks(self.num_layers)
-        other._metrics = self._metrics.sibling()
-        return other
-
-    def update(
-        self,
-        states: Sequence[Tensor],
-        mask: Tensor | None = None,
-        changes: NormChanges | None = None,
-    ) -> None:
-        """Add the tokens of one batch; arguments as in `RunningBlockScores.update`.
-
-        Args:
-            states, mask: see there.
-            changes: of the norms of these tokens, where they are known already.
-        """
-        self._metrics.update(states, mask)
-        self._norm_change.add(norm_changes(states, mask) if changes is None else changes)
-
-    def merge(self, other: RunningBlocks) -> None:
-        """Add the tokens that `other` saw, as if they had come after those seen here."""
-        self._metrics.merge(other._metrics)
-        self._norm_change.merge(other._norm_change)
-
-    def finish(self) -> BlockScores:
-        """Bring the scores to the host.
-
-        Raises:
-            NonFiniteError: some token held NaN or Inf.
-            ValueError: no token to average.
-        """
-        summary = self._metrics.finish()
-        matrices = {
-            name: getattr(summary, name) for name in BLOCK_SCORES if name != "norm_change"
-        } | {"norm_change": self._norm_change.finish()}
-        return BlockScores(
-            {name: tuple(map(tuple, matrices[name].tolist())) for name in BLOCK_SCORES}
-        )
-
-
-class NormChanges(NamedTuple):
-    """What every block changes the norm by, summed over the tokens of each part of a batch."""
-
-    sums: Tensor
-    """`(parts, L + 1, L + 1)`, float64; zero for start >= stop."""
-    counts: Tensor
-    """`(parts,)`, int64: tokens summed."""
-
-
-def norm_changes(
-    states: Sequence[Tensor], mask: Tensor | None = None, parts: int = 1
-) -> NormChanges:
-    """The changes of one batch, see `RunningNormChange`; tokens of a non-finite norm are left out.
-
-    Args:
-        states: L + 1 tensors of one shape `(..., hidden_size)`.
-        mask: `(...)`, zero leaves a token out.
-        parts: so many equal parts, in order, are summed apart.
-    """
-    norms = torch.stack([_norms(state).flatten() for state in states]).double()
-    used = norms.isfinite().all(0)
-    if mask is not None:
-        used = used & (mask.flatten() != 0)
-    norms = torch.where(used, norms, 1.0)  # a token left out changes by nothing
-    zero = norms == 0
-    inverse = torch.where(zero, 0.0, 1 / norms)
-    num_states, length = len(states), norms.shape[1] // parts
-    sums = torch.zeros(parts, num_states, num_states, dtype=torch.float64, device=norms.device)
-    for i in range(num_states - 1):
-        gap = norms[i + 1 :] - norms[i]
-        change = gap.square() * inverse[i + 1 :] * (inverse[i] / 2)
-        change = torch.where(zero[i + 1 :] != zero[i], 1.0, change)
-        sums[:, i, i + 1 :] = change.view(-1, parts, length).sum(2).T
-    return NormChanges(sums, used.view(parts, length).sum(1))
-
-
-class RunningNormChange:
-    """Mean over tokens of how much every block changes the norm, as a ratio.
-
-    With a = ||h_i|| and b = ||h_j||
-
-        norm_change[i, j] = (b - a)^2 / (2 a b) = cosh(ln(b / a)) - 1
-
-    It is 0 for equal norms, the same for growth and shrinkage by one factor, without upper limit,
-    and does not depend on the unit of the hidden states. The norms are computed once per state
-    (float32, sums of squares of float64 states in float64); pairs cost three products per token.
-    A zero vector has norm change 0 to another zero vector and 1 to anything else, like its cosine
-    distance.
-    """
-
-    def __init__(self, num_layers: int) -> None:
-        """Start with no tokens seen."""
-        self._mean = RunningMatrixMean(num_layers + 1)
-
-    def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
-        """Add the tokens of one batch; those with a non-finite norm are left out.
-
-        Args:
-            states: L + 1 tensors of one shape `(..., hidden_size)`.
-            mask: `(...)`, zero leaves a token out.
-        """
-        self.add(norm_changes(states, mask))
-
-    def add(self, changes: NormChanges) -> None:
-        """Add tokens whose changes are known, of any number of sequences."""
-        self._mean.add(changes.sums, changes.counts)
-
-    def merge(self, other: RunningNormChange) -> None:
-        """Add the tokens that `other` saw."""
-        self._mean.merge(other._mean)
-
-    def finish(self) -> Tensor:
-        """The means, `(L + 1, L + 1)`, float64 on the host; zero for i >= j.
-
-        Raises:
-            ValueError: no token to average.
-        """
-        return self._mean.mean("RunningNormChange.finish", "token")
-
-
-def _norms(state: Tensor) -> Tensor:
-    wide = torch.float64 if state.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(state, dim=-1, dtype=wide)
+def block_scores_of(summary: BlockSummary, norm_change: Tensor) -> BlockScores:
+    """The scores of a pass: the kernels' metrics, and the mean change of norm `(L + 1, L + 1)`."""
+    matrices = {
+        name: norm_change if name == "norm_change" else getattr(summary, name)
+        for name in BLOCK_SCORES
+    }
+    return BlockScores(
+        {
+            name: tuple(map(tuple, matrix.tolist()))
+            for name, matrix in matrices.items()
+            if matrix is not None
+        }
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.block_scores import (
-    LATER_SCORES,
+    OPTIONAL_SCORES,
     BlockScores,
     Matrix,
     matrix_from_rows,
@@ -33,8 +33,8 @@ __all__ = ["CalibrationPass", "LayerScores", "LeadingScores", "MetricTable", "To
 
 SCHEMA = "simdiff.scores"
 # 2 added the blocks; 3 their angular distance, sequences and leading tokens apart. Earlier files
-# are read without them.
-SCHEMA_VERSION = 3
+# are read without them. Since 4 the absolute difference of blocks may be lacking.
+SCHEMA_VERSION = 4
 
 # So many sequences are kept apart, each as a group of its own; of more, a few share a group.
 DEFAULT_GROUPS = 128
@@ -114,7 +114,7 @@ class LayerScores:
             version = content["schema_version"]
             blocks = content["blocks"] if version > 1 else None
             if blocks is not None and version < 3:
-                blocks = dict.fromkeys(LATER_SCORES) | dict(blocks)
+                blocks = dict.fromkeys(OPTIONAL_SCORES) | dict(blocks)
             angles = content.get("last_token_angles")
             sequences, leading = content.get("sequences"), content.get("leading")
             stability = content.get("stability")

@@ -51,7 +51,7 @@ class SequenceScores:
     """`(groups, num_layers)` float64 for each name in `METRICS`."""
     maxima: dict[str, Tensor]
     blocks: dict[str, Tensor]
-    """`(groups, L (L + 1) / 2)` for each name in `BLOCK_SCORES`; empty without blocks."""
+    """`(groups, L (L + 1) / 2)` for each name of the scores of blocks; empty without blocks."""
     last_token_angles: Tensor | None
 
     def __eq__(self, other: object) -> bool:
@@ -76,7 +76,7 @@ class SequenceScores:
             means={name: _rounded([s[name].mean for s in summaries]) for name in METRICS},
             maxima={name: _rounded([s[name].maximum for s in summaries]) for name in METRICS},
             blocks={name: _rounded([_upper(b.metrics[name]) for b in blocks])
-                    for name in (BLOCK_SCORES if blocks else ())},
+                    for name in BLOCK_SCORES if blocks and name in blocks[0].metrics},
             last_token_angles=_rounded([_upper(matrix) for matrix in angles]) if angles else None,
         )  # fmt: skip
 

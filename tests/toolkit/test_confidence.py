@@ -70,7 +70,7 @@ def test_sequences_apart_and_draws_of_them(tiny: PreTrainedModel, ids: torch.Ten
         for i, j in itertools.combinations(range(7), 2):
             values = of_tokens(states[i][rows], states[j][rows])
             values["squared_difference_maximum"] = values["squared_difference"].max()
-            for name in {*BLOCK_SCORES} & {*values}:
+            for name in {*scores.sequences.blocks} & {*values}:
                 got = drawn.blocks.metrics[name][i][j]
                 assert got == pytest.approx(values[name].mean(), rel=1e-5, abs=1e-9), name
             angle = np.arccos(1 - values["cosine_distance"][:, -1]) / np.pi

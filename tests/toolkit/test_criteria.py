@@ -13,7 +13,7 @@ from states import hidden_states
 from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
-from simdiff.block_scores import RunningBlocks
+from simdiff.block_scores import BlockScores, RunningBlocks
 from simdiff.budget import Budget
 from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
@@ -111,7 +111,7 @@ def test_the_mean_of_angles_is_not_the_angle_of_the_mean(llama_scores: LayerScor
 def test_scores_of_older_versions(llama_scores: LayerScores, tmp_path: Path) -> None:
     """Version 2 had blocks without angles: all but their criterion, which says what to run."""
     content = llama_scores.to_dict()
-    assert content["schema_version"] == 3
+    assert content["schema_version"] == 4
     del content["blocks"]["angular_distance"]
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(content))
@@ -128,6 +128,34 @@ def test_scores_of_older_versions(llama_scores: LayerScores, tmp_path: Path) -> 
             use()
     scores.save(tmp_path / "again.json")
     assert LayerScores.load(tmp_path / "again.json") == scores
+
+
+def test_the_absolute_difference_of_blocks_is_kept_where_it_is(
+    llama_scores: LayerScores, tmp_path: Path
+) -> None:
+    """Files up to version 3 have it, later ones where it was asked for; nothing depends on it."""
+    assert llama_scores.blocks is not None
+    assert "absolute_difference" not in llama_scores.blocks.metrics
+    assert llama_scores.to_dict()["blocks"]["absolute_difference"] is None
+    running = RunningBlocks(6, absolute_difference=True)
+    running.update([torch.randn(9, 16) for _ in range(7)])
+    other = running.empty_like()
+    other.merge(running)
+    blocks = other.finish()
+    assert blocks == running.finish()
+    assert blocks.metrics["absolute_difference"][2][5] > 0
+    path = tmp_path / "scores.json"
+    for version in (3, 4):
+        content = dataclasses.replace(llama_scores, blocks=blocks).to_dict()
+        path.write_text(json.dumps(content | {"schema_version": version}))
+        scores = LayerScores.load(path)
+        assert scores.blocks == blocks
+        without = {k: v for k, v in blocks.metrics.items() if k != "absolute_difference"}
+        same = dataclasses.replace(scores, blocks=BlockScores(without))
+        for criterion in ("simdiff", "cosine-block", "simdiff-masd"):
+            assert make_plan(scores, 2, criterion=criterion) == make_plan(
+                same, 2, criterion=criterion
+            )
 
 
 def test_last_tokens_are_not_padding(llama: PreTrainedModel) -> None:

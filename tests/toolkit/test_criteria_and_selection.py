@@ -138,10 +138,10 @@ def damaged_scores(content: dict) -> dict[str, tuple[object, str]]:
     text = {**metric, "mean": ["low"] * 6}
     return {
         "newer": (
-            {**content, "schema_version": 4},
-            "schema_version 1 to 3, got 4; a newer simdiff",
+            {**content, "schema_version": 5},
+            "schema_version 1 to 4, got 5; a newer simdiff",
         ),
-        "no version": ({**content, "schema_version": None}, "schema_version 1 to 3, got None"),
+        "no version": ({**content, "schema_version": None}, "schema_version 1 to 4, got None"),
         "a plan": (
             {**content, "schema": "simdiff.plan"},
             "be a simdiff.scores file.*'simdiff.plan'",
