@@ -19,9 +19,6 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 # What an A100, an H100 and a B200 run; newer GPUs compile the PTX of the last one.
 CUDA_ARCHITECTURES = "80;90;100"
 
-# One build serves every torch from 2.10 on: only its stable ABI is used.
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-
 
 def sources(*patterns: str) -> list[str]:
     """The files of csrc/ that match, in a fixed order."""
@@ -32,7 +29,7 @@ def compile_flags(name: str) -> list[str]:
     """Flags of the host compiler for the extension called `name`."""
     # sqrt need not set errno, so that a loop of them becomes vector code; NaN and Inf stay exact.
     flags = ["-O3", "-Wall", "-fvisibility=hidden", "-fno-math-errno"]
-    return [*flags, f"-DSIMDIFF_EXTENSION_NAME={name}", STABLE_ABI]
+    return [*flags, f"-DSIMDIFF_EXTENSION_NAME={name}"]
 
 
 def find_nvcc() -> str | None:

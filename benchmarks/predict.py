@@ -1,39 +1,51 @@
-"""What scoring must cost on GPUs that are not here: bytes, arithmetic, the floors they set.
+"""What an update must cost on GPUs that nobody ran: the section `predicted` of docs/gpu.md.
 
-    python benchmarks/predict.py            # prints docs/predicted.md
-    python benchmarks/predict.py --write    # and writes it
+    python benchmarks/predict.py            # prints the section
+    python benchmarks/predict.py --write    # and puts it into docs/gpu.md
 
-Nothing below was measured on a GPU. Each layer is read once, before and after, so a token moves
-2 * hidden_size * element size bytes; each pair of entries takes two conversions to float64 and
-five float64 additions or multiply-adds (csrc/cuda/row_sums.cuh). A floor is the time that memory,
-float64 units or conversion units need at their full rate; the largest binds.
+Nothing below was measured on the cards that it names. Memory: bandwidth of the data sheet, times
+the share of it that a pure read reached on the H200, times the share of that read that a kernel
+which only reads and sums reached there. Arithmetic: instructions by their rates. A floor is the
+time that one of them needs at its full rate; the largest binds.
 
-All blocks in one pass (csrc/cuda/block_metrics.cu) read every state once and form all pairs of them
-from shared memory: three float32 operations per pair and entry, and what it takes to issue these,
-counted in the machine code of CUDA 13.0 for sm_90.
-
-Sources: NVIDIA A100 and H100 data sheets (memory bandwidth, dense bfloat16 rate, multiprocessors,
-boost clock); CUDA C++ Programming Guide, throughput of native arithmetic instructions (results per
-clock and multiprocessor: float32 64 on compute capability 8.0, 128 on 9.0; float64 32 and 64;
-conversions from and to 64-bit types 16 on both; four warps issue an instruction each).
+Sources: NVIDIA data sheets (bandwidth, dense bfloat16 rate, multiprocessors, boost clock; the
+clock of the B300 is taken to be that of the B200); CUDA C++ Programming Guide, throughput of native
+arithmetic instructions (results per clock and multiprocessor: float64 half of float32, or 2;
+conversions from and to 64-bit types 16, or 2; integer operations, which widen bfloat16, 64; four
+warps of 32 issue an instruction each).
 """
 
 from __future__ import annotations
 
-import argparse
+import textwrap
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "predicted.md"
+import gpu_page
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Of one lane, for so many 16-byte vectors of each of the two states."""
+
+    vectors: int
+    float64: int
+    conversions: int
+    """To float64."""
+    float32_per_entry: float
+    widenings: int
+    """To float32, for each 16-bit entry of each state."""
+
+
+# Row sums: short float32 sums, widened and added once in four vectors, for four sums of a token.
+ROW_SUMS = Instructions(vectors=4, float64=4, conversions=4, float32_per_entry=5, widenings=1)
+# What the kernels of commit 069c14e do: both entries of a pair widened, five operations in float64,
+# for the 8 entries of a vector.
+FLOAT64 = Instructions(vectors=1, float64=40, conversions=16, float32_per_entry=0, widenings=0)
+
 SEQUENCES, LENGTH = 8, 2048
-UTILISATION = 0.5  # of the dense bfloat16 peak: what well-run forwards of this size reach
-CONVERSIONS, FLOAT64 = 2, 5  # instructions per pair of entries
-# Of accumulate_blocks on bfloat16 states: instructions of a warp, and the float32 ones among them,
-# for 128 entries of 4 x 4 pairs and of a tile on the diagonal; instructions for the sums of a tile
-# and slice of 2 KB, for folding a tile's metrics, to load 256 entries of a state.
-TILE_STEP, DIAGONAL_STEP = (251, 192), (135, 72)
-TILE_SLICE, TILE_FOLD, STATE_LOAD = 200, 550, 60
-WARPS, SLICE_ENTRIES, ISSUED_PER_CLOCK = 8, 1024, 4
+ELEMENT_BYTES = 2
+ISSUED_PER_CLOCK, INTEGER_PER_CLOCK = 128, 64
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,11 @@ class Gpu:
     float32_per_clock: int  # adds or multiply-adds, per multiprocessor
     float64_per_clock: int
     conversions_per_clock: int
+
+    @property
+    def clocks(self) -> float:
+        """Of all multiprocessors in a second."""
+        return self.multiprocessors * self.hertz
 
 
 @dataclass(frozen=True)
@@ -66,172 +83,143 @@ class Model:
         return 2 * (projections + mlp + attention)
 
 
+H200 = Gpu("H200", 4.8e12, 989e12, 132, 1.98e9, 128, 64, 16)
 GPUS = (
     Gpu("A100 40 GB SXM", 1.555e12, 312e12, 108, 1.41e9, 64, 32, 16),
     Gpu("A100 80 GB SXM", 2.039e12, 312e12, 108, 1.41e9, 64, 32, 16),
     Gpu("H100 80 GB SXM", 3.35e12, 989e12, 132, 1.98e9, 128, 64, 16),
+    Gpu("B200", 8e12, 2250e12, 148, 1.965e9, 128, 64, 16),
+    Gpu("B300", 8e12, 2250e12, 148, 1.965e9, 128, 2, 2),
+    Gpu("RTX 4090", 1.008e12, 165e12, 128, 2.52e9, 128, 2, 2),
+    Gpu("A40", 0.696e12, 149.7e12, 84, 1.74e9, 128, 2, 2),
+    Gpu("L4", 0.3e12, 121e12, 58, 2.04e9, 128, 2, 2),
 )
-MODELS = (
-    Model("LLaMA2-7B", 32, 4096, 11008, 32, 32),
-    Model("LLaMA2-13B", 40, 5120, 13824, 40, 40),
-    Model("LLaMA3.1-8B", 32, 4096, 14336, 32, 8),
-    Model("LLaMA3.1-70B", 80, 8192, 28672, 64, 8),
-)
-ELEMENT_BYTES = {"bfloat16": 2, "float32": 4}
+MODEL = Model("LLaMA-3.1-8B", 32, 4096, 14336, 32, 8)
 
 
-def floors(gpu: Gpu, hidden_size: int, element_bytes: int, tokens: int) -> dict[str, float]:
-    """Seconds for one layer, by what binds."""
-    pairs = tokens * hidden_size
-    clocks = gpu.multiprocessors * gpu.hertz
-    return {
-        "memory": 2 * pairs * element_bytes / gpu.bytes_per_second,
-        "float64": FLOAT64 * pairs / (clocks * gpu.float64_per_clock),
-        "conversions": CONVERSIONS * pairs / (clocks * gpu.conversions_per_clock),
+@dataclass(frozen=True)
+class Reached:
+    """Shares that the H200 reached, from the committed result."""
+
+    read: float
+    """A pure read, of the data sheet's bandwidth."""
+    kernel: float
+    """The kernel that only reads and sums, of that read."""
+    peak: float
+    """The forward, of the dense bfloat16 peak."""
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Reached:
+        """From the result, at the shape nearest to the one predicted."""
+        (shares,) = (
+            case["share_of_read"] for case in content["prototypes"]
+            if (case["dtype"], case["hidden_size"], case["num_tokens"]) == ("bfloat16", 4096, 8192)
+        )  # fmt: skip
+        sequences, length = content["calibration_pass"]["tokens"]
+        flops = sequences * length * MODEL.layers * MODEL.layer_flops(length)
+        seconds = content["calibration_pass"]["forward_seconds"]
+        return cls(
+            read=content["limits"]["read_bytes_per_second"] / H200.bytes_per_second,
+            kernel=shares["ring, float32, raw"],
+            peak=flops / seconds / H200.bfloat16_flops,
+        )
+
+
+def floors(gpu: Gpu, work: Instructions, entries: float) -> dict[str, float]:
+    """Seconds for so many pairs of bfloat16 entries, by what binds; memory is apart."""
+    groups = entries / (work.vectors * 16 / ELEMENT_BYTES)
+    float32, widenings = entries * work.float32_per_entry, 2 * entries * work.widenings
+    additions = groups * work.float64 / gpu.float64_per_clock
+    conversions = groups * work.conversions / gpu.conversions_per_clock
+    one_unit = gpu.float64_per_clock == gpu.conversions_per_clock  # where float64 is slow
+    clocks = {
+        "float64": additions + conversions if one_unit else max(additions, conversions),
+        "float32": float32 / gpu.float32_per_clock,
+        "widening": widenings / INTEGER_PER_CLOCK,
+        "issue": (float32 + widenings + groups * (work.float64 + work.conversions))
+        / ISSUED_PER_CLOCK,
     }
+    return {name: count / gpu.clocks for name, count in clocks.items()}
 
 
-def forward_seconds(gpu: Gpu, model: Model, tokens: int, utilisation: float) -> float:
-    """Of one decoder layer in bfloat16."""
-    return tokens * model.layer_flops(LENGTH) / (gpu.bfloat16_flops * utilisation)
+@dataclass(frozen=True)
+class Update:
+    """What an update of one layer is predicted to take on a card."""
+
+    read: float
+    """Seconds of a pure read of both states."""
+    floors: dict[str, float]
+    seconds: float
+    binds: str
+    share_of_forward: float
+    float64_cap: float
+    """The most that a kernel with float64 for every entry can reach of that read."""
 
 
-def block_floors(gpu: Gpu, states: int, hidden_size: int, tokens: int) -> dict[str, float]:
-    """Seconds for all pairs of bfloat16 states of a batch, by what binds."""
-    groups = -(-states // 4)
-    tiles = groups * (groups + 1) // 2
-    slices = -(-hidden_size // SLICE_ENTRIES)
-    uneven = -(-tiles // WARPS) * WARPS / tiles  # tiles are dealt out to the warps
-    issued, float32 = (
-        ((tiles - groups) * whole + groups * diagonal) * hidden_size / 128 * uneven
-        for whole, diagonal in zip(TILE_STEP, DIAGONAL_STEP, strict=True)
+def predict(gpu: Gpu, reached: Reached) -> Update:
+    """One update of a layer by a batch of SEQUENCES x LENGTH tokens."""
+    tokens = SEQUENCES * LENGTH
+    entries = tokens * MODEL.hidden_size
+    read = 2 * entries * ELEMENT_BYTES / (gpu.bytes_per_second * reached.read)
+    limits = {"memory": read / reached.kernel, **floors(gpu, ROW_SUMS, entries)}
+    binds = max(limits, key=lambda name: limits[name])
+    forward = tokens * MODEL.layer_flops(LENGTH) / (gpu.bfloat16_flops * reached.peak)
+    return Update(
+        read=read,
+        floors=limits,
+        seconds=limits[binds],
+        binds=binds,
+        share_of_forward=limits[binds] / forward,
+        float64_cap=min(1.0, read / max(floors(gpu, FLOAT64, entries).values())),
     )
-    rest = tiles * (slices * TILE_SLICE + TILE_FOLD) + states * hidden_size / 256 * STATE_LOAD
-    clocks, entries = gpu.multiprocessors * gpu.hertz, tokens * hidden_size
-    return {
-        "memory": states * entries * 2 / gpu.bytes_per_second,
-        "float32": tokens * float32 * 32 / (clocks * gpu.float32_per_clock),
-        "instructions": tokens * (issued + rest) / (clocks * ISSUED_PER_CLOCK),
-        "conversions": states * entries / (clocks * gpu.conversions_per_clock),
-    }
-
-
-def block_table() -> list[str]:
-    tokens = SEQUENCES * LENGTH
-    lines = [
-        "| GPU | model | pairs | memory, ms | float32, ms | instructions, ms | conversions, ms "
-        "| share of the forward | without overlap |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for gpu in GPUS:
-        for model in MODELS:
-            states = model.layers + 1
-            times = block_floors(gpu, states, model.hidden_size, tokens)
-            largest = max(times.values())
-            forward = model.layers * forward_seconds(gpu, model, tokens, UTILISATION)
-            row = [gpu.name, model.name, f"{states * (states - 1) // 2}"]
-            row += [f"{1e3 * seconds:.2f}" for seconds in times.values()]
-            row.append(f"{largest / forward:.2%}")
-            row.append(f"{(times['memory'] + largest) / forward:.2%}")
-            lines.append(f"| {' | '.join(row)} |")
-    return lines
-
-
-def work_table() -> list[str]:
-    lines = [
-        "| model | hidden size | bytes, bfloat16 | bytes, float32 | float64 operations "
-        "| conversions |",
-        "|---|---|---|---|---|---|",
-    ]
-    for model in MODELS:
-        pairs = model.hidden_size
-        cells = [2 * pairs * size for size in ELEMENT_BYTES.values()]
-        cells += [FLOAT64 * pairs, CONVERSIONS * pairs]
-        numbers = " | ".join(f"{cell:,}" for cell in cells)
-        lines.append(f"| {model.name} | {pairs} | {numbers} |")
-    return lines
-
-
-def floor_table() -> list[str]:
-    tokens = SEQUENCES * LENGTH
-    lines = [
-        "| GPU | model | dtype | memory, µs | float64, µs | conversions, µs | binds "
-        f"| share of the forward at {UTILISATION:.0%} of peak | at 100% |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for gpu in GPUS:
-        for model in MODELS:
-            for dtype, size in ELEMENT_BYTES.items():
-                times = floors(gpu, model.hidden_size, size, tokens)
-                binding = max(times, key=lambda name: times[name])
-                row = [gpu.name, model.name, dtype]
-                row += [f"{1e6 * seconds:.0f}" for seconds in times.values()]
-                row.append(binding)
-                for utilisation in (UTILISATION, 1.0):
-                    forward = forward_seconds(gpu, model, tokens, utilisation)
-                    row.append(f"{times[binding] / forward:.2%}")
-                lines.append(f"| {' | '.join(row)} |")
-    return lines
 
 
 def document() -> str:
-    parts = [
-        "# Predicted cost of scoring on A100 and H100",
+    """The section `predicted`."""
+    reached = Reached.of(gpu_page.measured())
+    columns = (
+        "GPU", "TB/s, data sheet", "memory, µs", "float64, µs", "float32, µs", "widening, µs",
+        "issue, µs", "binds", "update, µs", "share of the forward", "float64 per entry: at most",
+    )  # fmt: skip
+    rows = []
+    for gpu in GPUS:
+        found = predict(gpu, reached)
+        rows.append(
+            (
+                gpu.name, f"{gpu.bytes_per_second / 1e12:.4g}",
+                *(f"{1e6 * seconds:.0f}" for seconds in found.floors.values()),
+                found.binds, f"{1e6 * found.seconds:.0f}", f"{found.share_of_forward:.2%}",
+                f"{found.float64_cap:.0%} of a read",
+            )
+        )  # fmt: skip
+    text = (
+        f"One update by {SEQUENCES} × {LENGTH} tokens of {MODEL.hidden_size} bfloat16 entries, row "
+        "sums in short float32 sums. Memory: the data sheet's bandwidth, times the "
+        f"{reached.read:.2f} of it that a pure read reached on the H200, times the "
+        f"{reached.kernel:.2f} of that read that such a kernel reached there (8192 tokens). "
+        f"Arithmetic at its full rate: for {ROW_SUMS.vectors} vectors of 16 bytes of each state "
+        f"{ROW_SUMS.conversions} conversions to float64 and {ROW_SUMS.float64} additions, for a "
+        f"pair of entries {ROW_SUMS.float32_per_entry:g} float32 operations, for an entry one "
+        f"conversion to float32. The forward is that of {MODEL.name} at the {reached.peak:.0%} of "
+        "the dense bfloat16 peak that it reached on the H200. The last column is what float64 for "
+        "every entry, as the measured kernels have it, allows."
+    )
+    rates = "; ".join(
+        f"{gpu.name} {gpu.bfloat16_flops / 1e12:.4g} dense bfloat16 TFLOP/s, "
+        f"{gpu.multiprocessors} multiprocessors at {gpu.hertz / 1e9:.4g} GHz with "
+        f"{gpu.float32_per_clock} float32, {gpu.float64_per_clock} float64 and "
+        f"{gpu.conversions_per_clock} float64 conversion results per clock"
+        for gpu in GPUS
+    )
+    lines = [
+        *textwrap.wrap(text, 100),
         "",
-        "**Every figure on this page is predicted, none was measured on a GPU.** It is written by",
-        "`python benchmarks/predict.py --write`; `make gpu-check` measures the same on a GPU.",
+        *gpu_page.table(columns, rows),
         "",
-        "Scoring reads what enters and what leaves a layer once. Per token and layer:",
-        "",
-        *work_table(),
-        "",
-        f"Floors for one layer and one batch of {SEQUENCES} × {LENGTH} tokens, and the share that",
-        "scoring every layer then takes of a bfloat16 calibration forward through the decoder",
-        "layers (projections, causal attention, gated MLP; no logits). A floor is the time that",
-        "memory, float64 units or the units that convert to float64 need at their full rate; the",
-        f"largest of the three binds. The share is given for a forward at {UTILISATION:.0%} of the",
-        "dense bfloat16 peak, which is what well-run forwards of this size reach, and for one at",
-        "all of it, the hardest case for scoring. The float32 rows score states kept in float32",
-        "beside the same bfloat16 forward.",
-        "",
-        *floor_table(),
-        "",
-        "## All blocks in one pass",
-        "",
-        "`RunningBlockScores` reads each of the L + 1 bfloat16 states once and measures every",
-        "pair. Floors for the same batch: memory; the float32 operations of the kernel at full",
-        "rate, three for each pair and entry and some more for pairs that fill up its tiles; all",
-        "instructions that it issues; the conversions to float64 for the norms. Shares are of a",
-        f"forward at {UTILISATION:.0%} of peak: of the largest floor, as two blocks of threads on",
-        "each multiprocessor overlap loads and arithmetic, and of the loads and then the largest",
-        "floor without any overlap.",
-        "",
-        *block_table(),
-        "",
-        "Rates used: "
-        + "; ".join(
-            f"{gpu.name} {gpu.bytes_per_second / 1e12:.3g} TB/s, "
-            f"{gpu.bfloat16_flops / 1e12:.0f} dense bfloat16 TFLOP/s, {gpu.multiprocessors} "
-            f"multiprocessors at {gpu.hertz / 1e9:.2f} GHz with {gpu.float32_per_clock} float32, "
-            f"{gpu.float64_per_clock} float64 and {gpu.conversions_per_clock} conversion results "
-            "per clock"
-            for gpu in GPUS
-        )
-        + ".",
-        "Sources: the NVIDIA data sheets of both GPUs; CUDA C++ Programming Guide, throughput of",
-        "native arithmetic instructions.",
+        *textwrap.wrap(f"Rates by data sheet: {rates}.", 100),
     ]
-    return "\n".join(parts) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"write {TARGET.name}")
-    text = document()
-    if parser.parse_args().write:
-        TARGET.write_text(text)
-    print(text, end="")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    gpu_page.command(__doc__ or "", "predicted", document)

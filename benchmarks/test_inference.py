@@ -6,7 +6,6 @@ that of `simdiff.speed_model`: by bytes in decoding, by flops in prefill.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from simdiff.calibration import token_windows
 from simdiff.models import find_decoder_layers, load_model
 from simdiff.speed import measure_speed
-from simdiff.surgery import removed_layers
+from simdiff.speed_bench import sharing_copy
 
 OF_32 = (4, 6, 8, 10, 12)
 
@@ -30,28 +29,21 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     first = (num_layers - num_removed) // 2
     removed = range(first, first + num_removed)
     length, new_tokens, repeats = (16, 2, 1) if quick else (256, 24, 5)
+    pruned = sharing_copy(model, removed)
     prompt = token_windows("demo", tokenizer, num_windows=1, window_length=length).batches(1)[0]
-    models = {
-        "dense": lambda: contextlib.nullcontext(model),
-        "pruned": lambda: removed_layers(model, removed),
-    }
-    with models["pruned"]() as pruned:
-        kept = len(find_decoder_layers(pruned))
-        logits = pruned(input_ids=prompt.to(device)).logits
+    kept, logits = len(find_decoder_layers(pruned)), pruned(input_ids=prompt.to(device)).logits
     if kept != num_layers - num_removed or not bool(logits.isfinite().all()):
         pytest.fail(f"not timed: {kept} layers left of {num_layers}, logits finite: "
                     f"{bool(logits.isfinite().all())}")  # fmt: skip
-    speeds = measure_speed(models, prompt, new_tokens=new_tokens, repeats=repeats)
-    pruned_speed = speeds["pruned"]
-    speedup = {
-        phase: getattr(speeds["pruned"], phase) / getattr(speeds["dense"], phase)
-        for phase in ("prefill", "decode")
-    }
+    speeds = measure_speed(
+        model, pruned, prompt_length=length, new_tokens=new_tokens, repeats=repeats
+    )
+    speed = speeds["pruned"]
     benchmark.group = f"inference, {num_removed} of {num_layers} layers removed"
     benchmark.extra_info.update(
         removed=num_removed, num_layers=num_layers, of_32=of_32, prompt=length,
-        new_tokens=new_tokens, speedup=speedup, ideal=pruned_speed.ideal,
-        share_of_ideal=pruned_speed.share_of_ideal,
+        new_tokens=new_tokens, speedup=speed.times_faster, ideal=speed.ideal,
+        share_of_ideal=speed.share_of_ideal, decoding=speed.decoding,
         tokens_per_second={
             name: {"prefill": speed.prefill, "decode": speed.decode}
             for name, speed in speeds.items()
@@ -62,5 +54,4 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     def prefill() -> None:
         pruned(input_ids=prompt.to(device), use_cache=True, logits_to_keep=1)
 
-    with models["pruned"]() as pruned:
-        benchmark.pedantic(prefill, rounds=repeats)
+    benchmark.pedantic(prefill, rounds=repeats)

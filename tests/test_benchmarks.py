@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gpu_check
+import gpu_page
 import predict
 import pytest
 import report
@@ -17,25 +19,70 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-def test_the_predicted_table_is_what_its_script_writes() -> None:
-    assert predict.TARGET.read_text() == predict.document()
-    h100 = predict.GPUS[2]
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [("measured", gpu_page.document), ("predicted", predict.document)],
+)
+def test_the_page_of_gpus_is_what_its_scripts_write(name: str, document: Callable[[], str]) -> None:
+    page = gpu_page.PAGE.read_text()
+    assert gpu_page.section(page, name) == document()
+    assert gpu_page.with_section(page, name, document()) == page
+    assert gpu_page.section(gpu_page.with_section(page, name, "other\n"), name) == "other\n"
+    with pytest.raises(ValueError, match="gpu.md: must hold .* once"):
+        gpu_page.section(page.replace(f"<!-- {name}: end -->", ""), name)
+
+
+def test_every_measured_case_is_on_the_page() -> None:
+    page, content = gpu_page.document(), gpu_page.measured()
+    for case in content["updates"]:
+        shares = " | ".join(f"{case['share_of_read'][key]:.2f}" for key in ("cuda", "triton"))
+        row = f"| {case['dtype']} | {case['hidden_size']} | {case['num_tokens']} | "
+        assert f"{row}{case['read_microseconds']:g} | {shares} |" in page
+        # A read moves both states: at the limit, or below it where there is little to read.
+        size = {"float32": 4}.get(case["dtype"], 2) * case["hidden_size"] * case["num_tokens"]
+        rate = 2 * size / (1e-6 * case["read_microseconds"])
+        assert rate <= 1.02 * content["limits"]["read_bytes_per_second"]
+    assert content["commit"] in page
+    assert content["date"] in page
+
+
+def test_figures_of_a_gpu_in_the_readme_were_measured() -> None:
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text().split())
+    content = gpu_page.measured()
+    rates = content["gigabytes_per_second"][0]
+    speed, costs = content["inference"], content["calibration_pass"]["share_of_forward"]
+    for text in (
+        f"commit {content['commit']}",
+        f"{rates['cuda']} GB/s (`cuda`) and {rates['triton']} GB/s (`triton`)",
+        f"torch.compile reaches {rates['torch.compile']} GB/s, with max-autotune "
+        f"{rates['torch.compile, max-autotune']}, eager PyTorch {rates['eager']}",
+        f"{100 * costs[1]['cuda']:.3g}% longer where its layers are scored, "
+        f"{100 * costs[2]['cuda']:.3g}% (`triton`: {100 * costs[2]['triton']:.3g}%) with all",
+        f"{speed['graphs']['pruned']} tokens/s instead of {speed['graphs']['dense']}",
+        f"{speed['graphs']['ratio']} times as many, and prefills {speed['prefill_ratio']} times",
+        f"by bytes the ideal is {speed['graphs']['ideal_by_bytes']}",
+    ):
+        assert text in readme
+
+
+def test_predictions_are_by_bytes_and_by_rates() -> None:
+    reached = predict.Reached.of(gpu_page.measured())
+    # LLaMA-3.1-8B: 218 M parameters a layer, two flops each, and attention over 1024 positions.
+    flops = predict.MODEL.layer_flops(2048)
+    assert flops == pytest.approx(2 * 218.1e6 + 4 * 1024 * 4096, rel=1e-3)
+    assert reached.peak == pytest.approx(32 * 16384 * flops / 0.465 / 989e12)
+    h100, b300 = predict.GPUS[2], predict.GPUS[4]
+    found = predict.predict(h100, reached)
     # 16384 tokens of 2 x 4096 bfloat16 entries: 268 MB at 3.35 TB/s.
-    assert predict.floors(h100, 4096, 2, 16384)["memory"] == pytest.approx(80.1e-6, rel=1e-2)
-    # LLaMA2-7B: 202 M parameters a layer, two flops each, and attention over 1024 positions.
-    flops = predict.MODELS[0].layer_flops(2048)
-    assert flops == pytest.approx(2 * 202.4e6 + 4 * 1024 * 4096, rel=1e-3)
-
-
-def test_all_blocks_of_llama_are_predicted_below_three_percent_of_the_forward() -> None:
-    h100, model, tokens = predict.GPUS[2], predict.MODELS[0], 16384
-    times = predict.block_floors(h100, 33, 4096, tokens)
-    # 16384 tokens of 33 x 4096 bfloat16 entries: 4.43 GB at 3.35 TB/s.
-    assert times["memory"] == pytest.approx(1.322e-3, rel=1e-3)
-    # At least the 528 pairs of 4096 entries, three operations each, at 33.5e12 a second.
-    assert times["float32"] > 3 * 528 * 4096 * tokens / 33.5e12
-    forward = 32 * predict.forward_seconds(h100, model, tokens, predict.UTILISATION)
-    assert times["memory"] + times["instructions"] < 0.03 * forward
+    assert found.read == pytest.approx(80.1e-6 / reached.read, rel=1e-2)
+    assert found.seconds == pytest.approx(found.read / reached.kernel)
+    assert {predict.predict(gpu, reached).binds for gpu in predict.GPUS} == {"memory"}
+    # 32 pairs of entries to 4 vectors: 8 instructions of a unit that gives two results a clock.
+    seconds = predict.floors(b300, predict.ROW_SUMS, 32e6)["float64"]
+    assert seconds == pytest.approx(8e6 / 2 / (148 * 1.965e9))
+    # Float64 for every entry: 5 operations and 2 conversions for a pair.
+    seconds = predict.floors(b300, predict.FLOAT64, 1e6)["float64"]
+    assert seconds == pytest.approx(7e6 / 2 / (148 * 1.965e9))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

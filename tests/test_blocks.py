@@ -389,7 +389,7 @@ def test_parts_are_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
         one.update(states, mask)
     resumed.update(*data[0])
     merged.update(*data[0])
-    monkeypatch.setattr(blocks, "num_parts", lambda backend: 8)
+    monkeypatch.setattr(blocks, "num_block_parts", lambda backend: 8)
     parts, later = RunningBlockScores(3, backend="cpu"), RunningBlockScores(3, backend="cpu")
     for states, mask in data:
         parts.update(states, mask)

@@ -1,10 +1,13 @@
-"""Which parts setup.py builds, and that a build that was insisted on fails aloud."""
+"""What setup.py builds, beside which torch, and that a build that was insisted on fails aloud."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def configure(folder: Path, wanted: str | None, nvcc: str | None) -> subprocess.CompletedProcess:
+NAMES = "[extension.name for extension in setup.extensions()]"
+
+
+def configure(
+    folder: Path, wanted: str | None, nvcc: str | None, told: str = NAMES
+) -> subprocess.CompletedProcess:
     """Run setup.py up to where the extensions are known, with this script as the only nvcc."""
     if nvcc is not None:
         (folder / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
@@ -23,7 +31,7 @@ def configure(folder: Path, wanted: str | None, nvcc: str | None) -> subprocess.
     if wanted is not None:
         environment["SIMDIFF_CUDA"] = wanted
     code = "import sys; sys.argv = ['setup.py', '--quiet', '--name']; import setup; "
-    code += "print([extension.name for extension in setup.extensions()])"
+    code += f"print({told})"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
@@ -63,3 +71,67 @@ def test_what_was_insisted_on_fails_aloud(
     result = configure(tmp_path, wanted, nvcc)
     assert result.returncode != 0
     assert message in result.stderr
+
+
+# Torch's own copy of pybind11 comes first on the include path. That of 2.10 and 2.11 begins and
+# ends like this; the one of 2.13 does not.
+REFUSES = """#if defined(TORCH_STABLE_ONLY) || defined(TORCH_TARGET_VERSION)
+#error "This file should not be included when TORCH_TARGET_VERSION is defined."
+#endif
+#include_next <pybind11/{name}>
+"""
+# What torch's headers have after 2.10 even where 2.10 is targeted, compared for 2.10, 2.11 and 2.13
+# in torch/csrc/stable and torch/headeronly. The headers alone are cheap to get, from the 80 MB of
+# `pip download torch==2.10.0 --no-deps --platform macosx_11_0_arm64`.
+AFTER_2_10 = r"\bSTABLE_TORCH_ERROR_CODE_CHECK\b|\.layout\(\)"
+TORCH_SOURCES = sorted(path.name for path in (ROOT / "csrc" / "torch").glob("*.cpp"))
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Of every file of csrc/torch, the arguments that setup.py gives the compiler."""
+    told = "__import__('json').dumps([[e.sources, e.extra_compile_args, e.include_dirs] "
+    told += "for e in setup.extensions()])"
+    result = configure(tmp_path_factory.mktemp("setup"), "1", LIBRARIES, told)
+    assert result.returncode == 0, result.stderr
+    return {
+        Path(source).name: [*flags, *(f"-I{folder}" for folder in folders)]
+        for sources, flags, folders in json.loads(result.stdout.splitlines()[-1])
+        for source in sources
+    }
+
+
+def test_every_file_that_sees_torch_is_compiled(compilations: dict[str, list[str]]) -> None:
+    assert set(TORCH_SOURCES) <= set(compilations)
+
+
+@pytest.mark.parametrize("source", TORCH_SOURCES)
+def test_compiles_beside_a_torch_whose_pybind11_refuses_the_stable_abi(
+    source: str, compilations: dict[str, list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "pybind11").mkdir()
+    for name in ("pybind11.h", "stl.h"):
+        (tmp_path / "pybind11" / name).write_text(REFUSES.format(name=name))
+    include = [f"-I{tmp_path}", f"-I{sysconfig.get_path('include')}"]
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-w", *include, *compilations[source]]
+    path = ROOT / "csrc" / "torch" / source
+    result = subprocess.run([*command, str(path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_nothing_is_used_that_torch_2_10_lacks() -> None:
+    for path in (ROOT / "csrc" / "torch").iterdir():
+        assert re.findall(AFTER_2_10, path.read_text()) == [], path
+
+
+def test_the_abi_is_set_before_any_header_of_torch() -> None:
+    """Defined after one of them, it would be without effect."""
+    including = [
+        path
+        for path in (ROOT / "csrc" / "torch").iterdir()
+        if "#include <torch/" in path.read_text()
+    ]
+    assert [path.name for path in including] == ["stable_abi.h"]
+    text = including[0].read_text()
+    assert "#define TORCH_TARGET_VERSION 0x020a000000000000\n" in text
+    assert text.index("#define TORCH_TARGET_VERSION") < text.index("#include <torch/")

@@ -1,7 +1,4 @@
 // Registers the CUDA implementations with torch.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/library.h>
-
 #include "../cuda/block_metrics.h"
 #include "../cuda/fold.h"
 #include "../cuda/row_sums.h"
@@ -20,7 +17,7 @@ cuda::Stream current_stream(int32_t device) {
   STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr,
                   "simdiff_kernels (CUDA): this torch was built without CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cuda::Stream>(stream);
 }
 

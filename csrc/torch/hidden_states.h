@@ -1,9 +1,6 @@
-// What both operator files need: tensors to raw pointers, with checks. Torch's stable ABI only, so
-// that one build serves torch 2.10 and later; schemas live in simdiff_kernels/ops.py.
+// What both operator files need: tensors to raw pointers, with checks; schemas live in
+// simdiff_kernels/ops.py.
 #pragma once
-
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <vector>
@@ -11,6 +8,7 @@
 #include "../common/block_states.h"
 #include "../common/layer_states.h"
 #include "../common/metrics.h"
+#include "stable_abi.h"
 
 namespace simdiff {
 

@@ -1,11 +1,12 @@
 // simdiff_kernels._C: importing it loads the operators; its functions tell what was built.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "../cpu/row_sums.h"
+#include "torch_threads.h"
 
 namespace {
 
@@ -23,15 +24,14 @@ uint64_t read_memory(uintptr_t before, uintptr_t after, int64_t num_bytes) {
   const auto read = simdiff::selected_instruction_set().read_bytes;
   const auto *x = reinterpret_cast<const char*>(before), *y = reinterpret_cast<const char*>(after);
   std::atomic<uint64_t> seen{0};
-  torch::stable::parallel_for(
-      0, (num_bytes + kPiece - 1) / kPiece, 1, [&](int64_t first, int64_t last) {
-        uint64_t words = 0;
-        for (int64_t piece = first; piece < last; ++piece) {
-          const int64_t begin = piece * kPiece;
-          words |= read(x + begin, y + begin, std::min(num_bytes - begin, kPiece));
-        }
-        seen |= words;
-      });
+  simdiff::on_torch_threads((num_bytes + kPiece - 1) / kPiece, [&](int64_t first, int64_t last) {
+    uint64_t words = 0;
+    for (int64_t piece = first; piece < last; ++piece) {
+      const int64_t begin = piece * kPiece;
+      words |= read(x + begin, y + begin, std::min(num_bytes - begin, kPiece));
+    }
+    seen |= words;
+  });
   return seen;
 }
 

@@ -1,18 +1,17 @@
 // Registers the CPU implementations with torch.
-#include <torch/csrc/stable/library.h>
 
 #include "../cpu/block_metrics.h"
 #include "../cpu/layer_metrics.h"
 #include "hidden_states.h"
+#include "torch_threads.h"
+
+void simdiff::on_torch_threads(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, count, 1, body);
+}
 
 namespace {
 
 using namespace simdiff;
-
-// torch's own thread pool: torch.set_num_threads is obeyed and no second pool spins beside it.
-void on_torch_threads(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
-  torch::stable::parallel_for(0, count, 1, body);
-}
 
 void row_sums_cpu(Tensor sums, const Tensor& before, const Tensor& after,
                   const std::optional<Tensor>& mask) {

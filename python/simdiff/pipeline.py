@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +29,8 @@ from simdiff.scores import LayerScores
 from simdiff.search_plans import SEARCHED
 from simdiff.selection import PruningPlan
 from simdiff.speed import measure_speed
+from simdiff.speed_bench import sharing_copy
 from simdiff.stability import ScoringOptions
-from simdiff.surgery import removed_layers
 from simdiff.text_options import TextOptions, both_parts, held_out_windows
 
 PROMPT = "The history of the steam engine began"
@@ -149,13 +148,8 @@ def _measure_dense(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Quality of the dense model, and the speed of both, interleaved on the same weights."""
     quality = perplexity(model, held_out.tokens, description="perplexity, dense")
-    speed = measure_speed(
-        {
-            "dense": lambda: contextlib.nullcontext(model),
-            "pruned": lambda: removed_layers(model, plan.removed),
-        },
-        held_out.tokens[:1, :128],
-    )
+    pruned = sharing_copy(model, plan.removed)
+    speed = measure_speed(model, pruned, prompt_length=min(128, held_out.tokens.shape[1]))
     dense = asdict(quality) | {
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "speed": asdict(speed["dense"]),

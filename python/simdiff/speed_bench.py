@@ -30,7 +30,7 @@ from simdiff.speed_model import (
 )
 from simdiff.speed_protocol import Protocol, Setting, check_memory, tokens_within
 from simdiff.speed_rates import OtherLoad, available_memory, measure_rates
-from simdiff.speed_statistics import paired_ratio, spread
+from simdiff.speed_statistics import Spread, paired_ratio, spread
 from simdiff.surgery import remove_layers
 
 FORMULAS = {
@@ -156,7 +156,7 @@ def _shared(dense: PreTrainedModel, pruned: PreTrainedModel) -> bool:
 
 
 @dataclass
-class _Rounds:
+class Rounds:
     """What the rounds of one setting gave."""
 
     generations: dict[str, list[Generation]]
@@ -170,7 +170,7 @@ def interleave(
     repeats: int,
     warm_up: int,
     go_on: Callable[[int], bool] = lambda done: True,
-) -> _Rounds:
+) -> Rounds:
     """Let the models take turns, in one order and then in the other.
 
     Args:
@@ -180,7 +180,7 @@ def interleave(
         warm_up: rounds before them.
         go_on: asked after each counted round, with the number of them.
     """
-    rounds = _Rounds({name: [] for name in names}, [])
+    rounds = Rounds({name: [] for name in names}, [])
     for turn in track(range(warm_up + repeats), "speed"):
         order = list(names) if turn % 2 == 0 else list(names)[::-1]
         results = {name: generate(name) for name in order}
@@ -192,6 +192,13 @@ def interleave(
         if not go_on(len(rounds.orders)):
             break
     return rounds
+
+
+def draw_prompt(model: PreTrainedModel, setting: Setting, seed: int = 0) -> Tensor:
+    """Token ids `(batch_size, prompt_length)`, drawn from the whole vocabulary."""
+    shape = setting.batch_size, setting.prompt_length
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model_size(model).vocab_size, shape, generator=generator)
 
 
 class _Run:
@@ -211,9 +218,7 @@ class _Run:
     def measure(self, index: int) -> dict[str, Any]:
         """Check, shorten, measure and describe one setting."""
         wanted = self.protocol.settings()[index]
-        generator = torch.Generator().manual_seed(self.protocol.seed)
-        shape = wanted.batch_size, wanted.prompt_length
-        prompt = torch.randint(self.sizes["dense"].vocab_size, shape, generator=generator)
+        prompt = draw_prompt(self.models["dense"], wanted, self.protocol.seed)
         end = self._end(index)
         with step(f"check the tokens, {wanted}"):
             equal = self._check(prompt, wanted.new_tokens)
@@ -249,7 +254,7 @@ class _Run:
                 name: self._results(name, setting, rounds.generations[name])
                 for name in self.models
             },
-            "phases": _ratios(rounds, self._ideals(setting, rates)),
+            "phases": ratios(rounds, self._ideals(setting, rates)),
         }  # fmt: skip
 
     def _end(self, index: int) -> float | None:
@@ -329,18 +334,12 @@ class _Run:
         size: ModelSize = self.sizes[name]
         batch, steps = setting.batch_size, setting.new_tokens - 1
         seconds = {key: [phases[key] for phases in map(_seconds, generations)] for key in _PHASES}
-        tokens = {
-            "prefill": batch * setting.prompt_length,
-            "decode": batch * steps,
-            "whole": batch * setting.new_tokens,
-        }
         costs = total_cost(size, batch, setting.prompt_length, steps)
         by_step = zip(*(g.step_seconds for g in generations), strict=True)
         return {
             "seconds": seconds,
             "tokens_per_second": {
-                key: asdict(spread([tokens[key] / value for value in seconds[key]]))
-                for key in _PHASES
+                key: asdict(value) for key, value in tokens_per_second(generations, setting).items()
             },
             "median_step_seconds": [statistics.median(values) for values in by_step],
             "cost": costs,
@@ -357,7 +356,20 @@ def _seconds(generation: Generation) -> dict[str, float]:
     return {"prefill": prefill, "decode": decode, "whole": prefill + decode}
 
 
-def _ratios(rounds: _Rounds, ideals: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def tokens_per_second(generations: Collection[Generation], setting: Setting) -> dict[str, Spread]:
+    """For each phase, the tokens that come from it by its seconds."""
+    tokens = {
+        "prefill": setting.prompt_length,
+        "decode": setting.new_tokens - 1,
+        "whole": setting.new_tokens,
+    }
+    return {
+        phase: spread([setting.batch_size * count / _seconds(g)[phase] for g in generations])
+        for phase, count in tokens.items()
+    }
+
+
+def ratios(rounds: Rounds, ideals: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """For each phase the measured ratio, the ideals and the shares reached."""
     result: dict[str, Any] = {}
     for phase in _PHASES:

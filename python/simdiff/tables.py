@@ -118,14 +118,18 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = results["dense"], results["pruned"]
+    faster = pruned["speed"]["times_faster"]
     rows = (
-        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], ".2f"),
-        ("decode, tokens/s", dense["speed"]["decode"], pruned["speed"]["decode"], ".1f"),
-        ("prefill, tokens/s", dense["speed"]["prefill"], pruned["speed"]["prefill"], ".0f"),
-        ("parameters", dense["num_parameters"], pruned["num_parameters"], ",.0f"),
-    )
-    for name, before, after, style in rows:
-        table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{after / before:.3f}")
+        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f"),
+        ("decode, tokens/s", dense["speed"]["decode"], pruned["speed"]["decode"],
+         faster["decode"], ".1f"),
+        ("prefill, tokens/s", dense["speed"]["prefill"], pruned["speed"]["prefill"],
+         faster["prefill"], ".0f"),
+        ("parameters", dense["num_parameters"], pruned["num_parameters"], None, ",.0f"),
+    )  # fmt: skip
+    for name, before, after, ratio, style in rows:
+        ratio = after / before if ratio is None else ratio
+        table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{ratio:.3f}")
     return table
 
 

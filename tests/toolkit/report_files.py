@@ -27,7 +27,9 @@ def write_run(directory: Path, scores: LayerScores) -> PruningPlan:
 
 def results(plan: PruningPlan) -> dict[str, Any]:
     """The content of results.json."""
-    speed = {"prompt_tokens": 16, "new_tokens": 8, "repeats": 5, "num_threads": 1}
+    speed = {"prompt_tokens": 16, "new_tokens": 8, "repeats": 5, "num_threads": 1,
+             "device": "cuda:0", "decoding": "CUDA graph, static cache"}  # fmt: skip
+    faster = {"prefill": 1.3622, "decode": 1.2964}
     ideal = {"prefill": 1.4321, "decode": 1.3456}
     share = {"prefill": 0.9512, "decode": 0.9634}
     return {
@@ -42,7 +44,7 @@ def results(plan: PruningPlan) -> dict[str, Any]:
         "pruned": quality(44.75) | {
             "num_parameters": pruned_parameters(plan),
             "speed": {"prefill": 1105.5, "decode": 68.1, **speed, "ideal": ideal,
-                      "share_of_ideal": share},
+                      "share_of_ideal": share, "times_faster": faster},
             "generation": {"prompt": "Once <i>", "text": " upon & a time", "equals_uncached": True},
         },
     }  # fmt: skip

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel
 
 from simdiff import cli
+from simdiff import speed as speed_of_run
 from simdiff.cli import bench as bench_command
 from simdiff.decoding import (
     Decoder,
@@ -28,7 +29,7 @@ from simdiff.decoding import (
 from simdiff.errors import SimdiffError
 from simdiff.models import model_identity
 from simdiff.speed import measure_speed
-from simdiff.speed_bench import bench, interleave, sharing_copy
+from simdiff.speed_bench import bench, draw_prompt, interleave, sharing_copy
 from simdiff.speed_model import (
     Cost,
     Rates,
@@ -274,22 +275,80 @@ def test_models_that_cannot_be_compared(llama: PreTrainedModel) -> None:
         bench(llama, other, QUICK)
 
 
-def test_speed_of_a_run_knows_its_ideal(llama: PreTrainedModel) -> None:
+def test_speed_of_a_run_is_what_bench_measures(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([9, 9, 1, 3, 6, 2, 3, 4, 8, 2, 1, 9])  # pruned is first in every second round
+    prompts: list[torch.Tensor] = []
+
+    def generate(self: Decoder, prompt: torch.Tensor, new_tokens: int) -> Generation:
+        prompts.append(prompt)
+        value = float(next(seconds))
+        return Generation(torch.zeros(1, new_tokens), 2 * value, (value / 4,) * 4, 0)
+
+    monkeypatch.setattr(Decoder, "generate", generate)
     twin = sharing_copy(llama, (2, 3))
-    speeds = measure_speed(
-        {"dense": lambda: nullcontext(llama), "pruned": lambda: nullcontext(twin)},
-        PROMPT[:1],
-        new_tokens=3,
-        repeats=2,
-    )
-    assert speeds["dense"].ideal is speeds["dense"].share_of_ideal is None
+    speeds = measure_speed(llama, twin, prompt_length=9, new_tokens=5, repeats=5)
+    dense, pruned = speeds["dense"], speeds["pruned"]
+    assert dense.ideal is dense.share_of_ideal is dense.times_faster is None
+    # dense 3, 6, 4, 8, 9 seconds and pruned 1, 2, 3, 2, 1: the median of ratios, not of speeds.
+    assert pruned.times_faster == {"prefill": 3, "decode": 3}
+    assert (dense.prefill, pruned.prefill) == (9 / 12, 9 / 4)
+    assert (dense.decode, pruned.decode) == (4 / 6, 4 / 2)
     expected = plain_ideal(
-        model_size(llama), model_size(twin), batch_size=1, prompt_length=9, steps=3
+        model_size(llama), model_size(twin), batch_size=1, prompt_length=9, steps=4
     )
-    assert speeds["pruned"].ideal == expected
-    share = speeds["pruned"].share_of_ideal
-    assert share is not None
-    assert set(share) == {"prefill", "decode"}
+    assert pruned.ideal == expected
+    assert pruned.share_of_ideal == {phase: 3 / expected[phase] for phase in expected}
+    protocol = Protocol((1,), (9,), new_tokens=5)
+    assert torch.equal(prompts[-1], draw_prompt(llama, protocol.settings()[0], protocol.seed))
+    assert (dense.decoding, dense.device) == ("eager, dynamic cache", "cpu")
+
+
+def test_speed_of_a_run_keeps_to_the_positions_there_are(llama: PreTrainedModel) -> None:
+    llama.config.max_position_embeddings = 20
+    speed = measure_speed(llama, llama, repeats=1, warm_up=0)["pruned"]
+    assert (speed.prompt_tokens, speed.new_tokens) == (10, 10)
+    assert min(speed.prefill, speed.decode) > 0
+
+
+class Failing(StaticDecoder):
+    """What a GPU would be given, and cannot capture."""
+
+    def generate(self, prompt: torch.Tensor, new_tokens: int) -> Generation:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+class Wrong(StaticDecoder):
+    """A graph that writes other tokens."""
+
+    def generate(self, prompt: torch.Tensor, new_tokens: int) -> Generation:
+        found = super().generate(prompt, new_tokens)
+        return replace(found, tokens=(found.tokens + 1) % 97)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (StaticDecoder, r"eager, static cache"),
+        (Failing, r"eager, dynamic cache \(eager, static cache failed: operation not permitted "
+                  r"when stream is capturing\)"),
+        (Wrong, r"eager, dynamic cache \(eager, static cache failed: not timed: .*\)"),
+    ],
+)  # fmt: skip
+def test_speed_of_a_run_falls_back(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, kind: type[Decoder], told: str
+) -> None:
+    """The decoder that the device suggests is used where it works, and never ends the run."""
+
+    def make(model: PreTrainedModel, graphs: bool = True) -> Decoder:
+        return kind(model) if graphs else Decoder(model)
+
+    monkeypatch.setattr(speed_of_run, "make_decoder", make)
+    speeds = measure_speed(llama, sharing_copy(llama, (2, 3)), prompt_length=9, new_tokens=4)
+    for speed in speeds.values():
+        assert re.fullmatch(told, speed.decoding)
+        assert min(speed.prefill, speed.decode) > 0
 
 
 COMMAND = ("--batch-sizes", "1,2", "--prompt-lengths", "5", "--new-tokens", "4", "--repeats", "3",
@@ -381,3 +440,6 @@ def test_on_a_gpu(llama: PreTrainedModel, graphs: bool) -> None:
         assert min(generation.prefill_seconds, *generation.step_seconds) > 0
     content = bench(llama, sharing_copy(llama, (2, 3)), replace(QUICK, graphs=graphs))
     assert content["device"].startswith("cuda")
+    speed = measure_speed(llama, sharing_copy(llama, (2, 3)), new_tokens=4)["pruned"]
+    assert speed.decoding == "CUDA graph, static cache"
+    assert speed.device.startswith("cuda")

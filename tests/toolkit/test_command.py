@@ -67,6 +67,9 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     ):
         assert text in printed
     assert results["pruned"]["generation"]["equals_uncached"]
+    speed = results["pruned"]["speed"]
+    assert (speed["decoding"], speed["prompt_tokens"]) == ("eager, dynamic cache", 16)
+    assert f"{speed['times_faster']['decode']:.3f}" in printed
     page = References()
     page.feed((out / "report.html").read_text())
     # importance, two of confidence, four metrics, all blocks, two of speed

@@ -152,7 +152,7 @@ class Correction:
             for index, batch in enumerate(self.batches):
                 output = student.run(batch, self.states[index], position, position + 1)
                 equations = fitted if index < len(self.fitted) else unseen
-                rows = token_mask(batch).to(output.device)
+                rows = token_mask(batch)
                 x, r, w = self._rows(
                     projection, seen[0], features, output, self.targets[index], rows
                 )
@@ -193,9 +193,13 @@ class Correction:
         rows: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of one batch: features, residuals that are to be linear in them, weights; float64."""
-        entered, written = (tensor.reshape(len(rows), -1)[rows].double() for tensor in seen)
-        wanted = target.reshape(len(rows), -1)[rows].double()
-        residuals = (wanted - output.reshape(len(rows), -1)[rows].double()) / projection.scale
+        device = self.states[0].device  # a model spread over GPUs has the others elsewhere
+
+        def counted(states: Tensor) -> Tensor:
+            return states.reshape(len(rows), -1)[rows.to(states.device)].to(device).double()
+
+        entered, written, wanted, left = map(counted, (*seen, target, output))
+        residuals = (wanted - left) / projection.scale
         features = entered if kind == "inputs" else written
         if projection.has_bias:
             features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)

@@ -62,10 +62,10 @@ class Teacher:
             return self._kept[index].to(self._device)
         start = time.perf_counter()
         result = self._read(self._examples.take(torch.tensor([index])))
+        if self.keeps:  # within the time: a copy to the host waits for the device
+            self._kept[index] = result.cpu()
         self.seconds += time.perf_counter() - start
         self.num_read += 1
-        if self.keeps:
-            self._kept[index] = result.cpu()
         return result
 
     @torch.no_grad()

@@ -80,7 +80,7 @@ class TrainingState:
         if not path.exists():
             return None
         try:
-            content = torch.load(path, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             version, found, state = content["version"], content["key"], content["state"]
             if version != SCHEMA_VERSION:
                 raise ValueError(f"version {version}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 
 from simdiff.report.sources import Content, ReportSources
@@ -41,14 +42,13 @@ def _benched(setting: Content, phase: str) -> SpeedPair:
 
 def _of_run(results: Content, phase: str) -> SpeedPair:
     dense, pruned = results["dense"]["speed"], results["pruned"]["speed"]
-    ideal = (pruned.get("ideal") or {}).get(phase)
-    share = (pruned.get("share_of_ideal") or {}).get(phase)
-    # The share comes from ratios of the same repetition, the ratio of medians may differ a little.
-    ratio = share * ideal if share and ideal else pruned[phase] / dense[phase]
+    ideal, share, ratio = (
+        (pruned.get(key) or {}).get(phase) for key in ("ideal", "share_of_ideal", "times_faster")
+    )
     return SpeedPair(
         f"batch 1, prompt {dense['prompt_tokens']}"
         + (f", {dense['new_tokens']} new tokens" if phase == "decode" else ""),
-        dense[phase], pruned[phase], ratio, ideal, share,
+        dense[phase], pruned[phase], ratio or pruned[phase] / dense[phase], ideal, share,
     )  # fmt: skip
 
 
@@ -107,8 +107,11 @@ def _caption(sources: ReportSources, has_ideal: bool) -> str:
             f"one process; thin lines are quartiles. {content['dtype']}, {content['device']}, "
             f"{content['num_threads']} threads, {content['machine']}."
         )
-    speeds = (sources.results or {})["dense"]["speed"]
+    results = sources.results or {}
+    speeds = results["dense"]["speed"]
+    how = [speeds[key] for key in ("decoding", "device") if key in speeds]
+    known = ", ".join([*how, f"{speeds['num_threads']} threads", results["machine"]])
     return (
-        f"{ideal}Medians of {speeds['repeats']} repetitions, both models by turns in one process, "
-        f"{speeds['num_threads']} threads, {(sources.results or {})['machine']}."
+        f"{ideal}Medians of {speeds['repeats']} repetitions, both models by turns in one process: "
+        f"{html.escape(known)}."
     )
