@@ -317,9 +317,7 @@ def block_summary_of(
     spread = (moments[_NUM_METRICS:-1] / num_tokens - mean.square()).clamp_min(0)
     error = (spread / (num_tokens - 1)).sqrt() if num_tokens > 1 else spread * torch.nan
     measured = {
-        name: m
-        for m, name in enumerate(BLOCK_METRICS)
-        if name != _ABSOLUTE or absolute_difference
+        name: m for m, name in enumerate(BLOCK_METRICS) if name != _ABSOLUTE or absolute_difference
     }
     means: dict[str, Any] = {name: mean[m] for name, m in measured.items()}
     return BlockSummary(

@@ -21,9 +21,7 @@ from simdiff_kernels.metrics import (
 )
 
 
-def row_sums(
-    sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = None
-) -> None:
+def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
     """Write sum x^2, sum y^2, sum d^2 and sum |d| of every token, d = y - x, in that order.
 
     In float64 products of float32 values are exact.
@@ -114,7 +112,7 @@ def fold(
         peaks, positions = torch.where(used, values, -torch.inf).max(dim=2)
         totals, squares, maxima = moments[state].unbind(1)
         argmax, num_seen = tallies[state, :, :num_metrics], tallies[state, :, num_metrics + 2]
-        higher = peaks.T > maxima
+        higher = maxima < peaks.T
         argmax.copy_(torch.where(higher, positions.T + num_seen[:, None], argmax))
         maxima.copy_(torch.maximum(maxima, peaks.T))
         totals += kept.sum(2).T
@@ -217,7 +215,9 @@ def accumulate_blocks(
 
     num_metrics = len(BLOCK_METRICS)
     squared = BLOCK_METRICS.index("squared_difference")
-    wanted = [m for m, name in enumerate(BLOCK_METRICS) if absolute or name != "absolute_difference"]
+    wanted = [
+        m for m, name in enumerate(BLOCK_METRICS) if absolute or name != "absolute_difference"
+    ]
     for j in range(1, len(states)):
         for i in range(j):
             values = _block_metrics(states[i], states[j])

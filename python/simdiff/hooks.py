@@ -23,7 +23,7 @@ class LayerTaker(Protocol):
 
 
 class BlocksTaker(Protocol):
-    """What is fed with all hidden states of a batch: `RunningBlockScores`, or the same by groups."""
+    """What is fed with all hidden states of a batch: `RunningBlockScores`, or that by groups."""
 
     num_layers: int
 

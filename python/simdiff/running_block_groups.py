@@ -112,7 +112,9 @@ class RunningBlockGroups:
 
     def _finish(self, groups: slice) -> tuple[BlockScores, Matrix]:
         if self._blocks is None or self._last_tokens is None or self._norm_changes is None:
-            raise ValueError("RunningBlockGroups.finish: there must be at least one batch, got none")
+            raise ValueError(
+                "RunningBlockGroups.finish: there must be at least one batch, got none"
+            )
         blocks = join_blocks(*(state[groups].cpu() for state in self._blocks))
         last = join_blocks(*(state[groups].cpu() for state in self._last_tokens))
         summary = block_summary_of(*blocks)

@@ -253,5 +253,3 @@ class RunningGroups:
         for layers in self._devices.values():
             layers.copy_to(moments, tallies)
         return moments, tallies
-
-

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from simdiff.block_scores import BlockScores
+from simdiff.running_groups import RunningGroups
+
 
 @torch.no_grad()
 def hidden_states(model: PreTrainedModel, batches: list[torch.Tensor]) -> torch.Tensor:
@@ -19,3 +22,14 @@ def hidden_states(model: PreTrainedModel, batches: list[torch.Tensor]) -> torch.
     finally:
         norm.forward = forward
     return torch.cat([torch.stack(o.hidden_states).double() for o in outputs], dim=1)
+
+
+def blocks_of(states: list[torch.Tensor]) -> BlockScores:
+    """The scores of blocks of one sequence's hidden states, `(tokens, hidden_size)` each."""
+    groups = RunningGroups(len(states) - 1, 1)
+    groups.begin(torch.ones(1, len(states[0])))
+    assert groups.blocks is not None
+    groups.blocks.update([state[None] for state in states])
+    blocks, _ = groups.finish_blocks()
+    assert blocks is not None
+    return blocks

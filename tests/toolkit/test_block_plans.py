@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from states import blocks_of as blocks_of_states
 from torch import nn
 from transformers import PreTrainedModel
 
 from simdiff.block_costs import BLOCK_CRITERIA, block_costs, decisive_layers
-from simdiff.block_scores import BLOCK_SCORES, RunningBlocks, RunningNormChange
+from simdiff.block_scores import BLOCK_SCORES
 from simdiff.block_selection import BlockCosts, best_contiguous_block, blocks_of, optimal_blocks
 from simdiff.budget import Budget
 from simdiff.criteria import importance
@@ -24,9 +25,11 @@ from simdiff.exchange import exchange_search, losses_of_cuts
 from simdiff.hooks import LayerHooks
 from simdiff.models import find_decoder_layers, model_identity
 from simdiff.planning import make_plan
+from simdiff.running_block_groups import norm_changes
 from simdiff.scores import LayerScores, score
 from simdiff.shortlist import Candidate, shortlist
-from simdiff_kernels import NonFiniteError, RunningScores
+from simdiff_kernels import NonFiniteError, RunningBlockScores, RunningScores, row_sums
+from simdiff_kernels.metrics import COUNTED, LEFT_OUT
 
 
 def states_of(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
@@ -85,9 +88,7 @@ def test_simdiff_is_the_squared_relative_error(llama_scores: LayerScores) -> Non
     states[2][7] *= 1e4  # a massive activation in one token
     costs = []
     for unit in (1.0, 1e3):
-        running = RunningBlocks(3)
-        running.update([unit * state for state in states])
-        blocks = running.finish()
+        blocks = blocks_of_states([unit * state for state in states])
         costs.append(block_costs(dataclasses.replace(llama_scores, blocks=blocks)).values)
     for i, j in itertools.combinations(range(4), 2):
         x, y = states[i], states[j]
@@ -101,13 +102,16 @@ def test_simdiff_is_the_squared_relative_error(llama_scores: LayerScores) -> Non
 
 
 def test_norm_change_of_zero_masked_and_bad_tokens() -> None:
-    running = RunningNormChange(1)
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [math.nan, 0.0]])
     y = torch.tensor([[6.0, 8.0], [0.0, 0.0], [1.0, 0.0], [9.0, 0.0], [1.0, 0.0]])
-    running.update([x, y], torch.tensor([1, 1, 1, 0, 1]))
-    assert running.finish()[0, 1].item() == pytest.approx((0.25 + 0 + 1) / 3)
-    with pytest.raises(ValueError, match="at least one token, got none"):
-        RunningNormChange(1).finish()
+    z = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 0.0], [9.0, 0.0], [1.0, 0.0]])
+    kinds = torch.tensor([[COUNTED, COUNTED, COUNTED, LEFT_OUT, COUNTED]], dtype=torch.uint8)
+    sums = torch.stack([row_sums(x, y), row_sums(y, z)]).unsqueeze(1)
+    found = norm_changes(sums, kinds)[0]
+    assert found[0, 1].item() == pytest.approx(0.25 + 0 + 1)
+    assert found[0, 2].item() == pytest.approx((1 / 5 + 5) / 2 - 1 + 1 + 0)
+    assert found[1, 2].item() == pytest.approx((1 / 10 + 10) / 2 - 1 + 1 + 1)
+    assert not bool(found.tril().any())
 
 
 def test_blocks_see_nan(llama: PreTrainedModel) -> None:
@@ -123,7 +127,7 @@ def test_layers_out_of_order_and_overwritten_states_are_refused() -> None:
             return hidden_states + 1
 
     layers = nn.ModuleList([Add(), Add()])
-    with LayerHooks(layers, RunningScores(2), RunningBlocks(2)), torch.no_grad():
+    with LayerHooks(layers, RunningScores(2), RunningBlockScores(2)), torch.no_grad():
         with pytest.raises(
             SimdiffError, match="once and in order .*got layer 1 where layer 0 was due"
         ):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from states import hidden_states
+from states import blocks_of, hidden_states
 from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
-from simdiff.block_scores import BlockScores, RunningBlocks
+from simdiff.block_scores import BlockScores, block_scores_of
 from simdiff.budget import Budget
 from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
@@ -21,6 +21,7 @@ from simdiff.plan_options import PlanOptions
 from simdiff.planning import BLOCK_CRITERION_OF, ONE_BLOCK, make_plan
 from simdiff.scores import LayerScores, score
 from simdiff.selection import PruningPlan, select
+from simdiff_kernels import RunningBlockScores
 
 
 def test_criteria_of_single_layers(tiny: PreTrainedModel, token_batches: list) -> None:
@@ -97,9 +98,8 @@ def test_the_mean_of_angles_is_not_the_angle_of_the_mean(llama_scores: LayerScor
         return angles.cos() * first + angles.sin() * side
 
     shares = [(0.1,) * 10, (0.5,) + (0.1,) * 9, (0.5 + 1e-7,) + (0.1 + 1e-7,) * 9]
-    running = RunningBlocks(3)
-    running.update([first, *(turned(*row) for row in shares)])
-    scores = dataclasses.replace(llama_scores, blocks=running.finish())
+    blocks = blocks_of([first, *(turned(*row) for row in shares)])
+    scores = dataclasses.replace(llama_scores, blocks=blocks)
     angles = block_costs(scores, "angular-distance").values
     cosines = block_costs(scores, "cosine-distance").values
     wanted = (0.1, 0.04, 1e-7)
@@ -137,12 +137,9 @@ def test_the_absolute_difference_of_blocks_is_kept_where_it_is(
     assert llama_scores.blocks is not None
     assert "absolute_difference" not in llama_scores.blocks.metrics
     assert llama_scores.to_dict()["blocks"]["absolute_difference"] is None
-    running = RunningBlocks(6, absolute_difference=True)
+    running = RunningBlockScores(6, absolute_difference=True)
     running.update([torch.randn(9, 16) for _ in range(7)])
-    other = running.empty_like()
-    other.merge(running)
-    blocks = other.finish()
-    assert blocks == running.finish()
+    blocks = block_scores_of(running.finish(), torch.rand(7, 7).triu(1))
     assert blocks.metrics["absolute_difference"][2][5] > 0
     path = tmp_path / "scores.json"
     for version in (3, 4):

@@ -48,8 +48,9 @@ def check_scores(scores: LayerScores, states: list[list[Tensor]], masks: list[Te
         for m, name in enumerate(METRICS):
             values = torch.cat([metrics[m].flatten() for metrics in exact])
             kept, table = values[mask], scores.metrics[name]
-            # The CPU makes 29 additions in float32 before it widens them (row_sums_short.h).
-            limit = 29 / 4 * 2.0**-24
+            # The CPU makes up to 52 additions in float32 before it widens them (block_sums_loop.h);
+            # the cosine distance may magnify what that costs by 16 (short_sums.h).
+            limit = 52 / 4 * 2.0**-24 * (16 if name == "cosine_distance" else 1)
             assert table.mean[layer] == pytest.approx(kept.mean().item(), rel=limit)
             assert table.maximum[layer] == pytest.approx(kept.max().item(), rel=limit)
             index = int(values.where(mask, -1).argmax())
