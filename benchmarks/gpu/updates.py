@@ -105,8 +105,7 @@ def _measure(settings: Settings, case: Case, left: object) -> Iterator[Result]:
     """The read, a copy, and both operators on every backend; device and host apart."""
     pairs, result = _pairs(settings, case)
     how, read = timing.pure_read(pairs, settings.device)
-    result |= {"read_seconds": read, "read_by": how, "wanted": case.wanted}
-    result |= {"copy_seconds": timing.copy_seconds(pairs, settings.device), "ours": {}}
+    result |= {"read_seconds": read, "read_by": how, "wanted": case.wanted, "ours": {}}
     for backend in settings.backends:
         for name, subject in _ours(backend).items():
             if subject is None:
@@ -116,6 +115,7 @@ def _measure(settings: Settings, case: Case, left: object) -> Iterator[Result]:
                 found["share"] = read / found["seconds"]
                 found["host_seconds"] = timing.host_seconds(subject.run, pairs[0], settings.device)
             result["ours"].setdefault(name, {})[backend] = found
+    result["copy_seconds"] = timing.copy_seconds(pairs, settings.device)  # writes over the pairs
     yield result
 
 
