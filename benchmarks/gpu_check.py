@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
+import importlib
 import importlib.util
 import platform
 import signal
@@ -52,8 +52,8 @@ def all_steps(settings: Settings) -> list[Step]:
 def describe(settings: Settings, commit: str | None) -> Result:
     """What a reader needs to know of the machine and of what ran on it."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if importlib.util.find_spec("triton") is not None:
-        versions["triton"] = importlib.metadata.version("triton")
+    if importlib.util.find_spec("triton") is not None:  # also called pytorch-triton
+        versions["triton"] = importlib.import_module("triton").__version__
     versions |= {"cuda of torch": torch.version.cuda or "none", "nvcc": nvcc_release()}
     machine: Result = {"name": describe_machine(), "machine": describe_machine()}
     if settings.device == "cuda":

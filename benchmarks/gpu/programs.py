@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from gpu import ROOT
 from gpu.steps import LeftOutError, Result, Settings, Step
 
@@ -61,6 +63,7 @@ def _run(
     """Exit status, None where the time was over, and what it wrote; its children end with it."""
     paths = [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | variables
+    torch.cuda.empty_cache()  # theirs is the memory now
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
@@ -82,6 +85,8 @@ def _run(
 def _need_gpu(settings: Settings) -> None:
     if settings.device != "cuda":
         raise LeftOutError("it needs a GPU")
+    if settings.quick:
+        raise LeftOutError("not with --quick")
 
 
 def _sanitize(settings: Settings, tool: str, left: Callable[[], float]) -> Iterator[Result]:

@@ -99,7 +99,7 @@ def anything_wrong(results: list[Result]) -> bool:
     """Whether a step failed, a result was wrong, or a test or the sanitizer found something."""
     subjects = [found for result in results for found in _found(result)]
     return any("wrong" in found for found in subjects) or any(
-        "failed" in result or result.get("failed_tests") or result.get("errors")
+        any(result.get(key) for key in ("failed", "failed_tests", "errors", "warnings"))
         for result in results
     )
 
@@ -139,7 +139,7 @@ def markdown(content: Result) -> str:
     failed = [result for result in results if "failed" in result]
     lines += ["", *(f"- {r['part']}, {r['case']} FAILED: {r['failed']}" for r in failed)]
     lines += [f"- {e['part']}, {e['case']}: left out: {e['why']}" for e in content["left_out"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 Rows = Iterator[list[str]]

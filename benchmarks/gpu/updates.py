@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -93,12 +94,16 @@ def _ours(backend: str) -> dict[str, subjects.Subject | None]:
 def _timed(
     subject: subjects.Subject, pairs: list[timing.Pair], settings: Settings
 ) -> dict[str, Any]:
-    """Seconds of the device, or what is wrong with the result."""
-    wrong = subjects.check(subject, *pairs[0])
-    if wrong is not None:
-        return {"wrong": wrong}
+    """Seconds of the device, or what is wrong with the result; what raises spoils no other's."""
     repeats = 2 if settings.quick else 7
-    return {"seconds": timing.device_seconds(subject.run, pairs, settings.device, repeats)}
+    try:
+        wrong = subjects.check(subject, *pairs[0])
+        if wrong is not None:
+            return {"wrong": wrong}
+        return {"seconds": timing.device_seconds(subject.run, pairs, settings.device, repeats)}
+    except Exception as error:
+        traceback.print_exc()
+        return {"wrong": f"{type(error).__name__}: {error}"[:500]}
 
 
 def _measure(settings: Settings, case: Case, left: object) -> Iterator[Result]:
