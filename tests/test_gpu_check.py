@@ -212,6 +212,27 @@ def test_the_pass_is_compared_with_the_reference(monkeypatch: pytest.MonkeyPatch
     assert "seconds" not in result
 
 
+def test_a_goal_is_not_met_by_what_did_not_end() -> None:
+    def met(name: str, *results: Result) -> str:
+        (goal,) = (g for g in tables.goals(list(results)) if g.name.startswith(name))
+        return goal.met
+
+    tools = [{"part": "compute-sanitizer", "case": tool, "errors": 0, "warnings": 0}
+             for tool in programs.TOOLS]  # fmt: skip
+    assert met("compute-sanitizer", *tools) == "yes"
+    assert met("compute-sanitizer", *tools[:2]) == "not measured"
+    assert met("compute-sanitizer", tools[0], tools[1] | {"warnings": 6}) == "NO"
+    tests = {"part": "tests", "case": "t", "ended": True, "passed": 3, "failed_tests": []}
+    assert met("tests", tests) == "yes"
+    assert met("tests", tests, tests | {"ended": False}) == "not measured"
+    assert met("tests", tests, tests | {"ended": False, "failed_tests": ["x"]}) == "NO"
+    shapes = [measured("bf16 8192 x 4096", 0.95), measured("bf16 8192 x 4096", 0.91, "triton")]
+    shapes[0]["ours"]["row_sums"] |= shapes[1]["ours"]["row_sums"]
+    assert met("row_sums, triton", shapes[0]) == "yes"
+    shapes[0]["ours"]["row_sums"]["triton"]["share"] = 0.89
+    assert met("row_sums, triton", shapes[0]) == "NO"
+
+
 def test_what_other_programs_say_is_counted() -> None:
     done = "every operator has run\n========= "
     racecheck = done + "RACECHECK SUMMARY: 6 hazards displayed (0 errors, 6 warnings)\n"
