@@ -135,4 +135,5 @@ def test_all_blocks(benchmark: Any, dtype: str, device: str, quick: bool) -> Non
         share_of_forward={n: median["ours"] / median[f"{n} forward"] for n in DTYPES},
         times_faster={"eager": median["eager"] / median["ours"]},
     )  # fmt: skip
-    benchmark.pedantic(lambda: scores.update(states), rounds=1 if quick else 15, warmup_rounds=1)
+    timed = timing.finished(lambda: scores.update(states), device)
+    benchmark.pedantic(timed, rounds=1 if quick else 15, warmup_rounds=1)

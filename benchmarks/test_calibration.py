@@ -92,4 +92,5 @@ def test_calibration_pass(benchmark: Any, dtype: str, device: str, quick: bool) 
             for name in runs if name != "bare"
         },
     )  # fmt: skip
-    benchmark.pedantic(lambda: scored(model, ids), rounds=1 if quick else 3)
+    timed = timing.finished(lambda: scored(model, ids), device)
+    benchmark.pedantic(timed, rounds=1 if quick else 3)

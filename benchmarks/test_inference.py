@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timing
 import torch
 
 from simdiff.calibration import token_windows
@@ -54,4 +55,4 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     def prefill() -> None:
         pruned(input_ids=prompt.to(device), use_cache=True, logits_to_keep=1)
 
-    benchmark.pedantic(prefill, rounds=repeats)
+    benchmark.pedantic(timing.finished(prefill, device), rounds=repeats)

@@ -2,6 +2,7 @@
 
 All subjects of a case run interleaved on the same buffers, which no cache holds; the ratios in
 `extra_info` come from there. pytest-benchmark then times our update alone, on the same buffers.
+On a GPU there are few cases, of which two compile for PyTorch; `make gpu-check` measures the rest.
 """
 
 from __future__ import annotations
@@ -16,17 +17,25 @@ import subjects
 import timing
 import torch
 
-from simdiff_kernels import backend_status
+from simdiff_kernels.backends import usable_backends
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BACKENDS = [
-    status.name
-    for status in backend_status()
-    if status.available and "interpreted" not in status.detail and status.name != "reference"
-]
+ON_GPU = torch.cuda.is_available()
+BACKENDS = [name for name in usable_backends("cuda" if ON_GPU else "cpu") if name != "reference"]
 HIDDEN_SIZES = (576, 2048, 4096, 8192)
 LARGE_BYTES = 256 << 20  # of one pair: no cache holds it
 FEW_TOKENS = (1, 16)
+LARGE_CASES = list(itertools.product(BACKENDS, HIDDEN_SIZES, DTYPES))
+SMALL_CASES = list(itertools.product(BACKENDS, FEW_TOKENS, (576, 4096), DTYPES))
+# A minute for each shape that PyTorch compiles as thoroughly as it can.
+COMPILED_CASES = LARGE_CASES + SMALL_CASES
+if ON_GPU:
+    shapes = ((4096, "bfloat16"), (576, "bfloat16"), (4096, "float32"), (8192, "bfloat16"))
+    LARGE_CASES = [(backend, *shape) for backend in BACKENDS for shape in shapes]
+    SMALL_CASES = [
+        (backend, tokens, 4096, "bfloat16") for backend in BACKENDS for tokens in FEW_TOKENS
+    ]
+    COMPILED_CASES = [(BACKENDS[0], *shape) for shape in shapes[:2]] if BACKENDS else []
 
 
 def tokens_of(bytes_of_pair: int, hidden_size: int, dtype: torch.dtype) -> int:
@@ -35,7 +44,7 @@ def tokens_of(bytes_of_pair: int, hidden_size: int, dtype: torch.dtype) -> int:
 
 def measure(
     benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: torch.dtype,
-    device: str, repeats: int, rounds: int,
+    device: str, repeats: int, rounds: int, compile_too: bool,
 ) -> None:  # fmt: skip
     """Check, compare, then let pytest-benchmark time our update."""
 
@@ -49,14 +58,14 @@ def measure(
     wrong = subjects.check(ours, *pairs[0])
     if wrong is not None:
         pytest.fail(f"not timed: {wrong}")
-    others = subjects.in_pytorch(device)
+    others = subjects.in_pytorch(device, compile_too)
     left_out = [text for other in others if (text := subjects.check(other, *pairs[0]))]
     turn = itertools.cycle(pairs)
 
     def on_next_pair(run: Callable[..., object]) -> Callable[[], object]:
         return lambda: run(*next(turn))
 
-    runs = {"limit": timing.read_or_copy(pairs[0], device), "ours": on_next_pair(ours.run)}
+    runs = {"limit": timing.limit_of(pairs, device), "ours": on_next_pair(ours.run)}
     runs |= {
         other.name: on_next_pair(other.run)
         for other in others
@@ -78,17 +87,11 @@ def measure(
         wrong=left_out,
     )  # fmt: skip
 
-    def timed() -> None:
-        ours.run(*next(turn))
-        if device == "cuda":
-            torch.cuda.synchronize()
-
+    timed = timing.finished(on_next_pair(ours.run), device)
     benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden_size", HIDDEN_SIZES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "hidden_size", "dtype"), LARGE_CASES)
 def test_large_update(
     benchmark: Any, backend: str, hidden_size: int, dtype: str, device: str, quick: bool
 ) -> None:
@@ -96,17 +99,20 @@ def test_large_update(
     size = 1 << 20 if quick else LARGE_BYTES
     num_tokens = tokens_of(size, hidden_size, DTYPES[dtype])
     repeats, rounds = (1, 1) if quick else (7, 15)
-    measure(benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds)
+    measure(
+        benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds,
+        compile_too=(backend, hidden_size, dtype) in COMPILED_CASES,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("hidden_size", [576, 4096])
-@pytest.mark.parametrize("num_tokens", FEW_TOKENS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "num_tokens", "hidden_size", "dtype"), SMALL_CASES)
 def test_small_update(
     benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: str, device: str,
     quick: bool,
 ) -> None:  # fmt: skip
     """A few tokens, as in decoding, in the cache: what counts is the time of a call."""
     repeats, rounds = (2, 2) if quick else (401, 2000)
-    measure(benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds)
+    measure(
+        benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds,
+        compile_too=(backend, num_tokens, hidden_size, dtype) in COMPILED_CASES,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import read_limit
 import torch
 from torch import Tensor
 
@@ -20,29 +21,72 @@ def cache_bytes(device: str) -> int:
 
 
 def cold_pairs(make: Callable[[int], Pair], pair_bytes: int, device: str) -> list[Pair]:
-    """Enough pairs of tensors that using one after the other finds none of them in the cache."""
-    count = max(2, -(-4 * cache_bytes(device) // pair_bytes))
-    return [make(seed) for seed in range(min(count, 256))]
+    """Enough pairs of tensors that using one after the other finds none of them in the cache.
 
-
-def seconds_per_call(
-    run: Callable[[Tensor, Tensor], object],
-    pairs: Sequence[Pair],
-    device: str,
-    *,
-    repeats: int = 9,
-    calls: int | None = None,
-) -> list[float]:
-    """One figure per repeat, each the mean over calls on all pairs in turn.
-
-    On a GPU the stream is first kept busy, so that all calls are queued before the first one runs:
-    the device's own time, launches included, without the host's.
+    512 at most: what is smaller than a 128th of the cache is read from it.
     """
-    calls = calls or len(pairs)
+    count = max(2, -(-4 * cache_bytes(device) // pair_bytes))
+    return [make(seed) for seed in range(min(count, 512))]
+
+
+def device_seconds(
+    run: Callable[[Tensor, Tensor], object], pairs: Sequence[Pair], device: str, repeats: int = 7
+) -> float:
+    """Seconds of one call, the median over repeats of the mean over all pairs in turn.
+
+    On a GPU the calls are recorded in one graph, which is replayed: the device's own time, launches
+    included, without the host's. `run` must not wait for the device.
+    """
     for pair in pairs[:2]:
         run(*pair)
-    measure = _on_gpu if device == "cuda" else _on_cpu
-    return [measure(run, pairs, calls) for _ in range(repeats)]
+    rounds = max(1, 16 // len(pairs)) if device == "cuda" else 1
+    calls = [pair for _ in range(rounds) for pair in pairs]
+
+    def all_calls() -> None:
+        for pair in calls:
+            run(*pair)
+
+    measure = _replayed(all_calls) if device == "cuda" else (lambda: _once_on_cpu(all_calls))
+    return statistics.median(measure() for _ in range(repeats)) / len(calls)
+
+
+def _replayed(run: Callable[[], object]) -> Callable[[], float]:
+    """Seconds of a replay of all that `run` launches."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # Compilers keep threads, whose calls must not break the recording.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        run()
+    graph.replay()
+
+    def measure() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    return measure
+
+
+def host_seconds(
+    run: Callable[[Tensor, Tensor], object], pair: Pair, device: str, calls: int = 100
+) -> float:
+    """Seconds that a call keeps the host, from many of them without waiting for the device."""
+    run(*pair)
+    times = []
+    for _ in range(3):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run(*pair)
+        times.append((time.perf_counter() - start) / calls)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return statistics.median(times)
 
 
 def interleaved(
@@ -75,42 +119,33 @@ def _once_on_gpu(run: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def read_or_copy(pair: Pair, device: str) -> Callable[[], object]:
-    """The memory's limit for this pair: a pure read of all its bytes, on a GPU a copy of as many.
+def finished(run: Callable[[], object], device: str) -> Callable[[], None]:
+    """The same, and then wait until the device has done it, for a timer that knows no device."""
 
-    The read goes through both tensors side by side, which is faster here than one after the other.
-    """
-    if device == "cuda":
-        target = torch.empty_like(pair[0])
-        return lambda: target.copy_(pair[0])
-    from simdiff_kernels import _C
+    def wait() -> None:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-    (x, y), size = pair, pair[0].nbytes
-    return lambda: _C.read_memory(x.data_ptr(), y.data_ptr(), size)
+    return wait
 
 
-def _on_cpu(run: Callable[[Tensor, Tensor], object], pairs: Sequence[Pair], calls: int) -> float:
-    start = time.perf_counter()
-    for index in range(calls):
-        run(*pairs[index % len(pairs)])
-    return (time.perf_counter() - start) / calls
+def pure_read(pairs: Sequence[Pair], device: str) -> tuple[str, float]:
+    """The fastest way to read all bytes of a pair, and its seconds: the memory's limit."""
+    times = {
+        name: device_seconds(read, pairs, device) for name, read in read_limit.reads(device).items()
+    }
+    fastest = min(times, key=times.__getitem__)
+    return fastest, times[fastest]
 
 
-def _on_gpu(run: Callable[[Tensor, Tensor], object], pairs: Sequence[Pair], calls: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    torch.cuda._sleep(20_000_000)  # clock cycles, about 10 ms
-    start.record()
-    for index in range(calls):
-        run(*pairs[index % len(pairs)])
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000 / calls
+def limit_of(pairs: Sequence[Pair], device: str) -> Callable[[], object]:
+    """The fastest way to read a pair, on the first of them."""
+    ways = read_limit.reads(device)
+    read = ways[pure_read(pairs, device)[0] if len(ways) > 1 else next(iter(ways))]
+    return lambda: read(*pairs[0])
 
 
-def copy_seconds(pairs: Sequence[Pair], device: str, repeats: int = 9) -> float:
-    """Of a copy of one tensor of a pair, which reads and writes as much as a pair holds."""
-    target = torch.empty_like(pairs[0][0])
-    return statistics.median(
-        seconds_per_call(lambda x, _: target.copy_(x), pairs, device, repeats=repeats)
-    )
+def copy_seconds(pairs: Sequence[Pair], device: str) -> float:
+    """Of a copy of the first tensor of a pair over the second: as many bytes, half are written."""
+    return device_seconds(lambda x, y: y.copy_(x), pairs, device)

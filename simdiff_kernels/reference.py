@@ -91,7 +91,7 @@ def fold(
         kinds: uint8 `(outer, inner)`: `LEFT_OUT`, `COUNTED` or `APART`; None counts all.
         per_token: receives the metrics of every token, `(layers, num_metrics, outer, inner)`.
     """
-    num_states, num_layers = moments.shape[:2]
+    num_states = moments.shape[0]
     tokens = sums.flatten(1, 2)
     values = metrics_of_sums(tokens, hidden_size)  # (num_metrics, layers, tokens)
     if per_token is not None:

@@ -233,6 +233,12 @@ def block_cases(dtypes: tuple[torch.dtype, ...] | None = None) -> list[BlockCase
     return found
 
 
+def with_strides(tensor: Tensor, device: str) -> Tensor:
+    """The tensor on a device, strided and aligned as it is: `Tensor.to` would make it dense."""
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def exact_metrics(before: Tensor, after: Tensor) -> TokenMetrics:
     """The metrics of exactly these values in extended precision, by an independent computation.
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import gpu_check
 import gpu_page
 import predict
 import pytest
@@ -105,32 +104,6 @@ def test_a_wrong_result_is_reported() -> None:
     assert wrong.startswith("bad: squared_difference must be")
 
 
-def test_gpu_check_measures_judges_and_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = subjects.in_pytorch("cpu")
-    bad = subjects.Subject("block influence", good[3].run, lambda *_: {"cosine_distance": 9.0}, 0.1)
-    monkeypatch.setattr(subjects, "in_pytorch", lambda device: [*good[:3], bad])
-    settings = gpu_check.Settings.quick("cpu")
-    settings.tokens, settings.dtypes = (8200,), ("float32",)
-    settings.most_bytes = 1 << 24
-    results = gpu_check.run(settings) | {"tests": None}
-    json.dumps(results)
-    (case,) = results["cases"]
-    assert set(case["seconds"]) == {"cpu", "eager", "torch.compile", "float32 cosine"}
-    assert "block influence: cosine_distance must be" in case["wrong"][0]
-    goals = {verdict["goal"]: verdict for verdict in results["goals"]}
-    medians = {name: times["median"] for name, times in case["seconds"].items()}
-    assert goals["x eager"]["worst"] == medians["eager"] / medians["cpu"]
-    assert goals["x eager"]["met"] == (medians["eager"] / medians["cpu"] >= 8)
-    (blocks,) = results["blocks"]
-    assert blocks["num_states"] == 3
-    assert blocks["share"] == blocks["seconds"] / results["forwards"][0]["bare_seconds"]
-    assert goals["share of a LLaMA forward, all blocks"]["worst"] == blocks["share"]
-    text = gpu_check.markdown(results)
-    assert f"| {blocks['share']:.2%} |" in text
-    assert "WRONG, not timed: block influence" in text
-    assert f"{medians['eager'] / medians['cpu']:.2f}" in text
-
-
 def results_of(medians: dict[str, float]) -> dict[str, object]:
     """A result file of pytest-benchmark with one scoring case for each name."""
     info = {"backend": "cpu", "hidden_size": 576, "dtype": "float32", "gb_per_second": 12.25,
@@ -174,12 +147,3 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ValueError, match="must be a JSON file of pytest-benchmark"):
         report.load(path)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: it would run")
-def test_gpu_check_without_a_gpu_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--output", str(tmp_path / "r")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "needs a CUDA GPU, and none is visible" in result.stderr
-    assert list(tmp_path.iterdir()) == []

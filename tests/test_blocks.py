@@ -28,6 +28,7 @@ from simdiff_kernels.testing import (
     exact_block_metrics,
     exact_metrics,
     walk,
+    with_strides,
 )
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
@@ -55,7 +56,7 @@ def device(block_backend: str) -> str:
 
 
 def on(device: str, states: list[Tensor]) -> list[Tensor]:
-    return [state.to(device) for state in states]
+    return [with_strides(state, device) for state in states]
 
 
 def batches(num_layers: int = 3) -> list[tuple[list[Tensor], Tensor]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,6 +28,24 @@ def gpu_backend(request: pytest.FixtureRequest) -> str:
 def pair(*shape: int, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> list[Tensor]:
     states = near(shape, 0.05, dtype=dtype)(torch.Generator().manual_seed(sum(shape)))
     return [tensor.to(device) for tensor in states]
+
+
+@contextlib.contextmanager
+def no_free_memory() -> Iterator[None]:
+    """Less than 8 MB in one piece, neither on the device nor in the allocator's own pool."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    taken: list[Tensor] = []
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            while True:
+                taken.append(torch.empty(8 << 20, dtype=torch.uint8, device="cuda"))
+        yield
+    finally:
+        taken.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
 
 
 def states_of(scores: RunningScores) -> tuple[Tensor, Tensor]:
@@ -119,13 +140,9 @@ def test_running_out_of_memory_leaves_the_state(gpu_backend: str) -> None:
     before, after = pair(4, 2048, 1024)
     scores.update(0, before, after)
     earlier = states_of(scores)
-    free, _ = torch.cuda.mem_get_info()
-    torch.cuda.empty_cache()
-    hog = torch.empty(max(0, free - (24 << 20)), dtype=torch.uint8, device="cuda")
     strided = before.transpose(1, 2), after.transpose(1, 2)  # two copies of 16 MB are needed
-    with pytest.raises(torch.OutOfMemoryError):
+    with no_free_memory(), pytest.raises(torch.OutOfMemoryError):
         scores.update(1, *strided)
-    del hog
     for mine, theirs in zip(states_of(scores), earlier, strict=True):
         assert torch.equal(mine[0], theirs[0])
     scores.update(0, before, after)

@@ -7,13 +7,21 @@ import torch
 
 from simdiff_kernels import METRICS, TokenMetrics, angular_distance, token_metrics
 from simdiff_kernels.metrics import result_dtype
-from simdiff_kernels.testing import Case, cases, check_metrics, exact_metrics, near
+from simdiff_kernels.testing import (
+    Case,
+    cases,
+    check_metrics,
+    exact_metrics,
+    near,
+    with_strides,
+)
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_against_exact(case: Case, backend: str, device: str) -> None:
     before, after = case.states()
-    result = token_metrics(before.to(device), after.to(device), backend=backend)
+    on_device = (with_strides(states, device) for states in (before, after))
+    result = token_metrics(*on_device, backend=backend)
     for values in result:
         assert values.shape == before.shape[:-1]
         assert values.dtype == result_dtype(case.dtype)

@@ -16,7 +16,7 @@ from simdiff_kernels import METRICS, TokenMetrics, reference
 from simdiff_kernels.blocks import empty_block_state
 from simdiff_kernels.metrics import result_dtype
 from simdiff_kernels.running import _empty_state as empty_states
-from simdiff_kernels.testing import check_metrics, near, walk
+from simdiff_kernels.testing import check_metrics, near, walk, with_strides
 from simdiff_kernels.triton import block_metrics, block_partials, layer_metrics
 from simdiff_kernels.triton.compile import ELEMENT_TYPES, USES, variants
 from simdiff_kernels.triton.configurations import CONFIGURATIONS, configuration
@@ -110,7 +110,7 @@ def test_every_configuration(hidden_size: int, aligned: bool, dtype: torch.dtype
     """On the GPU if there is one, else under Triton's interpreter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     before, after = states(hidden_size, aligned, dtype)
-    x, y = before.to(device), after.to(device)
+    x, y = with_strides(before, device), with_strides(after, device)
     assert layer_metrics._rows_are_aligned(x, y) == aligned
     check_metrics(TokenMetrics(*layer_metrics.token_metrics(x, y).cpu().unbind(0)), before, after)
 

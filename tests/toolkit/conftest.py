@@ -88,4 +88,4 @@ def llama_scores(llama: PreTrainedModel, token_batches: list[torch.Tensor]) -> L
 
 @pytest.fixture(scope="session")
 def demo() -> tuple[PreTrainedModel, object]:
-    return load_model("demo")
+    return load_model("demo", device="cpu")  # what tests compare it with is on the CPU

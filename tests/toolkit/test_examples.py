@@ -47,7 +47,7 @@ def test_the_pruning_loop_removes_what_it_scores_lowest(
     assert capsys.readouterr().out.count("perplexity") == 4
 
     # Layer by layer in float64: the first to go is the one of the lowest importance.
-    model, _ = load_model(str(tiny_checkpoint), dtype="float32")
+    model, _ = load_model(str(tiny_checkpoint), dtype="float32", device="cpu")
     tokens = torch.randint(1, 90, (2, 16), generator=torch.Generator().manual_seed(3))
     summary = loop.score_layers(model, [tokens])
     with torch.inference_mode():

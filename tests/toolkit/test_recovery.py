@@ -106,8 +106,8 @@ def test_the_checkpoint_is_stock_and_verifies(
     ours, again = recovered(model, plan_of(llama), *parts, method="closed-form")
     assert again.changed == record.changed
     assert again.quality == record.quality
-    theirs = AutoModelForCausalLM.from_pretrained(directory).eval()
-    ids = parts[1].tokens
+    theirs = AutoModelForCausalLM.from_pretrained(directory).eval().to(ours.device)
+    ids = parts[1].tokens.to(ours.device)
     with torch.no_grad():
         assert torch.equal(theirs(input_ids=ids).logits, ours(input_ids=ids).logits)
 
