@@ -143,10 +143,6 @@ def _scratch_words(backend: str) -> int:
     if backend == "cuda":
         extension = load_cuda_extension()
         return 0 if extension is None else extension.scratch_words
-    if backend == "triton":
-        from simdiff_kernels.triton.layer_metrics import SCRATCH_WORDS
-
-        return SCRATCH_WORDS
     return 0
 
 
@@ -160,10 +156,6 @@ def _block_scratch_words(backend: str, num_states: int) -> int:
     if backend == "cuda":
         extension = load_cuda_extension()
         return 0 if extension is None else extension.block_scratch_words(num_states)
-    if backend == "triton":
-        from simdiff_kernels.triton.block_partials import scratch_words
-
-        return scratch_words(num_states)
     return 0
 
 
