@@ -7,15 +7,14 @@ variant. Must run without `TRITON_INTERPRET`, which replaces the kernels by Pyth
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -33,7 +32,6 @@ from simdiff_kernels.triton.row_sums import (
 )
 
 ELEMENT_TYPES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}  # bytes
-KERNELS = ("row_sums", "fold", "token_metrics")
 
 
 def parse_target(text: str) -> GPUTarget:
@@ -46,18 +44,54 @@ def parse_target(text: str) -> GPUTarget:
     raise ValueError(f"target must be cuda:<capability> or hip:<arch>, got {text!r}")
 
 
-def variants(kernels: Sequence[str] = KERNELS) -> Iterator[dict[str, Any]]:
-    """Every form in which the operators launch these kernels, masks and strides aside."""
-    if "row_sums" in kernels:
-        for element, aligned in itertools.product(ELEMENT_TYPES, (True, False)):
-            for first in (0, *(row[0] for row in CONFIGURATIONS[:-1])):
-                hidden_size = first // ELEMENT_TYPES[element] + 1  # the first of the table's row
-                variant = {"kernel": "row_sums", "element": element, "aligned": aligned}
-                yield {**variant, "hidden_size": hidden_size, "masked": True, "nested": True}
-    for apart in (False, True) if "fold" in kernels else ():
-        yield {"kernel": "fold", "kinds": "u8", "apart": apart}
-    for element in ("fp32", "fp64") if "token_metrics" in kernels else ():
-        yield {"kernel": "token_metrics", "element": element}
+def variants() -> Iterator[dict[str, Any]]:
+    """Every configuration of every kernel, with a mask and strides where there may be some."""
+    for element, size in ELEMENT_TYPES.items():
+        rows = {"kernel": "row_sums", "element": element, "masked": True, "nested": True}
+        for first in (0, *(row[0] for row in CONFIGURATIONS[:-1])):
+            yield {**rows, "hidden_size": first // size + 1, "aligned": True}
+        yield {**rows, "hidden_size": 1, "aligned": False}
+    yield from ({"kernel": "fold", "kinds": "u8", "apart": apart} for apart in (False, True))
+    yield from ({"kernel": "token_metrics", "element": element} for element in ("fp32", "fp64"))
+
+
+class _Request(NamedTuple):
+    """A kernel and what it is compiled for."""
+
+    kernel: Any
+    num_threads: int
+    constants: dict[str, Any]
+    pointers: dict[str, str | None]
+
+    def types(self) -> dict[str, str]:
+        """The type of each parameter; those of numbers stand in the kernel's source."""
+        absent = {name for name, kind in self.pointers.items() if kind is None}
+        constants = absent | set(self.constants)
+        return {
+            param.name: "constexpr"
+            if param.name in constants
+            else self.pointers.get(param.name) or param.annotation_type
+            for param in self.kernel.params
+        }
+
+
+def _request(variant: dict[str, Any]) -> _Request:
+    if variant["kernel"] == "row_sums":
+        size = ELEMENT_TYPES[variant["element"]]
+        row = configuration(variant["hidden_size"], size, variant["aligned"])
+        constants = {name.upper(): value for name, value in row._asdict().items()}
+        constants["NESTED"] = variant["nested"]
+        states, mask = f"*{variant['element']}", "*i1" if variant["masked"] else None
+        pointers = {"p_sums": "*fp64", "p_before": states, "p_after": states, "p_mask": mask}
+        return _Request(_row_sums_kernel, THREADS, constants, pointers)
+    constants = {"TOKENS": FOLD_THREADS}
+    if variant["kernel"] == "token_metrics":
+        pointers = {"p_sums": "*fp64", "p_per_token": f"*{variant['element']}"}
+        return _Request(_token_metrics_kernel, FOLD_THREADS, constants, pointers)
+    constants["APART"] = variant["apart"]
+    kinds = variant["kinds"] and f"*{variant['kinds']}"
+    pointers = {"p_moments": "*fp64", "p_tallies": "*i64", "p_sums": "*fp64", "p_kinds": kinds}
+    return _Request(_fold_kernel, FOLD_THREADS, constants, pointers)
 
 
 def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
@@ -66,57 +100,31 @@ def compile_variant(target: GPUTarget, variant: dict[str, Any]) -> Any:
     Of `row_sums`: "hidden_size" chooses the configuration, "nested" tells sequences that do not
     follow each other like tokens. Of `fold`: "kinds" is "u8", "i1" or None.
     """
-    if variant["kernel"] == "row_sums":
-        size = ELEMENT_TYPES[variant["element"]]
-        row = configuration(variant["hidden_size"], size, variant["aligned"])
-        states, mask = f"*{variant['element']}", "*i1" if variant["masked"] else None
-        constants = {name.upper(): value for name, value in row._asdict().items()}
-        constants["NESTED"] = variant["nested"]
-        pointers = {"p_sums": "*fp64", "p_before": states, "p_after": states, "p_mask": mask}
-        return _compile(_row_sums_kernel, target, constants, pointers, THREADS)
-    constants = {"TOKENS": FOLD_THREADS}
-    if variant["kernel"] == "token_metrics":
-        pointers = {"p_sums": "*fp64", "p_per_token": f"*{variant['element']}"}
-        return _compile(_token_metrics_kernel, target, constants, pointers, FOLD_THREADS)
-    constants["APART"] = variant["apart"]
-    kinds = None if variant["kinds"] is None else f"*{variant['kinds']}"
-    pointers = {"p_moments": "*fp64", "p_tallies": "*i64", "p_sums": "*fp64", "p_kinds": kinds}
-    return _compile(_fold_kernel, target, constants, pointers, FOLD_THREADS)
-
-
-def _compile(
-    kernel: Any,
-    target: GPUTarget,
-    constants: dict[str, Any],
-    pointers: dict[str, str | None],
-    num_threads: int,
-) -> Any:
-    """Compile one kernel; the types of its numbers stand in its source."""
-    constants = constants | {name: None for name, kind in pointers.items() if kind is None}
-    signature = {
-        param.name: "constexpr"
-        if param.name in constants
-        else pointers.get(param.name) or param.annotation_type
-        for param in kernel.params
+    request = _request(variant)
+    types = request.types()
+    values = {
+        (i,): request.constants.get(name)
+        for i, (name, kind) in enumerate(types.items())
+        if kind == "constexpr"
     }
-    values = {(i,): constants[name] for i, name in enumerate(signature) if name in constants}
-    source = ASTSource(kernel, signature, values, {})
-    return triton.compile(
-        source, target=target, options=launch_options(num_threads, target.warp_size)
-    )
+    source = ASTSource(request.kernel, types, values, {})
+    options = launch_options(request.num_threads, target.warp_size)
+    return triton.compile(source, target=target, options=options)
 
 
-def save_ptx(directory: Path, target: GPUTarget, requests: list[dict[str, Any]]) -> None:
-    """Write `<index>.ptx` and `<index>.json` for each variant."""
-    for index, request in enumerate(requests):
-        compiled = compile_variant(target, request)
+def save_ptx(directory: Path, target: GPUTarget, variants: list[dict[str, Any]]) -> None:
+    """Write `<index>.ptx` and `<index>.json`, what a launch needs, for each variant."""
+    for index, variant in enumerate(variants):
+        compiled = compile_variant(target, variant)
         (directory / f"{index}.ptx").write_text(compiled.asm["ptx"])
+        types = _request(variant).types()
         launch = {
-            "kernel": compiled.metadata.name,
+            "name": compiled.metadata.name,
             "threads": target.warp_size * compiled.metadata.num_warps,
             "shared": compiled.metadata.shared,
+            "parameters": [name for name, kind in types.items() if kind != "constexpr"],
         }
-        (directory / f"{index}.json").write_text(json.dumps(request | launch))
+        (directory / f"{index}.json").write_text(json.dumps(launch))
 
 
 def _disassemble(cubin: bytes, option: str) -> str:
@@ -173,6 +181,9 @@ def describe(target: GPUTarget, variant: dict[str, Any]) -> dict[str, Any]:
         sass = _disassemble(compiled.asm["cubin"], "-sass")
         report["opcodes"] = Counter(text.split()[0] for _, text in _instructions(sass))
         report["loops"] = loops(sass)
+        # How many groups of copies may be under way when a thread waits for the oldest.
+        waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", compiled.asm["ptx"])
+        report["copies_ahead"] = max(map(int, waits), default=0)
     return report
 
 
@@ -180,7 +191,6 @@ def main() -> None:
     """Print one JSON line per variant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="cuda:90", help="cuda:80, cuda:90, hip:gfx942, ...")
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS, metavar="KERNEL")
     parser.add_argument(
         "--save",
         nargs=2,
@@ -194,7 +204,7 @@ def main() -> None:
     if arguments.save:
         save_ptx(Path(arguments.save[0]), target, json.loads(arguments.save[1]))
         return
-    for variant in variants(arguments.kernels):
+    for variant in variants():
         print(json.dumps(describe(target, variant)), flush=True)
 
 
