@@ -161,21 +161,41 @@ def fold(
     Raises:
         ValueError: a tensor is not contiguous.
     """
-    for name, tensor in (("moments", moments), ("tallies", tallies), ("sums", sums),
-                         ("kinds", kinds), ("per_token", per_token)):  # fmt: skip
+    num_states, num_layers = moments.shape[:2]
+    num_tokens = sums.shape[1] * sums.shape[2]
+    shape = (num_states, num_layers, num_tokens)
+    places = (first_state, offset, tokens_per_state)
+    _fold(moments, tallies, sums, hidden_size, kinds, per_token, shape, places, apart)
+
+
+def _fold(
+    moments: Tensor,
+    tallies: Tensor,
+    sums: Tensor,
+    hidden_size: int,
+    kinds: Tensor | None,
+    per_token: Tensor | None,
+    shape: tuple[int, int, int],
+    places: tuple[int, int, int],
+    apart: bool,
+) -> None:
+    """Launch what `fold` needs; `shape` counts states, layers and tokens."""
+    for tensor in (moments, tallies, sums, kinds, per_token):
         if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"fold: {name} must be contiguous, got strides {tensor.stride()}")
-    layers, num_tokens = sums.shape[0], sums.shape[1] * sums.shape[2]
+            raise ValueError(f"fold: all tensors must be contiguous, got {tensor.stride()}")
+    num_states, num_layers, num_tokens = shape
     if num_tokens == 0:
         return
     if per_token is not None:
-        _store_token_metrics(per_token, sums, layers, num_tokens, hidden_size)
+        _store_token_metrics(per_token, sums, num_layers, num_tokens, hidden_size)
+    first_state, offset, tokens_per_state = places
     # More tokens than there are make no difference, and might overflow.
-    places = (first_state, offset, min(tokens_per_state, offset + num_tokens))
+    tokens_per_state = min(tokens_per_state, offset + num_tokens)
+    numbers = (num_tokens, hidden_size, first_state, offset, tokens_per_state)
     launch(
         _fold_kernel,
-        (moments.shape[0], layers, 1),
-        (moments, tallies, sums, kinds, num_tokens, hidden_size, *places),
+        (num_states, num_layers, 1),
+        (moments, tallies, sums, kinds, *numbers),
         (THREADS, apart),
         (None if kinds is None else kinds.dtype,),
         THREADS,
@@ -183,11 +203,11 @@ def fold(
 
 
 def _store_token_metrics(
-    per_token: Tensor, sums: Tensor, layers: int, num_tokens: int, hidden_size: int
+    per_token: Tensor, sums: Tensor, num_layers: int, num_tokens: int, hidden_size: int
 ) -> None:
     launch(
         _token_metrics_kernel,
-        (triton.cdiv(num_tokens, THREADS), layers, 1),
+        (-(-num_tokens // THREADS), num_layers, 1),
         (per_token, sums, num_tokens, hidden_size),
         (THREADS,),
         (per_token.dtype,),
@@ -237,12 +257,7 @@ def accumulate(
         )
     # All tokens are measured where all are kept.
     row_sums(scratch, before, after, mask if per_token is None else None)
-    fold(
-        moments.unsqueeze(1),
-        tallies.unsqueeze(1),
-        scratch.as_strided((1, outer, inner, 4), (4 * num_tokens, 4 * inner, 4, 1)),
-        hidden_size,
-        mask,
-        tokens_per_state=triton.cdiv(num_tokens, moments.shape[0]),
-        per_token=per_token,
-    )
+    num_parts = moments.shape[0]
+    places = (0, 0, -(-num_tokens // num_parts))
+    shape = (num_parts, 1, num_tokens)
+    _fold(moments, tallies, scratch, hidden_size, mask, per_token, shape, places, False)

@@ -7,6 +7,7 @@ hidden dimension (`simdiff_kernels.reference.row_sums` is the specification). By
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import triton
@@ -64,6 +65,7 @@ class Configuration(NamedTuple):
 UNALIGNED = Configuration(rows=1, lanes=128, vectors=4, entries=1, stages=4)
 
 
+@cache
 def configuration(hidden_size: int, element_size: int, aligned: bool) -> Configuration:
     """The table's row for states of this size."""
     if not aligned:
@@ -203,10 +205,9 @@ def _row_sums_kernel(
 
 def rows_are_aligned(before: Tensor, after: Tensor) -> bool:
     """Whether every row starts and ends at a multiple of 16 bytes."""
-    entries = 16 // before.element_size()
-    numbers = before.shape[2] | before.stride(0) | before.stride(1)
-    numbers |= after.stride(0) | after.stride(1)
-    return numbers % entries == 0 and (before.data_ptr() | after.data_ptr()) % 16 == 0
+    x, y = before.stride(), after.stride()
+    numbers = (before.shape[2] | x[0] | x[1] | y[0] | y[1]) * before.element_size()
+    return (numbers | before.data_ptr() | after.data_ptr()) % 16 == 0
 
 
 def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
