@@ -16,9 +16,8 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor",
 
 
 def empty_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The state of one layer that has seen nothing."""
-    moments, tallies = empty_states(device, 1)
-    return moments[0], tallies[0]
+    """The state of one layer that has seen nothing, in one part."""
+    return empty_states(device, 1)
 
 
 def arguments(operator: str, dtype: torch.dtype, device: str, full: bool) -> tuple[object, ...]:
@@ -27,10 +26,17 @@ def arguments(operator: str, dtype: torch.dtype, device: str, full: bool) -> tup
         return before, after
     mask = torch.tensor([[True, True, False]] * 2, device=device) if full else None
     out = torch.empty(len(METRICS), 2, 3, device=device) if full else None
-    return *empty_state(torch.device(device)), before, after, mask, out
+    sums = torch.ones(2, 3, 4, dtype=torch.float64, device=device)
+    moments, tallies = empty_state(torch.device(device))
+    if operator == "row_sums":
+        return sums, before, after, mask
+    if operator == "fold":
+        kinds, per_token = (None, None) if mask is None or out is None else (mask.byte(), out[None])
+        return moments[None], tallies[None], sums[None], 40, kinds, 0, 1, 4, full, per_token
+    return moments, tallies, before, after, mask, out
 
 
-@pytest.mark.parametrize("operator", ["token_metrics", "accumulate"])
+@pytest.mark.parametrize("operator", ["row_sums", "fold", "token_metrics", "accumulate"])
 @pytest.mark.parametrize("full", [False, True], ids=["plain", "mask-and-tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(operator: str, full: bool, dtype: torch.dtype, backend: str, device: str) -> None:

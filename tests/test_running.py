@@ -34,9 +34,9 @@ def check_summary(
     summary: RunningSummary, layer: int, data: list[tuple[Tensor, ...]], backend: str
 ) -> None:
     """Mean, standard error, maximum and its token from all tokens at once."""
-    # On the CPU 29 additions are made in float32 before they are widened (row_sums_short.h).
-    short = backend == "cpu" and data[0][0].dtype != torch.float64
-    limit = 29 / 4 * 2.0**-24 if short else 1e-12
+    # At most 52 additions are made in float32 before a sum is widened.
+    short = backend != "reference" and data[0][0].dtype != torch.float64
+    limit = 52 / 4 * 2.0**-24 if short else 1e-12
     exact = [exact_metrics(before, after) for before, after, _ in data]
     mask = torch.cat([mask.flatten() for *_, mask in data]).bool()
     assert summary.num_tokens[layer] == mask.sum()
@@ -62,11 +62,8 @@ def test_summary(dtype: torch.dtype, backend: str, device: str) -> None:
     check_summary(summary, 1, [(a, b, torch.ones_like(mask)) for b, a, mask in data], backend)
 
 
-def test_many_programs(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tokens than one chunk of the CPU, or one program of Triton, takes."""
-    from simdiff_kernels.triton import layer_metrics
-
-    monkeypatch.setattr(layer_metrics, "_MAX_PROGRAMS", 80)
+def test_many_programs(backend: str, device: str) -> None:
+    """More tokens than one chunk of the CPU, or one tile of Triton, takes."""
     before, after = uneven((5, 70, 40), 0.1, seed=3)
     if backend == "cpu":
         before, after = uneven((5, 2800, 40), 0.1, seed=3)
