@@ -4,68 +4,100 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from simdiff_kernels import METRICS, TokenMetrics, reference
-from simdiff_kernels.blocks import empty_block_state
-from simdiff_kernels.metrics import result_dtype
-from simdiff_kernels.running import _empty_state as empty_states
-from simdiff_kernels.testing import check_metrics, near, walk, with_strides
-from simdiff_kernels.triton import block_metrics, block_partials, layer_metrics
-from simdiff_kernels.triton.compile import ELEMENT_TYPES, USES, variants
-from simdiff_kernels.triton.configurations import CONFIGURATIONS, configuration
-from simdiff_kernels.triton.partials import SCRATCH_WORDS
+from simdiff_kernels import reference
+from simdiff_kernels.testing import near, with_strides
+from simdiff_kernels.triton import row_sums
+from simdiff_kernels.triton.compile import ELEMENT_TYPES, variants
+from simdiff_kernels.triton.row_sums import (
+    CONFIGURATIONS,
+    LARGEST,
+    SHORTEST,
+    SMALLEST,
+    THREADS,
+    TURNED,
+    UNALIGNED,
+    configuration,
+    rows_are_aligned,
+)
 
-# 65536 registers and 2048 threads a multiprocessor: with 64 a thread half of them are resident.
-MAX_REGISTERS = 64
+HEADER = Path(__file__).parent.parent / "csrc" / "common" / "short_sums.h"
+# 65536 registers of a multiprocessor: with 80 six programs of 128 threads are resident, of which
+# each waits for 24 KB.
+MAX_REGISTERS = 80
+SHARED_MEMORY = 29 * 1024  # of a program, 1 KB of it reserved: five of them on an A100, of 164 KB
+SHORT = 52 / 4 * 2.0**-24  # what check_metrics allows sums in float32
 DTYPES = {8: [torch.float64], 4: [torch.float32], 2: [torch.bfloat16, torch.float16]}
 
 
-def compile_ahead_of_time(target: str, *uses: str) -> list[dict[str, Any]]:
+def compile_ahead_of_time(target: str) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "simdiff_kernels.triton.compile", "--target", target]
-    result = subprocess.run(
-        [*command, "--uses", *uses], env=environment, capture_output=True, text=True
-    )
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     reports = [json.loads(line) for line in result.stdout.splitlines()]
-    for report, variant in zip(reports, variants(uses), strict=True):
+    for report, variant in zip(reports, variants(), strict=True):
         assert variant.items() <= report.items()
+        report["row"] = variant["kernel"] == "row_sums" and configuration(
+            variant["hidden_size"], ELEMENT_TYPES[variant["element"]], variant["aligned"]
+        )
     return reports
 
 
+def count(opcodes: dict[str, int], pattern: str) -> int:
+    return sum(number for opcode, number in opcodes.items() if re.match(pattern, opcode))
+
+
+FLOAT64 = r"D(ADD|MUL|FMA|SETP|MNMX)|F2F\.(F64|F32\.F64)|I2F\.F64|MUFU\.\w+64"
+
+
 @pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
-def test_registers_and_loads(target: str) -> None:
-    disassembled = 0
-    for report in compile_ahead_of_time(target, *USES, "join"):
+def test_machine_code(target: str) -> None:
+    """What the design counts on: float32 per entry, wide copies far ahead, few registers."""
+    for report in compile_ahead_of_time(target):
         assert report["local"] == report["stack"] == 0, report
-        if report["use"] == "join":  # a single program, which need not share its multiprocessor
-            assert report["registers"] * report["threads"] <= 65536, report
-            continue
-        assert report["threads"] == 128
-        assert report["registers"] <= MAX_REGISTERS, report
-        mask = [8] if "masked" in report["use"] else []
-        bits = 128 if report["aligned"] else 8 * ELEMENT_TYPES[report["element"]]
-        assert report["load_bits"] == [*mask, bits], report
-        if "sass" in report:
-            row = configuration(report["hidden_size"], ELEMENT_TYPES[report["element"]], True)
-            assert set(report["sass"]) == {"LDG.E.128"}, report  # no LDL, STL: nothing is spilled
-            # One load of each input per vector; ptxas may unroll the loop.
-            assert report["sass"]["LDG.E.128"] % (2 * row.vectors) == 0, report
-            disassembled += 1
-    assert disassembled == sum(len(CONFIGURATIONS[size]) for size in ELEMENT_TYPES.values())
+        assert count(report["opcodes"], "LDL|STL") == 0, report  # nothing is spilled
+        assert count(report["opcodes"], r"(ATOM\w*|RED)\.") == 0, report
+        if report["kernel"] == "row_sums":
+            check_row_sums(report)
+        else:
+            assert 2 * report["registers"] * report["threads"] <= 65536, report
+
+
+def check_row_sums(report: dict[str, Any]) -> None:
+    row, loop, size = report["row"], report["loops"][0], ELEMENT_TYPES[report["element"]]
+    assert report["threads"] == THREADS
+    assert report["registers"] <= MAX_REGISTERS, report
+    assert report["shared"] <= SHARED_MEMORY, report
+    entries = row.vectors * row.entries  # of each input, in a step
+    if report["element"] == "fp64":
+        assert count(loop, "DFMA") == 3 * entries, report
+    else:
+        # Three fused sums of each entry, and no float64 at all: at most 12 operations for two
+        # vectors of 16 bytes would do where it runs at 1/64 of float32.
+        assert count(loop, "FFMA") == 3 * entries, report
+        assert count(loop, FLOAT64) == 0, report
+    if report["aligned"]:  # one copy of each input, and the copies of the next steps
+        assert count(loop, r"LDGSTS\S*\.128") == count(loop, r"LDG(STS)?\.") == 2, report
+        assert report["copies_ahead"] == 2 * (row.stages - 2), report
+    else:
+        copied = "LDGSTS" if size > 2 else "LDG"
+        assert count(loop, rf"{copied}\.") == 2 * row.vectors, report
 
 
 def test_compiles_for_amd() -> None:
-    """The kernel that does everything; AMD's resource report comes with their tools, not here."""
-    reports = compile_ahead_of_time("hip:gfx942", "accumulate_masked_keep_tokens", "join")
-    assert [report["threads"] for report in reports] == [128] * (len(reports) - 1) + [512]
+    """AMD's resource report comes with their tools, not here."""
+    for report in compile_ahead_of_time("hip:gfx942"):
+        assert report["threads"] == (THREADS if report["row"] else 256)
 
 
 def test_refuses_the_interpreter() -> None:
@@ -79,29 +111,40 @@ def test_refuses_the_interpreter() -> None:
     assert "unset TRITON_INTERPRET" in result.stderr
 
 
+def test_constants_are_those_of_the_header() -> None:
+    text = HEADER.read_text()
+    assert f"smallest = {SMALLEST.value:.0e}, largest = {LARGEST.value:.0e};" in text
+    assert f"(y > x / {1 / SHORTEST.value:.0f})" in text
+    assert f"(y - x) * (y - x) <= {TURNED.value} * d * (x + y)" in text
+    assert "(d >= smallest)" in text
+
+
+def test_a_program_has_a_thread_for_each_lane_of_its_rows() -> None:
+    for row in (*(row[1:3] for row in CONFIGURATIONS), UNALIGNED[:2]):
+        assert row[0] * row[1] == THREADS
+
+
 def rows() -> list[Any]:
     """A hidden size in each row of the table: several steps and a tail, for every dtype."""
     found = []
-    for size, table in CONFIGURATIONS.items():
-        for first in (1, *(row[0] + 1 for row in table[:-1])):
-            for aligned in (True, False):
-                hidden_size = (first + 15 if aligned else first + 2) if first > 1 else 400
-                for dtype in DTYPES[size]:
-                    name = f"{first}-{'' if aligned else 'un'}aligned-{dtype}"
-                    found.append(pytest.param(hidden_size, aligned, dtype, id=name))
+    for size, dtypes in DTYPES.items():
+        for first in (0, *(row[0] for row in CONFIGURATIONS[:-1])):
+            for dtype in dtypes:
+                hidden_size = (first or 1000) // size // 16 * 16 + 16
+                found.append(pytest.param(hidden_size, True, dtype, id=f"{hidden_size}-{dtype}"))
+        found += [pytest.param(1, False, dtype, id=f"1-{dtype}") for dtype in dtypes]
+        found += [pytest.param(1333, False, dtype, id=f"1333-{dtype}") for dtype in dtypes]
     return found
 
 
 def states(hidden_size: int, aligned: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Six tokens with a massive channel, the third masked by the tests, two of them equal."""
+    """Six tokens with a massive channel, one of which needs float64; sequences lie apart."""
     build = near((2, 3, hidden_size), 1e-3, massive=True, dtype=dtype)
     before, after = build(torch.Generator().manual_seed(hidden_size))
-    before[0, 2], after[0, 2] = 3 * before[0, 2], -2 * after[0, 2]
-    before[1, 2], after[1, 2] = before[0, 1], after[0, 1]
-    if aligned:
-        return before, after
-    pair = [torch.empty(2, 3, hidden_size + 1, dtype=dtype) for _ in range(2)]
-    views = [space[..., 1:] for space in pair]  # rows that start in the middle of 16 bytes
+    after[0, 1] = 1.5 * before[0, 1]
+    unit = 16 if aligned else 1
+    pair = [torch.full((2, 4, hidden_size + unit), torch.nan, dtype=dtype) for _ in range(2)]
+    views = [space[:, :3, unit:] for space in pair]
     return views[0].copy_(before), views[1].copy_(after)
 
 
@@ -110,90 +153,30 @@ def test_every_configuration(hidden_size: int, aligned: bool, dtype: torch.dtype
     """On the GPU if there is one, else under Triton's interpreter."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     before, after = states(hidden_size, aligned, dtype)
-    x, y = with_strides(before, device), with_strides(after, device)
-    assert layer_metrics._rows_are_aligned(x, y) == aligned
-    check_metrics(TokenMetrics(*layer_metrics.token_metrics(x, y).cpu().unbind(0)), before, after)
-
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    mask[0, 2] = False
-    moments, tallies = (part[0] for part in empty_states(torch.device("cpu"), 1))
-    state = moments.to(device), tallies.to(device)
-    kept = torch.empty(len(METRICS), 2, 3, device=device, dtype=result_dtype(dtype))
-    scratch = torch.zeros(SCRATCH_WORDS, dtype=torch.int64, device=device)
-    layer_metrics.accumulate(*state, x, y, None, None, scratch)
-    layer_metrics.accumulate(*state, x, y, mask.to(device), kept, scratch)  # used once more
-    reference.accumulate(moments, tallies, before, after)
-    reference.accumulate(moments, tallies, before, after, mask)
-    assert torch.equal(state[1].cpu(), tallies)
-    assert torch.allclose(state[0].cpu(), moments, rtol=1e-12, atol=0)
-    wanted = reference.token_metrics(before.double(), after.double())
-    assert torch.allclose(kept.cpu().double(), wanted, rtol=1e-7, atol=0)
+    mask = torch.tensor([[True, True, False], [True, False, True]])
+    wanted = torch.empty(2, 3, 4, dtype=torch.float64)
+    for some in (None, mask):
+        pair = [with_strides(tensor, device) for tensor in (before, after)]
+        assert rows_are_aligned(*pair) == aligned
+        sums = torch.full_like(wanted, torch.nan).to(device)
+        row_sums(sums, *pair, None if some is None else some.to(device))
+        reference.row_sums(wanted, before, after, some)
+        limit = 1e-13 if dtype == torch.float64 else SHORT
+        assert torch.allclose(sums.cpu(), wanted, rtol=limit, atol=0)
+        assert torch.allclose(sums[0, 1].cpu(), wanted[0, 1], rtol=1e-13, atol=0)
 
 
 def test_alignment_of_every_number_counts() -> None:
-    """One address, size or stride that is no multiple of 16 makes the rows unaligned."""
-    aligned = torch.zeros(4 * 64 * 64 + 16).as_strided((2, 2, 32), (64, 32, 1))
-    assert layer_metrics._rows_are_aligned(aligned, aligned)
-    for numbers in ((24, 64, 32, 0), (32, 72, 32, 0), (32, 64, 40, 0), (32, 64, 32, 1)):
+    """One address, size or stride that is no multiple of 16 bytes makes the rows unaligned."""
+    space = torch.zeros(4 * 64 * 64 + 16, dtype=torch.bfloat16)
+    aligned = space.as_strided((2, 2, 32), (64, 32, 1))
+    assert rows_are_aligned(aligned, aligned)
+    assert rows_are_aligned(aligned, space.as_strided((2, 2, 32), (72, 40, 1), 8))
+    for numbers in ((28, 64, 32, 0), (32, 68, 32, 0), (32, 64, 36, 0), (32, 64, 32, 4)):
         hidden_size, outer_stride, inner_stride, offset = numbers
         strides = (outer_stride, inner_stride, 1)
-        other = aligned.as_strided((2, 2, hidden_size), strides, offset)
-        assert not layer_metrics._rows_are_aligned(other, other)
+        other = space.as_strided((2, 2, hidden_size), strides, offset)
+        assert not rows_are_aligned(other, other)
         if hidden_size == 32:
-            assert not layer_metrics._rows_are_aligned(aligned, other)
-            assert not layer_metrics._rows_are_aligned(other, aligned)
-
-
-def test_scratch_that_is_too_small() -> None:
-    x = torch.ones(1, 2, 8)
-    moments, tallies = (part[0] for part in empty_states(torch.device("cpu"), 1))
-    scratch = torch.zeros(SCRATCH_WORDS - 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=f"at least {SCRATCH_WORDS} entries.*{SCRATCH_WORDS - 1}"):
-        layer_metrics.accumulate(moments, tallies, x, x, None, None, scratch)
-    assert int(tallies[-1]) == 0
-
-
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
-def test_all_blocks_fit_their_registers(target: str) -> None:
-    uses = ("blocks_masked", "describe_blocks", "join_blocks")
-    for report in compile_ahead_of_time(target, *uses):
-        assert report["local"] == report["stack"] == 0, report  # nothing is spilled
-        if report["use"] != "blocks_masked":
-            continue
-        # Three programs of 128 threads on a multiprocessor, two for float64 states.
-        programs = 2 if report["element"] == "fp64" else 3
-        assert report["threads"] == 128
-        assert programs * report["threads"] * report["registers"] <= 65536, report
-        bits = 128 if report["aligned"] else 8 * ELEMENT_TYPES[report["element"]]
-        assert report["load_bits"] == sorted({8, 64, bits}), report  # mask, addresses and sums
-
-
-def test_all_blocks_compile_for_amd() -> None:
-    reports = compile_ahead_of_time("hip:gfx942", "describe_blocks", "join_blocks")
-    assert [report["threads"] for report in reports] == [64, 128]
-
-
-def test_scratch_of_all_blocks_that_is_too_small() -> None:
-    states = [torch.ones(1, 2, 8)] * 3
-    moments, tallies = empty_block_state(2, torch.device("cpu"))
-    wanted = block_partials.scratch_words(3)
-    scratch = torch.zeros(wanted - 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=f"at least {wanted} entries for 3 states, got"):
-        block_metrics.accumulate_blocks(moments, tallies, states, None, scratch)
-    assert int(tallies[-1]) == 0
-
-
-def test_many_programs_share_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tokens than programs; 40 programs are joined in two rounds; scratch is used again."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    monkeypatch.setattr(block_metrics, "max_programs", lambda num_states: 40)
-    states = [h.float().to(device) for h in walk(2, (3, 29, 24), 0.2)(torch.Generator())]
-    mask = torch.rand(3, 29, generator=torch.Generator().manual_seed(2)) > 0.3
-    found, wanted = (empty_block_state(2, torch.device(device)) for _ in range(2))
-    words = block_partials.scratch_words(3)
-    scratch = torch.full((words,), -1, dtype=torch.int64, device=device)
-    for _ in range(2):
-        block_metrics.accumulate_blocks(*found, states, mask.to(device), scratch)
-        reference.accumulate_blocks(*wanted, states, mask.to(device))
-    assert torch.equal(found[1], wanted[1])
-    assert torch.allclose(found[0], wanted[0], rtol=1e-6, atol=0)
+            assert not rows_are_aligned(aligned, other)
+            assert not rows_are_aligned(other, aligned)

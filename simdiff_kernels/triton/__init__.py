@@ -1,1 +1,6 @@
-"""Triton kernels, one file per operator; importing a file imports triton."""
+"""Triton kernels: row sums, and the fold that turns them into running states."""
+
+from simdiff_kernels.triton.fold import accumulate, fold, token_metrics
+from simdiff_kernels.triton.row_sums import row_sums
+
+__all__ = ["accumulate", "fold", "row_sums", "token_metrics"]

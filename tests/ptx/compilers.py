@@ -1,11 +1,9 @@
-"""Gets PTX out of nvcc and Triton."""
+"""Gets PTX out of nvcc."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,17 +26,3 @@ def nvcc_ptx(source: str, arch: str, *options: str) -> str:
         if result.returncode:
             raise RuntimeError(result.stderr)
         return Path(folder, "kernel.ptx").read_text()
-
-
-def run_without_interpreter(script: Path, *args: str) -> str:
-    """Run a Python script that compiles Triton kernels, and return what it prints.
-
-    `TRITON_INTERPRET` replaces kernels by Python when Triton is imported, so that a test process
-    that set it cannot compile any.
-    """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, str(script), *args]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return result.stdout

@@ -468,3 +468,38 @@ def test_null_pointers_and_the_report_of_traffic() -> None:
     assert report.store_widths(out) == {32}
     shifted = gpu.launch("k", 1, 128, [buffer + 32, out])
     assert np.flatnonzero(shifted.load_counts(buffer)).tolist() == list(range(48, 64))
+
+
+ASYNC_SIZES = """
+    mov.u32 %r1, stage;
+    mad.lo.u32 %r1, %i, {width}, %r1;
+    mad.wide.u32 %e, %i, {width}, %x;
+    setp.ge.u32 %p1, %i, 4;
+    mov.u32 %r2, {size};
+    @%p1 mov.u32 %r2, 0;
+    @%p1 mov.b64 %e, 64;
+    cp.async.{cache}.shared.global [%r1], [%e], {width}, %r2;
+    cp.async.commit_group;
+    {wait}
+    ld.shared.b32 %r3, [%r1+{last}];
+    st.global.b32 [%d], %r3;
+"""
+
+
+@pytest.mark.parametrize(("width", "cache"), [(4, "ca"), (8, "ca"), (16, "ca"), (16, "cg")])
+def test_async_copies_of_every_width(width: int, cache: str) -> None:
+    """The bytes beyond the source size are zeros and are not read; of none no address counts."""
+    x, wait = np.arange(1, 65, dtype=np.uint32), "cp.async.wait_all;"
+    words, last = width // 4, width - 4
+    for size in (0, width - 4, width):
+        y = np.full(8, 99, np.uint32)
+        body = {"width": width, "cache": cache, "size": size, "last": last}
+        gpu = Gpu(kernel(ASYNC_SIZES.format(**body, wait=wait)))
+        buffer = gpu.buffer(x[: 3 * words + size // 4], "x")  # what follows is out of bounds
+        report = gpu.launch("k", 1, 8, [buffer, gpu.buffer(y, "y")])
+        wanted = x[words - 1 : 4 * words : words] if size == width else np.zeros(4)
+        np.testing.assert_array_equal(y, [*wanted, 0, 0, 0, 0])  # threads 4 to 7 copy nothing
+        assert report.loaded_bytes(buffer) == 4 * size
+        early = Gpu(kernel(ASYNC_SIZES.format(**body, wait="")))
+        args = [early.buffer(x, "x"), early.buffer(y, "y")]
+        assert Kind.ASYNC_READ in early.launch("k", 1, 8, args, check=False).kinds()

@@ -1,15 +1,12 @@
-"""Row reductions as Triton and nvcc compile them, executed and compared with float64."""
+"""Row reductions as nvcc compiles them, executed and compared with float64."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ptx import Gpu, Kind
-from ptx.compilers import find_nvcc, nvcc_ptx, run_without_interpreter
+from ptx import Gpu
+from ptx.compilers import find_nvcc, nvcc_ptx
 
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")
 
@@ -121,62 +118,6 @@ def rows(count: int, hidden: int, element: str, stride: int = 0) -> tuple[np.nda
 def check_rows(result: np.ndarray, values: np.ndarray) -> None:
     np.testing.assert_allclose(result[:, 0], (values**2).sum(1), rtol=1e-13)
     np.testing.assert_array_equal(result[:, 1], np.abs(values).max(1))
-
-
-TRITON_VARIANTS = [
-    f"{arch}:{element}:{aligned}:{stages}"
-    for arch in (80, 90)
-    for element in ("bf16", "fp16", "fp32")
-    for aligned, stages in (("aligned", 1), ("aligned", 3), ("unaligned", 1))
-]
-
-
-@pytest.fixture(scope="module")
-def triton_rows() -> dict[str, dict[str, object]]:
-    pytest.importorskip("triton")
-    script = Path(__file__).with_name("triton_rows.py")
-    compiled = json.loads(run_without_interpreter(script, *TRITON_VARIANTS))
-    return dict(zip(TRITON_VARIANTS, compiled, strict=True))
-
-
-@pytest.mark.parametrize("variant", TRITON_VARIANTS)
-def test_triton_rows(triton_rows: dict[str, dict[str, object]], variant: str) -> None:
-    _, element, aligned, stages = variant.split(":")
-    compiled = triton_rows[variant]
-    assert ("cp.async" in compiled["ptx"]) == (stages == "3")
-    for hidden in (64, 576, 1088) if aligned == "aligned" else (1, 129, 577):
-        stride = hidden + (32 if aligned == "aligned" else 3)
-        memory, values = rows(9, hidden, element, stride)
-        out = np.zeros((9, 2))
-        gpu = Gpu(compiled["ptx"], max_threads=512)
-        x = gpu.buffer(memory, "x", align=256 if aligned == "aligned" else memory.itemsize)
-        y = gpu.buffer(out, "out", initialised=False)
-        args = [x, y, hidden, stride, None, None]
-        report = gpu.launch("row_sums", 9, 128, args, compiled["shared"])
-        check_rows(out, values)
-        counts = report.load_counts(x)
-        assert report.loaded_bytes(x) == memory.size * memory.itemsize
-        assert counts.max() == 1
-        assert report.stored_bytes(y) == out.nbytes
-        assert report.store_widths(y) == {64}
-        if aligned == "unaligned":
-            assert report.load_widths(x) == {8 * memory.itemsize}
-
-
-@pytest.mark.parametrize(
-    ("removed", "kind"),
-    [("bar.sync", Kind.SHARED_RACE), ("cp.async.wait_group", Kind.ASYNC_READ)],
-)
-def test_triton_rows_without_synchronisation(
-    triton_rows: dict[str, dict[str, object]], removed: str, kind: Kind
-) -> None:
-    compiled = triton_rows["80:bf16:aligned:3"]
-    lines = [line for line in compiled["ptx"].splitlines() if removed not in line]
-    memory, _ = rows(4, 576, "bf16")
-    gpu = Gpu("\n".join(lines))
-    args = [gpu.buffer(memory), gpu.buffer(np.zeros((4, 2))), 576, 576, None, None]
-    report = gpu.launch("row_sums", 4, 128, args, compiled["shared"], check=False)
-    assert kind in report.kinds()
 
 
 @pytest.fixture(scope="module", params=["sm_80", "sm_90a", "sm_100"])

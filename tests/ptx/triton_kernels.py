@@ -1,4 +1,4 @@
-"""The main Triton kernel and the joining one, compiled for a GPU that need not be here."""
+"""Triton kernels compiled for a GPU that need not be here."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ from typing import Any
 
 from ptx import Gpu, Report
 
-# The parameters of the main kernel; what a variant makes constant is missing from its PTX.
-STRIDES = [
-    f"{states}_{axis}_stride" for states in ("before", "after") for axis in ("outer", "inner")
-]
-PARAMETERS = [
-    *("before", "after", "mask", "per_token", "scratch", "num_tokens", "inner", "hidden_size"),
-    *STRIDES,
-    "tiles_per_program",
-]
-
 
 @dataclass
 class Kernel:
@@ -31,19 +21,16 @@ class Kernel:
     name: str
     threads: int
     shared: int
+    parameters: list[str]
 
-    def launch(self, gpu: Gpu, grid: int, arguments: list[Any], **options: Any) -> Report:
-        """Triton appends two hidden pointers to scratch memory, which is not used."""
-        arguments = [*arguments, None, None]
-        return gpu.launch(self.name, grid, self.threads, arguments, self.shared, **options)
-
-    def launch_main(
-        self, gpu: Gpu, grid: int, arguments: dict[str, Any], blocks: range | None = None
+    def launch(
+        self, gpu: Gpu, grid: int | tuple[int, int], arguments: dict[str, Any], **options: Any
     ) -> Report:
-        """Launch the main kernel with named arguments."""
-        assert set(arguments) <= set(PARAMETERS)
-        values = [arguments[name] for name in PARAMETERS if name in arguments]
-        return self.launch(gpu, grid, values, blocks=blocks)
+        """Launch with named arguments, which need not be of those that are constants here."""
+        values = [arguments[name] for name in self.parameters]
+        # Triton appends two pointers to scratch memory, which is not used.
+        values += [None, None]
+        return gpu.launch(self.name, grid, self.threads, values, self.shared, **options)
 
 
 def compile_variants(
@@ -58,7 +45,6 @@ def compile_variants(
     found = {}
     for index, variant in enumerate(variants):
         info = json.loads((folder / f"{index}.json").read_text())
-        found[json.dumps(variant)] = Kernel(
-            (folder / f"{index}.ptx").read_text(), info["kernel"], info["threads"], info["shared"]
-        )
+        ptx = (folder / f"{index}.ptx").read_text()
+        found[json.dumps(variant)] = Kernel(ptx, **info)
     return found
