@@ -63,6 +63,7 @@ def score(
     backend: str | None = None,
     sublayers: bool = False,
     skip_leading: int = 0,
+    max_state_bytes: int | None = None,
     progress: bool = True,
 ) -> LayerScores:
     """Score every layer, and every block of layers, from the hidden states of calibration text.
@@ -82,6 +83,8 @@ def score(
         backend: of simdiff_kernels; None takes the fastest.
         sublayers: also score the attention and the MLP of every layer.
         skip_leading: so many first tokens of each window are kept apart; not with `sublayers`.
+        max_state_bytes: most that the hidden states of one forward may take; fewer windows run at a
+            time where they would take more. None: no limit.
         progress: show a bar.
 
     Raises:
@@ -96,7 +99,9 @@ def score(
             f"{text.dtype} of shape {tuple(text.shape)}"
         )
     length = text.shape[1] if isinstance(text, Tensor) else window_length
-    ScoringOptions(skip_leading, sublayers=sublayers).check(num_windows, length)
+    ScoringOptions(skip_leading, sublayers=sublayers, max_state_bytes=max_state_bytes).check(
+        num_windows, length
+    )
     model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
     if isinstance(text, Tensor):
         batches, record = list(text.split(batch_size)), {}
@@ -111,6 +116,7 @@ def score(
         )
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
     options: dict[str, Any] = {"backend": backend, "progress": progress}
+    options["max_state_bytes"] = max_state_bytes
     if sublayers:
         return score_with_sublayers(model, batches, name=name, calibration=record, **options)
     return score_batches(

@@ -156,6 +156,7 @@ def score(
     progress: bool = True,
     groups: int = DEFAULT_GROUPS,
     skip_leading: int = 0,
+    max_state_bytes: int | None = None,
 ) -> LayerScores:
     """Run the calibration batches through the decoder and score every layer and block of layers.
 
@@ -175,6 +176,8 @@ def score(
             (`LayerScores.sequences`); of no more sequences than that, each is a group.
         skip_leading: the first so many real tokens of each sequence are left out, and kept apart
             (`LayerScores.leading`): a massive activation at a BOS token dominates means of squares.
+        max_state_bytes: blocks need all L + 1 hidden states of a batch at once; a batch whose
+            states take more is run in parts of fewer sequences, down to one. None: no limit.
 
     Raises:
         SimdiffError: no decoder layers found, no batches, all tokens masked, or sequences no longer
@@ -194,6 +197,7 @@ def score(
         blocks=blocks,
         groups=groups,
         skip_leading=skip_leading,
+        max_state_bytes=max_state_bytes,
     )
     whole.feed(inputs, "score" if progress else None)
     return whole.scores()
@@ -203,7 +207,8 @@ class CalibrationPass:
     """A pass that can be looked at on the way: more batches may follow after `scores`.
 
     Args:
-        model, name, calibration, backend, blocks, groups, skip_leading: see `score`.
+        model, name, calibration, backend, blocks, groups, skip_leading, max_state_bytes: see
+            `score`.
         num_sequences: at most so many will be fed; with `groups`, how many share a group.
 
     Raises:
@@ -221,8 +226,12 @@ class CalibrationPass:
         blocks: bool = True,
         groups: int = DEFAULT_GROUPS,
         skip_leading: int = 0,
+        max_state_bytes: int | None = None,
     ) -> None:
         """Prepare; nothing runs yet."""
+        if max_state_bytes is not None and max_state_bytes < 1:
+            raise SimdiffError(f"score: max_state_bytes must be at least 1, got {max_state_bytes}")
+        self._most = max_state_bytes if blocks else None
         if groups < 1 or skip_leading < 0:
             raise SimdiffError(
                 f"score: groups must be at least 1 and skip_leading at least 0, got {groups} and "
@@ -263,6 +272,7 @@ class CalibrationPass:
                 + (f" after the first {skip}, which are skipped" if skip else "")
                 + ", got all tokens masked"
             )
+        inputs = [part for batch in inputs for part in self._parts(batch)]
         self._ids += [batch["input_ids"] for batch in inputs]
         feed_forward(
             self._model,
@@ -271,6 +281,16 @@ class CalibrationPass:
             inputs if description is None else track(inputs, description),
             self._running.blocks,
         )
+
+    def _parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """A batch, or parts of it whose hidden states take no more memory than allowed."""
+        rows, length = batch["input_ids"].shape
+        embedding = self._model.get_input_embeddings().weight
+        states = len(self._layers) + 1
+        row_bytes = states * length * embedding.shape[1] * embedding.element_size()
+        most = rows if self._most is None else max(1, self._most // row_bytes)
+        pieces = {name: tensor.split(most) for name, tensor in batch.items()}
+        return [dict(zip(pieces, part, strict=True)) for part in zip(*pieces.values(), strict=True)]
 
     def scores(self, calibration: Mapping[str, Any] | None = None) -> LayerScores:
         """The table of all that was fed.

@@ -34,6 +34,8 @@ class ScoringOptions:
     """Read more windows until the plan is stable, instead of a given number."""
     confidence: float = 0.95
     max_windows: int = 128
+    max_state_bytes: int | None = None
+    """Of the hidden states of one forward, which blocks need all at once; None: no limit."""
 
     def check(self, num_windows: int, window_length: int) -> None:
         """Refuse what cannot be, before a model is loaded.
@@ -45,6 +47,10 @@ class ScoringOptions:
             raise SimdiffError(
                 f"skip_leading must be 0 or more and below the window length {window_length}, got "
                 f"{self.skip_leading}"
+            )
+        if self.max_state_bytes is not None and self.max_state_bytes < 1:
+            raise SimdiffError(
+                f"the memory for hidden states must be at least a byte, got {self.max_state_bytes}"
             )
         if self.groups < 1:
             raise SimdiffError(f"groups must be at least 1, got {self.groups}")
@@ -111,6 +117,7 @@ def score_windows(
             calibration=windows.identity.to_dict(),
             groups=options.groups,
             skip_leading=options.skip_leading,
+            max_state_bytes=options.max_state_bytes,
         )
         return scores, windows
     whole = CalibrationPass(
@@ -119,6 +126,7 @@ def score_windows(
         name=name,
         groups=options.groups,
         skip_leading=options.skip_leading,
+        max_state_bytes=options.max_state_bytes,
     )
     checks: list[dict[str, Any]] = []
     done = 0

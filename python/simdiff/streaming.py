@@ -51,7 +51,7 @@ def parse_size(size: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", str(size).strip().upper())
     count = int(float(match[1]) * _UNITS.get(match[2] or "", 1)) if match else 0
     if count < 1:
-        raise SimdiffError(f"a shard size must be a number of bytes or such as 5GB, got {size!r}")
+        raise SimdiffError(f"a size must be a number of bytes or such as 5GB, got {size!r}")
     return count
 
 

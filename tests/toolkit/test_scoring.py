@@ -92,6 +92,56 @@ def test_padding_changes_nothing(tiny: PreTrainedModel, side: str) -> None:
         )
 
 
+def test_layers_are_the_same_with_and_without_blocks(
+    tiny: PreTrainedModel, token_batches: list[Tensor]
+) -> None:
+    """With blocks the layers are their adjacent pairs, without them rows are read layer by layer."""
+    pair = [
+        score(tiny, token_batches, blocks=blocks, skip_leading=2, groups=2, progress=False)
+        for blocks in (True, False)
+    ]
+    assert pair[0].num_tokens == pair[1].num_tokens
+    leading = [scores.leading for scores in pair]
+    assert leading[0] is not None
+    assert leading[1] is not None
+    for name in METRICS:
+        for one, other in (
+            [scores.metrics[name] for scores in pair],
+            [part.metrics[name] for part in leading],
+        ):
+            assert one.mean == pytest.approx(other.mean, rel=1e-6)
+            assert one.maximum == pytest.approx(other.maximum, rel=1e-6)
+            assert one.location == other.location
+        sequences = [scores.sequences for scores in pair]
+        assert torch.allclose(sequences[0].means[name], sequences[1].means[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 8000, 1 << 40])
+def test_states_take_no_more_memory_than_allowed(
+    llama: PreTrainedModel, token_batches: list[Tensor], most: int
+) -> None:
+    wanted = score(llama, token_batches, skip_leading=1, progress=False)
+    rows: list[int] = []
+    hook = llama.model.layers[0].register_forward_hook(
+        lambda layer, args, output: rows.append(len(args[0] if args else output))
+    )
+    found = score(llama, token_batches, skip_leading=1, progress=False, max_state_bytes=most)
+    hook.remove()
+    width = llama.config.hidden_size * 4 * (len(llama.model.layers) + 1)
+    assert sum(rows) == sum(map(len, token_batches))
+    for ids in token_batches if most == 8000 else ():
+        assert max(1, most // (width * ids.shape[1])) < len(ids), "a batch that must be split"
+    if most == 1:
+        assert set(rows) == {1}
+    for name in METRICS:
+        assert found.metrics[name].mean == pytest.approx(wanted.metrics[name].mean, rel=1e-5)
+        assert found.metrics[name].location == wanted.metrics[name].location
+    assert found.sequences is not None
+    assert found.sequences.num_tokens == wanted.sequences.num_tokens
+    with pytest.raises(SimdiffError, match="max_state_bytes must be at least 1, got 0"):
+        score(llama, token_batches, progress=False, max_state_bytes=0)
+
+
 def test_last_layer_is_measured_before_the_final_norm(
     llama: PreTrainedModel, token_batches: list[Tensor]
 ) -> None:

@@ -101,6 +101,9 @@ def add_scoring(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--groups", type=int, default=128, metavar="N",
                      help="groups of windows whose statistics are kept for the bootstrap; of no "
                      "more windows than that, each is a group")  # fmt: skip
+    sub.add_argument("--state-memory", metavar="SIZE",
+                     help="most that the hidden states of one forward may take, in bytes or such "
+                     "as 4GB; fewer windows run at a time where they would take more")  # fmt: skip
     sub.add_argument("--calibrate-until-stable", action="store_true",
                      help="read more windows, twice as many each time, until the plan of scores "
                      "alone comes again in enough bootstrap draws; --windows are those of the "
@@ -174,8 +177,11 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
 def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     """What `add_scoring` asked for; refuses what cannot be."""
     from simdiff.stability import ScoringOptions
+    from simdiff.streaming import parse_size
 
+    memory = arguments.state_memory
     options = ScoringOptions(
+        max_state_bytes=None if memory is None else parse_size(memory),
         skip_leading=arguments.skip_leading,
         groups=arguments.groups,
         until_stable=arguments.calibrate_until_stable,
