@@ -232,6 +232,6 @@ def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = 
         (min(programs, _GRID), -(-programs // _GRID), 1),
         (sums, before, after, mask, num_tokens, inner, hidden_size, *strides),
         (*row, nested),
-        (before.dtype, mask is None),
-        num_threads=THREADS,
+        (before.dtype, None if mask is None else mask.dtype),
+        THREADS,
     )
