@@ -54,10 +54,22 @@ void exact_pair(const void* const* rows, int64_t i, int64_t j, BlockWork& work) 
   work.norm_gap[pair] = total[2] / (both_norms == 0 ? 1.0 : both_norms);
 }
 
-// Whether the rows of a pair are the same bytes. sum d^2 = 0 does not tell: d may be too small.
-template <class Element>
-bool same_rows(const void* const* rows, int64_t i, int64_t j, int64_t hidden_size) {
-  return std::memcmp(rows[i], rows[j], hidden_size * sizeof(Element)) == 0;
+// Whether rows i < j are the same bytes, asked where sum d^2 is 0 and does not tell: each d may be
+// too small for its square. Rows are first compared with their neighbours, once for each token, so
+// that a model of many layers that do nothing costs no comparison of every pair.
+[[maybe_unused]] bool same_rows(const void* const* rows, int64_t i, int64_t j, int64_t row_bytes,
+                                BlockWork& work) {
+  const auto same = [&](int64_t a, int64_t b) {
+    return std::memcmp(rows[a], rows[b], row_bytes) == 0;
+  };
+  if (!work.neighbours_compared) {
+    work.neighbours_compared = true;
+    work.same_since[0] = 0;
+    for (int64_t k = 1; k < work.num_states; ++k) {
+      work.same_since[k] = same(k - 1, k) ? work.same_since[k - 1] : k;
+    }
+  }
+  return work.same_since[j] <= i || same(i, j);
 }
 
 // norm_gap of the pairs (i, j), and what must be summed again. `first` is the column of the first
@@ -84,7 +96,7 @@ void check_row(const void* const* rows, int64_t i, int64_t first, const Trust& t
       const int64_t column = j + lane;
       if (suffice[lane] || column <= i || column >= work.num_states) continue;
       if (!with_absolute && squared[lane] == 0 &&
-          same_rows<Element>(rows, i, column, work.hidden_size)) {
+          same_rows(rows, i, column, work.hidden_size * sizeof(Element), work)) {
         continue;
       }
       exact_pair<Exact, Element>(rows, i, column, work);
@@ -185,6 +197,7 @@ bool block_token(const void* const* rows, const void* const* next_rows, BlockWor
     work.inverse_norm[k] = norm == 0 ? 0.0 : 1 / norm;
   }
   constexpr Trust trust = trust_in(sizeof(typename Vector::Scalar) == sizeof(double));
+  work.neighbours_compared = false;
   if (folded) {
     for (int64_t i = 0; i + 1 < work.num_states; ++i) {
       const int64_t first = (i + 1) / kPairLanes * kPairLanes;

@@ -57,7 +57,8 @@ struct BlockWork {
         angle_root(aligned_array<double>(stride)),
         squared(aligned_array<double>(num_states * stride)),
         absolute(aligned_array<double>(num_states * stride)),
-        norm_gap(aligned_array<double>(num_states * stride)) {}
+        norm_gap(aligned_array<double>(num_states * stride)),
+        same_since(aligned_array<int64_t>(num_states)) {}
 
   template <class Value>
   using Array = std::unique_ptr<Value[], FreeAligned<Value>>;
@@ -68,13 +69,15 @@ struct BlockWork {
   Array<char> rows;            // a part of each row, converted
   Array<double> norm_squared;  // |h_k|^2, exact products in float64
   Array<double> norm;
-  Array<double> inverse_norm;  // 0 for a zero vector
-  Array<double> length;        // of the differences of one row of pairs
-  Array<double> cosine;        // distances v of one row of pairs
-  Array<double> angle_root;    // sqrt(min(v, 2 - v)) of one row of pairs
-  Array<double> squared;       // matrix: sum d^2 with d = h_j - h_i
-  Array<double> absolute;      // matrix: sum |d|, where it is asked for
-  Array<double> norm_gap;      // matrix: |h_j| - |h_i|
+  Array<double> inverse_norm;        // 0 for a zero vector
+  Array<double> length;              // of the differences of one row of pairs
+  Array<double> cosine;              // distances v of one row of pairs
+  Array<double> angle_root;          // sqrt(min(v, 2 - v)) of one row of pairs
+  Array<double> squared;             // matrix: sum d^2 with d = h_j - h_i
+  Array<double> absolute;            // matrix: sum |d|, where it is asked for
+  Array<double> norm_gap;            // matrix: |h_j| - |h_i|
+  Array<int64_t> same_since;         // of the rows up to k that are the same bytes, the first
+  bool neighbours_compared = false;  // whether same_since is this token's
 };
 
 // Folds one token into `moments`, kNumBlockMoments matrices, and returns true; leaves them as they

@@ -52,7 +52,7 @@ struct Avx2 {
 struct Avx2Short {
   using Scalar = float;
   static constexpr int lanes = 8, rows = 2;
-  static constexpr int tile_rows = 2, tile_columns = 3;
+  static constexpr int tile_rows = 2, tile_columns = 3, wide_tile_columns = 5;
   using Register = __m256;
   using Wide = __m256d;
 

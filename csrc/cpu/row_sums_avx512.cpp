@@ -65,7 +65,7 @@ struct Avx512 {
 struct Avx512Short {
   using Scalar = float;
   static constexpr int lanes = 16, rows = 4;
-  static constexpr int tile_rows = 4, tile_columns = 3;
+  static constexpr int tile_rows = 4, tile_columns = 3, wide_tile_columns = 5;
   using Register = __m512;
   using Wide = __m512d;
 

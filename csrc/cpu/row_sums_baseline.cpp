@@ -79,7 +79,8 @@ struct Baseline {
 // Four float32 at a time, for the blocks, where arithmetic is the limit and not the memory.
 struct BaselineShort {
   using Scalar = float;
-  static constexpr int lanes = 4, tile_rows = 2, tile_columns = 2;
+  static constexpr int lanes = 4;
+  static constexpr int tile_rows = 2, tile_columns = 2, wide_tile_columns = 4;
   typedef float Register __attribute__((vector_size(16), may_alias));
 
   static Register zero() { return Register{}; }

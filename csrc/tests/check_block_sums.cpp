@@ -188,38 +188,46 @@ void check_token(const InstructionSet& set, DType dtype, bool absolute, int64_t 
   }
 }
 
-// Pairs that short sums say nothing of: equal states, and states so near that sum d^2 underflows in
-// float32.
+// Pairs that short sums say nothing of: equal states, next to each other or not, and states so near
+// that sum d^2 underflows in float32.
 void check_nearly_equal(const InstructionSet& set, bool absolute) {
-  constexpr int64_t size = 40;
+  constexpr int64_t size = 40, num_states = 4;
   constexpr float tiny = 0x1p-80f;
-  float values[3][size] = {};
-  for (int64_t e = 0; e < size; ++e) values[0][e] = values[1][e] = tiny * (e + 1);
-  std::copy_n(values[0], size, values[2]);
-  values[2][7] = 2 * values[0][7];
-  const void* rows[] = {values[0], values[1], values[2]};
-  BlockWork work(3, size);
-  const int64_t matrix = 3 * work.stride;
+  float values[num_states][size];
+  const void* rows[num_states];
+  for (int64_t k = 0; k < num_states; ++k) {
+    for (int64_t e = 0; e < size; ++e) values[k][e] = tiny * (e + 1);
+    rows[k] = values[k];
+  }
+  const float d = values[2][7];
+  values[2][7] += d;
+  BlockWork work(num_states, size);
+  const int64_t matrix = num_states * work.stride;
   const auto moments = aligned_array<double>(kNumBlockMoments * matrix);
-  RowSums sums[2];
-  set.block_token[absolute][0](rows, rows, work, moments.get(), sums, 1);
-  for (int m = 0; m < kNumBlockMetrics; ++m) {
-    expect(moments[m * matrix + 1] == 0, "equal", set.name, 0, m, absolute);
+  RowSums sums[num_states - 1];
+  // First a token of equal states, which adds nothing and whose equality the next must not inherit.
+  const void* const equal[num_states] = {rows[0], rows[0], rows[0], rows[0]};
+  set.block_token[absolute][0](equal, rows, work, moments.get(), nullptr, 0);
+  for (const bool folded : {true, false}) {
+    set.block_token[absolute][0](rows, rows, work, folded ? moments.get() : nullptr, sums, 1);
+    for (int64_t i = 0; i + 1 < num_states; ++i) {
+      const long double gap = i == 0 ? 0 : d;
+      expect(close(sums[i].difference_squared, gap * gap, 1e-14L) &&
+                 close(sums[i].difference_absolute, gap, 1e-14L),
+             "near, row sums", set.name, folded, i, absolute);
+    }
   }
-  const long double d = values[0][7];
-  for (const int64_t pair : {int64_t{2}, work.stride + 2}) {
-    expect(close(moments[kSquaredDifference * matrix + pair], d * d, 1e-14L), "near", set.name, 0,
-           pair, absolute);
-    const long double wanted = absolute ? d / size : 0;
-    expect(close(moments[kAbsoluteDifference * matrix + pair], wanted, 1e-14L), "near, absolute",
-           set.name, 0, pair, absolute);
-    expect(moments[kCosineDistance * matrix + pair] > 1e-4, "near, turned", set.name, 0, pair,
-           absolute);
+  for (int64_t i = 0; i < num_states; ++i) {
+    for (int64_t j = i + 1; j < num_states; ++j) {
+      const double* sum = moments.get() + i * work.stride + j;
+      const long double gap = i == 2 || j == 2 ? d : 0, absolute_gap = absolute ? gap / size : 0;
+      expect(close(sum[kSquaredDifference * matrix], gap * gap, 1e-14L), "near", set.name, 0, i, j);
+      expect(close(sum[kAbsoluteDifference * matrix], absolute_gap, 1e-14L), "near, absolute",
+             set.name, absolute, i, j);
+      expect((sum[kCosineDistance * matrix] > 1e-4) == (gap > 0), "near, turned", set.name, 0, i,
+             j);
+    }
   }
-  expect(sums[0].difference_squared == 0 && sums[0].difference_absolute == 0 &&
-             close(sums[1].difference_squared, d * d, 1e-14L) &&
-             close(sums[1].difference_absolute, d, 1e-14L),
-         "near, row sums", set.name, 0, 3, absolute);
 }
 
 // Angles of vectors in the plane, each against long double from the very cosine distance that it

@@ -95,7 +95,7 @@ def test_padding_changes_nothing(tiny: PreTrainedModel, side: str) -> None:
 def test_layers_are_the_same_with_and_without_blocks(
     tiny: PreTrainedModel, token_batches: list[Tensor]
 ) -> None:
-    """With blocks the layers are their adjacent pairs, without them rows are read layer by layer."""
+    """With blocks the layers are adjacent pairs of states; without, rows are read by layer."""
     pair = [
         score(tiny, token_batches, blocks=blocks, skip_leading=2, groups=2, progress=False)
         for blocks in (True, False)
