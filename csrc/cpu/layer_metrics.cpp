@@ -93,8 +93,8 @@ void store(const Chunk& chunk, PerToken out, bool float64, int64_t num_tokens, i
   }
 }
 
-// The state of the `count` rows that have been measured; counted(r) tells whether row r is averaged,
-// token_of(r) its index.
+// The state of the `count` rows that have been measured; counted(r) tells whether row r is
+// averaged, token_of(r) its index.
 template <class Counted, class TokenOf>
 RunningState fold(Chunk& chunk, int64_t count, const Counted& counted, const TokenOf& token_of) {
   RunningState state;
@@ -196,9 +196,8 @@ void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int6
   });
 }
 
-void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens,
-                   int64_t hidden_size, PerToken out, bool float64,
-                   const ParallelFor& parallel_for) {
+void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
+                   PerToken out, bool float64, const ParallelFor& parallel_for) {
   const int64_t chunks = (num_tokens + kMaxChunk - 1) / kMaxChunk;
   const int64_t value_bytes = float64 ? sizeof(double) : sizeof(float);
   parallel_for(num_layers * chunks, [&](int64_t first, int64_t last) {

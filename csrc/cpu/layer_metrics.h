@@ -25,9 +25,8 @@ void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int6
                const ParallelFor& parallel_for);
 
 // The metrics of every token from its sums, (num_layers, kNumMetrics, num_tokens).
-void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens,
-                   int64_t hidden_size, PerToken out, bool float64,
-                   const ParallelFor& parallel_for);
+void token_metrics(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
+                   PerToken out, bool float64, const ParallelFor& parallel_for);
 
 void token_metrics(const LayerStates& states, PerToken out, const ParallelFor& parallel_for);
 

@@ -18,8 +18,8 @@ struct RowPair {
   const void* after;
 };
 
-// Reads num_rows pairs of rows once: their sums go into the chunk. A row's result does not depend on
-// the rows that it is read with.
+// Reads num_rows pairs of rows once: their sums go into the chunk. A row's result does not depend
+// on the rows that it is read with.
 using SumRows = void (*)(const RowPair* rows, int64_t num_rows, int64_t hidden_size, Chunk& chunk);
 
 struct InstructionSet {

@@ -100,13 +100,9 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx2 = {"avx2",
-                              &runs_here,
-                              Avx2Short::rows,
-                              SIMDIFF_SUM_ROWS_SHORT(Avx2, Avx2Short),
-                              &measure, &fold,
-                              &read_bytes,
-                              SIMDIFF_BLOCKS(Avx2, Avx2Short)};
+const InstructionSet kAvx2 = {
+    "avx2",   &runs_here, Avx2Short::rows, SIMDIFF_SUM_ROWS_SHORT(Avx2, Avx2Short),
+    &measure, &fold,      &read_bytes,     SIMDIFF_BLOCKS(Avx2, Avx2Short)};
 
 }  // namespace simdiff
 #if defined(__clang__)

@@ -121,13 +121,9 @@ bool runs_here() {
 
 }  // namespace
 
-const InstructionSet kAvx512 = {"avx512",
-                                &runs_here,
-                                Avx512Short::rows,
-                                SIMDIFF_SUM_ROWS_SHORT(Avx512, Avx512Short),
-                                &measure, &fold,
-                                &read_bytes,
-                                SIMDIFF_BLOCKS(Avx512, Avx512Short)};
+const InstructionSet kAvx512 = {
+    "avx512", &runs_here, Avx512Short::rows, SIMDIFF_SUM_ROWS_SHORT(Avx512, Avx512Short),
+    &measure, &fold,      &read_bytes,       SIMDIFF_BLOCKS(Avx512, Avx512Short)};
 
 }  // namespace simdiff
 #if defined(__clang__)

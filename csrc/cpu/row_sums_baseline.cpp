@@ -112,12 +112,8 @@ bool runs_here() { return true; }
 
 }  // namespace
 
-const InstructionSet kBaseline = {"baseline",
-                                  &runs_here,
-                                  1,
-                                  SIMDIFF_SUM_ROWS(Baseline),
-                                  &measure, &fold,
-                                  &read_bytes,
-                                  SIMDIFF_BLOCKS(Baseline, BaselineShort)};
+const InstructionSet kBaseline = {
+    "baseline", &runs_here, 1,           SIMDIFF_SUM_ROWS(Baseline),
+    &measure,   &fold,      &read_bytes, SIMDIFF_BLOCKS(Baseline, BaselineShort)};
 
 }  // namespace simdiff

@@ -98,8 +98,10 @@ bool runs_here() { return true; }
 }  // namespace
 
 const InstructionSet kNeon = {
-    "neon",      &runs_here, NeonShort::rows, SIMDIFF_SUM_ROWS_SHORT(Neon, NeonShort), &measure, &fold,
-    &read_bytes, {}};  // blocks: the baseline's vectors are NEON's too here
+    "neon",          &runs_here,
+    NeonShort::rows, SIMDIFF_SUM_ROWS_SHORT(Neon, NeonShort),
+    &measure,        &fold,
+    &read_bytes,     {}};  // blocks: the baseline's vectors are NEON's too here
 
 }  // namespace simdiff
 #endif

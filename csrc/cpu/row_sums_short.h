@@ -203,6 +203,6 @@ void sum_rows_short(const RowPair* rows, int64_t num_rows, int64_t hidden_size, 
 }  // namespace simdiff
 
 // The order is that of DType.
-#define SIMDIFF_SUM_ROWS_SHORT(Exact, Short)                           \
+#define SIMDIFF_SUM_ROWS_SHORT(Exact, Short)                       \
   {&sum_rows_short<Short, Exact, float>, &sum_rows<Exact, double>, \
    &sum_rows_short<Short, Exact, BFloat16>, &sum_rows_short<Short, Exact, Float16>}

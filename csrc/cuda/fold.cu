@@ -60,8 +60,8 @@ struct MetricState {
     sum += other.sum;
     sum_of_squares += other.sum_of_squares;
     if (other.maximum > maximum ||
-        (other.maximum == maximum && static_cast<uint64_t>(other.index) <
-                                         static_cast<uint64_t>(index))) {  // -1 is the largest
+        (other.maximum == maximum &&
+         static_cast<uint64_t>(other.index) < static_cast<uint64_t>(index))) {  // -1 is the largest
       maximum = other.maximum;
       index = other.index;
     }
@@ -174,8 +174,7 @@ dim3 grid_of(int64_t blocks, int64_t num_layers) {
 }  // namespace
 
 void fold(const double* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
-          const TokenPlaces& places, double* moments, int64_t* tallies, int device,
-          Stream stream) {
+          const TokenPlaces& places, double* moments, int64_t* tallies, int device, Stream stream) {
   if (num_layers == 0 || num_tokens == 0) return;
   check_layers(num_layers);
   const CurrentDevice current(device);
@@ -193,10 +192,10 @@ void token_metrics(const double* sums, int64_t num_layers, int64_t num_tokens, i
   const dim3 grid = grid_of(std::min(ceil_div(num_tokens, kThreads), kMaxBlocks), num_layers);
   if (float64) {
     token_metrics_kernel<<<grid, kThreads, 0, stream>>>(sums, num_tokens, hidden_size,
-                                                       static_cast<double*>(per_token));
+                                                        static_cast<double*>(per_token));
   } else {
     token_metrics_kernel<<<grid, kThreads, 0, stream>>>(sums, num_tokens, hidden_size,
-                                                       static_cast<float*>(per_token));
+                                                        static_cast<float*>(per_token));
   }
   check(cudaGetLastError(), "launch of token_metrics");
 }

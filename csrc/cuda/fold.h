@@ -13,7 +13,8 @@ namespace simdiff::cuda {
 void fold(const double* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
           const TokenPlaces& places, double* moments, int64_t* tallies, int device, Stream stream);
 
-// One launch. The metrics of every token, (num_layers, kNumMetrics, num_tokens), float64 or float32.
+// One launch. The metrics of every token, (num_layers, kNumMetrics, num_tokens), float64 or
+// float32.
 void token_metrics(const double* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
                    void* per_token, bool float64, int device, Stream stream);
 

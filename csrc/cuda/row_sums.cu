@@ -30,6 +30,8 @@ namespace simdiff::cuda {
 namespace {
 
 constexpr int kShortSteps = 4;  // vectors whose terms are added in float32
+// 24 warps of a multiprocessor leave 80 registers a thread, and their rings 192 KB of an H100.
+constexpr int kResidentWarps = 24;
 constexpr int kDirectWarps = 8;
 constexpr int kDirectLoads = 4;  // of each row in flight, 16 bytes a lane: 4 KB a warp
 
@@ -76,21 +78,32 @@ struct RowPair {
   const char* after;
 };
 
-// A token and its place in (outer, inner); the next one of a warp is `step` tokens on, without a
-// division.
+// A number of tokens as so many times `inner` and the rest. The division of 64 bits takes as long
+// as a load from memory; rows that lie one behind the other, with the largest `inner`, need none.
+struct Place {
+  int64_t outer, inner;
+
+  __device__ Place(const Arguments& args, int64_t tokens) : outer(0), inner(tokens) {
+    if (tokens < args.inner) return;
+    outer = tokens / args.inner;
+    inner = tokens - outer * args.inner;
+  }
+};
+
+// A token and its place in (outer, inner); the next one of a warp is `step` tokens on.
 struct RowCursor {
   int64_t token, outer, inner;
 
   __device__ RowCursor(const Arguments& args, int64_t first) : token(first) {
-    outer = first / args.inner;
-    inner = first - outer * args.inner;
+    const Place place(args, first);
+    outer = place.outer;
+    inner = place.inner;
   }
 
-  __device__ void advance(const Arguments& args, int64_t step, int64_t step_outer,
-                          int64_t step_inner) {
+  __device__ void advance(const Arguments& args, int64_t step, const Place& step_place) {
     token += step;
-    outer += step_outer;
-    inner += step_inner;
+    outer += step_place.outer;
+    inner += step_place.inner;
     if (inner >= args.inner) {
       inner -= args.inner;
       ++outer;
@@ -171,7 +184,7 @@ __device__ void finish_shared_row(const Arguments& args, double own, int64_t tok
 }
 
 template <class T, int row_lanes, int num_stages, int num_warps>
-__global__ void __launch_bounds__(num_warps* kLanes)
+__global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
     row_sums_ring(const __grid_constant__ Arguments args) {
   constexpr int kThreads = num_warps * kLanes;
   constexpr bool kSharedRows = row_lanes == kThreads;
@@ -185,7 +198,7 @@ __global__ void __launch_bounds__(num_warps* kLanes)
   const int row_bytes = args.hidden_size * static_cast<int>(sizeof(T));
   const int num_steps = (row_bytes + kVectorBytes * row_lanes - 1) / (kVectorBytes * row_lanes);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kGroups;
-  const int64_t stride_outer = stride / args.inner, stride_inner = stride % args.inner;
+  const Place stride_place(args, stride);
   // Of this warp's first row, so that all of its lanes go round equally often.
   const int64_t first_of_warp =
       static_cast<int64_t>(blockIdx.x) * kGroups + (kSharedRows ? 0 : warp * kLanes / row_lanes);
@@ -206,7 +219,7 @@ __global__ void __launch_bounds__(num_warps* kLanes)
       if (++step == num_steps) {
         step = 0;
         asked_of_warp += stride;
-        asked.advance(args, stride, stride_outer, stride_inner);
+        asked.advance(args, stride, stride_place);
         rows = asked.rows(args);
         wanted = next_wanted;
         next_wanted = is_wanted(args, asked.token + stride);
@@ -240,8 +253,8 @@ __global__ void __launch_bounds__(num_warps* kLanes)
     }
     if constexpr (kSharedRows) {
       __shared__ double parts[2][num_warps][4];  // by turns, so that one barrier is enough
-      finish_shared_row<T, num_warps>(args, group_sums<kLanes>(sums, lane), token, parts[odd],
-                                      warp, lane);
+      finish_shared_row<T, num_warps>(args, group_sums<kLanes>(sums, lane), token, parts[odd], warp,
+                                      lane);
       odd = !odd;
     } else {
       finish_row<T, row_lanes>(args, group_sums<row_lanes>(sums, lane), token + lane / row_lanes,
@@ -270,12 +283,10 @@ __global__ void __launch_bounds__(kDirectWarps* kLanes, 4)
     row_sums_direct(const __grid_constant__ Arguments args) {
   const int lane = threadIdx.x % kLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kDirectWarps;
-  const int64_t stride_outer = stride / args.inner, stride_inner = stride % args.inner;
-  RowCursor cursor(args,
-                   static_cast<int64_t>(blockIdx.x) * kDirectWarps + threadIdx.x / kLanes);
+  const Place stride_place(args, stride);
+  RowCursor cursor(args, static_cast<int64_t>(blockIdx.x) * kDirectWarps + threadIdx.x / kLanes);
 #pragma unroll 1
-  for (; cursor.token < args.num_tokens;
-       cursor.advance(args, stride, stride_outer, stride_inner)) {
+  for (; cursor.token < args.num_tokens; cursor.advance(args, stride, stride_place)) {
     double sums[4] = {0, 0, 0, 0};
     if (is_wanted(args, cursor.token)) {
       const RowPair rows = cursor.rows(args);
@@ -407,10 +418,9 @@ void row_sums(const LayerStates& states, const bool* mask, double* sums, int dev
   args.inner = one_run ? states.num_tokens() : states.inner;
   args.hidden_size = static_cast<int>(states.hidden_size);
   const int threads = kernel.shape.warps * kLanes, shared_bytes = kernel.shared_bytes();
-  const int64_t blocks =
-      std::min(ceil_div(args.num_tokens, kernel.rows_of_block()),
-               resident_blocks(reinterpret_cast<const void*>(kernel.function), device, threads,
-                               shared_bytes));
+  const int64_t blocks = std::min(ceil_div(args.num_tokens, kernel.rows_of_block()),
+                                  resident_blocks(reinterpret_cast<const void*>(kernel.function),
+                                                  device, threads, shared_bytes));
   kernel.function<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args);
   check(cudaGetLastError(), "launch of row_sums");
 }
