@@ -58,7 +58,7 @@ def architecture_flags(nvcc: str) -> list[str]:
 
 def library_folders(nvcc: str) -> list[str]:
     """Where the CUDA runtime lies that belongs to this nvcc."""
-    command = [nvcc, "--dryrun", "csrc/cuda/layer_metrics.cu"]
+    command = [nvcc, "--dryrun", "csrc/cuda/fold.cu"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     line = next(line for line in text.splitlines() if line.startswith("#$ LIBRARIES="))
     return [os.path.normpath(folder) for folder in re.findall(r'"-L([^"]+)"', line)]
