@@ -235,7 +235,7 @@ def test_running_out_of_memory_leaves_the_state(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     allocations = [(Tensor, "new_empty"), (Tensor, "contiguous")]
-    if backend in ("triton", "cuda"):
+    if backend == "cuda":
         allocations.append((torch, "zeros"))  # scratch memory
     for owner, name in allocations:
         scores._scratch = [None]
