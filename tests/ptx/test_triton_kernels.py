@@ -199,7 +199,7 @@ def test_every_row_of_the_table_is_executed() -> None:
 def test_rows_are_the_same_in_every_run(kernels: dict[str, Kernel]) -> None:
     """One program at a time, or all together."""
     variant = ROW_VARIANTS[1]
-    before, after = states((3, 5), variant["hidden_size"], torch.bfloat16, True)
+    before, after = states((3, 5), variant["hidden_size"], DTYPES[variant["element"]], True)
     mask = torch.ones(3, 5, dtype=torch.bool)
     kernel = kernels[json.dumps(variant)]
     found = [
