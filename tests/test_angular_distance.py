@@ -64,11 +64,6 @@ def test_coefficients_are_those_of_the_chebyshev_series() -> None:
         assert 0 < cut_off < 6e-17
 
 
-def test_triton_has_the_same_coefficients() -> None:
-    fold = pytest.importorskip("simdiff_kernels.triton.block_fold", reason="needs triton")
-    assert list(fold.ANGLE_COEFFICIENTS) == header_coefficients()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_angles_of_every_size(dtype: torch.dtype) -> None:
     """From 1e-7 to pi - 1e-7, where the cosine tells nothing, with a massive activation or not."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import METRICS, ops, reference
-from simdiff_kernels.running import _empty_state as empty_states
+from simdiff_kernels.running import empty_state
 from simdiff_kernels.testing import near
 
 
@@ -17,12 +17,6 @@ def operator(name: str, backend: str, device: str) -> Any:
     if not ops.has_implementation(name, backend, torch.device(device)):
         pytest.skip(f"backend {backend} has no {name}")
     return ops.OPERATORS[name][backend]
-
-
-def empty_state(num_states: int, num_layers: int) -> tuple[Tensor, Tensor]:
-    parts = [empty_states(torch.device("cpu"), num_layers) for _ in range(num_states)]
-    moments, tallies = (torch.stack(part) for part in zip(*parts, strict=True))
-    return moments, tallies
 
 
 def tokens(outer: int, inner: int) -> tuple[Tensor, Tensor]:

@@ -180,3 +180,13 @@ def test_alignment_of_every_number_counts() -> None:
         if hidden_size == 32:
             assert not rows_are_aligned(aligned, other)
             assert not rows_are_aligned(other, aligned)
+
+
+def test_short_sums_stay_short() -> None:
+    """Terms whose last bits a sum of more than some 32 of them drops, all in the same direction."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    states = torch.full((1, 1, 1 << 17), (1 + 0.99 * 2.0**-17) ** 0.5, device=device)
+    sums, wanted = torch.empty(2, 1, 1, 4, dtype=torch.float64, device=device)
+    row_sums(sums, states, states)
+    reference.row_sums(wanted, states, states)
+    assert torch.allclose(sums, wanted, rtol=SHORT, atol=0)

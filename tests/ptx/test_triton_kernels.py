@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptx import Buffer, FaultError, Gpu, Kind, Report
 from simdiff_kernels import METRICS, reference
-from simdiff_kernels.running import _empty_state as empty_states
+from simdiff_kernels.running import empty_state
 from simdiff_kernels.testing import near
 from simdiff_kernels.triton.row_sums import CONFIGURATIONS, UNALIGNED, configuration
 
@@ -199,7 +199,7 @@ def test_every_row_of_the_table_is_executed() -> None:
 def test_rows_are_the_same_in_every_run(kernels: dict[str, Kernel]) -> None:
     """One program at a time, or all together."""
     variant = ROW_VARIANTS[1]
-    before, after = states((3, 5), variant["hidden_size"], torch.bfloat16, True)
+    before, after = states((3, 5), variant["hidden_size"], DTYPES[variant["element"]], True)
     mask = torch.ones(3, 5, dtype=torch.bool)
     kernel = kernels[json.dumps(variant)]
     found = [
@@ -290,12 +290,6 @@ def test_rows_without_synchronisation(kernels: dict[str, Kernel], removed: str, 
     rows = torch.randn(2, 1, 40, 512, generator=torch.Generator().manual_seed(2)).unbind(0)
     with pytest.raises(FaultError, match=kind.value):
         run_rows(broken, PLAIN, *rows)
-
-
-def empty_state(num_states: int, num_layers: int) -> tuple[Tensor, Tensor]:
-    parts = [empty_states(torch.device("cpu"), num_layers) for _ in range(num_states)]
-    moments, tallies = (torch.stack(part) for part in zip(*parts, strict=True))
-    return moments, tallies
 
 
 def some_sums(layers: int, outer: int, inner: int) -> Tensor:
