@@ -217,8 +217,16 @@ class RunningBlockScores:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state as CPU tensors and plain values, for `torch.save` or another process."""
-        moments, tallies = self._on_host()
+        """The whole state as CPU tensors and plain values, for `torch.save` or another process.
+
+        `moments` is `(parts, 2 * num_block_metrics + 1, L + 1, L + 1)`: parts are kept apart so
+        that an interrupted pass ends with the same bits.
+        """
+        if self._moments is None or self._tallies is None:
+            moments, tallies = empty_block_state(self.num_layers, torch.device("cpu"))
+        else:
+            moments = self._moments.to("cpu", copy=True)
+            tallies = self._tallies.to("cpu", copy=True)
         return {
             "version": _STATE_VERSION,
             "metrics": list(BLOCK_METRICS),
@@ -244,13 +252,14 @@ class RunningBlockScores:
             )
         self._check_absolute("load_state_dict: state", state.get(_ABSOLUTE, True))
         moments, tallies = state["moments"], state["tallies"]
-        wanted = (_NUM_MOMENTS, self.num_layers + 1, self.num_layers + 1)
-        if tuple(moments.shape) != wanted or tuple(tallies.shape) != (3,):
+        if moments.dim() == 3:  # version 1 had no parts
+            moments, tallies = moments[None], tallies[None]
+        wanted = (len(moments), _NUM_MOMENTS, self.num_layers + 1, self.num_layers + 1)
+        if tuple(moments.shape) != wanted or tuple(tallies.shape) != (len(moments), 3):
             raise ValueError(
                 f"{function}: state must have {self.num_layers} layers, got {moments.shape[-1] - 1}"
             )
-        self._moments = moments[None].double().clone()
-        self._tallies = tallies[None].long().clone()
+        self._moments, self._tallies = moments.double().clone(), tallies.long().clone()
 
     def _check_absolute(self, what: str, theirs: bool) -> None:
         if theirs != self.absolute_difference:

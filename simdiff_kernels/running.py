@@ -14,7 +14,8 @@ from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
 from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
 
 _NUM_METRICS = len(METRICS)
-_STATE_VERSION = 1
+_TALLIES = _NUM_METRICS + 3
+_STATE_VERSION = 2  # 1 had no parts
 
 
 class NonFiniteError(ValueError):
@@ -191,8 +192,19 @@ class RunningScores:
         return summary_of(*self._on_host(), allow_nonfinite=allow_nonfinite)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state as CPU tensors and plain values, for `torch.save` or another process."""
-        moments, tallies = self._on_host()
+        """The whole state as CPU tensors and plain values, for `torch.save` or another process.
+
+        `moments` is `(num_layers, parts, 3, num_metrics)`: a GPU deals out the tokens of an update
+        among parts, which are kept apart so that an interrupted pass ends with the same bits.
+        """
+        parts = max((len(moments) for moments in self._moments if moments is not None), default=1)
+        moments, tallies = empty_state(self.num_layers, parts)
+        for layer in range(self.num_layers):
+            ours, counts = self._moments[layer], self._tallies[layer]
+            if ours is not None and counts is not None:
+                moments[layer, : len(ours)] = ours.cpu()
+                tallies[layer, : len(counts)] = counts.cpu()
+                tallies[layer, :, _NUM_METRICS + 2] = tallies[layer, 0, _NUM_METRICS + 2]
         state: dict[str, Any] = {
             "version": _STATE_VERSION,
             "metrics": list(METRICS),
@@ -219,7 +231,8 @@ class RunningScores:
                 f"{', '.join(state.get('metrics', []))}"
             )
         moments, tallies = state["moments"], state["tallies"]
-        shapes = (self.num_layers, 3, _NUM_METRICS), (self.num_layers, _NUM_METRICS + 3)
+        parts = moments.shape[1]
+        shapes = (self.num_layers, parts, 3, _NUM_METRICS), (self.num_layers, parts, _TALLIES)
         if (tuple(moments.shape), tuple(tallies.shape)) != shapes:
             raise ValueError(
                 f"RunningScores.load_state_dict: state must have {self.num_layers} layers, "
@@ -230,8 +243,8 @@ class RunningScores:
                 f"RunningScores.load_state_dict: state must be of a RunningScores with "
                 f"keep_tokens={self.keep_tokens}"
             )
-        self._moments = [layer[None].clone() for layer in moments.double()]
-        self._tallies = [layer[None].clone() for layer in tallies.long()]
+        self._moments = [layer.clone() for layer in moments.double()]
+        self._tallies = [layer.clone() for layer in tallies.long()]
         self._tokens = [[tokens.clone()] for tokens in state.get("tokens", ())] or [
             [] for _ in range(self.num_layers)
         ]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from simdiff_kernels.blocks import RunningBlockScores
 from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
+from simdiff_kernels.running import RunningScores
 
 MASSIVE = 300.0  # times the rest of the row: the activations that METRICS must survive
 
@@ -427,3 +429,9 @@ def check_token_blocks(
 def bytes_read(before: Tensor, after: Tensor) -> int:
     """Bytes that must be read once to measure this pair."""
     return before.numel() * before.element_size() + after.numel() * after.element_size()
+
+
+def joined_state(scores: RunningScores | RunningBlockScores) -> dict[str, Tensor]:
+    """`moments` and `tallies` on the host, the parts of a GPU joined: the same for all backends."""
+    moments, tallies = scores._on_host()
+    return {"moments": moments, "tallies": tallies}

@@ -27,6 +27,7 @@ from simdiff_kernels.testing import (
     check_token_blocks,
     exact_block_metrics,
     exact_metrics,
+    joined_state,
     walk,
     with_strides,
 )
@@ -116,7 +117,7 @@ def test_against_exact(case: BlockCase, block_backend: str, device: str) -> None
                 len(states) - 1, backend=block_backend, absolute_difference=absolute
             )
             scores.update(on(device, states), mask.view(states[0].shape[:-1]).to(device))
-            state = scores.state_dict()
+            state = joined_state(scores)
             assert state["tallies"].tolist() == [1, 0, flat[0].shape[0]]
             found.append(state["moments"])
         short = block_backend != "reference"
@@ -158,7 +159,7 @@ def test_mask_dtypes_and_strides_agree(block_backend: str, device: str) -> None:
     for variant in (mask, mask.bool(), mask.to(torch.uint8) * 7, mask.t().contiguous().t()):
         scores = RunningBlockScores(3, backend=block_backend)
         scores.update(on(device, states), variant.to(device))
-        found.append(scores.state_dict())
+        found.append(joined_state(scores))
     for state in found[1:]:
         assert torch.equal(state["moments"], found[0]["moments"])
         assert torch.equal(state["tallies"], found[0]["tallies"])
@@ -176,7 +177,7 @@ def test_bitwise_the_same_for_any_number_of_threads(num_layers: int, num_tokens:
             torch.set_num_threads(count)
             scores = RunningBlockScores(num_layers, backend="cpu")
             scores.update(states, mask)
-            found.append(scores.state_dict())
+            found.append(joined_state(scores))
     finally:
         torch.set_num_threads(threads)
     for state in found[1:]:
@@ -204,7 +205,7 @@ def test_merge_is_the_same_as_one_pass(block_backend: str, device: str) -> None:
     merged = RunningBlockScores(3)
     for part in (RunningBlockScores(3), *parts):
         merged.merge(part)
-    got, wanted = merged.state_dict(), whole.state_dict()
+    got, wanted = joined_state(merged), joined_state(whole)
     assert torch.equal(got["tallies"], wanted["tallies"])
     assert torch.equal(got["moments"][-1], wanted["moments"][-1])
     assert torch.allclose(got["moments"], wanted["moments"], rtol=1e-14, atol=0)
@@ -314,7 +315,7 @@ def test_running_states_are_updates_of_their_own(
                 on(device, [state.flatten(0, 1)[tokens] for state in states]),
                 (kinds.flatten()[tokens] == COUNTED).to(device),
             )
-        wanted = alone.state_dict()
+        wanted = joined_state(alone)
         moments, tallies = found[0][running].cpu(), found[1][running].tolist()
         assert torch.allclose(moments, wanted["moments"], rtol=1e-13, atol=0)
         if block_backend == "cpu":
@@ -378,7 +379,7 @@ def test_kinds(block_backend: str, device: str) -> None:
     assert found[2][1].tolist() == [[45, 0, 51]]
     masked = RunningBlockScores(3, backend=block_backend)
     masked.update(on(device, states), (variant == COUNTED).to(device))
-    assert torch.allclose(found[2][0][0], masked.state_dict()["moments"], rtol=1e-14, atol=0)
+    assert torch.allclose(found[2][0][0], joined_state(masked)["moments"], rtol=1e-14, atol=0)
 
 
 def test_parts_are_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,9 +407,9 @@ def test_parts_are_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded.update(states, mask)
     merged.merge(later)  # one part, then eight
     later.merge(resumed)  # eight parts, then one
-    wanted = one.state_dict()
+    wanted = joined_state(one)
     for scores in (parts, loaded, merged, later):
-        got = scores.state_dict()
+        got = joined_state(scores)
         assert got["moments"].shape == (11, 4, 4)
         assert torch.equal(got["tallies"], wanted["tallies"])
         assert torch.equal(got["moments"][-1], wanted["moments"][-1])
@@ -438,16 +439,17 @@ def test_scratch_grows_with_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -
     other = scores.empty_like()
     assert other._scratch is scores._scratch
     assert (other.num_layers, other.backend, other.absolute_difference) == (3, "cpu", True)
-    assert not other.state_dict()["moments"].any()
+    assert not joined_state(other)["moments"].any()
 
 
 def test_a_state_of_version_1_holds_the_absolute_difference() -> None:
     scores = RunningBlockScores(3, backend="cpu", absolute_difference=True)
     scores.update(*batches()[0])
     old = {key: value for key, value in scores.state_dict().items() if key != "absolute_difference"}
+    old |= joined_state(scores)  # there were no parts
     resumed = RunningBlockScores(3, absolute_difference=True)
     resumed.load_state_dict(old | {"version": 1})
-    assert torch.equal(resumed.state_dict()["moments"], scores.state_dict()["moments"])
+    assert torch.equal(joined_state(resumed)["moments"], joined_state(scores)["moments"])
     with pytest.raises(ValueError, match="state must have absolute_difference=False, got True"):
         RunningBlockScores(3).load_state_dict(old | {"version": 1})
 

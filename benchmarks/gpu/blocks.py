@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpu.steps import LeftOutError, Result, Settings, Step
 from simdiff_kernels import RunningBlockScores
-from simdiff_kernels.testing import check_token_blocks
+from simdiff_kernels.testing import check_token_blocks, joined_state
 
 # A LLaMA-3.1-8B and one batch of its calibration.
 NUM_STATES, TOKENS, HIDDEN_SIZE = 33, (8, 2048), 4096
@@ -54,7 +54,7 @@ def wrong_blocks(states: Tensor, backend: str) -> str | None:
         mask[token] = True
         scores.update(list(rows), mask)
         try:
-            moments = scores.state_dict()["moments"]
+            moments = joined_state(scores)["moments"]
             check_token_blocks(moments, [row[token] for row in rows], short_sums=True)
         except AssertionError as error:
             return f"{backend}, token {token}: {error}"
