@@ -31,7 +31,8 @@ def tokens(outer: int, inner: int) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-# First state, offset, tokens per state, whether the last of four states is of tokens apart.
+# First state, offset, tokens per state, whether the last of six states is of tokens apart.
+# The default of 2^62 tokens per state, four times that of the fifth state, would overflow.
 PLACES = [(0, 0, 1 << 62, False), (0, 40, 150, True), (-1, 10, 100, False), (2, 0, 90, True)]
 
 
@@ -46,7 +47,7 @@ def test_fold(places: tuple[Any, ...], with_kinds: bool, backend: str, device: s
     kinds = torch.randint(3, (2, 170), generator=torch.Generator().manual_seed(3)).byte()
     kinds[0, 2], kinds[1, 3] = 1, 2
     some = kinds if with_kinds else None
-    wanted, found = empty_state(4, 2), [part.to(device) for part in empty_state(4, 2)]
+    wanted, found = empty_state(6, 2), [part.to(device) for part in empty_state(6, 2)]
     kept = torch.empty(2, len(METRICS), 2, 170, device=device)
     for _ in range(2):  # what comes again is no new maximum
         on_device = None if some is None else some.to(device)

@@ -25,15 +25,15 @@ TURNED = tl.constexpr(0.9375)
 # (bytes of a row up to, rows of a program, lanes that share a row, stages).
 #
 # Bytes in flight: to read at full bandwidth a multiprocessor must wait for bandwidth * latency,
-# 4.6 TB/s * 700 ns / 132 = 24 KB on an H200. A program of 128 threads waits for stages - 1 vectors
-# of 16 bytes of each input a thread: 28 KB with 8 stages, so that one program is enough where
-# tokens are few, and five (A100) to seven (H100) fit into shared memory where they are many.
+# 4.6 TB/s * 700 ns / 132 = 24 KB on an H200. While one step is summed, stages - 2 others are on
+# their way, of 4 KB in a program of 128 threads: 24 KB with 8 stages, so that one program is enough
+# where tokens are few; with 28 KB of shared memory five (A100) to seven (H100) are resident.
 #
 # Rows of up to 2 KB: the reduction over lanes costs as much as three vectors, and 8 lanes need
 # three rounds for four rows at a time where 32 need five for one. Measured in CUDA on an H200, as
 # a share of a pure read, 8 and 32 lanes: 0.89 and 0.80 (8192 x 576 bfloat16), 0.87 and 0.87
 # (8192 x 2048), 0.64 and 0.87 (2048 x 4096). Rows of over 64 KB: 128 lanes, for a warp alone would
-# need 20 us for one of them.
+# need 15 us for one of them.
 CONFIGURATIONS = (
     (2048, 16, 8, 8),
     (65536, 4, 32, 8),
@@ -58,7 +58,7 @@ class Configuration(NamedTuple):
     entries: int
     """Entries per load: 16 bytes where all rows start at multiples of 16 bytes, else one."""
     stages: int
-    """Steps, of which all but one are waited for while one is summed."""
+    """Of the pipeline: one step is summed, the copies of stages - 2 others are on their way."""
 
 
 # Rows of which nothing is known are read entry by entry; of 2 bytes they cannot be copied ahead.
