@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "metrics.h"
+
 namespace simdiff {
 
 enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -40,6 +42,21 @@ struct TokenPlaces {
   int64_t tokens_per_state;
   bool apart;
 };
+
+struct TokenRange {
+  int64_t begin, end;
+};
+
+// The tokens whose place is `state`, whatever their kind.
+SIMDIFF_INLINE TokenRange tokens_of(const TokenPlaces& places, int64_t state, int64_t num_tokens) {
+  const int64_t place = state - places.first_state;
+  // No product of these leaves int64: tokens_per_state may be any number.
+  if (place < 0 || place > (places.offset + num_tokens) / places.tokens_per_state) return {0, 0};
+  const int64_t begin = place * places.tokens_per_state - places.offset;
+  const bool is_last = num_tokens - begin < places.tokens_per_state;
+  const int64_t end = is_last ? num_tokens : begin + places.tokens_per_state;
+  return {begin < 0 ? 0 : begin, end};
+}
 
 // Per-token results, metric by metric: out[metric * num_tokens + token]. Float64 states give
 // float64 results, all others float32. A null pointer: not wanted.
