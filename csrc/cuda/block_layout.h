@@ -1,0 +1,97 @@
+// How the pairs i < j of a token's hidden states h_0 ... h_L are dealt out to lanes and warps.
+//
+// h_0, mostly far shorter than the others, stands alone; the others form groups of four, the last
+// one filled up with h_L. There are two kinds of tiles:
+//   a square, two groups g < g': 16 pairs;
+//   a triangle, one group: its 6 pairs, its 4 pairs with h_0, and the sums of the 4 layers that
+//   lead to its states (the first of them from the last state of the group before).
+// Eight lanes work on a tile and a warp on four tiles, a quad, all of one kind: lanes read 16 bytes
+// in a row, eight 128, so that no two of them meet in a bank of shared memory, and only the lanes
+// of a tile must be added up. L = 32 gives 28 squares and 8 triangles: 9 quads.
+//
+// Units are what a warp does at a time: a quad, or a share of the entries of a quad where the
+// number of quads leaves warps without one. L = 32: 8 quads, and 8 shares of the ninth.
+#pragma once
+
+#include <cmath>
+
+#include "../common/metrics.h"
+
+namespace simdiff::cuda {
+
+inline constexpr int kGroup = 4;      // states
+inline constexpr int kTileLanes = 8;  // of a warp
+inline constexpr int kQuad = 4;       // tiles
+inline constexpr int kSquareSums = 16;
+inline constexpr int kTriangleSums = 24;
+inline constexpr int kUnitSums = kQuad * kTriangleSums;
+inline constexpr int kStepBytes = 128;  // of a row that the lanes of a tile read at a time
+inline constexpr int kWarps = 8;        // of a block
+
+// Where the sums of a triangle lie; of each kind four but for the last two.
+enum TriangleSum {
+  kLayerSquared,                      // sum d^2 of the layer that leads to each state
+  kLayerProduct = kLayerSquared + 4,  // sum h d, h the state that it starts from
+  kLayerAbsolute = kLayerProduct + 4,
+  kStateSquared = kLayerAbsolute + 4,  // sum h^2 of each state
+  kInnerPair = kStateSquared + 4,      // pairs (0, 2), (1, 3), (0, 3) of the group
+  kFirstPair = kInnerPair + 3,         // of h_0 with each state
+  kFirstSquared = kFirstPair + 4,      // sum h_0^2
+};
+static_assert(kFirstSquared + 1 == kTriangleSums);
+
+// Pairs i < j in the order (0, 1), (0, 2), (1, 2), (0, 3) ...
+SIMDIFF_INLINE int pair_number(int i, int j) { return j * (j - 1) / 2 + i; }
+
+struct Pair {
+  int i, j;
+
+  // Exact for the numbers of up to 160 states: the root of (2 j - 1)^2 is, and the number before is
+  // 8 less.
+  SIMDIFF_INLINE explicit Pair(int number) {
+    j = static_cast<int>((1 + std::sqrt(8.0f * static_cast<float>(number) + 1)) / 2);
+    i = number - pair_number(0, j);
+  }
+};
+
+struct Unit {
+  int quad;
+  int share;
+  int shares;  // of the quad
+};
+
+struct BlockLayout {
+  int num_states;
+  int groups;
+  int squares;
+  int square_quads;  // triangles follow
+  int whole;         // quads that are units; the rest is shared
+  int shares;
+  int units;
+
+  // `steps`: of kStepBytes in a slice of a row.
+  SIMDIFF_INLINE BlockLayout(int states, int steps) : num_states(states) {
+    groups = (states - 1 + kGroup - 1) / kGroup;
+    squares = groups * (groups - 1) / 2;
+    square_quads = (squares + kQuad - 1) / kQuad;
+    const int quads = square_quads + (groups + kQuad - 1) / kQuad;
+    const int left = quads % kWarps;
+    // As few shares as give every warp equally many. Of seven quads one warp has none: eight times
+    // seven shares would add up more than that is worth.
+    shares = left == 0 || left == kWarps - 1 ? 1 : kWarps / (left & -left);
+    while (shares > steps) shares /= 2;
+    whole = shares == 1 ? quads : quads - left;
+    units = whole + (quads - whole) * shares;
+  }
+
+  SIMDIFF_INLINE Unit unit(int number) const {
+    if (number < whole) return {number, 0, 1};
+    return {whole + (number - whole) / shares, (number - whole) % shares, shares};
+  }
+
+  SIMDIFF_INLINE int first_unit(int quad) const {
+    return quad < whole ? quad : whole + (quad - whole) * shares;
+  }
+};
+
+}  // namespace simdiff::cuda
