@@ -20,26 +20,23 @@
 
 namespace simdiff {
 
-// The power of two nearest to sqrt(wanted_squared / length_squared); 1 where that is not between
-// 2^-40 and 2^40. For any estimate of the two; r multiplies what has the length.
-SIMDIFF_INLINE float length_ratio(float wanted_squared, float length_squared) {
+// A squared length as length_ratio takes it: no product with another's inverse overflows. 2^-40 for
+// NaN.
+SIMDIFF_INLINE float usual_length(float squared) {
+  return std::fmin(std::fmax(squared, 0x1p-40f), 0x1p+40f);
+}
+
+// The power of two nearest to the root of the quotient of two squared lengths, estimates of any
+// kind. In its bits the exponent is halved: 2^e m, 1 <= m < 2, becomes 2^floor((e + 1) / 2).
+SIMDIFF_INLINE float length_ratio(float quotient) {
 #ifdef __CUDA_ARCH__
-  const float quotient = __fdividef(wanted_squared, length_squared);
-  const int bits = __float_as_int(quotient);
+  return __int_as_float(((__float_as_int(quotient) >> 1) & 0x7f800000) + (64 << 23));
 #else
-  const float quotient = wanted_squared / length_squared;
   int bits;
   std::memcpy(&bits, &quotient, sizeof bits);
-#endif
-  const bool usual = quotient > 0x1p-80f && quotient < 0x1p+80f;  // not NaN either
-  // quotient = 2^e m with 1 <= m < 2 becomes 2^floor((e + 1) / 2).
-  const int exponent = ((bits >> 23) - 126) >> 1;
-  const int power = (usual ? exponent + 127 : 127) << 23;
-#ifdef __CUDA_ARCH__
-  return __int_as_float(power);
-#else
+  bits = ((bits >> 1) & 0x7f800000) + (64 << 23);
   float ratio;
-  std::memcpy(&ratio, &power, sizeof ratio);
+  std::memcpy(&ratio, &bits, sizeof ratio);
   return ratio;
 #endif
 }

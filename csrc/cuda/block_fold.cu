@@ -20,7 +20,7 @@
 namespace simdiff::cuda {
 namespace {
 
-constexpr int kFoldWarps = 16;
+constexpr int kFoldWarps = 8;
 constexpr int kFoldThreads = kFoldWarps * kLanes;
 constexpr int kFoldPairs = 4;  // of a thread block
 constexpr int kFoldTokens = kFoldThreads / kFoldPairs;

@@ -26,7 +26,9 @@ inline constexpr int kSquareSums = 16;
 inline constexpr int kTriangleSums = 24;
 inline constexpr int kUnitSums = kQuad * kTriangleSums;
 inline constexpr int kStepBytes = 128;  // of a row that the lanes of a tile read at a time
-inline constexpr int kWarps = 8;        // of a block
+// 64 entries of 2 bytes for each lane: block_tiles.cuh says what that means for the error.
+inline constexpr int kMaxSliceBytes = 1024;
+inline constexpr int kWarps = 8;  // of a block
 
 // Where the sums of a triangle lie; of each kind four but for the last two.
 enum TriangleSum {
@@ -46,10 +48,15 @@ SIMDIFF_INLINE int pair_number(int i, int j) { return j * (j - 1) / 2 + i; }
 struct Pair {
   int i, j;
 
-  // Exact for the numbers of up to 160 states: the root of (2 j - 1)^2 is, and the number before is
-  // 8 less.
+  // With 3 for 1 the root is far enough above (2 j - 1) and below the next to need no exact one.
   SIMDIFF_INLINE explicit Pair(int number) {
-    j = static_cast<int>((1 + std::sqrt(8.0f * static_cast<float>(number) + 1)) / 2);
+    const auto square = static_cast<float>(8 * number + 3);
+#ifdef __CUDA_ARCH__
+    const float root = square * rsqrtf(square);
+#else
+    const float root = std::sqrt(square);
+#endif
+    j = static_cast<int>((1 + root) / 2);
     i = number - pair_number(0, j);
   }
 };
@@ -57,7 +64,7 @@ struct Pair {
 struct Unit {
   int quad;
   int share;
-  int shares;  // of the quad
+  int share_bits;  // log2 of the shares of the quad
 };
 
 struct BlockLayout {
@@ -66,8 +73,10 @@ struct BlockLayout {
   int squares;
   int square_quads;  // triangles follow
   int whole;         // quads that are units; the rest is shared
-  int shares;
+  int share_bits;    // log2 of the shares of each
   int units;
+
+  BlockLayout() = default;
 
   // `steps`: of kStepBytes in a slice of a row.
   SIMDIFF_INLINE BlockLayout(int states, int steps) : num_states(states) {
@@ -78,19 +87,22 @@ struct BlockLayout {
     const int left = quads % kWarps;
     // As few shares as give every warp equally many. Of seven quads one warp has none: eight times
     // seven shares would add up more than that is worth.
-    shares = left == 0 || left == kWarps - 1 ? 1 : kWarps / (left & -left);
-    while (shares > steps) shares /= 2;
-    whole = shares == 1 ? quads : quads - left;
-    units = whole + (quads - whole) * shares;
+    share_bits = 0;
+    while (left != kWarps - 1 && (left << share_bits) % kWarps != 0 && (2 << share_bits) <= steps) {
+      ++share_bits;
+    }
+    whole = share_bits == 0 ? quads : quads - left;
+    units = whole + ((quads - whole) << share_bits);
   }
 
   SIMDIFF_INLINE Unit unit(int number) const {
-    if (number < whole) return {number, 0, 1};
-    return {whole + (number - whole) / shares, (number - whole) % shares, shares};
+    if (number < whole) return {number, 0, 0};
+    const int shared = number - whole;
+    return {whole + (shared >> share_bits), shared & ((1 << share_bits) - 1), share_bits};
   }
 
   SIMDIFF_INLINE int first_unit(int quad) const {
-    return quad < whole ? quad : whole + (quad - whole) * shares;
+    return quad < whole ? quad : whole + ((quad - whole) << share_bits);
   }
 };
 

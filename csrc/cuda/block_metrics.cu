@@ -12,10 +12,8 @@ namespace simdiff::cuda {
 namespace {
 
 // Two slices of all rows for one of two blocks: a multiprocessor of an A100 has 164 KB, of which
-// each block takes 1 KB besides and 7040 bytes for the state of a token.
-constexpr int64_t kSliceBytes = 74 * 1024;
-// 64 entries of 2 bytes for each lane: block_tiles.cuh says what that means for the error.
-constexpr int64_t kMaxSliceBytes = 1024;
+// each block takes 1 KB besides and 7680 bytes for the state of a token.
+constexpr int64_t kSliceBytes = 73 * 1024;
 // Four waves of two blocks on an H200 (132 multiprocessors): on other GPUs, with less of a wave
 // left over, not many multiprocessors run dry before the last block ends.
 constexpr int64_t kMaxBlocks = 1056;
@@ -37,7 +35,7 @@ BlockLaunchShape block_launch_shape(int64_t num_tokens, int64_t num_states, int6
                                     DType dtype, bool absolute) {
   const int64_t row_bytes = hidden_size * kElementBytes[static_cast<int>(dtype)];
   const int64_t room = kSliceBytes / (2 * num_states) / kStepBytes * kStepBytes;
-  const int64_t slices = ceil_div(row_bytes, std::min(room, kMaxSliceBytes));
+  const int64_t slices = ceil_div(row_bytes, std::min<int64_t>(room, kMaxSliceBytes));
   const int64_t slice_bytes = ceil_div(ceil_div(row_bytes, slices), kStepBytes) * kStepBytes;
   const BlockLayout layout(static_cast<int>(num_states),
                            static_cast<int>(slice_bytes / kStepBytes));

@@ -30,70 +30,86 @@ namespace {
 // 128 registers a thread. While one block waits at a barrier or finishes a token the other
 // computes.
 constexpr int kBlocksPerMultiprocessor = 2;
+// Vectors that a lane copies of each row.
+constexpr int kCopies = kMaxSliceBytes / (kLanes * kVectorBytes);
 
 // Goes over the slices of the tokens that are read. Lane l of a warp knows where the row of state
 // warp + kWarps * l begins.
 template <class T>
 struct SliceReader {
   const BlockArguments& args;
-  int64_t token, end;
-  int64_t begin = 0;  // bytes of the rows
+  int token, count;  // of the tokens of this thread block
+  int slice = 0;     // of the token
   const char* row = nullptr;
-  int warp, lane;
 
-  __device__ SliceReader(const BlockArguments& arguments, int64_t first, int64_t last)
-      : args(arguments), token(first - 1), end(last) {
-    warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  __device__ explicit SliceReader(const BlockArguments& arguments) : args(arguments), token(-1) {
+    count =
+        static_cast<int>(min(int64_t{args.tokens_per_block}, args.tokens.last - first_token(args)));
     find_token();
   }
+
+  __device__ bool at_end() const { return token >= count; }
 
   __device__ void find_token() {
     do {
       ++token;
-    } while (token < end && !is_read(args, token));
-    const int state = warp + kWarps * lane;
-    if (token < end && state < args.num_states) {
-      row = reinterpret_cast<const char*>(row_of<T>(args, state, token));
+    } while (!at_end() && !is_read(args, first_token(args) + token));
+    const int state = threadIdx.x / kLanes + kWarps * (threadIdx.x % kLanes);
+    if (!at_end() && state < args.num_states) {
+      row = reinterpret_cast<const char*>(row_of<T>(args, state, first_token(args) + token));
     }
   }
 
+  __device__ int64_t begin() const { return int64_t{slice} * args.slice_bytes; }
+
   __device__ void advance() {
-    begin += args.slice_bytes;
-    if (begin < args.row_bytes) return;
-    begin = 0;
+    ++slice;
+    if (begin() < args.row_bytes) return;
+    slice = 0;
     find_token();
   }
 
   // Starts copies of this slice, filled up with zeros to whole steps, as one group.
-  __device__ void copy_to(char* slice) const {
-    if (token < end) {
-      const int count = static_cast<int>(min(int64_t{args.slice_bytes}, args.row_bytes - begin));
-      const int padded = (count + kStepBytes - 1) / kStepBytes * kStepBytes;
+  __device__ void copy_to(char* target_rows) const {
+    const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+    if (!at_end()) {
+      const int64_t start = begin(), left = args.row_bytes - start;
+      const int size = static_cast<int>(min(int64_t{args.slice_bytes}, left));
+      const int padded = (size + kStepBytes - 1) / kStepBytes * kStepBytes;
+      int places[kCopies], sizes[kCopies];  // of this lane, in any row
+#pragma unroll
+      for (int k = 0; k < kCopies; ++k) {
+        places[k] = (k * kLanes + lane) * kVectorBytes;
+        sizes[k] = max(0, min(kVectorBytes, size - places[k]));
+      }
 #pragma unroll 1
       for (int state = warp, holder = 0; state < args.num_states; state += kWarps, ++holder) {
         const auto bits = __shfl_sync(kAllLanes, reinterpret_cast<uint64_t>(row), holder);
-        const char* const source = reinterpret_cast<const char*>(bits) + begin;
-        copy_row(source, count, padded, slice + state * args.slice_bytes);
+        const char* const source = reinterpret_cast<const char*>(bits) + start;
+        char* const target = target_rows + state * args.slice_bytes;
+        if (bits % kVectorBytes != 0) {
+          copy_unaligned(source, size, padded, target, lane);
+          continue;
+        }
+#pragma unroll
+        for (int k = 0; k < kCopies; ++k) {
+          if (places[k] < padded) {
+            copy_async(target + places[k], source + (sizes[k] ? places[k] : 0), sizes[k]);
+          }
+        }
       }
     }
     commit_copies();
   }
 
-  __device__ void copy_row(const char* source, int count, int padded, char* target) const {
-    if (reinterpret_cast<uint64_t>(source) % kVectorBytes == 0) {
-#pragma unroll 2
-      for (int at = lane * kVectorBytes; at < padded; at += kLanes * kVectorBytes) {
-        const int present = max(0, min(kVectorBytes, count - at));
-        copy_async(target + at, source + (present ? at : 0), present);
-      }
-    } else {
-      constexpr int kSize = sizeof(T);
+  __device__ void copy_unaligned(const char* source, int size, int padded, char* target,
+                                 int lane) const {
+    constexpr int kSize = sizeof(T);
 #pragma unroll 4
-      for (int at = lane * kSize; at < padded; at += kLanes * kSize) {
-        T entry{};
-        if (at < count) entry = *reinterpret_cast<const T*>(source + at);
-        *reinterpret_cast<T*>(target + at) = entry;
-      }
+    for (int at = lane * kSize; at < padded; at += kLanes * kSize) {
+      T entry{};
+      if (at < size) entry = *reinterpret_cast<const T*>(source + at);
+      *reinterpret_cast<T*>(target + at) = entry;
     }
   }
 };
@@ -101,7 +117,7 @@ struct SliceReader {
 // The squared lengths of all rows in the token's first slice, by which the rows are scaled.
 template <class T>
 __device__ void estimate_lengths(const BlockArguments& args, const char* slice, int steps,
-                                 float* lengths, int warp, int lane) {
+                                 Length* lengths, int warp, int lane) {
 #pragma unroll 1
   for (int state = warp; state < args.num_states; state += kWarps) {
     const char* const row = slice + state * args.slice_bytes;
@@ -119,7 +135,8 @@ __device__ void estimate_lengths(const BlockArguments& args, const char* slice, 
     for (int distance = kLanes / 2; distance; distance /= 2) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
     }
-    if (lane == 0) lengths[state] = sum;
+    sum = usual_length(sum);
+    if (lane == 0) lengths[state] = {sum, __frcp_rn(sum)};
   }
 }
 
@@ -137,7 +154,7 @@ __device__ void store_sums(V (&sums)[count], double* target, bool first_slice, i
 
 template <class T, bool absolute>
 __device__ void sum_unit(const BlockLayout& layout, const Unit& unit, const Slice& slice,
-                         const float* lengths, double* target, bool first_slice, int lane) {
+                         const Length* lengths, double* target, bool first_slice, int lane) {
   const int last_state = layout.num_states - 1, place = lane / kTileLanes;
   if (unit.quad < layout.square_quads) {
     const Pair groups(min(kQuad * unit.quad + place, layout.squares - 1));
@@ -162,15 +179,15 @@ __device__ void sum_unit(const BlockLayout& layout, const Unit& unit, const Slic
 // from one warp, and scheduler, to the next.
 template <class T, bool absolute>
 __device__ void sum_slice(const BlockArguments& args, const BlockLayout& layout, const char* rows,
-                          int steps, const float* lengths, double* unit_sums, bool first_slice,
+                          int steps, const Length* lengths, double* unit_sums, bool first_slice,
                           int turn, int lane) {
   constexpr int kKinds = absolute ? 2 : 1;
 #pragma unroll 1
   for (int number = turn % kWarps; number < kKinds * layout.units; number += kWarps) {
     const bool second = absolute && number >= layout.units;
     const Unit unit = layout.unit(second ? number - layout.units : number);
-    const Slice slice{rows, args.slice_bytes, steps * unit.share / unit.shares,
-                      steps * (unit.share + 1) / unit.shares};
+    const Slice slice{rows, args.slice_bytes, (steps * unit.share) >> unit.share_bits,
+                      (steps * (unit.share + 1)) >> unit.share_bits};
     double* const target = unit_sums + number * kUnitSums;
     if (absolute && second) {
       sum_unit<T, true>(layout, unit, slice, lengths, target, first_slice, lane);
@@ -181,9 +198,11 @@ __device__ void sum_slice(const BlockArguments& args, const BlockLayout& layout,
 }
 
 // Row sums of tokens that are not read.
-__device__ void clear_sums(const BlockArguments& args, int64_t first, int64_t end) {
+__device__ void clear_sums(const BlockArguments& args) {
   if (args.kinds == nullptr || args.sums == nullptr) return;
   const int num_words = 4 * (args.num_states - 1);
+  const int64_t first = first_token(args);
+  const int64_t end = min(args.tokens.last, first + args.tokens_per_block);
   for (int64_t token = first; token < end; ++token) {
     if (is_read(args, token)) continue;
     for (int word = threadIdx.x; word < num_words; word += kThreads) {
@@ -200,38 +219,38 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   char* const slices = reinterpret_cast<char*>(shared);
   const int slot_bytes = args.num_states * args.slice_bytes;
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  const BlockLayout layout(args.num_states, args.slice_bytes / kStepBytes);
-  double* const unit_sums = args.unit_sums + static_cast<int64_t>(blockIdx.x) * layout.units *
-                                                 (absolute ? 2 : 1) * kUnitSums;
+  // In shared memory: registers are scarce. The barrier is that before the first slice.
+  __shared__ BlockLayout layout;
+  const int steps_of_slice = args.slice_bytes / kStepBytes;
+  if (threadIdx.x == 0) layout = BlockLayout(args.num_states, steps_of_slice);
+  double* const unit_sums = args.unit_sums + int64_t{blockIdx.x} * args.units * kUnitSums;
   const UnitSums units{layout, unit_sums};
-  const int64_t first =
-      args.tokens.first + static_cast<int64_t>(blockIdx.x) * args.tokens_per_block;
-  const int64_t end = min(args.tokens.last, first + args.tokens_per_block);
-  clear_sums(args, first, end);
+  clear_sums(args);
 
-  SliceReader<T> reader(args, first, end);
+  SliceReader<T> reader(args);
   int slot = 0, turn = warp;
   reader.copy_to(slices);
 #pragma unroll 1
-  while (reader.token < end) {
-    const int64_t token = reader.token;
+  while (!reader.at_end()) {
+    const int64_t token = first_token(args) + reader.token;
+    int64_t left = args.row_bytes;
 #pragma unroll 1
-    for (int64_t begin = 0; begin < args.row_bytes; begin += args.slice_bytes) {
+    for (bool is_first = true; left > 0; is_first = false, left -= args.slice_bytes) {
       // This slice is here, and nobody reads the one before any more.
       wait_for_copies<0>();
       __syncthreads();
       const char* const rows = slices + slot * slot_bytes;
-      const int64_t left = min(int64_t{args.slice_bytes}, args.row_bytes - begin);
-      const int steps = (static_cast<int>(left) + kStepBytes - 1) / kStepBytes;
+      const int size = static_cast<int>(min(int64_t{args.slice_bytes}, left));
+      const int steps = (size + kStepBytes - 1) / kStepBytes;
       slot ^= 1;
       reader.advance();
       reader.copy_to(slices + slot * slot_bytes);
-      if (!std::is_same_v<T, double> && begin == 0) {
+      if (!std::is_same_v<T, double> && is_first) {
         estimate_lengths<T>(args, rows, steps, state.lengths, warp, lane);
         __syncthreads();
       }
-      sum_slice<T, absolute>(args, layout, rows, steps, state.lengths, unit_sums, begin == 0,
-                             turn++, lane);
+      sum_slice<T, absolute>(args, layout, rows, steps, state.lengths, unit_sums, is_first, turn++,
+                             lane);
     }
     __syncthreads();
     finish_layers<T>(args, token, units, state, warp, lane);
@@ -276,6 +295,7 @@ void sum_blocks(const BlockStates& states, const BlockFold& fold, const BlockTok
   args.tokens_per_block = shape.tokens_per_block;
   args.num_states = static_cast<int>(states.num_states());
   args.slice_bytes = shape.slice_bytes;
+  args.units = shape.units * (fold.absolute ? 2 : 1);
   switch (states.dtype) {
     case DType::kFloat32:
       return launch<float>(args, fold.absolute, shape, stream);

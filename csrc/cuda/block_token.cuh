@@ -26,12 +26,18 @@ struct BlockArguments {
   int tokens_per_block;
   int num_states;
   int slice_bytes;
+  int units;  // all of a thread block, those of the absolute difference too
 };
 static_assert(sizeof(BlockArguments) <= 4096);
 
+// The squared length of a row in the token's first slice, by which it is scaled, and its inverse.
+struct Length {
+  float squared, inverse;
+};
+
 // What is known of the token in progress.
 struct TokenState {
-  float lengths[kMaxStates];   // squared, of the first slice
+  Length lengths[kMaxStates];
   double norms[kMaxStates];    // of h_k
   double growth[kMaxStates];   // |h_k|^2 - |h_(k-1)|^2
   double scales[kMaxStates];   // growth_scale_squared of it
@@ -47,6 +53,11 @@ __device__ const T* row_of(const BlockArguments& args, int state, int64_t token)
          inner * states.inner_stride;
 }
 
+// Of this thread block.
+__device__ inline int64_t first_token(const BlockArguments& args) {
+  return args.tokens.first + static_cast<int64_t>(blockIdx.x) * args.tokens_per_block;
+}
+
 __device__ inline bool is_read(const BlockArguments& args, int64_t token) {
   if (args.kinds == nullptr) return true;
   return args.kinds[token] == kCounted || (args.kinds[token] == kApart && args.sums != nullptr);
@@ -57,9 +68,9 @@ __device__ inline int group_of(int state) { return (state - 1) / kGroup; }
 
 // The ratio by which h_i is scaled beside h_j: the same for all j of a group.
 template <class T>
-__device__ float ratio_of(const float* lengths, int i, int group) {
+__device__ float ratio_of(const Length* lengths, int i, int group) {
   if constexpr (std::is_same_v<T, double>) return 1;
-  return length_ratio(lengths[first_of(group)], lengths[i]);
+  return length_ratio(lengths[first_of(group)].squared * lengths[i].inverse);
 }
 
 // Finds sums among those of the units; the shares of a quad are added up, always in one order.
@@ -68,7 +79,8 @@ struct UnitSums {
   const double* sums;
 
   __device__ double sum(int quad, int place) const {
-    const int first = layout.first_unit(quad), shares = quad < layout.whole ? 1 : layout.shares;
+    const int first = layout.first_unit(quad),
+              shares = quad < layout.whole ? 1 : 1 << layout.share_bits;
     double total = 0;
 #pragma unroll 1
     for (int share = 0; share < shares; ++share) total += sums[(first + share) * kUnitSums + place];
@@ -104,7 +116,7 @@ struct UnitSums {
 
 // The ratio between h_i and h_j, as it was in the tile that holds the pair.
 template <class T>
-__device__ float pair_ratio(const float* lengths, int i, int j) {
+__device__ float pair_ratio(const Length* lengths, int i, int j) {
   if (i > 0 && group_of(i) == group_of(j)) return 1;
   return ratio_of<T>(lengths, i, group_of(j));
 }
@@ -117,7 +129,7 @@ struct LayerResult {
 
 // From short sums; whether they are enough is in `enough`.
 template <class T>
-__device__ LayerResult layer_result(const UnitSums& units, const float* lengths, int layer,
+__device__ LayerResult layer_result(const UnitSums& units, const Length* lengths, int layer,
                                     bool& enough) {
   const double before = units.state_squared(layer), after = units.state_squared(layer + 1);
   const double squared = units.layer(kLayerSquared, layer);

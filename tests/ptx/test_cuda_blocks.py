@@ -36,7 +36,7 @@ MANGLED = {
     torch.bfloat16: "INS0_8BFloat16EL",
     torch.float16: "I6__halfL",
 }
-MAX_STATES, THREADS, WARPS, FOLD_THREADS, FOLD_PAIRS = 160, 256, 8, 512, 4
+MAX_STATES, THREADS, WARPS, FOLD_THREADS, FOLD_PAIRS = 160, 256, 8, 256, 4
 STEP_BYTES, UNIT_SUMS = 128, 96
 ABSOLUTE = BLOCK_METRICS.index("absolute_difference")
 # Sums of a few dozen terms in float32 (csrc/cuda/block_tiles.cuh): 67 additions at most, whose
@@ -137,7 +137,7 @@ class Run:
         row_bytes = self.hidden_size * self.dtype.itemsize
         arguments = pack_sums(
             self.buffers, self.states, pointers, tokens, [self.num_tokens, self.inner, row_bytes],
-            [self.tokens_per_block, num_states, self.slice_bytes],
+            [self.tokens_per_block, num_states, self.slice_bytes, units],
         )  # fmt: skip
         name = kernel_name(gpu, MANGLED[self.dtype], f"Lb{int(self.absolute)}E")
         shared = 2 * num_states * self.slice_bytes
@@ -185,7 +185,7 @@ def pack_sums(buffers, states, pointers, tokens, numbers, sizes) -> bytes:
     """`Arguments` of block_sums.cu."""
     rows = [(b.address, *h.stride()[:2]) for b, h in zip(buffers, states, strict=True)]
     flat = [number for row in rows for number in row] + [0] * 3 * (MAX_STATES - len(rows))
-    return struct.pack(f"<{3 * MAX_STATES}q3Q2q3Q3q3i4x", *flat, *pointers, *tokens, *numbers,
+    return struct.pack(f"<{3 * MAX_STATES}q3Q2q3Q3q4i", *flat, *pointers, *tokens, *numbers,
                        *sizes)  # fmt: skip
 
 
@@ -420,7 +420,7 @@ def test_tokens_and_rows_beyond_two_billion() -> None:
     ]  # fmt: skip
     strides = [h[None] for h in states]
     arguments = pack_sums(buffers, strides, pointers, tokens, [first + count, first + count, row],
-                          [1024, 3, 128])  # fmt: skip
+                          [1024, 3, 128, num_units(3, 1)])  # fmt: skip
     name = kernel_name(gpu, MANGLED[torch.bfloat16], "Lb0E")
     block = first // 1024
     gpu.launch(name, block + 1, THREADS, [arguments], 2 * 3 * 128, blocks=range(block, block + 1))
@@ -481,7 +481,7 @@ def test_launches_cover_every_token_once(hidden_size: int) -> None:
                 slice_bytes, row_bytes = shape["slice_bytes"], hidden_size * dtype.itemsize
                 assert slice_bytes % STEP_BYTES == 0
                 assert slice_bytes < row_bytes + STEP_BYTES
-                assert 2 * num_states * slice_bytes <= 74 * 1024
+                assert 2 * num_states * slice_bytes <= 73 * 1024
                 assert slice_bytes <= 1024  # 64 entries for each lane, which bounds the error
                 assert shape["units"] == num_units(num_states, slice_bytes // STEP_BYTES)
                 words = module.block_scratch_words(*arguments)
