@@ -10,7 +10,7 @@
 // of a tile must be added up. L = 32 gives 28 squares and 8 triangles: 9 quads.
 //
 // Units are what a warp does at a time: a quad, or a share of the entries of a quad where the
-// number of quads leaves warps without one. L = 32: 8 quads, and 8 shares of the ninth.
+// number of quads leaves warps without one. L = 32: 8 quads, and 4 shares of the ninth.
 #pragma once
 
 #include <cmath>
@@ -85,10 +85,11 @@ struct BlockLayout {
     square_quads = (squares + kQuad - 1) / kQuad;
     const int quads = square_quads + (groups + kQuad - 1) / kQuad;
     const int left = quads % kWarps;
-    // As few shares as give every warp equally many. Of seven quads one warp has none: eight times
-    // seven shares would add up more than that is worth.
+    // As few shares as give all four schedulers of a multiprocessor equally much: warp w and w + 4
+    // have the same. Of seven quads one warp has none: shares would add up more than that is worth.
     share_bits = 0;
-    while (left != kWarps - 1 && (left << share_bits) % kWarps != 0 && (2 << share_bits) <= steps) {
+    while (left != 0 && left != kWarps - 1 && (share_bits == 0 || (left << share_bits) % 4 != 0) &&
+           (2 << share_bits) <= steps) {
       ++share_bits;
     }
     whole = share_bits == 0 ? quads : quads - left;

@@ -12,7 +12,7 @@ namespace simdiff::cuda {
 namespace {
 
 // Two slices of all rows for one of two blocks: a multiprocessor of an A100 has 164 KB, of which
-// each block takes 1 KB besides and 7680 bytes for the state of a token.
+// each block takes 1 KB besides and 7712 bytes for the state of a token.
 constexpr int64_t kSliceBytes = 73 * 1024;
 // Four waves of two blocks on an H200 (132 multiprocessors): on other GPUs, with less of a wave
 // left over, not many multiprocessors run dry before the last block ends.

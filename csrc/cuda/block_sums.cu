@@ -12,8 +12,15 @@
 // of a pair into its distance. Layers and pairs for which float32 is not enough are read again, out
 // of L2, and summed in float64 by a warp.
 //
-// Instructions a warp issues per token of 33 states of 4096 bf16 entries, from the machine code for
-// sm_90: tests/test_cuda_compile.py counts them.
+// Warp instructions per token of 33 states of 4096 bf16 entries, from the machine code for sm_90:
+//   loops over tiles   196,000   of which 151,000 are the float32 operations of 7 quads of squares
+//                                and 2 of triangles (135,000 of the 528 pairs); counted by
+//                                tests/test_cuda_compile.py
+//   units beside them   20,000   12 a slice: where rows lie, ratios, adding up lanes
+//   copies              11,000   first slices once more for lengths, barriers: 3,000
+//   end of the token    11,000   float64: 528 pairs, 32 layers
+// 241,000 in all: 3.8 ms for 8 x 2048 tokens on an H200 (528 schedulers at 1.98 GHz) if every cycle
+// issues one, 4.4 ms at 86%. Predicted, not measured. Memory needs 1.0 ms of that.
 #include <cuda_runtime.h>
 
 #include <algorithm>
