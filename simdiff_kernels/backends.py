@@ -141,13 +141,13 @@ def num_parts(backend: str) -> int:
     return 64 if backend in ("cuda", "triton") else 1
 
 
-def block_scratch_words(backend: str, num_states: int, num_tokens: int, absolute: bool) -> int:
+def block_scratch_words(backend: str, states: torch.Tensor, num_states: int, absolute: bool) -> int:
     """int64 words that an update of all blocks needs on this backend.
 
     Args:
         backend: as resolved.
-        num_states: hidden states of a token.
-        num_tokens: of the update.
+        states: one of the hidden states of the update, `(..., hidden_size)`.
+        num_states: how many there are.
         absolute: whether the absolute difference is measured.
     """
     if backend != "cuda":
@@ -155,7 +155,11 @@ def block_scratch_words(backend: str, num_states: int, num_tokens: int, absolute
     extension = load_cuda_extension()
     if extension is None:
         return 0
-    return extension.block_scratch_words(num_states, num_tokens, absolute)
+    hidden_size = states.shape[-1]
+    dtype = str(states.dtype).removeprefix("torch.")
+    return extension.block_scratch_words(
+        states.numel() // hidden_size, num_states, hidden_size, dtype, absolute
+    )
 
 
 def num_block_parts(backend: str) -> int:

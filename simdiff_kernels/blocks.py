@@ -82,19 +82,21 @@ class BlockScratch:
 
     def __init__(self) -> None:
         """Start without memory."""
-        self._words: Tensor | None = None
+        self._words: list[Tensor] = []
 
-    def words(
-        self, device: torch.device, backend: str, num_states: int, num_tokens: int, absolute: bool
-    ) -> Tensor | None:
-        """What an update of so many states and tokens needs; None where it needs nothing."""
+    def words(self, backend: str, states: Sequence[Tensor], absolute: bool) -> Tensor | None:
+        """What an update of these states needs; None where it needs nothing."""
         if backend != "cuda":
             return None
-        count = block_scratch_words(backend, num_states, int(num_tokens), absolute)
+        count, device = (
+            block_scratch_words(backend, states[0], len(states), absolute),
+            states[0].device,
+        )
         kept = self._words
-        if kept is None or kept.device != device or kept.numel() < count:
-            kept = self._words = torch.zeros(count, dtype=torch.int64, device=device)
-        return kept
+        if not kept or kept[-1].device != device or kept[-1].numel() < count:
+            # The earlier one stays: a graph may still replay with it.
+            kept.append(torch.empty(count, dtype=torch.int64, device=device))
+        return kept[-1]
 
 
 class RunningBlockScores:
@@ -163,9 +165,7 @@ class RunningBlockScores:
         backend = _resolve(self.backend, first.device)
         rows = [as_rows(state) for state in states]
         num_tokens, parts = first.shape[:-1].numel(), num_block_parts(backend)
-        scratch = self._scratch.words(
-            first.device, backend, len(states), num_tokens, self.absolute_difference
-        )
+        scratch = self._scratch.words(backend, rows, self.absolute_difference)
         moments, tallies = self._state(first.device, parts)
         OPERATORS["accumulate_blocks"][backend](
             moments,
@@ -410,9 +410,7 @@ def accumulate_blocks(
     name = _resolve(backend, first.device)
     rows = [as_rows(state) for state in states]
     shape = rows[0].shape[:2]
-    words = (scratch or BlockScratch()).words(
-        first.device, name, num_states, shape.numel(), absolute_difference
-    )
+    words = (scratch or BlockScratch()).words(name, rows, absolute_difference)
     OPERATORS["accumulate_blocks"][name](
         moments,
         tallies,

@@ -420,20 +420,23 @@ def test_parts_are_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scratch_grows_with_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def words(*arguments: Any) -> int:
-        asked.append(arguments)
-        return arguments[2]
+    def words(backend: str, states: torch.Tensor, num_states: int, absolute: bool) -> int:
+        asked.append((backend, len(states), num_states, absolute))
+        return len(states)
 
     monkeypatch.setattr(blocks, "block_scratch_words", words)
-    host, scratch = torch.device("cpu"), BlockScratch()
-    assert scratch.words(host, "cpu", 4, 6, True) is None
-    first = scratch.words(host, "cuda", 4, 6, True)
+    states = {count: [torch.zeros(count, 7)] * 4 for count in (5, 6, 9)}
+    scratch = BlockScratch()
+    assert scratch.words("cpu", states[6], True) is None
+    first = scratch.words("cuda", states[6], True)
     assert first is not None
-    assert first.tolist() == [0] * 6
-    assert scratch.words(host, "cuda", 4, 5, False) is first
-    assert scratch.words(host, "cuda", 4, 9, False).numel() == 9  # type: ignore[union-attr]
-    assert scratch.words(host, "cuda", 4, 6, True).numel() == 9  # type: ignore[union-attr]
-    assert asked[:2] == [("cuda", 4, 6, True), ("cuda", 4, 5, False)]
+    assert first.shape == (6,)
+    assert scratch.words("cuda", states[5], False) is first
+    larger = scratch.words("cuda", states[9], False)
+    assert larger is not None
+    assert larger.shape == (9,)
+    assert scratch.words("cuda", states[6], True) is larger
+    assert asked[:2] == [("cuda", 6, 4, True), ("cuda", 5, 4, False)]
     scores = RunningBlockScores(3, backend="cpu", absolute_difference=True)
     scores.update(*batches()[0])
     other = scores.empty_like()
@@ -542,9 +545,7 @@ def operands(dtype: torch.dtype, device: str, masked: bool) -> tuple[Any, ...]:
     states = [torch.randn(2, 3, 40).to(dtype).to(device) for _ in range(4)]
     kinds = torch.tensor([[1, 2, 0]] * 2, dtype=torch.uint8, device=device) if masked else None
     sums = torch.empty(3, 2, 3, 4, dtype=torch.float64, device=device)
-    scratch = (
-        BlockScratch().words(torch.device(device), "cuda", 4, 6, True) if device == "cuda" else None
-    )
+    scratch = BlockScratch().words("cuda", states, True) if device == "cuda" else None
     state = empty_block_state(3, torch.device(device), 2)
     return *state, states, kinds, 0, 1, 4, True, sums, scratch
 

@@ -1,34 +1,51 @@
 // The CUDA implementation of accumulate_blocks: device pointers, int64 sizes, the caller's stream.
+//
+// The way of the data: block_sums.cu reads every state of a token once and writes, for each pair
+// i < j, sum d^2 and the cosine distance, and the row sums of every layer; block_fold.cu reads
+// these 16 bytes of each token and pair and adds them to the running states.
 #pragma once
 
 #include "../common/block_states.h"
-#include "row_sums.h"
+
+struct CUstream_st;
 
 namespace simdiff::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
 
 // Pointers and strides of the states are passed by value: 4 KB of kernel parameters.
 inline constexpr int64_t kMaxStates = 160;
 
 // How tokens are dealt out. It depends on the sizes alone, so that sums are formed in the same
-// order in every run and on every GPU.
+// order in every run and on every GPU; what is measured of a token does not even depend on them.
 struct BlockLaunchShape {
-  int blocks;  // of threads
-  int threads;
-  int slice_bytes;  // of each row, in shared memory at a time
-  int num_tiles;    // 4 x 4 pairs
-  int64_t tokens_per_block;
+  int64_t tokens_at_once;  // by one pair of launches, as many as the scratch holds
+  int blocks;              // of threads, for that many
+  int tokens_per_block;
+  int slice_bytes;  // of each row, in shared memory twice
+  int units;        // block_layout.h
 };
 BlockLaunchShape block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
-                                    DType dtype);
+                                    DType dtype, bool absolute);
 
-// int64 words that `accumulate_blocks` needs beside the state, of any value. They belong to the
-// state: two updates may share them if they may share it.
-int64_t block_scratch_words(int64_t num_states);
+// int64 words that `accumulate_blocks` needs beside the state, of any value: about 256 MB, or what
+// fewer tokens take. Two updates may share them if one follows the other.
+int64_t block_scratch_words(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
+                            DType dtype, bool absolute);
 
-// Two launches. Folds all tokens with mask[token] != 0 (null: all) into `moments`
-// (kNumBlockMoments, L + 1, L + 1) and `tallies` (kNumBlockTallies). Throws std::runtime_error with
-// the words of the CUDA runtime, or for more than kMaxStates states; nothing is changed then.
-void accumulate_blocks(const BlockStates& states, const bool* mask, double* moments,
-                       int64_t* tallies, int64_t* scratch, int device, Stream stream);
+// One update by all tokens of `states`; tokens of kind kLeftOut are not read, and those of kind
+// kApart only for their row sums.
+struct BlockFold {
+  TokenPlaces places;
+  bool absolute;
+  double* moments;   // (places.num_states, kNumBlockMoments, L + 1, L + 1)
+  int64_t* tallies;  // (places.num_states, kNumBlockTallies)
+  double* sums;      // (L, num_tokens, 4), the row sums of each layer; or null
+};
+
+// Two launches for each `tokens_at_once`. Throws std::runtime_error with the words of the CUDA
+// runtime, or for more than kMaxStates states; where the first launch fails nothing is changed.
+void accumulate_blocks(const BlockStates& states, const BlockFold& fold, int64_t* scratch,
+                       int device, Stream stream);
 
 }  // namespace simdiff::cuda

@@ -1,197 +1,192 @@
-// The work on one token's hidden states h_0 ... h_L: a slice of every row goes to shared memory
-// once, and warps take 4 x 4 pairs (i, j) of it at a time, their sums in registers.
+// The inner loops of block_sums.cu: the sums of a tile of pairs (block_layout.h) over a slice of
+// its rows in shared memory, by eight lanes.
 //
-// Per 4 x 4 pairs and entry: 8 conversions and 48 float32 operations (subtraction, multiply-add,
-// addition of a magnitude) on 8 values from shared memory. Sums of squares d^2 and of |d| come from
-// the differences themselves, never from norms and products.
+// Entries stay as they were loaded, 16 bytes at a time, and are converted in registers. Per entry a
+// square costs 8 conversions and 16 times two float32 operations, d = r x - y and d d added, with a
+// ratio r of each row x (common/pair_trust.h); a triangle costs 6 and 35.
 //
-// What float32 costs is bounded: a lane adds at most 32 terms, all of them positive, and 5 more
-// additions join the lanes, before a sum is widened to float64. It is off by at most 37 * 2^-24 of
-// itself, and typically by 1e-8. The norms are summed in float64, where products of values of up to
-// 24 bits are exact. A pair for which that is not enough is summed again in float64.
+// What float32 costs is bounded: a lane adds at most 64 terms, and 3 more additions join the lanes,
+// before a sum is widened to float64. A sum of positive terms is off by at most 67 * 2^-24 of
+// itself; of 4096 entries typically by 1e-8, as the errors of 64 such sums do not add up.
 #pragma once
 
-#include <cstdint>
 #include <type_traits>
 
-#include "../common/layer_states.h"
-#include "../common/pair_sums.h"
-#include "row_sums.cuh"
+#include "block_layout.h"
+#include "entries.cuh"
 
 namespace simdiff::cuda {
 
-inline constexpr int kTileSide = 4;
-inline constexpr int kTilePairs = kTileSide * kTileSide;
-static_assert(2 * kTilePairs == kLanes);
-// Bytes of a row that a lane takes from shared memory at a time; 32 lanes read 256 in a row.
-inline constexpr int kStepBytes = 8;
-inline constexpr int kWarpStepBytes = kStepBytes * kLanes;
-
-template <class T>
-inline constexpr int kStepEntries = kStepBytes / sizeof(T);
-
-// What differences are formed and summed in, for a few entries.
+// What differences are formed and summed in, for a few dozen entries.
 template <class T>
 using Value = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// 4 x 4 pairs: states 4 * row ... 4 * row + 3 before, 4 * column ... 4 * column + 3 after. Tiles
-// are numbered along the columns of the triangle row <= column.
-struct Tile {
-  int row;
-  int column;
+// A slice of all rows of a token.
+struct Slice {
+  const char* rows;
+  int row_bytes;  // from one to the next
+  int first_step;
+  int last_step;  // past the end
 
-  __device__ explicit Tile(int number) : row(0), column(0) { advance(number); }
-
-  __device__ void advance(int count) {
-    row += count;
-    while (row > column) row -= ++column;
+  __device__ const uint4* row(int state, int lane) const {
+    const char* address = rows + state * row_bytes + first_step * kStepBytes;
+    return reinterpret_cast<const uint4*>(address) + lane % kTileLanes;
   }
-
-  __device__ int before(int pair) const { return kTileSide * row + pair / kTileSide; }
-  __device__ int after(int pair) const { return kTileSide * column + pair % kTileSide; }
 };
 
-// The first `count` entries of a row, then zeros up to `padded`, into shared memory by one warp.
 template <class T>
-__device__ void load_row(const T* row, int count, int padded, T* target, int lane) {
-  constexpr int kLoads = 4;  // in flight: 2 KB a warp
-  const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
-  const int num_vectors = aligned ? count / kVector<T> : 0;
-#pragma unroll 1
-  for (int first = lane; first < num_vectors; first += kLoads * kLanes) {
-    Words loaded[kLoads];
-#pragma unroll
-    for (int u = 0; u < kLoads; ++u) {
-      const int vector = first + u * kLanes;
-      if (vector < num_vectors) loaded[u] = load_words(row + vector * kVector<T>);
-    }
-#pragma unroll
-    for (int u = 0; u < kLoads; ++u) {
-      const int vector = first + u * kLanes;
-      if (vector >= num_vectors) continue;
-      const auto& words = loaded[u].words;
-      *reinterpret_cast<uint4*>(target + vector * kVector<T>) =
-          make_uint4(words[0], words[1], words[2], words[3]);
-    }
-  }
-#pragma unroll 4
-  for (int entry = num_vectors * kVector<T> + lane; entry < padded; entry += kLanes) {
-    target[entry] = entry < count ? row[entry] : T{};
-  }
+__device__ Value<T> value_of(const uint4& vector, int entry) {
+  const unsigned words[] = {vector.x, vector.y, vector.z, vector.w};
+  return entry_value<T>(words, entry);
 }
 
-// One lane's entries of four rows, `step` steps into a slice.
-template <class T>
-__device__ void load_step(const T* const (&rows)[kTileSide], int step,
-                          Value<T> (&values)[kTileSide][kStepEntries<T>]) {
-#pragma unroll
-  for (int k = 0; k < kTileSide; ++k) {
-    const uint2 loaded = *reinterpret_cast<const uint2*>(rows[k] + step * kLanes * kStepEntries<T>);
-    const unsigned words[] = {loaded.x, loaded.y};
-#pragma unroll
-    for (int e = 0; e < kStepEntries<T>; ++e) values[k][e] = entry_value<T>(words, e);
-  }
-}
-
-// sums[p] and sums[16 + p] are sum d^2 and sum |d| of pair p.
-template <class V>
-__device__ void add_pair(V (&sums)[kLanes], int pair, V before, V after) {
-  const V difference = after - before;
-  sums[pair] = fma(difference, difference, sums[pair]);
-  sums[kTilePairs + pair] += fabs(difference);
-}
-
-// Adds each of 32 sums over the lanes of a warp; lane i returns the i-th. Half of the sums go to
-// the other half of the lanes at each step: 31 exchanges, not 160.
-template <int half = kLanes / 2, class V>
-__device__ V spread_sums(V (&sums)[kLanes], int lane) {
-  const bool upper = lane & half;
-#pragma unroll
-  for (int i = 0; i < half; ++i) {
-    const V given = upper ? sums[i] : sums[i + half];
-    const V kept = upper ? sums[i + half] : sums[i];
-    sums[i] = kept + __shfl_xor_sync(kAllLanes, given, half);
-  }
-  if constexpr (half > 1) {
-    return spread_sums<half / 2>(sums, lane);
+template <bool absolute, class V>
+__device__ void add_difference(V& sum, V difference) {
+  if constexpr (absolute) {
+    sum += fabs(difference);
   } else {
-    return sums[0];
+    sum = fma(difference, difference, sum);
   }
 }
 
-// The pairs of a tile over the slices of its rows: lane p returns sum d^2 of pair p, lane 16 + p
-// sum |d|.
-template <class T>
-__device__ double tile_sums(const T* const (&before)[kTileSide], const T* const (&after)[kTileSide],
-                            int num_steps, int lane) {
-  Value<T> sums[kLanes] = {};
+// sum (r x - y)^2, r a power of two; sums of |y - x| and of float64 are of the states as they are.
+template <class T, bool absolute>
+__device__ void add_scaled(Value<T>& sum, Value<T> x, float ratio, Value<T> y) {
+  if constexpr (absolute || std::is_same_v<T, double>) {
+    add_difference<absolute>(sum, x - y);
+  } else {
+    add_difference<false>(sum, fma(x, ratio, -y));
+  }
+}
+
+// sums[4 * i + j] of states x_i and y_j. Of the last group some states may be missing.
+template <class T, bool absolute>
+__device__ void add_square(const Slice& slice, int row_group, int column_group, int last_state,
+                           const float (&ratios)[kGroup], int lane, Value<T> (&sums)[kSquareSums]) {
+  const uint4 *x_rows[kGroup], *y_rows[kGroup];
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    x_rows[k] = slice.row(1 + kGroup * row_group + k, lane);
+    y_rows[k] = slice.row(min(1 + kGroup * column_group + k, last_state), lane);
+  }
 #pragma unroll 1
-  for (int step = 0; step < num_steps; ++step) {
-    Value<T> x[kTileSide][kStepEntries<T>], y[kTileSide][kStepEntries<T>];
-    load_step(before, step, x);
-    load_step(after, step, y);
+  for (int step = 0; step < slice.last_step - slice.first_step; ++step) {
+    uint4 x[kGroup], y[kGroup];
 #pragma unroll
-    for (int e = 0; e < kStepEntries<T>; ++e) {
-#pragma unroll
-      for (int p = 0; p < kTilePairs; ++p) {
-        add_pair(sums, p, x[p / kTileSide][e], y[p % kTileSide][e]);
-      }
+    for (int k = 0; k < kGroup; ++k) {
+      x[k] = x_rows[k][step * kTileLanes];
+      y[k] = y_rows[k][step * kTileLanes];
     }
-  }
-  return spread_sums(sums, lane);
-}
-
-// The same for a tile on the diagonal, where 6 pairs are wanted and the other sums are zero; lane
-// 8 * k leaves with sum h^2 of the k-th of its states in `norm_squared`.
-template <class T>
-__device__ double diagonal_sums(const T* const (&rows)[kTileSide], int num_steps, int lane,
-                                double& norm_squared) {
-  Value<T> sums[kLanes] = {};
-  double squares[kTileSide] = {};
-#pragma unroll 1
-  for (int step = 0; step < num_steps; ++step) {
-    Value<T> x[kTileSide][kStepEntries<T>];
-    load_step(rows, step, x);
 #pragma unroll
-    for (int e = 0; e < kStepEntries<T>; ++e) {
+    for (int entry = 0; entry < kVector<T>; ++entry) {
+      Value<T> y_values[kGroup];
 #pragma unroll
-      for (int i = 0; i < kTileSide; ++i) {
-        const double wide = x[i][e];
-        squares[i] = fma(wide, wide, squares[i]);
+      for (int j = 0; j < kGroup; ++j) y_values[j] = value_of<T>(y[j], entry);
 #pragma unroll
-        for (int j = i + 1; j < kTileSide; ++j) {
-          add_pair(sums, i * kTileSide + j, x[i][e], x[j][e]);
+      for (int i = 0; i < kGroup; ++i) {
+        const Value<T> x_value = value_of<T>(x[i], entry);
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          add_scaled<T, absolute>(sums[kGroup * i + j], x_value, ratios[i], y_values[j]);
         }
       }
     }
   }
-  norm_squared = warp_sums(squares[0], squares[1], squares[2], squares[3], lane);
-  return spread_sums(sums, lane);
 }
 
-// What is known of one pair of one token.
-struct PairSums {
-  double squared;   // sum d^2
-  double absolute;  // sum |d|
-  double norm_gap;  // |h_j| - |h_i|
+// sums as in TriangleSum. With `absolute` only the pairs, sum |y - x| of each.
+template <class T, bool absolute>
+__device__ void add_triangle(const Slice& slice, int group, int last_state, float ratio, int lane,
+                             Value<T> (&sums)[kTriangleSums]) {
+  // h_0, the state before the group's, these.
+  const uint4* rows[2 + kGroup];
+  rows[0] = slice.row(0, lane);
+#pragma unroll
+  for (int k = 0; k <= kGroup; ++k) {
+    rows[1 + k] = slice.row(min(kGroup * group + k, last_state), lane);
+  }
+#pragma unroll 1
+  for (int step = 0; step < slice.last_step - slice.first_step; ++step) {
+    uint4 vectors[2 + kGroup];
+#pragma unroll
+    for (int k = 0; k < 2 + kGroup; ++k) vectors[k] = rows[k][step * kTileLanes];
+#pragma unroll
+    for (int entry = 0; entry < kVector<T>; ++entry) {
+      const Value<T> first = value_of<T>(vectors[0], entry);
+      Value<T> h[1 + kGroup];
+#pragma unroll
+      for (int k = 0; k <= kGroup; ++k) h[k] = value_of<T>(vectors[1 + k], entry);
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        add_scaled<T, absolute>(sums[kFirstPair + k], first, ratio, h[1 + k]);
+      }
+      add_difference<absolute>(sums[kInnerPair + 0], h[3] - h[1]);
+      add_difference<absolute>(sums[kInnerPair + 1], h[4] - h[2]);
+      add_difference<absolute>(sums[kInnerPair + 2], h[4] - h[1]);
+      if constexpr (!absolute) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          const Value<T> d = h[k + 1] - h[k];
+          add_difference<false>(sums[kLayerSquared + k], d);
+          add_difference<true>(sums[kLayerAbsolute + k], d);
+          sums[kLayerProduct + k] = fma(h[k], d, sums[kLayerProduct + k]);
+          sums[kStateSquared + k] = fma(h[k + 1], h[k + 1], sums[kStateSquared + k]);
+        }
+        sums[kFirstSquared] = fma(first, first, sums[kFirstSquared]);
+      }
+    }
+  }
+}
+
+// Adds each of `count` sums over the lanes of a tile; lane l of these is left with number
+// l * count / 8 and those that follow. Half of the sums go to the other half of the lanes at each
+// step: 14 exchanges for 16 sums, not 48.
+template <int count, int distance = kTileLanes / 2, class V>
+__device__ void join_lanes(V* sums, int lane) {
+  constexpr int half = count / 2;
+  static_assert(2 * half == count);
+  const bool upper = lane & distance;
+#pragma unroll
+  for (int i = 0; i < half; ++i) {
+    const V given = upper ? sums[i] : sums[i + half];
+    const V kept = upper ? sums[i + half] : sums[i];
+    sums[i] = kept + __shfl_xor_sync(kAllLanes, given, distance);
+  }
+  if constexpr (distance > 1) join_lanes<half, distance / 2>(sums, lane);
+}
+
+// A pair of rows in float64.
+struct ExactSums {
+  double before_squared = 0;
+  double after_squared = 0;
+  double squared = 0;   // of d
+  double absolute = 0;  // of d
+  double growth = 0;    // |y|^2 - |x|^2 as sum d (x + y): as exact as d is
 };
 
-// One pair in float64 by all lanes of a warp, all of which return it. |h_j|^2 - |h_i|^2 is summed
-// as d (x + y), as exact relative to d as d is.
-template <class T>
-__device__ PairSums exact_pair(const T* before, const T* after, int hidden_size, double both_norms,
-                               int lane) {
-  double squared = 0, absolute = 0, growth = 0;
-#pragma unroll 4
-  for (int entry = lane; entry < hidden_size; entry += kLanes) {
-    const double x = to_double(before[entry]), y = to_double(after[entry]), d = y - x;
-    squared = fma(d, d, squared);
-    absolute += fabs(d);
-    growth = fma(d, x + y, growth);
+__device__ inline double warp_sum(double value) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance; distance /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, distance);
   }
-  const double sum = warp_sums(squared, absolute, growth, 0.0, lane);
-  return {__shfl_sync(kAllLanes, sum, 0), __shfl_sync(kAllLanes, sum, 8),
-          __shfl_sync(kAllLanes, sum, 16) / (both_norms == 0 ? 1.0 : both_norms)};
+  return value;
+}
+
+// By all lanes of a warp, all of which return it.
+template <class T>
+__device__ ExactSums exact_sums(const T* before, const T* after, int64_t hidden_size, int lane) {
+  ExactSums sums;
+#pragma unroll 4
+  for (int64_t entry = lane; entry < hidden_size; entry += kLanes) {
+    const double x = single_value(before[entry]), y = single_value(after[entry]), d = y - x;
+    sums.before_squared = fma(x, x, sums.before_squared);
+    sums.after_squared = fma(y, y, sums.after_squared);
+    sums.squared = fma(d, d, sums.squared);
+    sums.absolute += fabs(d);
+    sums.growth = fma(d, x + y, sums.growth);
+  }
+  return {warp_sum(sums.before_squared), warp_sum(sums.after_squared), warp_sum(sums.squared),
+          warp_sum(sums.absolute), warp_sum(sums.growth)};
 }
 
 }  // namespace simdiff::cuda

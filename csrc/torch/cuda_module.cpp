@@ -28,12 +28,18 @@ py::dict row_shape(int64_t num_tokens, int64_t hidden_size, const std::string& d
 }
 
 py::dict block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
-                            const std::string& dtype) {
-  const auto shape = cuda::block_launch_shape(num_tokens, num_states, hidden_size, dtype_of(dtype));
-  return py::dict(py::arg("blocks") = shape.blocks, py::arg("threads") = shape.threads,
-                  py::arg("slice_bytes") = shape.slice_bytes,
-                  py::arg("num_tiles") = shape.num_tiles,
-                  py::arg("tokens_per_block") = shape.tokens_per_block);
+                            const std::string& dtype, bool absolute) {
+  const auto shape =
+      cuda::block_launch_shape(num_tokens, num_states, hidden_size, dtype_of(dtype), absolute);
+  return py::dict(py::arg("tokens_at_once") = shape.tokens_at_once,
+                  py::arg("blocks") = shape.blocks,
+                  py::arg("tokens_per_block") = shape.tokens_per_block,
+                  py::arg("slice_bytes") = shape.slice_bytes, py::arg("units") = shape.units);
+}
+
+int64_t block_scratch_words(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
+                            const std::string& dtype, bool absolute) {
+  return cuda::block_scratch_words(num_tokens, num_states, hidden_size, dtype_of(dtype), absolute);
 }
 
 }  // namespace
@@ -47,8 +53,8 @@ PYBIND11_MODULE(SIMDIFF_EXTENSION_NAME, module) {
              "How rows are dealt out to lanes: row_lanes, stages (0: no ring), warps.");
   module.def("block_launch_shape", &block_launch_shape,
              "How accumulate_blocks deals the tokens out to blocks of threads.");
-  module.def("block_scratch_words", &cuda::block_scratch_words,
-             "int64 words that accumulate_blocks needs for this number of hidden states.");
+  module.def("block_scratch_words", &block_scratch_words,
+             "int64 words that accumulate_blocks needs: the larger of two calls serves both.");
   module.attr("max_states") = cuda::kMaxStates;
   module.attr("runtime_version") = cuda::runtime_version();
 }

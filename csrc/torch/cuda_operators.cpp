@@ -96,14 +96,21 @@ void accumulate_blocks_cuda(Tensor moments, Tensor tallies, const std::vector<Te
                             std::optional<Tensor> scratch) {
   const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
                                                   offset, tokens_per_state, absolute, sums);
-  const auto num_states = update.states.num_states();
+  const auto num_states = update.states.num_states(), num_tokens = update.states.num_tokens();
+  if (num_tokens == 0) return;
+  STD_TORCH_CHECK(num_states <= cuda::kMaxStates, "accumulate_blocks (CUDA) takes at most ",
+                  cuda::kMaxStates, " hidden states, got ", num_states);
   const int32_t device = states[0].get_device_index();
-  const int64_t size = cuda::block_scratch_words(num_states);
-  if (!scratch) scratch = torch::stable::new_empty(tallies, {size}, ScalarType::Long);
-  cuda::accumulate_blocks(update.states, reinterpret_cast<const bool*>(update.places.kinds),
-                          update.moments, update.tallies,
-                          static_cast<int64_t*>(scratch->mutable_data_ptr()), device,
-                          current_stream(device));
+  const int64_t words = cuda::block_scratch_words(num_tokens, num_states, update.states.hidden_size,
+                                                  update.states.dtype, absolute);
+  if (!scratch) scratch = torch::stable::new_empty(tallies, {words}, ScalarType::Long);
+  STD_TORCH_CHECK(scratch->scalar_type() == ScalarType::Long && scratch->is_contiguous() &&
+                      scratch->numel() >= words,
+                  "scratch must be contiguous int64 with at least ", words, " entries");
+  check_same_device(*scratch, states[0], "scratch");
+  cuda::accumulate_blocks(
+      update.states, {update.places, absolute, update.moments, update.tallies, update.sums},
+      static_cast<int64_t*>(scratch->mutable_data_ptr()), device, current_stream(device));
 }
 
 }  // namespace

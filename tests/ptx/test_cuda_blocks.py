@@ -16,31 +16,38 @@ from torch import Tensor
 from ptx import FaultError, Gpu, Report
 from ptx.block_updates import BITS, check_state, some_states
 from ptx.compilers import find_nvcc, nvcc_ptx
-from simdiff_kernels import reference
-from simdiff_kernels.blocks import empty_block_state
+from simdiff_kernels import BLOCK_METRICS, reference
+from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
 from simdiff_kernels.ops import as_rows
-from simdiff_kernels.testing import BlockCase, block_cases, check_token_blocks, walk
+from simdiff_kernels.testing import (
+    BlockCase,
+    block_cases,
+    check_token_blocks,
+    exact_block_metrics,
+    walk,
+)
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 MANGLED = {
-    torch.float32: "IfE",
-    torch.float64: "IdE",
-    torch.bfloat16: "NS0_8BFloat16E",
-    torch.float16: "I6__halfE",
+    torch.float32: "IfL",
+    torch.float64: "IdL",
+    torch.bfloat16: "INS0_8BFloat16EL",
+    torch.float16: "I6__halfL",
 }
-MAX_STATES, THREADS, SIDE = 160, 256, 4
-TILE_WORDS = 7 * 32  # TileSums
-# Sums of a few dozen terms in float32 (csrc/cuda/block_tiles.cuh): 37 additions at most.
-SHORT = 37 / 4 * 2.0**-24
+MAX_STATES, THREADS, WARPS, FOLD_THREADS, FOLD_PAIRS = 160, 256, 8, 256, 4
+STEP_BYTES, UNIT_SUMS = 128, 96
+ABSOLUTE = BLOCK_METRICS.index("absolute_difference")
+# Sums of a few dozen terms in float32 (csrc/cuda/block_tiles.cuh): 67 additions at most, whose
+# errors do not all point the same way.
+SHORT = 67 / 4 * 2.0**-24
 
 
 @cache
-def compiled(arch: str) -> Gpu:
-    """All kernels of block_metrics.cu for one architecture, parsed and bound once."""
-    source = f'#include "{CSRC / "block_metrics.cu"}"\n'
-    return Gpu(nvcc_ptx(source, arch, "-std=c++17", "-O3"))
+def compiled(source: str, arch: str) -> Gpu:
+    """All kernels of a file for one architecture, parsed and bound once."""
+    return Gpu(nvcc_ptx(f'#include "{CSRC / source}"\n', arch, "-std=c++17", "-O3"))
 
 
 def kernel_name(gpu: Gpu, *parts: str) -> str:
@@ -48,60 +55,136 @@ def kernel_name(gpu: Gpu, *parts: str) -> str:
     return name
 
 
+def num_units(num_states: int, steps: int) -> int:
+    """Counts the units of csrc/cuda/block_layout.h."""
+    groups = -(-(num_states - 1) // 4)
+    quads = -(-groups * (groups - 1) // 2 // 4) + -(-groups // 4)
+    left, bits = quads % WARPS, 0
+    while left not in (0, 7) and (bits == 0 or (left << bits) % 4) and 2 << bits <= steps:
+        bits += 1
+    return quads - left + (left << bits)
+
+
+def empty_state(num_running: int, num_states: int) -> tuple[Tensor, Tensor]:
+    moments = torch.zeros(num_running, 11, num_states, num_states, dtype=torch.float64)
+    return moments, torch.zeros(num_running, 3, dtype=torch.int64)
+
+
 @dataclass
 class Run:
-    """One update by hidden states `(outer, inner, hidden_size)`: both launches."""
+    """One update by hidden states `(outer, inner, hidden_size)`."""
 
     states: Sequence[Tensor]
-    mask: Tensor | None = None
+    kinds: Tensor | None = None
+    places: tuple[int, int, int] = (0, 0, 1 << 62)  # first state, offset, tokens per state
+    num_running: int = 1
+    absolute: bool = False
+    wants_sums: bool = True
+    at_once: int = 1 << 30
     tokens_per_block: int = 2
     slice_bytes: int = 256
     earlier: tuple[Tensor, Tensor] | None = None
     arch: str = "sm_80"
-    moments: Tensor = field(init=False)
-    tallies: Tensor = field(init=False)
+    sums: Tensor | None = None
+    reports: list[Report] = field(default_factory=list)  # of block_sums_kernel
 
     def __post_init__(self) -> None:
-        state = self.earlier or empty_block_state(len(self.states) - 1, torch.device("cpu"))
+        state = self.earlier or empty_state(self.num_running, len(self.states))
         self.moments, self.tallies = (part.clone() for part in state)
+        self.dtype = self.states[0].dtype
+        self.outer, self.inner, self.hidden_size = self.states[0].shape
+        self.num_tokens = self.outer * self.inner
+        if self.wants_sums:
+            shape = (len(self.states) - 1, self.outer, self.inner, 4)
+            self.sums = torch.full(shape, torch.nan, dtype=torch.float64)
 
-    def launch(self) -> Report:
-        """The report of the main kernel."""
-        gpu = compiled(self.arch)
+    def reference(self) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        state = self.earlier or empty_state(self.num_running, len(self.states))
+        state = tuple(part.clone() for part in state)
+        sums = None if self.sums is None else torch.empty_like(self.sums)
+        reference.accumulate_blocks(
+            *state, self.states, self.kinds, *self.places, self.absolute, sums
+        )
+        return state, sums
+
+    def launch(self) -> Run:
+        for first in range(0, self.num_tokens, self.at_once):
+            self._launch(first, min(self.num_tokens, first + self.at_once))
+        return self
+
+    def _launch(self, first: int, last: int) -> None:
+        num_states, count = len(self.states), last - first
+        blocks = -(-count // self.tokens_per_block)
+        units = num_units(num_states, self.slice_bytes // STEP_BYTES) * (1 + self.absolute)
+        num_pairs = num_states * (num_states - 1) // 2
+        norms, pairs = np.empty((count, num_states)), np.empty((count, num_pairs, 2))
+        unit_sums, absolute = np.empty((blocks, units, UNIT_SUMS)), np.empty((count, num_pairs))
+
+        gpu = compiled("block_sums.cu", self.arch)
         gpu.memory = type(gpu.memory)()
-        first, num_states = self.states[0], len(self.states)
-        outer, inner, hidden_size = first.shape
-        blocks = -(-outer * inner // self.tokens_per_block)
-        groups = -(-num_states // SIDE)
-        tiles = groups * (groups + 1) // 2
         self.buffers = [buffer_of(gpu, h, f"h_{k}") for k, h in enumerate(self.states)]
-        partials = np.empty((blocks, tiles, TILE_WORDS))
-        counts = np.empty((blocks, 2), np.int64)
-        mask = self.mask
-        pointers = [
-            None if mask is None else gpu.buffer(mask.view(torch.uint8).numpy(), "mask"),
-            gpu.buffer(self.moments.numpy(), "moments"),
-            gpu.buffer(self.tallies.numpy(), "tallies"),
-            gpu.buffer(partials, "partials", initialised=False),
-            gpu.buffer(counts, "counts", initialised=False),
-        ]
-        numbers = [outer * inner, inner, self.tokens_per_block]
-        sizes = [num_states, tiles, hidden_size, self.slice_bytes // first.element_size()]
-        arguments = pack(self.buffers, self.states, pointers, numbers, sizes)
-        main = kernel_name(gpu, "block_metrics_kernel", MANGLED[first.dtype])
-        report = gpu.launch(main, blocks, THREADS, [arguments], num_states * self.slice_bytes)
-        join = kernel_name(gpu, "join_blocks_kernel")
-        joined = gpu.launch(join, tiles, THREADS, [arguments, blocks])
-        assert joined.load_counts(pointers[3]).max() == 1, "a partial sum was joined twice"
-        return report
+        tokens = [first, last]
+        tokens += [gpu.buffer(a, n, initialised=False).address for a, n in
+                   ((norms, "norms"), (pairs, "pairs"))]  # fmt: skip
+        wanted = gpu.buffer(absolute, "absolute", initialised=False) if self.absolute else None
+        tokens += [address_of(wanted)]
+        kinds = None if self.kinds is None else gpu.buffer(self.kinds.numpy(), "kinds")
+        sums = None if self.sums is None else gpu.buffer(self.sums.numpy(), "sums")
+        scratch = gpu.buffer(unit_sums, "unit_sums", initialised=False)
+        pointers = [address_of(p) for p in (kinds, sums, scratch)]
+        row_bytes = self.hidden_size * self.dtype.itemsize
+        arguments = pack_sums(
+            self.buffers, self.states, pointers, tokens, [self.num_tokens, self.inner, row_bytes],
+            [self.tokens_per_block, num_states, self.slice_bytes, units],
+        )  # fmt: skip
+        name = kernel_name(gpu, MANGLED[self.dtype], f"Lb{int(self.absolute)}E")
+        shared = 2 * num_states * self.slice_bytes
+        self.reports.append(gpu.launch(name, blocks, THREADS, [arguments], shared))
+
+        gpu = compiled("block_fold.cu", self.arch)
+        gpu.memory = type(gpu.memory)()
+        tokens = [first, last] + [gpu.buffer(a, n, read_only=True).address for a, n in
+                                  ((norms, "norms"), (pairs, "pairs"))]  # fmt: skip
+        tokens += [gpu.buffer(absolute, "absolute").address if self.absolute else 0]
+        kinds = None if self.kinds is None else gpu.buffer(self.kinds.numpy(), "kinds")
+        first_state, offset, tokens_per_state = self.places
+        lowest = max(0, first_state + (offset + first) // tokens_per_state)
+        end = min(self.num_running, first_state + (offset + last - 1) // tokens_per_state + 1)
+        pair_blocks = -(-num_pairs // FOLD_PAIRS)
+        arguments = struct.pack(
+            "<Q4q?7x2q3Q2Q3q2i",
+            address_of(kinds), self.num_running, *self.places, False, *tokens,
+            gpu.buffer(self.moments.numpy(), "moments").address,
+            gpu.buffer(self.tallies.numpy(), "tallies").address,
+            self.num_tokens, self.hidden_size, lowest, num_states, pair_blocks,
+        )  # fmt: skip
+        name = kernel_name(gpu, "block_fold_kernel")
+        gpu.launch(name, max(1, end - lowest) * pair_blocks, FOLD_THREADS, [arguments])
+
+    def check(self) -> None:
+        """The state and the row sums against the reference."""
+        state, _ = self.reference()
+        check_state((self.moments, self.tallies), state, self.dtype, SHORT)
+        self.check_sums()
+
+    def check_sums(self) -> None:
+        _, sums = self.reference()
+        if sums is not None:
+            # y^2 = x^2 + 2 x d + d^2 may be a quarter of x^2: then it is less exact by as much.
+            limit = 1e-13 if self.dtype == torch.float64 else 4 * SHORT
+            assert torch.allclose(self.sums, sums, rtol=limit, atol=0, equal_nan=True)
 
 
-def pack(buffers, states, pointers, numbers, sizes) -> bytes:
-    """`Arguments` of block_metrics.cu."""
+def address_of(buffer) -> int:
+    return 0 if buffer is None else buffer.address
+
+
+def pack_sums(buffers, states, pointers, tokens, numbers, sizes) -> bytes:
+    """`Arguments` of block_sums.cu."""
     rows = [(b.address, *h.stride()[:2]) for b, h in zip(buffers, states, strict=True)]
     flat = [number for row in rows for number in row] + [0] * 3 * (MAX_STATES - len(rows))
-    addresses = [0 if p is None else p.address for p in pointers]
-    return struct.pack(f"<{3 * MAX_STATES}q5Q3q4i", *flat, *addresses, *numbers, *sizes)
+    return struct.pack(f"<{3 * MAX_STATES}q3Q2q3Q3q4i", *flat, *pointers, *tokens, *numbers,
+                       *sizes)  # fmt: skip
 
 
 def buffer_of(gpu: Gpu, tensor: Tensor, name: str):
@@ -111,52 +194,120 @@ def buffer_of(gpu: Gpu, tensor: Tensor, name: str):
     return gpu.buffer(tensor.view(BITS[size]).numpy(), name, align=offset & -offset or 256)
 
 
-# states, (sequences, tokens), hidden size, gap, tokens per block, bytes of a slice: one tile and
-# several, numbers of states with every remainder, more tiles than warps, one slice and several with
-# a tail, rows that are read by 16 bytes, rows that are not, and rows whose ends are not.
+def check_exactly(run: Run) -> None:
+    """One token against the exact metrics of all pairs."""
+    rows = [h[0, 0] for h in run.states]
+    moments = run.moments[0].clone()
+    if not run.absolute:
+        assert not moments[[ABSOLUTE, len(BLOCK_METRICS) + ABSOLUTE]].any()
+        for j in range(len(rows)):
+            for i in range(j):
+                exact = exact_block_metrics(rows[i], rows[j])["absolute_difference"]
+                moments[ABSOLUTE, i, j] = exact
+                moments[len(BLOCK_METRICS) + ABSOLUTE, i, j] = exact**2
+    check_token_blocks(moments, rows, short_sums=True)
+
+
+# states, (sequences, tokens), hidden size, gap, tokens per block, bytes of a slice: one group and
+# several, every number of missing states, shared quads and whole ones, one slice and several with a
+# tail, rows that are read by 16 bytes, rows that are not, and rows whose ends are not.
 SHAPES = (
-    (2, (1, 3), 8, 16, 1, 256),
+    (2, (1, 3), 8, 16, 1, 128),
     (5, (2, 2), 160, 16, 3, 256),
-    (6, (1, 4), 77, 1, 4, 256),
-    (19, (1, 2), 300, 16, 2, 512),
+    (8, (1, 4), 77, 1, 4, 128),
+    (18, (1, 2), 300, 16, 2, 512),
+    (33, (1, 1), 192, 16, 1, 256),
 )
-NAMES = ["one-tile", "slices", "unaligned", "many-tiles"]
+NAMES = ["one-group", "slices", "unaligned", "many-tiles", "33-states"]
 
 
+@pytest.mark.parametrize("absolute", [False, True], ids=["", "absolute"])
 @pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 @pytest.mark.parametrize("dtype", MANGLED, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_masked_update(dtype: torch.dtype, shape: tuple) -> None:
+def test_update(dtype: torch.dtype, shape: tuple, absolute: bool) -> None:
+    """Onto an earlier state; something massive is written by the first layer, erased by the last.
+
+    One token is not finite: it is left out of all pairs and counted once.
+    """
     num_states, tokens, hidden_size, gap, tokens_per_block, slice_bytes = shape
     states = some_states(num_states, tokens, hidden_size, dtype, gap)
-    earlier = empty_block_state(num_states - 1, torch.device("cpu"))
-    reference.accumulate_blocks(*earlier, [h * 0.7 for h in states])
-    mask = torch.ones(tokens, dtype=torch.bool)
-    mask[0, 0] = False
-    states[0][-1, -1, hidden_size - 1] = torch.nan
-    states[-1][-1, -1, 0] = torch.inf  # the same token, counted once
-    wanted = tuple(part.clone() for part in earlier)
-    reference.accumulate_blocks(*wanted, states, mask)
-    run = Run(states, mask, tokens_per_block, slice_bytes, earlier)
-    report = run.launch()
-    check_state((run.moments, run.tallies), wanted, dtype, SHORT)
-    size = states[0].element_size()
+    earlier = empty_state(1, num_states)
+    reference.accumulate_blocks(*earlier, [h * 0.7 for h in states], absolute=True)
+    if tokens != (1, 1):
+        states[0][-1, -1, hidden_size - 1] = torch.nan
+        states[-1][-1, -1, 0] = torch.inf
+    run = Run(states, absolute=absolute, tokens_per_block=tokens_per_block,
+              slice_bytes=slice_bytes, earlier=earlier).launch()  # fmt: skip
+    run.check()
+
+
+def short_first(num_states: int, tokens: tuple, hidden_size: int, dtype: torch.dtype) -> list:
+    """A first state that is 100 times shorter than the others, as embeddings are."""
+    states = walk(num_states - 1, (*tokens, hidden_size), 0.3)(torch.Generator().manual_seed(3))
+    states[0] = torch.randn_like(states[0]) / 100
+    return [h.to(dtype) for h in states]
+
+
+@pytest.mark.parametrize("num_states", [2, 7, 10, 29, 33])
+def test_every_byte_is_loaded_once(num_states: int) -> None:
+    """Also with a short first state, whose pairs float32 measures by scaling it."""
+    run = Run(short_first(num_states, (1, 2), 264, torch.bfloat16)).launch()
+    run.check()
     for buffer in run.buffers:
-        counts = report.load_counts(buffer)
-        # No pair of sums in float32 was formed again; of float64 states near ones are.
-        if dtype != torch.float64:
-            assert counts.max() == 1, "a byte was loaded twice"
-        # Padding is not read.
-        assert (counts > 0).sum() == int(mask.sum()) * hidden_size * size
-        if gap == 16 and hidden_size % 16 == 0:
-            again = {64} if counts.max() > 1 else set()
-            assert report.load_widths(buffer) == {128} | again
+        assert (run.reports[0].load_counts(buffer) == 1).all()
+        assert run.reports[0].load_widths(buffer) == {128}
 
 
-# Cases of which a pair must be summed in float64, or has a result by definition.
+def test_float32_is_enough_for_states_of_unlike_lengths_and_for_near_ones() -> None:
+    generator = torch.Generator().manual_seed(5)
+    unlike = [torch.randn(1, 1, 264, generator=generator) * 3 ** (k % 2) for k in range(9)]
+    near, wide = (
+        [h.float() for h in walk(8, (1, 1, 264), step)(generator)] for step in (3e-3, 0.3)
+    )
+    for states in (unlike, near):
+        run = Run(states).launch()
+        run.check()
+        assert all((run.reports[0].load_counts(b) == 1).all() for b in run.buffers)
+    # Pairs before and after something massive is written and erased, whose growths are inexact.
+    for h in wide[2:5]:
+        h[..., 7] += 300 * h.norm()
+    run = Run(wide).launch()
+    run.check()
+    assert all((run.reports[0].load_counts(b) == 1).all() for b in run.buffers[5:])
+
+
+def test_unaligned_rows_are_loaded_once() -> None:
+    wide = short_first(6, (1, 3), 90, torch.bfloat16)
+    run = Run([h[..., 1 : 84 - k] if k < 2 else h[..., k : 82 + k] for k, h in enumerate(wide)][2:])
+    run.launch().check()
+    assert all(r.load_counts(b).max() == 1 for r in run.reports for b in run.buffers)
+
+
+def test_kinds_places_and_chunks() -> None:
+    """Padding is not read, tokens apart only for their row sums; several updates' worth at once."""
+    states = short_first(6, (3, 5), 72, torch.bfloat16)
+    kinds = torch.full((3, 5), COUNTED, dtype=torch.uint8)
+    kinds[:, 0] = APART
+    kinds[0, 3:] = kinds[2, 1] = LEFT_OUT
+    states[2][1, 2, 7] = torch.nan
+    left_out = (kinds == LEFT_OUT).flatten().repeat_interleave(2 * 72)
+    apart = (kinds == APART).flatten().repeat_interleave(2 * 72)
+    for places, at_once in (((1, 3, 5), 4), ((-1, 0, 5), 15), ((2, 0, 1), 7), ((5, 0, 1), 15)):
+        for wants_sums in (True, False):
+            run = Run(states, kinds, places, 4, wants_sums=wants_sums, at_once=at_once)
+            run.launch().check()
+            for buffer in run.buffers:
+                loads = run.reports[0].load_counts(buffer)
+                here = torch.from_numpy(loads[: at_once * 144])
+                unread = left_out if wants_sums else left_out | apart
+                assert not here[unread[: at_once * 144]].any()
+                if at_once == 15:
+                    assert here[~unread].bool().all()
+
+
 HARD = ("massive", "identical", "opposite", "zero-vectors", "short-first", "large", "small")
-HARD += ("distance-1e-2-longer", "strided")
-
-SUMMED_AGAIN = ("massive", "opposite", "short-first", "large", "small", "distance-1e-2-longer")
+HARD += ("distance-1e-2", "distance-1e-4-longer", "strided", "single", "random-1-", "random-12-")
+SUMMED_AGAIN = ("identical", "opposite", "large", "small", "distance-1e-4-longer")
 
 
 def hard_cases() -> list[BlockCase]:
@@ -167,23 +318,42 @@ def hard_cases() -> list[BlockCase]:
 
 @pytest.mark.parametrize("case", hard_cases(), ids=str)
 def test_case(case: BlockCase) -> None:
-    """One token of each case against the exact metrics of its pairs."""
-    states = [as_rows(h).flatten(0, 1)[1:2, :200][None] for h in case.states()]
-    run = Run(states)
-    report = run.launch()
-    assert run.tallies.tolist() == [1, 0, 1]
-    if case.name.startswith(SUMMED_AGAIN) and case.dtype in (torch.float32, torch.bfloat16):
-        assert max(report.load_counts(buffer).max() for buffer in run.buffers) > 1
-    check_token_blocks(run.moments, [h[0, 0] for h in states], short_sums=True)
+    """One token of each case against the exact metrics of its pairs and layers."""
+    states = [as_rows(h).flatten(0, 1)[-1:, :200][None] for h in case.states()]
+    absolute = case.dtype in (torch.float32, torch.float64)
+    run = Run(states, absolute=absolute).launch()
+    assert run.tallies.tolist() == [[1, 0, 1]]
+    loads = max(run.reports[0].load_counts(buffer).max() for buffer in run.buffers)
+    if case.dtype in (torch.float32, torch.bfloat16):
+        if case.name.startswith(SUMMED_AGAIN):
+            assert loads > 1
+        if case.name == "short-first":
+            assert loads == 1
+    check_exactly(run)
+    run.check_sums()
+
+
+@pytest.mark.parametrize("massive", [False, True], ids=["", "massive"])
+@pytest.mark.parametrize("growth", [1.0, 1.5])
+@pytest.mark.parametrize("step", [3e-1, 3e-2, 3e-3, 3e-4])
+def test_distances_down_to_1e_7(step: float, growth: float, massive: bool) -> None:
+    """With massive channels and layers that lengthen the vector: 1e-5 at most."""
+    states = walk(5, (1, 1, 512), step, growth=growth)(torch.Generator().manual_seed(8))
+    if massive:
+        for h in states:
+            h[..., 100] += 300
+    run = Run([h.float() for h in states], slice_bytes=512).launch()
+    check_exactly(run)
+    (wanted, _), _ = run.reference()
+    i, j = torch.triu_indices(6, 6, 1)
+    error = (run.moments / wanted - 1)[0, 0, i, j].abs()
+    assert error.max() < 1e-5
+    assert error.median() < 1e-6
 
 
 def test_hopper() -> None:
-    states = some_states(7, (1, 3), 136, torch.bfloat16, 16)
-    wanted = empty_block_state(6, torch.device("cpu"))
-    reference.accumulate_blocks(*wanted, states)
-    run = Run(states, arch="sm_90")
-    run.launch()
-    check_state((run.moments, run.tallies), wanted, torch.bfloat16, SHORT)
+    run = Run(some_states(7, (1, 3), 136, torch.bfloat16, 16), arch="sm_90").launch()
+    run.check()
 
 
 def test_neighbouring_floats_are_told_apart() -> None:
@@ -191,103 +361,151 @@ def test_neighbouring_floats_are_told_apart() -> None:
     first = torch.randn(1, 1, 96, generator=torch.Generator().manual_seed(1))
     second = first.clone()
     second[..., 50] = torch.nextafter(first[..., 50], torch.tensor(torch.inf))
-    run = Run([first, second])
-    run.launch()
-    check_token_blocks(run.moments, [first[0, 0], second[0, 0]], short_sums=True)
+    third = first.clone()
+    third[..., 3] += 1e-25  # its square is zero in float32
+    run = Run([first, second, third * 1.0, first * 1e-3, second]).launch()
+    check_exactly(run)
+
+
+def test_a_token_does_not_depend_on_its_neighbours() -> None:
+    """Bit by bit, however tokens are dealt out, to blocks, launches or updates."""
+    states = some_states(6, (3, 3), 64, torch.float32, 16)
+    states[0][1] *= 1e-3
+    ways = [
+        Run(states, tokens_per_block=n, at_once=m).launch() for n, m in ((1, 9), (4, 9), (2, 5))
+    ]
+    single = [Run([h[k // 3, k % 3][None, None] for h in states]).launch() for k in range(9)]
+    sums = torch.stack([run.sums[:, 0, 0] for run in single], 1)
+    for run in ways:
+        assert torch.equal(run.sums.flatten(1, 2), sums)
+        peaks = torch.stack([one.moments[0, -1] for one in single]).amax(0)
+        assert torch.equal(run.moments[0, -1], peaks)
+    assert torch.equal(ways[0].moments, ways[1].moments)
 
 
 def test_result_does_not_depend_on_the_order_of_blocks() -> None:
-    """One block at a time or all together; and two blocks that share the tokens otherwise."""
     states = some_states(5, (3, 3), 64, torch.float32, 16)
     found = []
     for at_once in (THREADS, 1 << 17):
-        gpu = compiled("sm_80")
-        usual, gpu.max_threads = gpu.max_threads, at_once
-        run = Run(states, tokens_per_block=1)
-        run.launch()
-        gpu.max_threads = usual
-        found.append(run.moments)
-    assert torch.equal(*found)
+        gpus = [compiled(name, "sm_80") for name in ("block_sums.cu", "block_fold.cu")]
+        usual = [gpu.max_threads for gpu in gpus]
+        for gpu in gpus:
+            gpu.max_threads = at_once
+        found.append(Run(states, tokens_per_block=1).launch())
+        for gpu, threads in zip(gpus, usual, strict=True):
+            gpu.max_threads = threads
+    assert torch.equal(found[0].moments, found[1].moments)
+    assert torch.equal(found[0].sums, found[1].sums)
 
 
-def test_more_blocks_than_warps_join_in_order() -> None:
-    """Sums of 9 blocks of one token equal the sequential ones of shares of two, bit by bit."""
-    states = some_states(2, (1, 9), 16, torch.float32, 16)
-    tokens = []
-    for t in range(9):
-        single = Run([h[:, t : t + 1] for h in states])
-        single.launch()
-        tokens.append(single.moments)
-    shares = [sum(tokens[first + 1 : first + 2], tokens[first]) for first in range(0, 9, 2)]
-    wanted = sum(shares[1:], shares[0])
-    wanted[-1] = torch.stack(tokens)[:, -1].amax(0)
-    run = Run(states, tokens_per_block=1)
-    run.launch()
-    assert torch.equal(run.moments, wanted)
-    assert run.tallies.tolist() == [9, 0, 9]
+def test_many_tokens_fold_in_order() -> None:
+    """More tokens than a thread block of the fold takes at a time, in two running states."""
+    states = short_first(3, (1, 300), 8, torch.float32)
+    kinds = (torch.rand(1, 300, generator=torch.Generator().manual_seed(0)) < 0.9).byte()
+    Run(states, kinds, (0, 0, 170), 2, tokens_per_block=20, slice_bytes=128).launch().check()
 
 
 def test_tokens_and_rows_beyond_two_billion() -> None:
     """The last block of a sequence of 2^31 + 3 tokens, in rows that far apart; no other exists."""
-    first, hidden_size = 2**31, 24
-    generator = torch.Generator().manual_seed(4)
-    states = [h.bfloat16()[None] for h in walk(2, (3, hidden_size), 0.2)(generator)]
-    gpu = compiled("sm_80")
+    first, hidden_size, count = 2**31, 24, 3
+    states = [h[0].contiguous() for h in short_first(3, (1, count), hidden_size, torch.bfloat16)]
+    gpu = compiled("block_sums.cu", "sm_80")
     gpu.memory = type(gpu.memory)()
     row = 2 * hidden_size
     buffers = [
-        gpu.sparse((first + 3) * row, {first * row: h.view(torch.int16).numpy()}, "states")
+        gpu.sparse((first + count) * row, {first * row: h.view(torch.int16).numpy()}, "states")
         for h in states
     ]
-    mask = np.ones(3, np.uint8)
-    partials, counts = np.empty((1, TILE_WORDS)), np.empty(2, np.int64)
+    kinds = np.array([1, 1, 1], np.uint8)
+    layers = [np.empty((count, 4)) for _ in range(2)]
+    places = {(layer * (first + count) + first) * 32: a for layer, a in enumerate(layers)}
+    norms, pairs = np.empty((count, 3)), np.empty((count, 3, 2))
+    units = np.empty((1, num_units(3, 1), UNIT_SUMS))
+    hidden = {"initialised": False}
+    unit_bytes = units.nbytes
     pointers = [
-        gpu.sparse(first + 3, {first: mask}, "mask"),
-        None,
-        None,
-        gpu.sparse(16 * TILE_WORDS, {8 * TILE_WORDS: partials}, "partials", initialised=False),
-        gpu.sparse(32, {16: counts}, "counts", initialised=False),
-    ]
-    arguments = pack(buffers, states, pointers, [first + 3, first + 3, first], [3, 1, 24, 128])
-    name = kernel_name(gpu, "block_metrics_kernel", MANGLED[torch.bfloat16])
-    gpu.launch(name, 2, THREADS, [arguments], 3 * 256, blocks=range(1, 2))
-    wanted = empty_block_state(2, torch.device("cpu"))
-    reference.accumulate_blocks(*wanted, states)
-    assert counts.tolist() == [3, 0]
-    squared = partials.reshape(7, 32)[1]
-    for i, j in ((0, 1), (0, 2), (1, 2)):
-        assert squared[SIDE * i + j] == pytest.approx(wanted[0][1, i, j].item(), rel=2 * SHORT)
+        gpu.sparse(first + count, {first: kinds}, "kinds").address,
+        gpu.sparse(2 * (first + count) * 32, places, "sums", **hidden).address,
+        gpu.sparse((first // 1024 + 1) * unit_bytes, {first // 1024 * unit_bytes: units}, "units",
+                   **hidden).address,
+    ]  # fmt: skip
+    tokens = [
+        0, first + count,
+        gpu.sparse((first + count) * 24, {first * 24: norms}, "norms", **hidden).address,
+        gpu.sparse((first + count) * 48, {first * 48: pairs}, "pairs", **hidden).address, 0,
+    ]  # fmt: skip
+    strides = [h[None] for h in states]
+    arguments = pack_sums(buffers, strides, pointers, tokens, [first + count, first + count, row],
+                          [1024, 3, 128, num_units(3, 1)])  # fmt: skip
+    name = kernel_name(gpu, MANGLED[torch.bfloat16], "Lb0E")
+    block = first // 1024
+    gpu.launch(name, block + 1, THREADS, [arguments], 2 * 3 * 128, blocks=range(block, block + 1))
+    wanted, sums = Run(strides).reference()
+    total = torch.from_numpy(pairs).sum(0)
+    for number, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+        assert total[number, 0] == pytest.approx(wanted[0][0, 1, i, j].item(), rel=2 * SHORT)
+        assert total[number, 1] == pytest.approx(wanted[0][0, 0, i, j].item(), rel=16 * SHORT)
+    assert np.allclose(np.stack(layers), sums[:, 0].numpy(), rtol=2 * SHORT, atol=0)
+
+
+def test_the_fold_beyond_two_billion_tokens() -> None:
+    """The last of two running states of tokens that lie that far on."""
+    first, count = 2**31, 5
+    generator = np.random.default_rng(0)
+    norms, pairs = generator.random((count, 2)) + 1, generator.random((count, 1, 2))
+    gpu = compiled("block_fold.cu", "sm_80")
+    gpu.memory = type(gpu.memory)()
+    moments, tallies = np.zeros((2, 11, 2, 2)), np.zeros((2, 3), np.int64)
+    kinds = np.array([1, 1, 0, 1, 1], np.uint8)
+    arguments = struct.pack(
+        "<Q4q?7x2q3Q2Q3q2i",
+        gpu.sparse(first + count, {first: kinds}, "kinds").address, 2, 0, 0, first, False,
+        first, first + count, gpu.buffer(norms, "norms").address,
+        gpu.buffer(pairs, "pairs").address, 0, gpu.buffer(moments, "moments").address,
+        gpu.buffer(tallies, "tallies").address, first + count, 24, 1, 2, 1,
+    )  # fmt: skip
+    gpu.launch(kernel_name(gpu, "block_fold_kernel"), 1, FOLD_THREADS, [arguments])
+    assert tallies.tolist() == [[0, 0, 5], [4, 0, 5]]
+    used = kinds.astype(bool)
+    assert moments[1, 1, 0, 1] == pytest.approx(pairs[used, 0, 0].sum(), rel=1e-14)
+    assert moments[1, 5, 0, 1] == pytest.approx((pairs[used, 0, 1] ** 2).sum(), rel=1e-14)
+    assert moments[1, 10, 0, 1] == pairs[used, 0, 0].max()
+    assert not moments[0].any()
 
 
 def test_rows_longer_than_their_buffers_are_reported() -> None:
     states = [torch.ones(1, 2, 60) * k for k in range(1, 4)]
-    gpu = compiled("sm_80")
-    gpu.memory = type(gpu.memory)()
-    buffers = [buffer_of(gpu, h, "h") for h in states]
-    space = [gpu.buffer(np.zeros(4096), "space") for _ in range(5)]
-    arguments = pack(buffers, states, [None, *space[1:]], [2, 2, 2], [3, 1, 64, 64])
-    name = kernel_name(gpu, "block_metrics_kernel", MANGLED[torch.float32])
+    run = Run(states)
+    run.hidden_size = 64
     with pytest.raises(FaultError, match="out of bounds"):
-        gpu.launch(name, 1, THREADS, [arguments], 3 * 256)
+        run.launch()
 
 
 @pytest.mark.parametrize("hidden_size", [1, 64, 576, 4096, 16384])
 def test_launches_cover_every_token_once(hidden_size: int) -> None:
     module = pytest.importorskip("simdiff_kernels._C_cuda", reason="_C_cuda is not built")
     for num_states in (2, 4, 5, 31, 33, 41, 81, 127, MAX_STATES):
-        words = module.block_scratch_words(num_states)
-        for num_tokens in (1, 7, 263, 264, 265, 4096, 2**31 - 1, 2**31 + 17):
+        for num_tokens in (1, 7, 1056, 1057, 4096, 2**31 - 1, 2**31 + 17):
             for dtype in MANGLED:
-                name = str(dtype).removeprefix("torch.")
-                shape = module.block_launch_shape(num_tokens, num_states, hidden_size, name)
+                name, absolute = str(dtype).removeprefix("torch."), num_tokens % 2 == 1
+                arguments = num_tokens, num_states, hidden_size, name, absolute
+                shape = module.block_launch_shape(*arguments)
+                at_once = shape["tokens_at_once"]
+                assert 0 < at_once <= num_tokens
                 covered = shape["blocks"] * shape["tokens_per_block"]
-                assert covered - shape["tokens_per_block"] < num_tokens <= covered
-                assert shape["blocks"] * (shape["num_tiles"] * TILE_WORDS + 2) <= words
-                assert shape["threads"] == THREADS
+                assert covered - shape["tokens_per_block"] < at_once <= covered
                 slice_bytes, row_bytes = shape["slice_bytes"], hidden_size * dtype.itemsize
-                assert slice_bytes in (2048, 1024, 512, 256) or slice_bytes >= row_bytes
-                assert slice_bytes % 256 == 0
-                assert num_states * slice_bytes <= 79 * 1024
-                # At most 32 entries for each lane, which bounds the error.
-                assert slice_bytes // dtype.itemsize <= 32 * 32
+                assert slice_bytes % STEP_BYTES == 0
+                assert slice_bytes < row_bytes + STEP_BYTES
+                assert 2 * num_states * slice_bytes <= 73 * 1024
+                assert slice_bytes <= 1024  # 64 entries for each lane, which bounds the error
+                assert shape["units"] == num_units(num_states, slice_bytes // STEP_BYTES)
+                words = module.block_scratch_words(*arguments)
+                pairs = num_states * (num_states - 1) // 2
+                per_token = num_states + pairs * (2 + absolute)
+                units = shape["blocks"] * shape["units"] * UNIT_SUMS * (1 + absolute)
+                assert words == at_once * per_token + units
+                assert at_once * per_token <= 2**25 < (num_tokens + 1) * per_token or (
+                    at_once == num_tokens
+                )
     assert module.max_states == MAX_STATES
