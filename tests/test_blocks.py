@@ -562,7 +562,7 @@ def test_compiled_equals_eager(block_backend: str, device: str) -> None:
     def layers_and_blocks(moments: Tensor, tallies: Tensor, first: Tensor, mask: Tensor) -> Tensor:
         states = [first, first * 2, first + 1]
         operator = getattr(torch.ops.simdiff_kernels.accumulate_blocks, block_backend)
-        words = scratch.words(first.device, block_backend, 3, 18, False)
+        words = scratch.words(block_backend, states, False)
         operator(moments, tallies, states, mask.view(torch.uint8), scratch=words)
         return states[-1]
 

@@ -1,7 +1,6 @@
-#include "devices.h"
-
 #include <cuda_runtime.h>
 
+#include "devices.h"
 #include "runtime.h"
 
 namespace simdiff::cuda {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +25,14 @@ from simdiff.sequence_scores import GroupScores
 from simdiff_kernels import RunningSummary, fold, row_sums
 from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
 from simdiff_kernels.running import empty_state, join_parts, summary_of
+
+
+class Places(TypedDict):
+    """Which running state a token belongs to, as `simdiff_kernels.fold` takes it."""
+
+    first_state: int
+    offset: int
+    tokens_per_state: int
 
 
 @dataclass
@@ -39,8 +48,8 @@ class BatchTokens:
     """uint8 `(rows, length)` on the host; None where all tokens count."""
     _copies: dict[torch.device, Tensor] = field(default_factory=dict)
 
-    def places(self, tokens_per_row: int) -> dict[str, int]:
-        """Which group each token belongs to, as `simdiff_kernels.fold` takes it."""
+    def places(self, tokens_per_row: int) -> Places:
+        """Which group each token belongs to, of so many tokens for each sequence."""
         state, row = divmod(self.first, self.group_size)
         return {
             "first_state": state,
@@ -165,7 +174,8 @@ class RunningGroups:
         if not bool(counted.all()):
             kinds = torch.full(mask.shape, LEFT_OUT, dtype=torch.uint8)
             kinds[counted], kinds[leading] = COUNTED, APART
-        self.batch = BatchTokens(*mask.shape, self._num_sequences, self._group_size, kinds)
+        rows, length = mask.shape
+        self.batch = BatchTokens(rows, length, self._num_sequences, self._group_size, kinds)
         self._has_leading |= bool(leading.any())
         for row, nonempty in enumerate(counted.any(1).tolist()):
             self._nonempty[(self._num_sequences + row) // self._group_size] += nonempty
