@@ -9,17 +9,9 @@
 
 namespace simdiff {
 
-struct ShortRowSums {
-  double before_squared;       // sum x^2
-  double before_difference;    // sum x d
-  double difference_squared;   // sum d^2
-  double difference_absolute;  // sum |d|
-};
-
-SIMDIFF_INLINE RowSums to_row_sums(const ShortRowSums& sums) {
-  return {sums.before_squared,
-          sums.before_squared + (2 * sums.before_difference + sums.difference_squared),
-          sums.difference_squared, sums.difference_absolute};
+SIMDIFF_INLINE double after_squared(double before_squared, double before_difference,
+                                    double difference_squared) {
+  return before_squared + (2 * before_difference + difference_squared);
 }
 
 // Whether sums that are off by some 1e-8 give metrics that are off by some 1e-7; else they are

@@ -171,9 +171,9 @@ inline void side_by_side(const RowPair* rows, int64_t stride, int64_t hidden_siz
 inline int64_t finish(RowSums* sums, int64_t num_rows) {
   int64_t num_inexact = 0;
   for (int64_t r = 0; r < num_rows; ++r) {
-    const RowSums& read = sums[r];  // with sum x d in the place of sum y^2
-    sums[r] = to_row_sums({read.before_squared, read.after_squared, read.difference_squared,
-                           read.difference_absolute});
+    const double before_difference = sums[r].after_squared;  // sum x d in the place of sum y^2
+    sums[r].after_squared =
+        after_squared(sums[r].before_squared, before_difference, sums[r].difference_squared);
     num_inexact += !float32_is_enough(sums[r]);
   }
   return num_inexact;

@@ -152,7 +152,7 @@ __device__ void finish_row(const Arguments& args, double own, int64_t token, int
   gather_sums<num_lanes>(own, lane, sums);
   RowSums row{sums[0], sums[1], sums[2], sums[3]};
   if constexpr (!LaneSums<T>::kIsExact) {
-    row = to_row_sums({sums[0], sums[1], sums[2], sums[3]});
+    row.after_squared = after_squared(sums[0], sums[1], sums[2]);
     const bool again = !float32_is_enough(row) && is_wanted(args, token);
     for (unsigned left = __ballot_sync(kAllLanes, again && lane % num_lanes == 0); left;
          left &= left - 1) {
