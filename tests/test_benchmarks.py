@@ -198,7 +198,7 @@ def test_rounds_take_turns(clock: Clock) -> None:
 
 
 def test_seconds_of_a_call_on_cold_pairs(clock: Clock) -> None:
-    """Two calls warm up, each repeat runs all three pairs: means 2, 4 and 30, of which the median."""
+    """Two calls warm up, each repeat runs all three pairs: means 2, 4, 30, and their median."""
     pair = (torch.ones(1), torch.ones(1))
     run = clock.taking(100, 100, 1, 2, 3, 4, 4, 4, 10, 20, 60)
     assert timing.device_seconds(run, [pair] * 3, "cpu", repeats=3) == 4
