@@ -337,6 +337,7 @@ def test_speed_of_a_run_is_what_bench_measures(
     monkeypatch.setattr(Decoder, "generate", generate)
     twin = sharing_copy(llama, (2, 3))
     speeds = measure_speed(llama, twin, prompt_length=9, new_tokens=5, repeats=5)
+    assert list(seconds) == []  # a round to warm up and five that count
     dense, pruned = speeds["dense"], speeds["pruned"]
     assert dense.ideal is dense.share_of_ideal is dense.times_faster is None
     # dense 3, 6, 4, 8, 9 seconds and pruned 1, 2, 3, 2, 1: the median of ratios, not of speeds.
