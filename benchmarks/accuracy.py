@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import simdiff_kernels._C as extension
-from simdiff_kernels import token_metrics
+from simdiff_kernels import _C, token_metrics
 from simdiff_kernels.testing import exact_metrics, near
 
 DISTANCES = tuple(f"1e-{exponent}" for exponent in range(8))
@@ -30,12 +29,12 @@ Way = Callable[[Tensor, Tensor], Tensor]
 
 def ours(name: str, before: Tensor, after: Tensor) -> Tensor:
     """On the CPU, with one of its instruction sets."""
-    chosen = extension.selected_instruction_set()
-    extension.select_instruction_set(name)
+    chosen = _C.selected_instruction_set()
+    _C.select_instruction_set(name)
     try:
         return token_metrics(before, after, backend="cpu").cosine_distance
     finally:
-        extension.select_instruction_set(chosen)
+        _C.select_instruction_set(chosen)
 
 
 def ways() -> dict[str, Way]:
@@ -50,7 +49,7 @@ def ways() -> dict[str, Way]:
         "1 - cosine_similarity, float64": peers(Tensor.double),
         **{
             f"ours, {name}": functools.partial(ours, name)
-            for name in extension.available_instruction_sets()
+            for name in _C.available_instruction_sets()
         },
     }
 
