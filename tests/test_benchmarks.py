@@ -244,6 +244,25 @@ def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.model
+def test_the_suite_runs_and_its_results_are_right(tmp_path: Path) -> None:
+    """Tiny cases of everything that `make bench` times, each checked before it is timed."""
+    path = tmp_path / "suite.json"
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--quick", "--benchmark-only",
+               "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    assert done.returncode == 0, done.stdout[-3000:]
+    cases = report.load(path)["benchmarks"]
+    files = {case["fullname"].partition("::")[0] for case in cases}
+    assert files == {f"benchmarks/{file.name}" for file in BENCHMARKS.glob("test_*.py")}
+    assert {case["name"]: case["extra_info"].get("wrong", []) for case in cases} == {
+        case["name"]: [] for case in cases
+    }
+    for case in cases:
+        for name, times in case["extra_info"].get("times_faster", {}).items():
+            assert times > 0, (case["name"], name)
+
+
 def test_other_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
