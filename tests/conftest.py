@@ -40,7 +40,7 @@ def process_state() -> dict[str, object]:
 
 
 # Set by pytest and, once and for all, by libraries that are loaded late.
-OF_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_", "KMP_")
+OF_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_", "KMP_", "HF_XET_")
 
 
 @pytest.fixture(autouse=True)
