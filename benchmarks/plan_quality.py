@@ -37,7 +37,7 @@ from simdiff.evaluation import token_losses
 from simdiff.exchange import affordable_reads, exchange_search
 from simdiff.models import load_model
 from simdiff.planning import make_plan
-from simdiff.progress import console
+from simdiff.progress import silent
 from simdiff.scores import LayerScores, score
 from simdiff.shortlist import EXPONENTS, lowest_influence, shortlist
 from simdiff.surgery import SurgeryError, removed_layers
@@ -216,10 +216,10 @@ class Table:
             writer.writerows(sorted(self.rows, key=lambda row: int(row["removed"])))
 
 
+@silent()
 def main() -> None:
     """Parse, run, write."""
     options = arguments()
-    console.quiet = True
     model, tokenizer = load_model(options.model, dtype=options.dtype)
 
     def text(part: str, count: int, length: int) -> Tensor:

@@ -25,8 +25,8 @@ from simdiff.recovery.record import STAGES
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
 
-# SmolLM2: the default criterion's plan for 7 layers, which greedy search by perplexity gives too,
-# and greedy search's for 8.
+# SmolLM2: the default criterion's plans for 7 layers, which greedy search by perplexity gives too,
+# and for 8 from scores alone.
 CUTS = ("12-18", "12-18,26")
 
 

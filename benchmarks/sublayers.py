@@ -24,7 +24,7 @@ from simdiff.calibration import token_windows
 from simdiff.evaluation import perplexity
 from simdiff.machine import describe_machine
 from simdiff.models import load_model
-from simdiff.progress import console
+from simdiff.progress import silent
 from simdiff.scores import LayerScores, score
 from simdiff.sublayer_hooks import SublayerHooks
 from simdiff.sublayer_plans import plan_sublayers
@@ -90,6 +90,7 @@ def quality(model: PreTrainedModel, scores: LayerScores, held_out: Tensor) -> li
     return rows
 
 
+@silent()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
@@ -101,7 +102,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
-    console.quiet = True
     model, tokenizer = load_model(options.model, dtype=options.dtype)
 
     def text(part: str, count: int) -> Tensor:

@@ -1,6 +1,9 @@
 """Where there is no GPU, Triton kernels run in its interpreter; it must be chosen before import."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -18,6 +21,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, none is visible"))
+
+
+def process_state() -> dict[str, object]:
+    """What a test could leave behind for those after it, which then pass or fail by their order."""
+    progress = sys.modules.get("simdiff.progress")
+    return {
+        "directory": Path.cwd(),
+        "arguments": list(sys.argv),
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "quiet": progress is not None and progress.console.quiet,
+        **{f"${k}": v for k, v in os.environ.items() if not k.startswith(OF_LIBRARIES)},
+    }
+
+
+# Set by pytest and, once and for all, by libraries that are loaded late.
+OF_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_", "TRITON_", "KMP_", "HF_XET_")
+
+
+@pytest.fixture(autouse=True)
+def same_process_state() -> Iterator[None]:
+    before = process_state()
+    yield
+    after = process_state()
+    left = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+    assert left == [], "the test leaves this otherwise than it was"
 
 
 @pytest.fixture(params=BACKENDS)

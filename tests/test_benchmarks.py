@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_page
@@ -13,7 +15,9 @@ import predict
 import pytest
 import report
 import subjects
+import timing
 import torch
+from torch._inductor import metrics as inductor
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -84,24 +88,122 @@ def test_predictions_are_by_bytes_and_by_rates() -> None:
     assert seconds == pytest.approx(7e6 / 2 / (148 * 1.965e9))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def subjects_on_cpu() -> list[subjects.Subject]:
+    return [
+        subjects.ours("cpu"),
+        subjects.row_sums("cpu"),
+        *subjects.in_pytorch("cpu"),
+        *subjects.one_pass("cpu")[:1],
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_subject_computes_what_it_says(dtype: torch.dtype) -> None:
     before, after = subjects.states(40, 96, dtype, "cpu")
-    for subject in [subjects.ours("cpu"), *subjects.in_pytorch("cpu")]:
+    for subject in subjects_on_cpu():
         assert subjects.check(subject, before, after) is None
 
 
-def test_a_wrong_result_is_reported() -> None:
+def altered(value: object, factor: float, index: int) -> object:
+    """The result of a subject with one of its sums, of the metric `index`, times a factor."""
+    if isinstance(value, torch.Tensor):  # four sums of a token
+        factors = torch.ones(4)
+        factors[index] = factor
+        return value * factors
+    assert isinstance(value, tuple)
+    return tuple(v * factor if i == index else v for i, v in enumerate(value))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wrong_results_are_reported(dtype: torch.dtype) -> None:
+    """Everything is off by 1% or nothing; a cosine in the states' dtype only where that tells it.
+
+    Of a cosine near 1, seven roundings are 7 * 2^-8 in bfloat16 at most, half of the distance of
+    0.05, 7 * 2^-11 in float16 and nothing to speak of in float32.
+    """
+    before, after = subjects.states(40, 96, dtype, "cpu")
+    for subject in subjects_on_cpu()[1:]:
+        sums = subject.run(before, after)
+        count = 1 if isinstance(sums, tuple) and len(sums) == 1 else 3
+        told = 0.01
+        if subject.name == "block influence":
+            told = {torch.float32: 0.01, torch.float16: 0.08, torch.bfloat16: 0.6}[dtype]
+        for index in range(count):
+            for factor in (0.0, 1 - told, 1 + told):
+                wrong = altered(sums, factor, index)
+                bad = replace(subject, name="bad", run=lambda x, y, wrong=wrong: wrong)
+                found = subjects.check(bad, before, after)
+                assert found is not None
+                assert re.match("bad: (cosine_dist|squared_diff|absolute_diff)", found)
+
+
+def test_compiled_subjects_are_compiled() -> None:
+    """What torch.compile leaves to eager PyTorch makes no kernel of its own."""
     before, after = subjects.states(40, 96, torch.float32, "cpu")
-    good = subjects.in_pytorch("cpu")[0]
+    compiled = [s for s in (*subjects.in_pytorch("cpu"), *subjects.one_pass("cpu"))
+                if s.name.startswith("torch.compile")]  # fmt: skip
+    assert len(compiled) == 3
+    for subject in compiled:
+        torch._dynamo.reset()
+        inductor.reset()
+        subject.run(before, after)
+        assert inductor.generated_kernel_count > 0, subject.name
+    for subject in subjects.in_pytorch("cpu", compile_too=False):
+        inductor.reset()
+        subject.run(before, after)
+        assert inductor.generated_kernel_count == 0, subject.name
 
-    def run(x, y):
-        cosine, squared, absolute, peak = good.run(x, y)
-        return cosine, squared * 1.01, absolute, peak
 
-    wrong = subjects.check(subjects.Subject("bad", run, good.means, 1e-3), before, after)
-    assert wrong is not None
-    assert wrong.startswith("bad: squared_difference must be")
+class Clock:
+    """Time that passes only where a call says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def taking(self, *seconds: float) -> Callable[..., None]:
+        """A call that takes so long at first, then, ...; the last goes on."""
+        left = list(seconds)
+
+        def call(*_: object) -> None:
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(timing, "time", found)
+    return found
+
+
+def test_interleaved_times_are_those_of_each_call(clock: Clock) -> None:
+    """The first call of each warms up; the machine gets slower, which drifts for all alike."""
+    runs = {"ours": clock.taking(50, 1, 2, 4), "eager": clock.taking(90, 3, 6, 12)}
+    assert timing.interleaved(runs, "cpu", 3) == {"ours": [1, 2, 4], "eager": [3, 6, 12]}
+    assert clock.now == 140 + 7 + 21
+
+
+def test_rounds_take_turns(clock: Clock) -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    timing.interleaved(runs, "cpu", 2)
+    assert "".join(calls) == "ab" + "abab"
+
+
+def test_seconds_of_a_call_on_cold_pairs(clock: Clock) -> None:
+    """Two calls warm up, each repeat runs all three pairs: means 2, 4, 30, and their median."""
+    pair = (torch.ones(1), torch.ones(1))
+    run = clock.taking(100, 100, 1, 2, 3, 4, 4, 4, 10, 20, 60)
+    assert timing.device_seconds(run, [pair] * 3, "cpu", repeats=3) == 4
+    run = clock.taking(100, 2, 2, 5, 5, 3, 3)
+    assert timing.host_seconds(run, pair, "cpu", calls=2) == 3
 
 
 def results_of(medians: dict[str, float]) -> dict[str, object]:
@@ -140,6 +242,25 @@ def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
     assert rows[0] == "group,case,quantity,value"
     assert "g,test_large_update[a],times_faster.eager,30.0" in rows
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.model
+def test_the_suite_runs_and_its_results_are_right(tmp_path: Path) -> None:
+    """Tiny cases of everything that `make bench` times, each checked before it is timed."""
+    path = tmp_path / "suite.json"
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--quick", "--benchmark-only",
+               "-q", "-p", "no:cacheprovider", f"--benchmark-json={path}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    assert done.returncode == 0, done.stdout[-3000:]
+    cases = report.load(path)["benchmarks"]
+    files = {case["fullname"].partition("::")[0] for case in cases}
+    assert files == {f"benchmarks/{file.name}" for file in BENCHMARKS.glob("test_*.py")}
+    assert {case["name"]: case["extra_info"].get("wrong", []) for case in cases} == {
+        case["name"]: [] for case in cases
+    }
+    for case in cases:
+        for name, times in case["extra_info"].get("times_faster", {}).items():
+            assert times > 0, (case["name"], name)
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's Python runs, and its numbers of lines and commands are what it says."""
+"""The README's Python runs, and its commands are accepted."""
 
 from __future__ import annotations
 

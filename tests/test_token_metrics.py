@@ -32,20 +32,16 @@ def test_against_exact(case: Case, backend: str, device: str) -> None:
 @pytest.mark.parametrize("exponent", range(8))
 @pytest.mark.parametrize("scale", [1.0, 1.3])
 def test_cosine_distance_bound(exponent: int, scale: float, backend: str, device: str) -> None:
-    """The promise of the README in its own words: 1e-5 from 1 down to 1e-7, massive channel."""
+    """Down to 1e-7, with a massive channel: 4e-7 (README), for the reference its rounding."""
     before, after = near((16, 1024), 10.0**-exponent, scale=scale, massive=True)(
         torch.Generator().manual_seed(exponent)
     )
     got = token_metrics(before.to(device), after.to(device), backend=backend)
     exact = exact_metrics(before, after)
-    for name, limit in (
-        ("cosine_distance", 1e-5),
-        ("squared_difference", 1e-6),
-        ("absolute_difference", 1e-6),
-    ):
+    for name in ("cosine_distance", "squared_difference", "absolute_difference"):
         wanted = getattr(exact, name)
         error = (getattr(got, name).cpu().double() - wanted).abs() / wanted
-        assert error.max() <= limit, name
+        assert error.max() <= (6e-8 if backend == "reference" else 4e-7), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -25,6 +25,16 @@ Item = TypeVar("Item")
 console = Console(stderr=True)
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Show nothing meanwhile; also a decorator of functions."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items while a bar shows how many are done and how long the rest will take."""
     if total is None and isinstance(items, Sized):

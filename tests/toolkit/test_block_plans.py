@@ -195,7 +195,6 @@ def test_decisive_layers(llama_scores: LayerScores) -> None:
     assert set(decisive_layers(scores)) == {2, 5}
     assert decisive_layers(with_maxima(llama_scores, *(1e-9 * m for m in (1e3, 2e3, 7e8, 1.5e3, 3e3,
                            2e8)))) == pytest.approx(decisive_layers(scores))  # fmt: skip
-    assert decisive_layers(with_maxima(llama_scores, 1, 2, 4, 8, 16, 32)) == {}
     assert decisive_layers(with_maxima(llama_scores, 5, 5, 5, 5, 5, 9)) == {}
     plan = make_plan(scores, 4)
     assert plan.decisive == (2, 5)
@@ -205,6 +204,27 @@ def test_decisive_layers(llama_scores: LayerScores) -> None:
     with pytest.raises(SimdiffError, match=r"got 4: 0 are protected and layers \[2, 5\].*--allow"):
         make_plan(scores, 5)
     assert len(make_plan(scores, 5, keep_decisive=False).removed) == 5
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+@pytest.mark.parametrize(("z_score", "decisive"), [(3.49, False), (3.51, True)])
+def test_threshold_of_decisive_layers(
+    llama_scores: LayerScores, z_score: float, decisive: bool, unit: float
+) -> None:
+    """Five logarithms -1, 1, -1, 1, 0 and a larger one t, of layer 4.
+
+    Median 1/2; deviations from it 3/2, 1/2, 3/2, 1/2, 1/2 and t - 1/2, whose median is 1 for
+    t > 2: the modified z-score is 0.6745 (t - 1/2).
+    """
+    largest = z_score / 0.6745 + 0.5
+    logarithms = (-1, 1, -1, 1, largest, 0)
+    scores = with_maxima(llama_scores, *(unit * math.exp(value) for value in logarithms))
+    found = decisive_layers(scores)
+    assert found == (pytest.approx({4: z_score}) if decisive else {})
+    plan = make_plan(scores, 3)
+    assert plan.decisive == ((4,) if decisive else ())
+    if decisive:
+        assert 4 not in plan.removed
 
 
 def test_plans_by_every_selection(llama_scores: LayerScores) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import CHROMIUM, look_at
+from browser import look_at, needs_chromium
 from test_command import References, simdiff
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -87,9 +87,14 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
     assert len(page.alternatives) == 5  # perplexity, layers at 2 and 4, two of all blocks
     assert all(page.alternatives)
     assert all(url.startswith("data:") for url in page.urls)
-    if CHROMIUM is not None:
-        found = look_at((out / "compare.html").read_text(), 360, tmp_path)
-        assert (found["console"], found["wide"], found["scroll"]) == ([], [], 360)
+
+
+@needs_chromium
+def test_the_page_fits_a_phone(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert simdiff("compare", tiny_checkpoint, "--text", tiny_text, *SMALL, "-o", out) == 0
+    found = look_at((out / "compare.html").read_text(), 360, tmp_path)
+    assert (found["console"], found["wide"], found["scroll"]) == ([], [], 360)
 
 
 def test_a_plan_of_the_comparison_prunes(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny
 from transformers import PreTrainedModel
 
-from simdiff.block_costs import block_costs
+from simdiff import planning
 from simdiff.block_selection import BlockCosts, blocks_of
+from simdiff.budget import Budget
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import perplexity, token_losses
 from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
-from simdiff.planning import make_plan
+from simdiff.plan_options import PlanOptions
 from simdiff.scores import LayerScores
+from simdiff.selection import PruningPlan
 from simdiff.shortlist import Candidate
 from simdiff.surgery import removed_layers
 
@@ -151,7 +156,7 @@ def test_protected_layers_and_blocks() -> None:
     assert len(tried) == 2  # (3, 4, 5) and (4, 5, 6): an exchange moves a block by one
 
 
-def test_losses_of_cuts(llama: PreTrainedModel, llama_scores: LayerScores) -> None:
+def test_losses_of_cuts(llama: PreTrainedModel) -> None:
     windows = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(5))
     losses = losses_of_cuts(llama, windows)((1, 4), 1)
     with removed_layers(llama, (1, 4)):
@@ -163,8 +168,82 @@ def test_losses_of_cuts(llama: PreTrainedModel, llama_scores: LayerScores) -> No
         perplexity(llama, windows[:1]).nll, rel=1e-6
     )
 
-    plan = make_plan(llama_scores, 2, keep_decisive=False, model=llama, windows=windows)
-    chosen = next(c for c in plan.candidates if sorted(c["removed"]) == sorted(plan.removed))
-    assert chosen["nll"] is not None
+
+class Reads:
+    """In place of the losses of a model's cuts; keeps what was read."""
+
+    def __init__(self, losses: Callable[[tuple[int, ...]], torch.Tensor]) -> None:
+        self.losses = losses
+        self.num_windows: int | None = None
+        self.calls: list[tuple[tuple[int, ...], int]] = []
+
+    def __call__(self, plan: tuple[int, ...], window: int) -> torch.Tensor:
+        self.calls.append((plan, window))
+        return self.losses(plan)
+
+    def of_cuts(self, model: PreTrainedModel, windows: torch.Tensor) -> Reads:
+        self.num_windows = len(windows)
+        return self
+
+
+def planned(
+    monkeypatch: pytest.MonkeyPatch, reads: Reads, scores: LayerScores, num_layers: int, **more: Any
+) -> PruningPlan:
+    """By the options of the command, with a model and 60 windows at hand, scores apart."""
+    monkeypatch.setattr(planning, "losses_of_cuts", reads.of_cuts)
+    options = PlanOptions(
+        budget=Budget(num_layers=num_layers), keep_decisive=False, num_resamples=0, **more
+    )
+    return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("errors", "taken"), [(-3.0, False), (1.5, False), (2.5, True)])
+def test_a_plan_leaves_block_influence_for_two_standard_errors(
+    llama_scores: LayerScores, monkeypatch: pytest.MonkeyPatch, errors: float, taken: bool
+) -> None:
+    """All other plans gain so many standard errors, each of 1 / sqrt(401)."""
+    distances = llama_scores.metrics["cosine_distance"].mean
+    lowest = tuple(sorted(sorted(range(6), key=distances.__getitem__)[:2]))
+    # 200 times 1, 200 times -1 and a 0: mean 0, variance 400 / (401 - 1).
+    spread = torch.tensor([1.0, -1.0] * 200 + [0.0])
+
+    def losses(plan: tuple[int, ...]) -> torch.Tensor:
+        return torch.full((401,), 3.0) + (plan != lowest) * (spread - errors / math.sqrt(401))
+
+    reads = Reads(losses)
+    plan = planned(monkeypatch, reads, llama_scores, 2, evaluation_windows=1)
+    tried = {plan for plan, _ in reads.calls}
+    assert lowest in tried
+    assert len(tried) > 1
+    assert (set(plan.removed) != set(lowest)) is taken
+    assert {frozenset(c["removed"]) for c in plan.candidates} == {*map(frozenset, tried)}
+    chosen = next(c for c in plan.candidates if set(c["removed"]) == set(plan.removed))
     assert plan.selection == chosen["origin"]
-    assert block_costs(llama_scores).num_layers == 6
+    assert chosen["nll"] == pytest.approx(3 - taken * errors / math.sqrt(401), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_windows", "protect", "wanted"), [(20, (1,), 6), (27, (), 8), (30, (), 9), (40, (), 12)]
+)
+def test_a_plan_reads_a_fiftieth_of_greedy_search(
+    llama_scores: LayerScores, monkeypatch: pytest.MonkeyPatch,
+    num_windows: int, protect: tuple[int, ...], wanted: int,
+) -> None:  # fmt: skip
+    """To remove 3 of 6 layers greedy search reads 6 + 5 + 4 plans, each on all windows."""
+    assert wanted == 15 * num_windows // 50
+    reads = Reads(lambda plan: torch.full((4,), float(sum(plan))))
+    plan = planned(
+        monkeypatch, reads, llama_scores, 3, evaluation_windows=num_windows, protect=protect
+    )
+    assert reads.num_windows == num_windows
+    assert len(reads.calls) == len({*reads.calls}) == wanted
+    assert {window for _, window in reads.calls} == ({0} if wanted < 12 else {0, 1})
+    assert all(not {*protect} & {*tried} for tried, _ in reads.calls)
+    assert set(plan.removed) == ({0, 2, 3} if protect else {0, 1, 2})  # the least sum
+
+
+def test_no_windows_no_reads(llama_scores: LayerScores, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(lambda plan: torch.ones(2))
+    plan = planned(monkeypatch, reads, llama_scores, 3, evaluation_windows=0)
+    assert reads.calls == []
+    assert plan.candidates == ()

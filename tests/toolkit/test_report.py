@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, look_at
+from browser import look_at, needs_chromium
 from report_files import NAME, evaluation, recovery, write_run
 from rich.console import Console
 
@@ -25,8 +25,6 @@ from simdiff.selection import PruningPlan
 from simdiff.tables import layers_table
 
 VOID = {"meta", "link", "img", "br", "circle", "line", "rect", "path"}
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the path")
 
 
 class Structure(html.parser.HTMLParser):

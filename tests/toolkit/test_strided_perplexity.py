@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -146,10 +147,23 @@ def test_interval_of_equal_blocks_and_of_a_ratio() -> None:
 
 
 def test_long_blocks_weigh_more() -> None:
-    """Token-weighted: one block of 300 tokens at loss 1 among thirty of 10 at loss 4."""
-    low, high = bootstrap_interval([(300.0, 300)] * 5 + [(40.0, 10)] * 50)
-    mean = (1500 + 2000) / (1500 + 500)
-    assert low < float(torch.tensor(mean).exp()) < high
+    """10 blocks of 300 tokens at loss 1 and 40 of 10 at loss 4, weighted by their tokens.
+
+    A draw of 50 has k long ones, binomial with p = 1/5: P(k < 5) = 0.0185 and P(k <= 5) = 0.048,
+    P(k < 16) = 0.969 and P(k <= 16) = 0.986, so that 95% of draws end at k = 5 and k = 16.
+    """
+
+    def at_most(k: int) -> float:
+        return sum(math.comb(50, n) * 0.2**n * 0.8 ** (50 - n) for n in range(k + 1))
+
+    assert at_most(4) < 0.02 < 0.03 < at_most(5)
+    assert at_most(15) < 0.97 < 0.98 < at_most(16)
+
+    def perplexity_of(k: int) -> float:
+        return math.exp((300 * k + 40 * (50 - k)) / (300 * k + 10 * (50 - k)))
+
+    found = bootstrap_interval([(300.0, 300)] * 10 + [(40.0, 10)] * 40)
+    assert found == pytest.approx((perplexity_of(16), perplexity_of(5)), rel=1e-9)
 
 
 def test_refusals(tiny_checkpoint: Path, tiny_text: Path) -> None:

@@ -49,14 +49,20 @@ def test_chance_is_counted_from_the_items() -> None:
     assert score("yes", [(1, 2)] * 3).constant == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize(("right", "excluded"), [(60, True), (61, False), (40, True), (10, True)])
-def test_two_standard_errors_above_chance(right: int, excluded: bool) -> None:
-    """100 items of two choices: the standard error is 0.0492 at 60 right, 0.0490 at 61."""
-    if right == 60:
-        right = 59
-    got = score("wino", [(1, 2)] * right + [(0, 2)] * (100 - right))
-    assert got.at_chance is excluded
-    assert (above_chance({"wino": got}) == []) is excluded
+@pytest.mark.parametrize(("items", "last"), [(100, 59), (2500, 1299), (10000, 5099)])
+def test_two_standard_errors_above_chance(items: int, last: int) -> None:
+    """The last number of right answers at chance, and one more, of items of two choices.
+
+    k of n are k / n - 1 / 2 above chance, with the standard error sqrt(k (n - k) / (n - 1)) / n;
+    more than two of them where (2k - n)^2 (n - 1) > 16 k (n - k). 59 of 100 are 1.82, 60 are 2.03
+    standard errors above it; in 10000 one item makes 0.02 of one.
+    """
+    for right, excluded in ((last, True), (last + 1, False), (items // 10, True)):
+        above = max(0, 2 * right - items)
+        assert (above**2 * (items - 1) > 16 * right * (items - right)) is not excluded
+        got = score("wino", [(1, 2)] * right + [(0, 2)] * (items - right))
+        assert got.at_chance is excluded
+        assert (above_chance({"wino": got}) == []) is excluded
 
 
 def test_one_item_says_nothing() -> None:

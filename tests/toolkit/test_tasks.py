@@ -213,14 +213,16 @@ def test_every_demo_task_has_its_answers() -> None:
 
 
 @pytest.mark.model
-def test_equals_lm_eval_on_the_demo_model(tmp_path: Path, demo: Any) -> None:
-    """lm_eval loads the checkpoint and the written task files itself, as its command does."""
+def test_equals_lm_eval_on_the_demo_model(
+    tmp_path: Path, demo: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tasks of the README: lm_eval loads the checkpoint and the written task files itself."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = ("piqa", "copa")
+    names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
     write_task_files(names, "demo", tmp_path)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "lm_eval")
     wanted = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(demo_model()), "dtype": "float32"},
@@ -234,6 +236,7 @@ def test_equals_lm_eval_on_the_demo_model(tmp_path: Path, demo: Any) -> None:
     got = run_tasks(*demo, load_tasks(options))
     assert wanted is not None
     for name in names:
+        assert {"acc"} <= {*got[name].metrics} <= {"acc", "acc_norm"}
         for metric, value in got[name].metrics.items():
             assert value["value"] == wanted["results"][name][f"{metric},none"]
             assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,none"]

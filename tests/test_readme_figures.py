@@ -1,0 +1,336 @@
+"""The figures of the README are those of the committed results, formatted anew from the files."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PROSE = " ".join(README.split())
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+Table = list[list[str]]
+
+
+def tables(text: str) -> list[Table]:
+    """Rows of cells, heads first, of all Markdown tables outside code."""
+    found: list[Table] = [[]]
+    for line in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line.strip())[1:-1]
+            found[-1].append([cell.strip() for cell in cells])
+        elif found[-1]:
+            found.append([])
+    return [[table[0], *table[2:]] for table in found if table]
+
+
+def table(*heads: str) -> Table:
+    """The rows of the one table of the README with these heads, without them."""
+    (found,) = (t for t in tables(README) if t[0] == list(heads))
+    return found[1:]
+
+
+def results(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def rows(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "benchmarks" / "results" / f"{name}.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def stated(*texts: str) -> None:
+    missing = [text for text in texts if text not in PROSE]
+    assert missing == []
+
+
+def three_digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_have_as_many_cells_as_heads(page: Path) -> None:
+    for head, *body in tables(page.read_text()):
+        assert all(len(row) == len(head) for row in body), (head, body)
+
+
+def test_accuracy() -> None:
+    found = {
+        (row["dtype"], row["distance"], row["way"]): float(row["worst error"])
+        for row in rows("accuracy")
+    }
+    peers, ours = "1 - cosine_similarity", "ours, avx512"
+    heads = ("distance", "float32, 1 − cosine_similarity", "bfloat16, same", "float32, ours",
+             "bfloat16, ours")  # fmt: skip
+    columns = [("float32", peers), ("bfloat16", peers), ("float32", ours), ("bfloat16", ours)]
+    assert table(*heads) == [
+        [f"1e-{n}", *(f"{found[dtype, f'1e-{n}', way]:.0e}" for dtype, way in columns)]
+        for n in range(8)
+    ]
+
+    def worst(wanted: str) -> str:
+        return f"{max(error for (_, _, way), error in found.items() if way == wanted):.0e}"
+
+    stated(
+        f"with AVX2 it is off by {worst('ours, avx2')} at most, with portable code by "
+        f"{worst('ours, baseline')}.",
+        f"In float64 1 − cosine_similarity is off by {worst(f'{peers}, float64')} at most",
+    )
+
+
+def test_accuracy_is_what_this_processor_has() -> None:
+    """No instruction set is off by more than half a unit of the digit that stands in the README."""
+    import accuracy
+
+    known = {
+        (row["dtype"], row["distance"], row["way"]): float(row["worst error"])
+        for row in rows("accuracy")
+    }
+    limit: dict[str, float] = {}
+    for (_, _, way), error in known.items():
+        digit = 10.0 ** math.floor(math.log10(error))
+        limit[way] = max(limit.get(way, 0.0), (round(error / digit) + 0.5) * digit)
+    ways = {k: v for k, v in accuracy.ways().items() if k.startswith("ours") and k in limit}
+    assert ways
+    for row in accuracy.errors(ways):
+        assert float(row["worst error"]) < limit[row["way"]], row
+
+
+def test_demo() -> None:
+    found = results("demo-epyc-2-cores")
+    dense, pruned = found["dense"], found["pruned"]
+    perplexity = [model["perplexity"] for model in (dense, pruned)]
+    decode, prefill = ([m["speed"][p] for m in (dense, pruned)] for p in ("decode", "prefill"))
+    sizes = [model["num_parameters"] / 1e6 for model in (dense, pruned)]
+
+    def ratio(values: Sequence[float]) -> str:
+        return f"{values[1] / values[0]:.2f}"
+
+    assert table("", "dense", "pruned", "ratio") == [
+        ["held-out perplexity", *(f"{p:.2f}" for p in perplexity), ratio(perplexity)],
+        ["decode, tokens/s", *(f"{v:.1f}" for v in decode), ratio(decode)],
+        ["prefill, tokens/s", *(f"{v:.0f}" for v in prefill), ratio(prefill)],
+        ["parameters", *(f"{n:.1f} M" for n in sizes), ratio(sizes)],
+    ]
+    shown = [f"{values[1] / values[0]:.1f}" for values in (decode, prefill)]
+    stated(f"without 7 of its 30 layers is {shown[0]} to {shown[1]} times faster",
+           f"To remove 7 of the 30 layers ({7 / 30:.0%})")  # fmt: skip
+
+
+METHODS = {
+    "`simdiff`": "simdiff",
+    "greedy search": "greedy perplexity search",
+    "block influence": "block influence",
+    "`simdiff-masd`, α = 0.5": "SimDiff, MASD, alpha 0.5",
+}
+
+
+def test_plans() -> None:
+    found = {
+        (row["method"], int(row["removed"])): row
+        for row in rows("plan-quality-smollm2-epyc-2-cores")
+    }
+
+    def perplexity(method: str, count: int) -> float:
+        return float(found[METHODS[method], count]["perplexity"])
+
+    def shown(value: float) -> str:
+        return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+    counts = range(2, 13, 2)
+    assert table("layers removed of 30", *map(str, counts)) == [
+        [method, *(shown(perplexity(method, n)) for n in counts)] for method in METHODS
+    ]
+    numbers = range(2, 13)
+    ratios = [perplexity("`simdiff`", n) / perplexity("greedy search", n) for n in numbers]
+    stated(f"Over 2 to 12 layers it lies between {1 - min(ratios):.1%} ahead of greedy search and "
+           f"{max(ratios) - 1:.1%} behind")  # fmt: skip
+    if "never behind block influence" in PROSE:
+        assert all(perplexity("`simdiff`", n) <= perplexity("block influence", n) for n in numbers)
+    gemma = {
+        int(row["removed"]): float(row["to greedy"])
+        for row in rows("plan-quality-gemma3-epyc-2-cores")
+        if row["method"] == "simdiff" and row["to greedy"]
+    }
+    stated(f"within 10% at 3 and 5 layers and {gemma[4] - 1:.0%} behind at 4")
+    assert max(abs(gemma[3] - 1), abs(gemma[5] - 1)) < 0.1
+    shares = [int(found["simdiff", n]["with calibration"].removeprefix("1/")) for n in numbers]
+    stated(f"planning reads 1/{min(shares)} to 1/{max(shares)} of what greedy search reads")
+
+
+def test_all_criteria() -> None:
+    found = rows("compare-smollm2")
+    stated(f"All {len({row['criterion'] for row in found})} criteria (`make compare`")
+
+    def ratios(column: str) -> list[float]:
+        by = {(row["criterion"], int(row["num_removed"])): float(row[column])
+              for row in found if row["criterion"] in ("simdiff", "greedy-perplexity")}  # fmt: skip
+        return [by["simdiff", n] / by["greedy-perplexity", n] for n in range(2, 13, 2)]
+
+    *most, last = (f"{ratio:.2f}" for ratio in ratios("perplexity"))
+    stated(f"`simdiff` is {', '.join(most)} and {last} times greedy search's perplexity")
+    times = [1 / ratio for ratio in ratios("seconds_to_plan")]
+    stated(f"takes 1/{min(times):.0f} to 1/{max(times):.0f} of its time")
+
+
+TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
+
+
+def test_tasks() -> None:
+    """From the items that both models were asked, of which each task has 100."""
+    files = {"dense": "demo", "pruned": "demo/model"}
+    scores = {
+        name: results(f"tasks-{name}-epyc-2-cores")["models"][key]["tasks"]
+        for name, key in files.items()
+    }
+    items = {
+        name: {task: [int(bit) for bit in of[task]["items"]] for task in TASKS}
+        for name, of in scores.items()
+    }
+    for task in TASKS:
+        assert scores["dense"][task]["items_sha256"] == scores["pruned"][task]["items_sha256"]
+    above = [task for task in TASKS if not scores["dense"][task]["at_chance"]]
+    assert {*TASKS} - {*above} == {"winogrande", "openbookqa"}
+
+    def mean(name: str, tasks: Sequence[str]) -> float:
+        return statistics.fmean(statistics.fmean(items[name][task]) for task in tasks)
+
+    def retained(tasks: Sequence[str]) -> str:
+        ratio = mean("pruned", tasks) / mean("dense", tasks)
+        variance = 0.0
+        for task in tasks:
+            pairs = zip(items["pruned"][task], items["dense"][task], strict=True)
+            gaps = [after - ratio * before for after, before in pairs]
+            variance += statistics.variance(gaps) / len(gaps)
+        error = math.sqrt(variance) / len(tasks) / mean("dense", tasks)
+        return f"{100 * ratio:.0f} ± {100 * error:.0f}%"
+
+    assert table("", *TASKS, "average", "without tasks at chance") == [
+        *(
+            [
+                name,
+                *(f"{100 * mean(name, [task]):.0f}" for task in TASKS),
+                *(f"{100 * mean(name, tasks):.1f}" for tasks in (TASKS, above)),
+            ]
+            for name in files
+        ),
+        ["retained", *[""] * len(TASKS), retained(TASKS), retained(above)],
+    ]
+
+
+def test_repair() -> None:
+    found = results("recovery-distillation-epyc-2-cores")
+    plain, repaired, dense = (
+        found["quality"][name]["perplexity"] for name in ("pruned", "recovered", "dense")
+    )
+    share = math.log(plain / repaired) / math.log(plain / dense)
+    training, seconds = found["details"]["training"], found["seconds"]
+    stated(
+        f"held-out perplexity {plain:.2f} after the plain cut, {repaired:.2f} repaired, "
+        f"{dense:.2f} dense: {share:.0%} of the way back in log perplexity, in {seconds:.0f} s on "
+        f"two cores, of which {seconds - training['seconds']:.0f} s for the closed form; training "
+        f"read {training['curve'][-1]['tokens'] / 1000:.0f} thousand tokens",
+        f"its held-out perplexity goes from {dense:.1f} to {plain:.1f}, and back to "
+        f"{repaired:.1f} by {('five', 'six', 'seven')[round(seconds / 60) - 5]} minutes",
+    )
+    assert table(
+        "layers removed", "dense", "plain cut", "repaired", "", "seconds, 2 cores"
+    ) == [
+        [
+            row["removed"].replace("-", " to ").replace(",", ", "),
+            *(f"{row['perplexity'][name]:.2f}" for name in ("dense", "pruned", "recovered")),
+            f"−{1 - row['perplexity']['recovered'] / row['perplexity']['pruned']:.0%}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in results("recovery-epyc-2-cores")["rows"]
+    ]  # fmt: skip
+
+
+def test_inference() -> None:
+    wanted = []
+    for name, label in (
+        ("float32", "float32"), ("bfloat16", "bfloat16"), ("paper", "bfloat16, paper's"),
+    ):  # fmt: skip
+        for setting in results(f"inference-{name}-epyc-2-cores")["settings"]:
+            cells = [label, str(setting["batch_size"])]
+            for phase in ("prefill", "decode"):
+                seconds = [setting[model]["seconds"][phase] for model in ("dense", "pruned")]
+                ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
+                cells += [f"{ratio:.2f} ×", f"{ratio / setting['phases'][phase]['ideal']:.2f}"]
+            wanted.append(cells)
+    heads = ("", "batch", "prefill", "of the ideal", "decode", "of the ideal")
+    assert table(*heads) == wanted
+
+
+def test_scoring() -> None:
+    cases: dict[str, dict[str, str]] = {}
+    for row in rows("suite-epyc-2-cores"):
+        cases.setdefault(row["case"], {})[row["quantity"]] = row["value"]
+    wanted = []
+    for hidden_size in ("576", "2048", "4096", "8192"):
+        for dtype in ("float32", "bfloat16", "float16"):
+            case = cases[f"test_large_update[cpu-{hidden_size}-{dtype}]"]
+            gigabytes = float(case["bytes"]) / float(case["seconds"]) / 1e9
+            wanted.append([
+                hidden_size, dtype, f"{gigabytes:.1f}",
+                f"{float(case['fraction_of_limit']):.2f}",
+                three_digits(float(case["times_faster.eager"])),
+                f"{float(case['times_faster.torch.compile']):.1f}",
+            ])  # fmt: skip
+    assert table(
+        "hidden size", "dtype", "GB/s", "of a pure read", "× eager", "× torch.compile"
+    ) == wanted  # fmt: skip
+
+
+def test_other_figures() -> None:
+    quality = results("sublayers-epyc-2-cores")["quality"]
+    by = {(row["unit"], row["removed"]): row["perplexity"]
+          for row in quality if row.get("criterion") != "block-influence"}  # fmt: skip
+    blocks = {case["dtype"]: case for case in results("blocks-epyc-2-cores")["benchmarks"]}
+    (overhead,) = results("overhead-epyc-2-cores")
+    surgery = results("checkpoint-surgery-epyc-2-cores")
+    times = {dtype: case["seconds"]["eager"] / case["seconds"]["ours"]
+             for dtype, case in blocks.items()}  # fmt: skip
+    shares = {dtype: case["seconds"]["ours"] / case["seconds"][f"{dtype} forward"]
+              for dtype, case in blocks.items()}  # fmt: skip
+    pairs, memory = overhead["ratio_of_pairs"], overhead["memory_above_bare_mb_of_pairs"]
+    stated(
+        f"dense {by['', 0]:.1f};",
+        f"7 of 30 attention layers gone {by['attention', 7]:.1f}, 14 gone "
+        f"{by['attention', 14]:.1f}; 7 MLPs gone {by['mlp', 7]:.0f}",
+        f"All {blocks['float32']['pairs']} blocks of SmolLM2",
+        f"{shares['float32']:.1%} of the bare float32 forward and {shares['bfloat16']:.1%} of the "
+        f"bfloat16 one, {times['float32']:.0f} times (bfloat16: {times['bfloat16']:.0f} times)",
+        f"{overhead['seconds_in_update'] / overhead['bare_seconds']:.2%} of the bare forward",
+        f"takes {overhead['scored_seconds'] / overhead['bare_seconds']:.3f} times the bare time "
+        f"(median of {len(pairs)}; single pairs lie between {min(pairs):.2f} and {max(pairs):.2f}",
+        f"(−{-min(memory):.0f} to {max(memory):.0f} MB)",
+        f"{surgery['memory']['checkpoint_gb']:.1f} GB with the shapes of a 70B model: "
+        f"{surgery['memory']['added_peak_mb']:.0f} MB above",
+        f"({surgery['memory']['command_peak_mb']:.0f} MB in all), and "
+        f"{surgery['speed']['ratio_of_medians']:.2f} times the speed of `cp`",
+    )
+
+
+def test_classes_of_models() -> None:
+    """Counted in the source of their test, which needs transformers."""
+    tree = ast.parse((ROOT / "tests" / "toolkit" / "test_families.py").read_text())
+    (families,) = (
+        node.value for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FAMILIES"
+    )  # fmt: skip
+    assert isinstance(families, ast.Dict)
+    classes = [ast.unparse(value.elts[0]) for value in families.values
+               if isinstance(value, ast.Tuple)]  # fmt: skip
+    assert len(classes) == len(families.values)
+    stated(f"run on {len(classes)} tiny models of {len({*classes})} classes")
