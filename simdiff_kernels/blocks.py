@@ -287,10 +287,10 @@ class RunningBlockScores:
         else:
             moments = self._moments.to("cpu", copy=True)
             tallies = self._tallies.to("cpu", copy=True)
-        return join_blocks(moments, tallies)
+        return join_block_states(moments, tallies)
 
 
-def join_blocks(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+def join_block_states(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
     """One state from several, the first axis, in their order; all have seen the same tokens."""
     joined, counts = moments[0].clone(), tallies[0].clone()
     for theirs, their_counts in zip(moments[1:], tallies[1:], strict=True):

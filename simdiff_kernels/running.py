@@ -158,7 +158,7 @@ class RunningScores:
             moments, tallies = other._moments[layer], other._tallies[layer]
             if moments is None or tallies is None:
                 continue
-            theirs = join_parts(moments, tallies)
+            theirs = join_states(moments, tallies)
             ours = self._moments[layer]
             if ours is None:
                 ours, _ = self._state(layer, moments.device, len(moments))
@@ -260,7 +260,7 @@ class RunningScores:
         if moments is not None and tallies is not None:
             if moments.device == device and moments.shape[0] == parts:
                 return moments, tallies
-            old = [state.to(device) for state in join_parts(moments, tallies)]
+            old = [state.to(device) for state in join_states(moments, tallies)]
             moments, tallies = empty_state(1, parts, device)
             append_state(moments[0], tallies[0], *old)
             self._tokens[layer] = [tokens.to(device) for tokens in self._tokens[layer]]
@@ -284,7 +284,7 @@ class RunningScores:
         for layer in range(self.num_layers):
             theirs, their_tallies = self._moments[layer], self._tallies[layer]
             if theirs is not None and their_tallies is not None:
-                joined = join_parts(theirs.cpu(), their_tallies.cpu())
+                joined = join_states(theirs.cpu(), their_tallies.cpu())
                 moments[layer], tallies[layer] = joined
         return moments, tallies
 
@@ -300,7 +300,7 @@ def empty_state(
     return moments, tallies
 
 
-def join_parts(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+def join_states(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
     """One state from its parts, the first axis, in their order; all have seen the same tokens.
 
     Of equal maxima the one with the earliest token counts, whichever part it is in.
@@ -327,7 +327,7 @@ def append_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies
     """
     num_seen = tallies[0, _NUM_METRICS + 2]
     ours, argmax = moments[0], tallies[0, :_NUM_METRICS]
-    # The tokens of an equal maximum in another part came before: `join_parts` finds the earliest.
+    # The tokens of an equal maximum in another part came before: `join_states` finds the earliest.
     higher = theirs[2] > ours[2]
     argmax.copy_(torch.where(higher, their_tallies[:_NUM_METRICS] + num_seen, argmax))
     ours[:2] += theirs[:2]

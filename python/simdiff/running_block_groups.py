@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from simdiff.block_scores import BlockScores, Matrix, block_scores_of
-from simdiff_kernels import BLOCK_METRICS
-from simdiff_kernels.blocks import (
+from simdiff_kernels import (
+    BLOCK_METRICS,
+    COUNTED,
+    LEFT_OUT,
     BlockScratch,
     accumulate_blocks,
     block_summary_of,
     empty_block_state,
-    join_blocks,
+    join_block_states,
 )
-from simdiff_kernels.metrics import COUNTED, LEFT_OUT
 
 if TYPE_CHECKING:
     from simdiff.running_groups import BatchTokens, RunningGroups
@@ -115,8 +116,8 @@ class RunningBlockGroups:
             raise ValueError(
                 "RunningBlockGroups.finish: there must be at least one batch, got none"
             )
-        blocks = join_blocks(*(state[groups].cpu() for state in self._blocks))
-        last = join_blocks(*(state[groups].cpu() for state in self._last_tokens))
+        blocks = join_block_states(*(state[groups].cpu() for state in self._blocks))
+        last = join_block_states(*(state[groups].cpu() for state in self._last_tokens))
         summary = block_summary_of(*blocks)
         changes = self._norm_changes[groups].cpu()
         norm_change = changes[0].clone()

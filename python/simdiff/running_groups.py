@@ -22,9 +22,17 @@ from torch import Tensor
 from simdiff.block_scores import BlockScores, Matrix
 from simdiff.running_block_groups import RunningBlockGroups
 from simdiff.sequence_scores import GroupScores
-from simdiff_kernels import RunningSummary, fold, row_sums
-from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
-from simdiff_kernels.running import empty_state, join_parts, summary_of
+from simdiff_kernels import (
+    APART,
+    COUNTED,
+    LEFT_OUT,
+    RunningSummary,
+    empty_state,
+    fold,
+    join_states,
+    row_sums,
+    summary_of,
+)
 
 
 class Places(TypedDict):
@@ -216,7 +224,7 @@ class RunningGroups:
         """
         moments, tallies = self._on_host()
         count = self._num_groups
-        return summary_of(*join_parts(moments[:count], tallies[:count]))
+        return summary_of(*join_states(moments[:count], tallies[:count]))
 
     def finish_blocks(self) -> tuple[BlockScores | None, Matrix | None]:
         """The same for the blocks, and the angles at last tokens; None where they are not scored.
