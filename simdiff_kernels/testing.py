@@ -397,12 +397,13 @@ def check_angles(
 
 
 def check_token_blocks(
-    moments: Tensor, states: Sequence[Tensor], *, short_sums: bool = False
+    moments: Tensor, states: Sequence[Tensor], *, short_sums: bool = False, absolute: bool = True
 ) -> None:
     """Compare the state after one token with the exact metrics of all pairs.
 
     `states` are its hidden states, `(hidden_size,)` each. The bounds are those of `check_metrics`,
-    a block is measured like a layer, and of `check_angles`.
+    a block is measured like a layer, and of `check_angles`. Without `absolute` the moments of the
+    absolute difference must be zero.
 
     Raises:
         AssertionError: which metric of which pair, by how much; a sum of squares or a maximum that
@@ -415,6 +416,8 @@ def check_token_blocks(
     sums, squares, maximum = moments[:num_metrics], moments[num_metrics:-1], moments[-1]
     found = dict(zip(BLOCK_METRICS, sums[:, i, j].unbind(0), strict=True))
     angles = found.pop("angular_distance")
+    if not absolute and bool(found.pop("absolute_difference").any()):
+        raise AssertionError("the absolute difference was not asked for")
     result = exact_metrics(before, after)._replace(**found)
     check_metrics(result, before, after, short_sums=short_sums)
     check_angles(angles, before, after, short_sums=short_sums)

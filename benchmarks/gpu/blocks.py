@@ -55,7 +55,8 @@ def wrong_blocks(states: Tensor, backend: str) -> str | None:
         scores.update(list(rows), mask)
         try:
             moments = joined_state(scores)["moments"]
-            check_token_blocks(moments, [row[token] for row in rows], short_sums=True)
+            token_states = [row[token] for row in rows]
+            check_token_blocks(moments, token_states, short_sums=True, absolute=False)
         except AssertionError as error:
             return f"{backend}, token {token}: {error}"
     return None
