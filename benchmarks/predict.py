@@ -43,6 +43,24 @@ ROW_SUMS = Instructions(vectors=4, float64=4, conversions=4, float32_per_entry=5
 # for the 8 entries of a vector.
 FLOAT64 = Instructions(vectors=1, float64=40, conversions=16, float32_per_entry=0, widenings=0)
 
+
+@dataclass(frozen=True)
+class BlockInstructions:
+    """Of all blocks, warp instructions for one token of so many states of so many entries."""
+
+    states: int
+    hidden_size: int
+    issued: int
+    float32: int
+    float64: int
+    """After the last entry of a token: its pairs' distances, and their fold. An estimate from the
+    listing; all others are counted in the machine code (tests/test_cuda_compile.py)."""
+
+
+BLOCKS = BlockInstructions(states=33, hidden_size=4096, issued=241_000, float32=151_000,
+                           float64=13_000)  # fmt: skip
+GROUPS = 128  # of sequences, whose states are kept apart
+
 SEQUENCES, LENGTH = 8, 2048
 ELEMENT_BYTES = 2
 ISSUED_PER_CLOCK, INTEGER_PER_CLOCK = 128, 64
@@ -95,6 +113,7 @@ GPUS = (
     Gpu("L4", 0.3e12, 121e12, 58, 2.04e9, 128, 2, 2),
 )
 MODEL = Model("LLaMA-3.1-8B", 32, 4096, 14336, 32, 8)
+LARGER = Model("LLaMA-3.1-70B", 80, 8192, 28672, 64, 8)
 
 
 @dataclass(frozen=True)
@@ -174,6 +193,67 @@ def predict(gpu: Gpu, reached: Reached) -> Update:
     )
 
 
+def block_milliseconds(gpu: Gpu, reached: Reached) -> dict[str, float]:
+    """Floors of one update of all blocks by SEQUENCES x LENGTH tokens, by what binds."""
+    tokens, clocks = SEQUENCES * LENGTH, gpu.clocks
+    nbytes = tokens * BLOCKS.states * BLOCKS.hidden_size * ELEMENT_BYTES
+    warp = 32
+    seconds = {
+        "memory": nbytes / (gpu.bytes_per_second * reached.read),
+        "issue": tokens * BLOCKS.issued * warp / ISSUED_PER_CLOCK / clocks,
+        "float32": tokens * BLOCKS.float32 * warp / gpu.float32_per_clock / clocks,
+        "float64": tokens * BLOCKS.float64 * warp / gpu.float64_per_clock / clocks,
+    }
+    return {name: 1e3 * value for name, value in seconds.items()}
+
+
+def block_lines(reached: Reached) -> list[str]:
+    """All blocks: what binds, and how long it must take at least."""
+    rows = []
+    for gpu in (H200, *GPUS):
+        floors = block_milliseconds(gpu, reached)
+        binds = max(floors, key=lambda name: floors[name])
+        rows.append(
+            (gpu.name, *(f"{value:.1f}" for value in floors.values()), binds,
+             f"{floors[binds]:.1f}")
+        )  # fmt: skip
+    text = (
+        f"All blocks of {BLOCKS.states} bfloat16 states of {SEQUENCES} × {LENGTH} tokens of "
+        f"{BLOCKS.hidden_size} entries: {BLOCKS.issued:,} warp instructions a token, of which "
+        f"{BLOCKS.float32:,} are the float32 operations of the differences; {BLOCKS.float64:,} in "
+        "float64 once the token is read (an estimate). Floors in ms; no kernel issues in every "
+        "cycle, so that the times will be longer where issue binds."
+    )
+    return [
+        *textwrap.wrap(text, 100),
+        "",
+        *gpu_page.table(("GPU", *floors, "binds", "at least, ms"), rows),
+    ]
+
+
+def memory_lines() -> list[str]:
+    """What a pass with blocks holds at its peak beside the model, in bytes of its own tensors."""
+    rows, tokens = [], SEQUENCES * LENGTH
+    for model in (MODEL, LARGER):
+        states = model.layers + 1
+        parts = (
+            states * tokens * model.hidden_size * ELEMENT_BYTES,
+            model.layers * tokens * 32,
+            min(256 << 20, tokens * (16 * states * (states - 1) // 2 + 32 * model.layers)),
+            2 * GROUPS * 11 * states * states * 8,
+        )
+        name = f"{model.name}, {states} states"
+        rows.append((name, *(f"{part / 1e9:.2f}" for part in parts), f"{sum(parts) / 1e9:.2f}"))
+    columns = ("model", "hidden states", "row sums", "pairs", "states of the groups", "together")
+    text = (
+        f"Memory of a pass with blocks over batches of {SEQUENCES} × {LENGTH} tokens, in GB beside "
+        f"the model and its own activations, {GROUPS} groups of sequences. The hidden states are "
+        "those of the forward, kept until its last layer has run, not copies; `--state-memory` "
+        "bounds them by running fewer sequences at a time."
+    )
+    return [*textwrap.wrap(text, 100), "", *gpu_page.table(columns, rows)]
+
+
 def document() -> str:
     """The section `predicted`."""
     reached = Reached.of(gpu_page.measured())
@@ -215,6 +295,10 @@ def document() -> str:
         *textwrap.wrap(text, 100),
         "",
         *gpu_page.table(columns, rows),
+        "",
+        *block_lines(reached),
+        "",
+        *memory_lines(),
         "",
         *textwrap.wrap(f"Rates by data sheet: {rates}.", 100),
     ]

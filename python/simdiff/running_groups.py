@@ -55,6 +55,7 @@ class BatchTokens:
     kinds: Tensor | None
     """uint8 `(rows, length)` on the host; None where all tokens count."""
     _copies: dict[torch.device, Tensor] = field(default_factory=dict)
+    _read: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def places(self, tokens_per_row: int) -> Places:
         """Which group each token belongs to, of so many tokens for each sequence."""
@@ -72,6 +73,13 @@ class BatchTokens:
         if device not in self._copies:
             self._copies[device] = self.kinds.to(device, non_blocking=True)
         return self._copies[device]
+
+    def read_on(self, device: torch.device) -> Tensor | None:
+        """Which tokens are read, bool, made on a device once; None where all are."""
+        kinds = self.kinds_on(device)
+        if kinds is not None and device not in self._read:
+            self._read[device] = kinds != LEFT_OUT
+        return None if kinds is None else self._read[device]
 
     def by_row(self, states: Tensor) -> Tensor:
         """One row for each sequence, also where a model lays tokens out in one line."""
@@ -196,11 +204,9 @@ class RunningGroups:
             return
         batch, device = self.batch, before.device
         before, after = batch.by_row(before), batch.by_row(after)
-        kinds = batch.kinds_on(device)
         self._hidden_size = before.shape[-1]
         sums = self._on(device).sums_of(layer, batch, device)
-        read = None if kinds is None else kinds != LEFT_OUT
-        row_sums(before, after, read, out=sums, backend=self._backend)
+        row_sums(before, after, batch.read_on(device), out=sums, backend=self._backend)
 
     def sums_of_all_layers(self, states: Sequence[Tensor]) -> Tensor:
         """Where the row sums of all layers go, from the blocks; see `_DeviceLayers.sums`."""

@@ -116,6 +116,33 @@ def test_layers_are_the_same_with_and_without_blocks(
         assert torch.allclose(sequences[0].means[name], sequences[1].means[name], rtol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_gpu_scores_as_the_cpu_does(llama: PreTrainedModel, blocks: bool, padded: bool) -> None:
+    """In float64, so that the two forwards agree; nothing waits for the GPU within a batch."""
+    llama.double()
+    ids = torch.randint(0, 90, (6, 40), generator=torch.Generator().manual_seed(5))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 30:] = mask[4, :7] = 0
+    batches = [{"input_ids": ids[:4], "attention_mask": mask[:4]},
+               {"input_ids": ids[4:], "attention_mask": mask[4:]}]  # fmt: skip
+    options = {"blocks": blocks, "skip_leading": 1, "groups": 3, "progress": False}
+    wanted = score(llama, batches, **options)
+    found = score(llama.cuda(), batches, **options)
+    assert found.provenance["device"] == "cuda"
+    for name in METRICS:
+        assert found.metrics[name].mean == pytest.approx(wanted.metrics[name].mean, rel=1e-9)
+        assert found.metrics[name].location == wanted.metrics[name].location
+    if blocks:
+        assert found.blocks is not None
+        assert wanted.blocks is not None
+        for name, matrix in wanted.blocks.metrics.items():
+            ours = torch.tensor(found.blocks.metrics[name])
+            assert torch.allclose(ours, torch.tensor(matrix), rtol=1e-8, atol=1e-12), name
+
+
 @pytest.mark.parametrize("most", [1, 8000, 1 << 40])
 def test_states_take_no_more_memory_than_allowed(
     llama: PreTrainedModel, token_batches: list[Tensor], most: int
