@@ -15,7 +15,9 @@ import gc
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from transformers import PreTrainedModel
 from simdiff.calibration import token_windows
 from simdiff.machine import describe_machine
 from simdiff.models import DTYPES, find_decoder_layers, load_model
+from simdiff.running_groups import RunningGroups
 from simdiff.scores import feed_forward
 from simdiff_kernels import RunningScores
 
@@ -67,6 +70,29 @@ def seconds_in_update(model: PreTrainedModel, batches: list[Tensor]) -> float:
     running = TimedScores(len(layers))
     feed_forward(model, layers.modules, running, map(as_inputs, batches))
     return running.seconds
+
+
+def seconds_in_pass(model: PreTrainedModel, batches: list[Tensor], blocks: bool) -> float:
+    """Within all that the pass of `simdiff score` does beside the forward."""
+    layers, spent = find_decoder_layers(model), 0.0
+    running = RunningGroups(len(layers), sum(map(len, batches)), blocks=blocks)
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal spent
+            start = time.perf_counter()
+            result = function(*arguments)
+            spent += time.perf_counter() - start
+            return result
+
+        return call
+
+    for owner, name in ((running, "begin"), (running, "update"), (running, "end"),
+                        (running.blocks, "update")):  # fmt: skip
+        if owner is not None:
+            setattr(owner, name, timed(getattr(owner, name)))
+    feed_forward(model, layers.modules, running, map(as_inputs, batches), running.blocks)
+    return spent
 
 
 @torch.no_grad()
@@ -119,17 +145,51 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
     }
 
 
+def measure_pass(name: str, dtype: str, repeats: int) -> dict[str, object]:
+    """The whole pass: layers and groups of sequences, and with all blocks of layers too."""
+    model, tokenizer = load_model(name, dtype=dtype)
+    one = token_windows("demo", tokenizer, num_windows=8, window_length=512).batches(8)
+    turns = [
+        (seconds(bare, model, one), seconds_in_pass(model, one, False),
+         seconds_in_pass(model, one, True))
+        for _ in range(repeats)
+    ]  # fmt: skip
+    forward, layers, blocks = (statistics.median(times) for times in zip(*turns, strict=True))
+    return {
+        "model": name,
+        "dtype": dtype,
+        "tokens": "8 x 512",
+        "bare_seconds": round(forward, 4),
+        "seconds_in_pass": {"layers": round(layers, 4), "with blocks": round(blocks, 4)},
+        "share_of_bare": {
+            "layers": round(layers / forward, 4), "with blocks": round(blocks / forward, 4)
+        },
+        "turns": [[round(value, 4) for value in turn] for turn in turns],
+        "machine": describe_machine(),
+        "torch": torch.__version__,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=DTYPES)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--whole-pass",
+        action="store_true",
+        help="what the pass of `simdiff score` does, blocks and groups included",
+    )
     parser.add_argument("--batches", type=int, default=2, help="for the comparison of memory")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
     results = []
     for dtype in arguments.dtypes:
-        results.append(measure(arguments.model, dtype, arguments.repeats, arguments.batches))
+        if arguments.whole_pass:
+            found = measure_pass(arguments.model, dtype, arguments.repeats)
+        else:
+            found = measure(arguments.model, dtype, arguments.repeats, arguments.batches)
+        results.append(found)
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")

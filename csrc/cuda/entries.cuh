@@ -38,8 +38,10 @@ __device__ inline Words load_words(const void* address) {
 __device__ inline void copy_async(void* shared, const void* source, int num_bytes) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   const auto target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  // "memory": what was read of the target before may not be read after.
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
-               "r"(num_bytes));
+               "r"(num_bytes)
+               : "memory");
 #else
   Words loaded = {};
   if (num_bytes == kVectorBytes) {
@@ -56,7 +58,7 @@ __device__ inline void copy_async(void* shared, const void* source, int num_byte
 
 __device__ inline void commit_copies() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;");
+  asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
