@@ -299,6 +299,8 @@ def test_other_figures() -> None:
     blocks = {case["dtype"]: case for case in results("blocks-epyc-2-cores")["benchmarks"]}
     (overhead,) = results("overhead-epyc-2-cores")
     surgery = results("checkpoint-surgery-epyc-2-cores")
+    whole = {case["dtype"]: case["share_of_bare"] for case in results("pass-epyc-2-cores")}
+    seconds = {dtype: case["median_seconds"] for dtype, case in blocks.items()}
     times = {dtype: case["seconds"]["eager"] / case["seconds"]["ours"]
              for dtype, case in blocks.items()}  # fmt: skip
     shares = {dtype: case["seconds"]["ours"] / case["seconds"][f"{dtype} forward"]
@@ -309,6 +311,10 @@ def test_other_figures() -> None:
         f"7 of 30 attention layers gone {by['attention', 7]:.1f}, 14 gone "
         f"{by['attention', 14]:.1f}; 7 MLPs gone {by['mlp', 7]:.0f}",
         f"All {blocks['float32']['pairs']} blocks of SmolLM2",
+        f"take {1e3 * seconds['float32']:.0f} ms (bfloat16: {1e3 * seconds['bfloat16']:.0f})",
+        f"spends {whole['float32']['with blocks']:.1%} of that float32 forward and "
+        f"{whole['bfloat16']['with blocks']:.1%} of the bfloat16 one beside it, "
+        f"{whole['float32']['layers']:.1%} and {whole['bfloat16']['layers']:.1%} without blocks",
         f"{shares['float32']:.1%} of the bare float32 forward and {shares['bfloat16']:.1%} of the "
         f"bfloat16 one, {times['float32']:.0f} times (bfloat16: {times['bfloat16']:.0f} times)",
         f"{overhead['seconds_in_update'] / overhead['bare_seconds']:.2%} of the bare forward",
