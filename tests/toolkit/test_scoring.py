@@ -143,6 +143,23 @@ def test_a_gpu_scores_as_the_cpu_does(llama: PreTrainedModel, blocks: bool, padd
             assert torch.allclose(ours, torch.tensor(matrix), rtol=1e-8, atol=1e-12), name
 
 
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_batch_may_begin_within_a_group(llama: PreTrainedModel, blocks: bool) -> None:
+    """Five sequences in groups of two, given as three and two: the second batch ends the group."""
+    ids = torch.randint(0, 90, (5, 11), generator=torch.Generator().manual_seed(8))
+    options = {"blocks": blocks, "groups": 3, "progress": False}
+    parts, whole = (score(llama, split, **options).sequences for split in (ids.split(3), [ids]))
+    assert parts is not None
+    assert whole is not None
+    assert parts.num_tokens == whole.num_tokens == (22, 22, 11)
+    for name in METRICS:
+        assert torch.allclose(parts.means[name], whole.means[name], rtol=1e-5)
+    for name, matrix in whole.blocks.items():
+        assert torch.allclose(parts.blocks[name], matrix, rtol=1e-4, atol=1e-9), name
+    if whole.last_token_angles is not None:
+        assert torch.allclose(parts.last_token_angles, whole.last_token_angles, rtol=1e-4)
+
+
 @pytest.mark.parametrize("most", [1, 8000, 1 << 40])
 def test_states_take_no_more_memory_than_allowed(
     llama: PreTrainedModel, token_batches: list[Tensor], most: int
