@@ -1,5 +1,5 @@
 // The limit that scoring is measured against: every byte of both inputs loaded once, and as little
-// done with it as keeps the compiler from leaving it out. The fastest of 17 loops on Zen 4: four
+// done with it as keeps the compiler from leaving it out. The fastest found on Zen 4: four
 // sections of each input side by side, in pieces of half a MiB, six lines asked for ahead; one
 // input after the other, or nothing asked for, reads a tenth less a second. Compiled once for each
 // instruction set.
