@@ -322,8 +322,8 @@ def test_other_figures() -> None:
         "bfloat16 one.",
         f"under torch.compile, take {matmul['float32']:.1f} times as long (bfloat16: "
         f"{matmul['bfloat16']:.1f} times) and are off by up to {error:.0e} in the squared "
-        f"difference; eager PyTorch, pair by pair, takes {eager['float32']:.0f} times as long (bfloat16: "
-        f"{eager['bfloat16']:.0f} times)",
+        f"difference; eager PyTorch, pair by pair, takes {eager['float32']:.0f} times as long "
+        f"(bfloat16: {eager['bfloat16']:.0f} times)",
         f"{overhead['seconds_in_update'] / overhead['bare_seconds']:.2%} of the bare forward",
         f"takes {overhead['scored_seconds'] / overhead['bare_seconds']:.3f} times the bare time "
         f"(median of {len(pairs)}; single pairs lie between {min(pairs):.2f} and {max(pairs):.2f}",
