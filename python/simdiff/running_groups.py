@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from simdiff.block_scores import BlockScores, Matrix
+from simdiff.errors import SimdiffError
 from simdiff.running_block_groups import RunningBlockGroups
 from simdiff.sequence_scores import GroupScores
 from simdiff_kernels import (
@@ -54,6 +55,8 @@ class BatchTokens:
     group_size: int
     kinds: Tensor | None
     """uint8 `(rows, length)` on the host; None where all tokens count."""
+    layers_seen: set[int] = field(default_factory=set)
+    """Layers whose row sums are there: all of them, once, when the batch is folded."""
     _copies: dict[torch.device, Tensor] = field(default_factory=dict)
     _read: dict[torch.device, Tensor] = field(default_factory=dict)
 
@@ -199,10 +202,19 @@ class RunningGroups:
         return counted
 
     def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
-        """Take the tokens of the batch before and after one layer, or leave that to the blocks."""
+        """Take the tokens of the batch before and after one layer, or leave that to the blocks.
+
+        Raises:
+            SimdiffError: the layer has run in this batch already.
+        """
         if self.blocks is not None:
             return
         batch, device = self.batch, before.device
+        if layer in batch.layers_seen:
+            raise SimdiffError(
+                f"every layer must run once for each batch to be scored, got layer {layer} twice"
+            )
+        batch.layers_seen.add(layer)
         before, after = batch.by_row(before), batch.by_row(after)
         self._hidden_size = before.shape[-1]
         sums = self._on(device).sums_of(layer, batch, device)
@@ -214,10 +226,21 @@ class RunningGroups:
         self._hidden_size = states[0].shape[-1]
         mine = self._on(device)
         mine.layers = list(range(self.num_layers))
+        self.batch.layers_seen.update(mine.layers)
         return mine.sums(self.batch, device)
 
     def end(self) -> None:
-        """Fold the batch into the states of its groups."""
+        """Fold the batch into the states of its groups.
+
+        Raises:
+            SimdiffError: a layer has not run in this batch, whose sums would be those of another.
+        """
+        missing = set(range(self.num_layers)) - self.batch.layers_seen
+        if missing:
+            raise SimdiffError(
+                f"every layer must run once for each batch to be scored, got none of layer "
+                f"{min(missing)}"
+            )
         apart = self.skip_leading > 0
         for layers in self._devices.values():
             layers.fold(self.batch, self._hidden_size, apart, self._backend)

@@ -144,6 +144,38 @@ def test_a_gpu_scores_as_the_cpu_does(llama: PreTrainedModel, blocks: bool, padd
 
 
 @pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("calls", [0, 2], ids=["skipped", "twice"])
+def test_layers_that_do_not_run_once_are_refused(
+    llama: PreTrainedModel, blocks: bool, calls: int
+) -> None:
+    """Else the sums of another batch, or of one of two runs, would stand for this one."""
+    layer, inner = llama.model.layers[2], llama.model.forward
+    times = 1
+
+    class Repeated(nn.Module):
+        def forward(self, states: Tensor, **keywords: object) -> Tensor:
+            for _ in range(times):
+                states = layer(states, **keywords)
+            return states
+
+    def run(**keywords: object) -> object:
+        """With the layer called by another module; the hooks are its own."""
+        layers = list(llama.model.layers)
+        llama.model.layers = nn.ModuleList([*layers[:2], Repeated(), *layers[3:]])
+        try:
+            return inner(**keywords)
+        finally:
+            llama.model.layers = nn.ModuleList(layers)
+
+    llama.model.forward = run
+    ids = torch.randint(0, 90, (2, 7), generator=torch.Generator().manual_seed(1))
+    score(llama, [ids], blocks=blocks, progress=False)
+    times = calls
+    with pytest.raises(SimdiffError, match="every layer must run once"):
+        score(llama, [ids], blocks=blocks, progress=False)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
 def test_a_batch_may_begin_within_a_group(llama: PreTrainedModel, blocks: bool) -> None:
     """Five sequences in groups of two, given as three and two: the second batch ends the group."""
     ids = torch.randint(0, 90, (5, 11), generator=torch.Generator().manual_seed(8))
