@@ -15,7 +15,7 @@ from simdiff_kernels.backends import (
     resolve_backend,
     usable_backends,
 )
-from simdiff_kernels.metrics import BLOCK_METRICS
+from simdiff_kernels.metrics import ALL_TOKENS, BLOCK_METRICS
 from simdiff_kernels.ops import (
     OPERATORS,
     as_mask,
@@ -29,8 +29,6 @@ _NUM_METRICS = len(BLOCK_METRICS)
 _NUM_MOMENTS = 2 * _NUM_METRICS + 1
 _ABSOLUTE = "absolute_difference"
 _STATE_VERSION = 2  # 1 always held the absolute difference
-ALL_TOKENS = 1 << 62
-"""As `tokens_per_state`: all tokens belong to one running state."""
 
 
 class BlockNonFiniteError(NonFiniteError):

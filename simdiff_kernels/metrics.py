@@ -48,6 +48,8 @@ ROW_SUMS = ("before_squared", "after_squared", "difference_squared", "difference
 
 # Kinds of tokens, uint8: a bool mask is a tensor of the first two.
 LEFT_OUT, COUNTED, APART = 0, 1, 2
+# Tokens for each running state where one takes all.
+ALL_TOKENS = 1 << 62
 
 SUPPORTED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

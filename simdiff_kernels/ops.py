@@ -20,6 +20,7 @@ from simdiff_kernels.backends import (
     resolve_backend,
 )
 from simdiff_kernels.metrics import (
+    ALL_TOKENS,
     METRICS,
     ROW_SUMS,
     SUPPORTED_DTYPES,
@@ -27,8 +28,7 @@ from simdiff_kernels.metrics import (
     result_dtype,
 )
 
-_ALL_TOKENS = 1 << 62
-_PLACES = f"int first_state=0, int offset=0, int tokens_per_state={_ALL_TOKENS}"
+_PLACES = f"int first_state=0, int offset=0, int tokens_per_state={ALL_TOKENS}"
 _SCHEMAS = {
     "row_sums": "(Tensor(a!) sums, Tensor before, Tensor after, Tensor? mask=None) -> ()",
     "fold": (
@@ -251,14 +251,14 @@ def fold(
     *,
     first_state: int = 0,
     offset: int = 0,
-    tokens_per_state: int | None = None,
+    tokens_per_state: int = ALL_TOKENS,
     apart: bool = False,
     backend: str | None = None,
 ) -> None:
     """Fold the row sums of all layers of a batch into running states, in place, in one launch.
 
     Arguments are those of `simdiff_kernels.reference.fold`, which says what belongs to which state;
-    `tokens_per_state=None` gives all tokens to `first_state`. `empty_state` makes the states,
+    by default `first_state` takes all tokens. `empty_state` makes the states,
     `summary_of` reads them.
 
     Raises:
@@ -266,9 +266,8 @@ def fold(
         RuntimeError: shapes, dtypes or devices that do not fit; the states stay as they were.
     """
     name = resolve_backend(backend, sums.device)
-    per_state = _ALL_TOKENS if tokens_per_state is None else tokens_per_state
     OPERATORS["fold"][name](
-        moments, tallies, sums, hidden_size, kinds, first_state, offset, per_state, apart
+        moments, tallies, sums, hidden_size, kinds, first_state, offset, tokens_per_state, apart
     )
 
 

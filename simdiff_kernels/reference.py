@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels.metrics import (
+    ALL_TOKENS,
     APART,
     BLOCK_METRICS,
     COUNTED,
@@ -69,7 +70,7 @@ def fold(
     kinds: Tensor | None = None,
     first_state: int = 0,
     offset: int = 0,
-    tokens_per_state: int = 1 << 62,
+    tokens_per_state: int = ALL_TOKENS,
     apart: bool = False,
     per_token: Tensor | None = None,
 ) -> None:
@@ -173,7 +174,7 @@ def accumulate_blocks(
     kinds: Tensor | None = None,
     first_state: int = 0,
     offset: int = 0,
-    tokens_per_state: int = 1 << 62,
+    tokens_per_state: int = ALL_TOKENS,
     absolute: bool = False,
     sums: Tensor | None = None,
     scratch: Tensor | None = None,

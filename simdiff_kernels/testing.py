@@ -429,11 +429,6 @@ def check_token_blocks(
         raise AssertionError("entries [i, j] with i >= j must be zero")
 
 
-def bytes_read(before: Tensor, after: Tensor) -> int:
-    """Bytes that must be read once to measure this pair."""
-    return before.numel() * before.element_size() + after.numel() * after.element_size()
-
-
 def joined_state(scores: RunningScores | RunningBlockScores) -> dict[str, Tensor]:
     """`moments` and `tallies` on the host, the parts of a GPU joined: the same for all backends."""
     moments, tallies = scores._on_host()

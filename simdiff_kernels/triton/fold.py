@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simdiff_kernels.metrics import APART, COUNTED, METRICS, result_dtype
+from simdiff_kernels.metrics import ALL_TOKENS, APART, COUNTED, METRICS, result_dtype
 from simdiff_kernels.triton.launch import launch
 from simdiff_kernels.triton.row_sums import row_sums
 
@@ -150,7 +150,7 @@ def fold(
     kinds: Tensor | None = None,
     first_state: int = 0,
     offset: int = 0,
-    tokens_per_state: int = 1 << 62,
+    tokens_per_state: int = ALL_TOKENS,
     apart: bool = False,
     per_token: Tensor | None = None,
 ) -> None:
