@@ -4,12 +4,12 @@
         --command "make demo"
     python benchmarks/provenance.py statement planning --because "renames an argument"
 
-`results/manifest.json` holds for every result file its SHA-256, the command, commit and machine that
-made it, and for every group of sources that it measured a digest of them. The digest leaves out
-comments, docstrings, imports, white space and the names of files: what moves is measured still. Where
-the code has changed since in a way that cannot change the figure, a statement says so, from digest to
-digest; where the figure is of older code and is shown as such, the words that say so on the page
-are in the entry. `tests/test_provenance.py` holds all of it.
+`results/manifest.json` holds for every result file its SHA-256, the command, commit and machine
+that made it, and for every group of sources that it measured a digest of them. The digest leaves
+out comments, docstrings, imports, white space and the names of files: what moves is measured still.
+Where the code has changed since in a way that cannot change the figure, a statement says so, from
+digest to digest; where the figure is of older code and is shown as such, the words that say so on
+the page are in its entry. `tests/test_provenance.py` holds all of it.
 """
 
 from __future__ import annotations
