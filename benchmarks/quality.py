@@ -6,7 +6,7 @@ For each seed the documents of a text are divided anew (`texts.py`); all ways ch
 calibration windows, and each distinct plan is measured once on held-out windows, whose losses are
 all kept, so that any two ways can be compared window by window.
 
-Ways, each for 10%, 20% and 30% of the layers (rounded):
+Ways, each for 10% and 25% of the layers (rounded):
 
 - criteria of scores alone, as `make_plan` gives them;
 - the same criteria with as many reads as `simdiff` has: the exchange search from their plan, in the
@@ -23,6 +23,7 @@ where the way takes scores, and of its own reads, each as long as it took when i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -46,8 +47,7 @@ from simdiff.bypass import BypassEvaluator
 from simdiff.calibration import token_windows
 from simdiff.criteria import CRITERIA, importance
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import token_losses, window_losses
-from simdiff.exchange import affordable_reads, exchange_search
+from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
 from simdiff.machine import describe_machine
 from simdiff.models import load_model
 from simdiff.planning import BLOCK_CRITERION_OF, make_plan
@@ -59,7 +59,7 @@ from simdiff.surgery import SurgeryError, removed_layers
 Plan = tuple[int, ...]
 Key = tuple[str, Plan, int]
 
-SHARES = (0.1, 0.2, 0.3)
+SHARES = (0.1, 0.25)
 SEARCH_WINDOWS = 4
 """As `simdiff plan` has it: what searches read, and of which `simdiff` spends 1/50."""
 SWEPT = ("simdiff-mssd", "simdiff-masd", "simdiff-max")
@@ -84,6 +84,7 @@ class Reads:
         if path is not None and path.exists():
             self.known = torch.load(path)
         self.count, self.seconds, self.new = 0, 0.0, 0
+        self._of = losses_of_cuts(model, windows[:SEARCH_WINDOWS])
         self._evaluators: dict[int, BypassEvaluator] = {}
 
     def take(self) -> tuple[int, float]:
@@ -107,15 +108,8 @@ class Reads:
     def tokens(self, plan: Plan, window: int) -> Tensor | None:
         """Losses of all tokens of a window, as the exchange search takes them."""
 
-        def run() -> Tensor | None:
-            try:
-                with removed_layers(self.model, plan):
-                    return token_losses(self.model, self.windows[window]).clone()
-            except SurgeryError:
-                return None
-
         self.count += 1
-        return self._get(("tokens", tuple(sorted(plan)), window), run)
+        return self._get(("tokens", tuple(sorted(plan)), window), lambda: self._of(plan, window))
 
     def mean(self, plan: Plan, num_windows: int) -> float:
         """Over the first windows, by an evaluator that reuses what enters the first change."""
@@ -173,7 +167,7 @@ class Ways:
     def rows(self, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Of the way's own calibration text."""
         for count in counts:
-            for name in CRITERIA:
+            for name in self.options.criteria:
                 scored = name not in ("random", "last-n")
                 yield self._row(name, count, lambda n=name, c=count: self.alone(n, c), scored)
             yield self._row("simdiff + reads", count, lambda c=count: self.default(c))
@@ -289,22 +283,29 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
     start = time.perf_counter()
     scores = score(model, list(calibration.split(8)), progress=False)
     seconds = time.perf_counter() - start
-    path = options.cache and options.cache / (
-        f"{Path(options.model).name}-{Path(options.text).stem}-{options.pool}-{seed}.pt")  # fmt: skip
+    name = f"{Path(options.model).name}-{Path(options.text).stem}-{options.pool}-{seed}.pt"
+    path = options.cache and options.cache / name
     reads = Reads(model, calibration, path)
     counts = [max(1, round(share * scores.num_layers)) for share in SHARES]
     print(f"seed {seed}, {seconds:.1f} s of calibration", flush=True)
     rows = list(Ways(scores, seconds, reads, options).rows(counts))
     plans = sorted({row["layers"] for row in rows if row["layers"]})
     losses: dict[str, list[float] | None] = {}
+    evaluator = BypassEvaluator(model, held_out)
     for plan in [(), *plans]:
+        label = " ".join(map(str, plan)) or "dense"
         key: Key = ("held-out", plan, options.held_out_windows)
         if key not in reads.known:
             began = time.perf_counter()
-            reads.known[key] = _measured(model, held_out, plan), time.perf_counter() - began
+            try:
+                with removed_layers(model, plan) if plan else contextlib.nullcontext():
+                    pass
+                measured = torch.tensor(evaluator.losses(plan), dtype=torch.float64)
+            except SurgeryError:
+                measured = None
+            reads.known[key] = measured, time.perf_counter() - began
         found = reads.known[key][0]
-        name = " ".join(map(str, plan)) or "dense"
-        losses[name] = None if found is None else [round(v, 5) for v in found.tolist()]
+        losses[label] = None if found is None else [round(v, 5) for v in found.tolist()]
     reads.save()
     for row in rows:
         row["layers"] = row["layers"] and " ".join(map(str, row["layers"]))
@@ -316,17 +317,6 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
         "decisive": {str(k): round(z, 2) for k, z in decisive_layers(scores).items()},
         "rows": rows, "held_out_losses": losses,
     }  # fmt: skip
-
-
-def _measured(model: PreTrainedModel, windows: Tensor, plan: Plan) -> Tensor | None:
-    if not plan:
-        return torch.tensor(window_losses(model, windows, description=None), dtype=torch.float64)
-    try:
-        with removed_layers(model, plan):
-            losses = window_losses(model, windows, description=None)
-    except SurgeryError:
-        return None
-    return torch.tensor(losses, dtype=torch.float64)
 
 
 def model_record(name: str) -> dict[str, Any]:
@@ -358,6 +348,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--greedy", type=int, nargs="*", default=[1, 4], help="windows of each")
     parser.add_argument("--with-reads", nargs="*", choices=list(CRITERIA),
                         default=[name for name in CRITERIA if name != "simdiff"])  # fmt: skip
+    parser.add_argument("--criteria", nargs="*", choices=list(CRITERIA), default=list(CRITERIA))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, help="a directory")
     parser.add_argument("--output", type=Path, required=True)
@@ -384,5 +375,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()

@@ -61,8 +61,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.block_selection import BlockCosts, blocks_of
+from simdiff.bypass import BypassEvaluator
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import token_losses
 from simdiff.shortlist import Candidate
 from simdiff.surgery import SurgeryError, removed_layers
 
@@ -97,19 +97,21 @@ def affordable_reads(num_layers: int, num_remove: int, search_windows: int) -> i
 
 
 def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
-    """The losses of the model with a plan's layers taken out in memory.
+    """The losses of the model without a plan's layers, reusing what enters the first of them.
 
     Args:
         model: the dense model; unchanged between and after evaluations.
         windows: token ids `(num_windows, window_length)` of calibration text, never held-out text.
     """
+    evaluator = BypassEvaluator(model, windows)
 
     def losses(plan: Plan, window: int) -> Tensor | None:
         try:
-            with removed_layers(model, plan):
-                return token_losses(model, windows[window])
+            with removed_layers(model, plan):  # stock classes can express the cut
+                pass
         except SurgeryError:
             return None
+        return evaluator.token_losses(plan, window)
 
     return losses
 

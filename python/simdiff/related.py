@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 # Two documents that share so many words in a row hold one passage.
 RUN = 8
-# Passages of one article of Wikipedia are mostly above, others below: of BoolQ's 2938 passages
-# 745 pairs are, such as two on the passport card (0.30), on Archie Comics (0.26), on a series (0.21).
+# Passages of one article of Wikipedia are mostly above, others below. Of BoolQ's 2938 passages 745
+# pairs are: two on the passport card (0.30), on Archie Comics (0.26), on one TV series (0.21).
 SIMILARITY = 0.2
 # Words in more documents than these say little of a subject, and are left out for speed.
 _MOST_DOCUMENTS = 60
