@@ -32,7 +32,7 @@ FEW_TOKENS = (1, 16)
 CALLS_OF_A_TURN = 20
 LARGE_CASES = list(itertools.product(BACKENDS, HIDDEN_SIZES, DTYPES))
 SMALL_CASES = list(itertools.product(BACKENDS, FEW_TOKENS, (576, 4096), DTYPES))
-# A minute for each shape that PyTorch compiles as thoroughly as it can.
+# A minute for each form and shape that PyTorch compiles as thoroughly as it can.
 COMPILED_CASES = LARGE_CASES + SMALL_CASES
 if ON_GPU:
     shapes = ((4096, "bfloat16"), (576, "bfloat16"), (4096, "float32"), (8192, "bfloat16"))
