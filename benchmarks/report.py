@@ -241,7 +241,8 @@ def main() -> int:
     write_csv(results, files[1])
     plot(results, files[2])
     if "origin" in suite:
-        provenance.keep(files, SOURCES, command=suite["command"], origin=suite["origin"])
+        origin_of_run = suite["origin"] | {"machine": results["machine_info"]["machine"]}
+        provenance.keep(files, SOURCES, command=suite["command"], origin=origin_of_run)
     print(table(results), end="")
     return 0
 
