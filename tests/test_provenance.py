@@ -175,7 +175,11 @@ def test_results_are_recorded_with_their_code(tree: Callable[..., str], tmp_path
     tree("commit", "--quiet", "--message=second")
     provenance.keep([result], ["code"])  # the manifest and the result alone are not committed
     assert entries()["r.json"]["clean"] is True
-    source.write_text("a = 3\n")  # the first line of what git says about the tree
+    tree("add", ".")
+    tree("commit", "--quiet", "--message=third")
+    result.write_text("[]\n")
+    assert provenance.origin(["code"])["clean"] is True
+    source.write_text("a = 3\n")
     assert provenance.origin(["code"])["clean"] is False
     kept = provenance.origin(["code"])
     source.write_text("a = 1\n")
@@ -196,8 +200,10 @@ def test_a_statement_covers_all_older_results(tree: Callable[..., str]) -> None:
     late.write_text("b = 2\n")
     for name in ("r.json", "shown.json"):
         (provenance.RESULTS / name).write_text(name)
-    provenance.adopt(provenance.RESULTS / "r.json", "HEAD", ["code"], "make", "m", None, None)
     provenance.adopt(provenance.RESULTS / "shown.json", "HEAD", ["code"], "make", "m", None, "old")
+    (provenance.ROOT / "code" / "a.py").write_text("a = 4\n")
+    tree("commit", "--quiet", "--all", "--message=second")
+    provenance.adopt(provenance.RESULTS / "r.json", "HEAD", ["code"], "make", "m", None, None)
     early = provenance.digest_at("code", "HEAD")
     provenance.state("code", "adds what no result reads")
     provenance.state("code", "says it twice")
