@@ -92,8 +92,9 @@ def pytest_benchmark_update_json(
     """Which cases are missing: left out on the command line, skipped, failed."""
     suite, folder = config.stash[SUITE], Path(__file__).parent
     done = {case["name"] for case in output_json["benchmarks"]}
-    missing = {case.partition("::")[2] for case in (*suite.cases, *suite.left_out)} - done
-    collected = {case.partition("::")[0].rpartition("/")[2] for case in suite.cases}
+    known = (*suite.cases, *suite.left_out)
+    missing = {case.partition("::")[2] for case in known} - done
+    collected = {case.partition("::")[0].rpartition("/")[2] for case in known}
     missing |= {file.name for file in folder.glob("test_*.py")} - collected
     missing |= {f"all but {word.partition('::')[2]}" for word in config.args if "::" in word}
     quick = bool(config.getoption("--quick"))

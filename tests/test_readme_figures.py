@@ -287,15 +287,30 @@ def test_scoring() -> None:
         assert cells[1:4] == [str(case["hidden_size"]), case["dtype"], f"{gigabytes:.1f}"]
         assert cells[4].startswith(f"{case['fraction_of_limit']:.2f}")
         assert cells[6].startswith(f"{min(compiled):.2f}")
+    (rounds,) = {c.get("repeats", 7) for c in report.scoring_cases(suite, "test_large_update")}
     small = report.scoring_cases(suite, "test_small_update")
     one = [1e6 * case["seconds"] for case in small if case["tokens"] == 1]
     many = [1e6 * case["seconds"] for case in small
             if (case["tokens"], case["hidden_size"]) == (16, 4096)]  # fmt: skip
     eager = [case["times_faster"][report.fastest(case["times_faster"], "eager")] for case in small]
+    passes = [case["extra_info"] for case in suite["benchmarks"] if "calibration" in case["name"]]
+    told = []
+    for case in passes:
+        ends = case.get("interval", {}).get("ratio_to_bare", {})
+        ours, shortgpt, pruneme = (
+            ratios.shown(case["ratio_to_bare"][name], ends.get(name), 3)
+            for name in ("ours", "hidden states and cosine", "float32 lists")
+        )
+        told.append(
+            f"in {case['dtype']} takes {ours} times the bare one where layers are scored, "
+            f"{pruneme} times as PruneMe does it and {shortgpt} times as ShortGPT does it, logits included"
+        )
     stated(
+        *told,
+        f"medians of {rounds} interleaved rounds",
         f"An update of 1 token takes {min(one):.0f} to {max(one):.0f} µs there, one of 16 tokens "
         f"of 4096 entries {min(many):.0f} to {max(many):.0f} µs; eager PyTorch, in the same "
-        f"rounds, takes {min(eager):.1f} to {max(eager):.1f} times as long."
+        f"rounds, takes {min(eager):.1f} to {max(eager):.1f} times as long.",
     )
 
 
