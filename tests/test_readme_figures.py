@@ -303,7 +303,8 @@ def test_scoring() -> None:
         )
         told.append(
             f"in {case['dtype']} takes {ours} times the bare one where layers are scored, "
-            f"{pruneme} times as PruneMe does it and {shortgpt} times as ShortGPT does it, logits included"
+            f"{pruneme} times as PruneMe does it and {shortgpt} times as ShortGPT does it, "
+            "logits included"
         )
     stated(
         *told,
