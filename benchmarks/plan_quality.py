@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import provenance
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -258,6 +259,7 @@ def main() -> None:
                 continue
             table.add(name, plan, start, losses.mark())
         table.write()
+    provenance.keep([options.output], ["calibration pass", "planning"])
 
 
 if __name__ == "__main__":
