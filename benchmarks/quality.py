@@ -13,7 +13,7 @@ Ways, each for 10% and 25% of the layers (rounded):
   order of their own costs (sums of importances where a criterion knows no blocks);
 - searches by perplexity: one-shot on four windows, greedy on one, four and, with `--greedy 16`,
   sixteen; the paper's criteria with alpha swept on four windows;
-- with `--pool development`, ablations of `simdiff`: what it is without one of its parts.
+- ablations: `simdiff` without its exchanges, and with the exponent 1.
 
 A window read is one forward over one calibration window. Seconds are those of the calibration pass,
 where the way takes scores, and of its own reads, each as long as it took when it was first made.
@@ -41,7 +41,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.alpha_sweep import sweep_alpha
-from simdiff.block_costs import block_costs, decisive_layers
+from simdiff.block_costs import block_costs
 from simdiff.block_selection import optimal_blocks
 from simdiff.bypass import BypassEvaluator
 from simdiff.calibration import token_windows
@@ -53,7 +53,7 @@ from simdiff.models import load_model
 from simdiff.planning import BLOCK_CRITERION_OF, make_plan
 from simdiff.progress import silent
 from simdiff.scores import LayerScores, score
-from simdiff.shortlist import EXPONENTS, Candidate, lowest_influence, shortlist
+from simdiff.shortlist import EXPONENT, Candidate, shortlist
 from simdiff.surgery import SurgeryError, removed_layers
 
 Plan = tuple[int, ...]
@@ -171,11 +171,10 @@ class Ways:
                 scored = name not in ("random", "last-n")
                 yield self._row(name, count, lambda n=name, c=count: self.alone(n, c), scored)
             yield self._row("simdiff + reads", count, lambda c=count: self.default(c))
-            if self.options.pool == "development":
-                yield from self.ablations(count)
+            yield from self.ablations(count)
             for name in self.options.with_reads:
                 yield self._row(f"{name} + reads", count, lambda n=name, c=count: self.read(n, c))
-        if self.options.pool == "development" and not self.options.greedy:
+        if not self.options.greedy:
             return
         for count in counts:
             for name in SWEPT:
@@ -192,44 +191,26 @@ class Ways:
     def alone(self, name: str, count: int) -> Plan:
         return make_plan(self.scores, count, criterion=name, random_seed=self.options.seed).removed
 
-    def default(
-        self, count: int, *, free: bool = False, exponents: bool = True, rule: bool = True,
-        exchanges: bool = True, p: float = EXPONENTS[0],
-    ) -> Plan:  # fmt: skip
+    def default(self, count: int, *, exchanges: bool = True, p: float = EXPONENT) -> Plan:
         """As `make_plan` does with a model; the arguments leave parts out."""
-        scores = self.scores
-        held = frozenset() if free else frozenset(decisive_layers(scores))
-        plans = shortlist(scores, count, held)
-        if not exponents:
-            kept = (f"optimal blocks, p = {p:.3g}", "lowest block influence")
-            plans = [c for c in plans if c.origin in kept]
-            if p not in EXPONENTS[:1]:
-                removed = optimal_blocks(block_costs(scores).raised(p), count, held)
-                plans = [Candidate(tuple(sorted(removed)), kept[0]),
-                         *(c for c in plans if c.origin == kept[1])]  # fmt: skip
+        first, *others = shortlist(self.scores, count)
+        costs = block_costs(self.scores).raised(p)
+        if p != EXPONENT:
+            first = Candidate(tuple(sorted(optimal_blocks(costs, count))), f"p = {p:.3g}")
         reads = affordable_reads(self.depth, count, SEARCH_WINDOWS) if exchanges else 0
-        best, _ = exchange_search(
-            self.reads.tokens, plans, block_costs(scores).raised(p), max_reads=reads,
-            num_windows=SEARCH_WINDOWS, protect=held,
-            reference=lowest_influence(scores, count, held) if rule else None,
-        )  # fmt: skip
+        best, _ = exchange_search(self.reads.tokens, [first, *others], costs, max_reads=reads,
+                                  num_windows=SEARCH_WINDOWS)  # fmt: skip
         return best.removed
 
     def ablations(self, count: int) -> Iterator[dict[str, Any]]:
         for label, without in {
             "no exchanges": {"exchanges": False},
-            "decisive layers free": {"free": True},
-            "no two-error rule": {"rule": False},
-            "one exponent, 5/6": {"exponents": False},
-            "one exponent, 1": {"exponents": False, "p": 1.0},
-            "exchanges by p = 1": {"p": 1.0},
-            "one exponent, 1, free": {"exponents": False, "p": 1.0, "free": True, "rule": False},
+            "p = 1": {"p": 1.0},
         }.items():
             yield self._row(f"simdiff + reads, {label}", count,
                             lambda c=count, w=without: self.default(c, **w))  # fmt: skip
-        for p in (5 / 6, 1.0, 2 / 3):
-            yield self._row(f"simdiff, p = {p:.3g}, free", count, lambda c=count, p=p: tuple(
-                optimal_blocks(block_costs(self.scores).raised(p), c)))  # fmt: skip
+        yield self._row("simdiff, p = 1", count, lambda c=count: tuple(
+            optimal_blocks(block_costs(self.scores), c)))  # fmt: skip
 
     def read(self, name: str, count: int) -> Plan:
         """A criterion's own plan, then exchanges in the order of its own costs."""
@@ -314,7 +295,6 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
     return {
         "seed": seed, "documents_sha256": divided.sha256, "licence": divided.licence,
         "calibration_seconds": round(seconds, 2),
-        "decisive": {str(k): round(z, 2) for k, z in decisive_layers(scores).items()},
         "rows": rows, "held_out_losses": losses,
     }  # fmt: skip
 
