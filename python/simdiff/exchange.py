@@ -10,15 +10,16 @@ What the exchanges bring was judged on the development texts (SmolLM2-135M, Gemm
 Qwen2.5-Coder-0.5B, two kinds of text, 10% and 25% of the layers): without them the plan is the same
 in ten cases of twelve, its perplexity is 8% higher in one and 2% higher, within the error, in one
 (`benchmarks/results/development-*.json`). A rule that left block influence only for a gain of two
-standard errors, and layers kept since they write a massive activation, changed no plan in any of the
-twelve, and are gone.
+standard errors, and layers kept since they write a massive activation, changed no plan in any of
+the twelve, and are gone.
 
 It loses where costs mislead: removed alone, Gemma's layer 7 raises the loss little and is dear by
-its cost, and no exchange for it is tried. What was tried in its place and not kept, on SmolLM2 alone
-and on windows that are not reported on: reads of 128 and 256 tokens, of more plans (one that gains
-0.05 nats is behind after 128 tokens one time in four); bringing every layer out once before any a
-second time; ridge regression of the losses read on the layers removed; the divergence from the dense
-model instead of the loss, which tells plans apart little better for the price of the dense logits.
+its cost, and no exchange for it is tried. What was tried in its place and not kept, on SmolLM2
+alone and on windows that are not reported on: reads of 128 and 256 tokens, of more plans (one that
+gains 0.05 nats is behind after 128 tokens one time in four); bringing every layer out once before
+any a second time; ridge regression of the losses read on the layers removed; the divergence from
+the dense model instead of the loss, which tells plans apart little better for the price of the
+dense logits.
 """
 
 from __future__ import annotations
