@@ -346,7 +346,7 @@ def main() -> None:
         "model": model_record(options.model), "settings": settings,
         "machine": describe_machine(), "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        **provenance.commit(), "sources": {"planning": provenance.digest("planning")},
+        **provenance.origin(["planning"]),
         "seeds": [],
     }  # fmt: skip
     for seed in options.seeds:
