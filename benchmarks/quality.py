@@ -99,7 +99,7 @@ class Reads:
             found = run()
             self.known[key] = found, time.perf_counter() - start
             self.new += 1
-            if self.new % 200 == 0:
+            if self.new % 20 == 0:
                 self.save()
         found, seconds = self.known[key]
         self.seconds += seconds
