@@ -193,7 +193,7 @@ def _pieces(source: Text) -> list[str]:
     else:
         joint = "\n\n"
     pieces, current, size = [], [], 0
-    most = min(PIECE, sum(map(len, documents)) // 4)
+    most = min(PIECE, sum(map(len, documents)) // 16)
     for document in documents:
         current.append(document)
         size += len(document)
