@@ -64,7 +64,7 @@ class Results:
 
 def paragraph(*sentences: str) -> str:
     """Wrapped where it may be, a link or a command may not."""
-    text = " ".join(sentences)
+    text = " ".join(sentence for sentence in sentences if sentence)
     return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 

@@ -238,7 +238,8 @@ def scoring(found: Results) -> str:
             f"{found.origin(*(f'suite-{MACHINE}.{kind}' for kind in ('json', 'csv', 'png')))}. The "
             "pure read is the fastest loop that we found; other guests let it vary between "
             f"{extent([c['limit_gb_per_second'] for c in large]).replace('to', 'and')} GB/s from "
-            "case to case."
+            "case to case.",
+            f"{words}." if (words := report.intervals_in_words(suite)) else "",
         ),
         lines(scoring_table(found)),
         paragraph(

@@ -20,6 +20,7 @@ from typing import Any
 
 import figure_sections as sections
 import quality_figures
+import report
 from committed_results import ROOT, Results, extent, joined, lines, paragraph
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "figures.md"
@@ -61,9 +62,11 @@ def scoring(found: Results) -> str:
     def wanted(case: dict[str, Any]) -> bool:
         return case["hidden_size"] in (576, 4096) and case["dtype"] in ("float32", "bfloat16")
 
+    words = report.intervals_in_words(found.json(f"suite-{sections.MACHINE}"))
     return joined(
         paragraph("One update of running scores on the CPU",
-                  f"{found.origin(f'suite-{sections.MACHINE}.json')}:"),
+                  f"{found.origin(f'suite-{sections.MACHINE}.json')}.",
+                  f"{words}." if words else ""),
         lines(sections.scoring_table(found, wanted)),
     )  # fmt: skip
 

@@ -41,8 +41,8 @@ def quality(found: Results) -> str:
         paragraph(quality_tables.less_often(found.quality)),
         lines(quality_tables.models(found.quality)),
         paragraph(
-            "In the tables perplexity is the geometric mean over seeds, “of each seed” holds each, "
-            "and “-” says that it was not run. The ratio compares window by window, over the seeds "
+            "In the tables perplexity is the geometric mean over seeds, then that with each; "
+            "“-” says that a way was not run. The ratio compares window by window, over the seeds "
             "that have both; where its interval holds 1 it is not distinguishable. "
             "Seconds were taken while the machine had other load."
         ),

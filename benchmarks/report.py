@@ -85,6 +85,19 @@ def compared(case: dict[str, Any], *columns: str) -> list[str]:
     return [ratios.shown(faster.get(name), intervals.get(name)) for name in names]
 
 
+def intervals_in_words(results: dict[str, Any]) -> str:
+    """What stands in brackets beside ratios; nothing where the results have no intervals."""
+    coverage = [
+        value
+        for case in results["benchmarks"]
+        for name, value in flatten("", case["extra_info"].get("interval", {}))
+        if name.endswith("coverage")
+    ]
+    if not coverage:
+        return ""
+    return f"Ratios: {ratios.METHOD} with probability {min(coverage):.2f} or more"
+
+
 LARGE_UPDATE = ("hidden size", "dtype", "GB/s", "of a pure read", "× eager", "× torch.compile",
                 *(f"× {name}" for name in PEERS))  # fmt: skip
 
@@ -110,14 +123,8 @@ def origin(results: dict[str, Any]) -> str:
         text += (
             f"; **not complete, {len(suite['missing'])} missing: {', '.join(suite['missing'])}**"
         )
-    coverage = [
-        value
-        for name, value in (flat for case in results["benchmarks"]
-                            for flat in flatten("", case["extra_info"].get("interval", {})))
-        if name.endswith("coverage")
-    ]  # fmt: skip
-    if coverage:
-        text += f". Ratios: {ratios.METHOD} with probability {min(coverage):.2f} or more"
+    if words := intervals_in_words(results):
+        text += f". {words}"
     return f"{text}."
 
 
