@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.recovery import fine_tuning
+from simdiff.recovery import fine_tuning, training_step
 from simdiff.recovery.copies import pruned_copy
 from simdiff.recovery.fine_tuning import FineTuning, fine_tune
 from simdiff.recovery.fine_tuning_options import PRESETS, FineTuningOptions, preset
@@ -270,6 +271,48 @@ def test_measuring_the_time_of_a_step_leaves_no_trace(
     model, result = trained(dense, text, replace(SMALL, max_minutes=10.0))
     assert result.num_steps == SMALL.steps
     assert equal(weights(model), weights(plain))
+
+
+@pytest.mark.parametrize(
+    ("keeps", "seconds", "most", "wanted"),
+    [
+        (None, 100.0, 1000, 33),  # 3 s a step, the second one measured
+        (None, 100.0, 30, 30),
+        (None, 2.9, 30, 0),
+        # 2 s a step without the teacher, which reads 8 examples a second: 2 n + n.
+        (False, 99.0, 1000, 33),
+        (False, 98.9, 1000, 32),
+        (False, 98.9, 31, 31),
+        # Of 20 examples it reads each once: 2 n + 20 / 8 from the third step on.
+        (True, 98.5, 1000, 48),
+        (True, 98.4, 1000, 47),
+        (True, 3.0, 1000, 1),
+        (True, 2.9, 1000, 0),
+    ],
+)
+def test_steps_that_fit(
+    keeps: bool | None, seconds: float, most: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    teacher = SimpleNamespace(seconds=7.0, num_read=100, keeps=keeps, forget=lambda: None)
+    student = object.__new__(Student)
+    student.device, student._options = torch.device("cpu"), SMALL
+    student.train, student.optimizer = range(20), SimpleNamespace(zero_grad=lambda: None)
+    student.teacher = None if keeps is None else teacher
+
+    def forget() -> None:
+        teacher.seconds, teacher.num_read = 0.0, 0
+
+    def step(number: int) -> None:
+        nonlocal now
+        now += (50.0, 3.0)[number]
+        teacher.seconds, teacher.num_read = teacher.seconds + 1, teacher.num_read + 8
+
+    teacher.forget, student.gradients = forget, step
+    monkeypatch.setattr(training_step, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert SMALL.batch_size == 8
+    assert student.steps_within(seconds, most) == wanted
+    assert student.step_seconds == 3
 
 
 def gradients(
