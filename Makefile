@@ -4,7 +4,8 @@
 # make format  apply the formatters
 # make gpu-check  on a CUDA GPU, 8 minutes: goals against a pure read and PyTorch, tests, a model;
 #                 without .venv it uses $(PYTHON) as it is and no registry (CHECK="--minutes 4")
-# make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 10 minutes)
+# make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 25 minutes);
+#              RESULT=suite-epyc-2-cores also keeps them under that name in benchmarks/results
 # make compare  every criterion at 2 to 12 of 30 layers, greedy search too (10 minutes on 2 cores)
 # make clean   remove what these made, the environment and the converted model included
 
@@ -45,7 +46,8 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.test
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=bench.json
-	$(BIN)/python benchmarks/report.py write bench.json
+	$(BIN)/python benchmarks/report.py write bench.json \
+		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
 # 16 windows of 512 tokens calibrate and 16 others are held out; searches see 4 of the first.
 COMPARED := benchmarks/results/compare-smollm2
@@ -55,6 +57,8 @@ compare: $(VENV)/.demo
 	cp comparison/compare.csv $(COMPARED).csv
 	cp comparison/compare.json $(COMPARED).json
 	cp comparison/perplexity.png $(COMPARED).png
+	$(BIN)/python benchmarks/provenance.py record $(addprefix $(COMPARED),.csv .json .png) \
+		--sources planning "calibration pass" --command "make compare"
 
 # With the environment of this tree where there is one; else with what the machine has.
 ifneq ($(wildcard $(BIN)/python),)

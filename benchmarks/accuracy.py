@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import provenance
 import torch
 from torch import Tensor
 
@@ -80,6 +81,7 @@ def main() -> None:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+    provenance.keep([options.output], ["cpu scorers"])
 
 
 if __name__ == "__main__":

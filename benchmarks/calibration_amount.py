@@ -20,6 +20,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import provenance
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -156,6 +157,8 @@ def main() -> None:
         f"{options.dtype}"
     )
     options.output.with_suffix(".png").write_bytes(plot(rows, title))
+    files = [options.output.with_suffix(kind) for kind in (".csv", ".png")]
+    provenance.keep(files, ["calibration pass", "planning"])
     print(f"{options.output}.csv and .png, on {describe_machine()}")
 
 

@@ -9,6 +9,8 @@ both read from the page cache, both end with the bytes on the disk (fsync). The 
 before anything is timed.
 
     python benchmarks/checkpoint_surgery.py --directory /data/scratch --output results.json
+
+`--quick` takes layers of a few thousand weights and one round: does it run?
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import provenance
+import ratios
 from transformers import LlamaConfig
 
 from simdiff.checkpoint import cut_checkpoint, write_cut
@@ -40,6 +44,8 @@ SHAPES_70B = {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28
               "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
 SHAPES_1B = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
              "num_attention_heads": 32, "num_key_value_heads": 4}  # fmt: skip
+SHAPES_QUICK = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
+                "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
 SHARD_BYTES = 5 * 10**9
 _IMPORTS = """
 from pathlib import Path; import sys
@@ -105,10 +111,10 @@ def peak_of(code: str, *arguments: object) -> tuple[float, float]:
     return int(printed.split()[-1]) * 1024 / 1e6, time.monotonic() - start
 
 
-def measure_memory(folder: Path, num_layers: int) -> dict[str, Any]:
+def measure_memory(folder: Path, shapes: dict[str, int], num_layers: int) -> dict[str, Any]:
     """Peaks of the whole command, of its libraries alone, and of the streaming alone."""
     source, plan_file = folder / "sparse", folder / "plan.json"
-    config = LlamaConfig(**SHAPES_70B, num_hidden_layers=num_layers)
+    config = LlamaConfig(**shapes, num_hidden_layers=num_layers)
     plan = make_checkpoint(source, config, sparse=True)
     plan.save(plan_file)
     total = total_bytes(list(read_weights(source).tensors.values()))
@@ -168,12 +174,13 @@ def check_bytes(source: Path, target: Path, plan: PruningPlan) -> None:
             assert first.read(tensor.num_bytes) == second.read(copy.num_bytes), name
 
 
-def measure_speed(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
+def measure_speed(
+    folder: Path, shapes: dict[str, int], num_layers: int, rounds: int
+) -> dict[str, Any]:
     """Interleaved: the cut, and `cp` of its result with the bytes synced; medians of rounds."""
     source, kept = folder / "real", folder / "kept"
-    plan = make_checkpoint(
-        source, LlamaConfig(**SHAPES_1B, num_hidden_layers=num_layers), sparse=False
-    )
+    config = LlamaConfig(**shapes, num_hidden_layers=num_layers)
+    plan = make_checkpoint(source, config, sparse=False)
     with new_directory(kept) as scratch:
         write_cut(cut_checkpoint(source, plan), scratch)
     check_bytes(source, kept, plan)
@@ -196,14 +203,15 @@ def measure_speed(folder: Path, num_layers: int, rounds: int) -> dict[str, Any]:
             times[name].append(time.monotonic() - start)
             shutil.rmtree(folder / "out")
     speeds = {name: [size / 1e6 / seconds for seconds in values] for name, values in times.items()}
-    ratios = [cut / cp for cut, cp in zip(speeds["cut"], speeds["cp"], strict=True)]
+    found, intervals = ratios.of_rounds({"ratio": times["cp"]}, times["cut"])
     return {
         "kept_gb": size / 1e9,
         "rounds": rounds,
         "cut_mb_per_s": statistics.median(speeds["cut"]),
         "cp_mb_per_s": statistics.median(speeds["cp"]),
-        "ratio_of_medians": statistics.median(speeds["cut"]) / statistics.median(speeds["cp"]),
-        "ratios": ratios,
+        **found,
+        "interval": intervals,
+        "ratios": [cp / cut for cut, cp in zip(times["cut"], times["cp"], strict=True)],
     }
 
 
@@ -212,21 +220,25 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where to write; needs about 25 GB free")
     parser.add_argument("--layers", type=int, default=12, help="of 70B shapes: 1.7 GB each")
     parser.add_argument("--real-layers", type=int, default=24, help="of 1B shapes: 88 MB each")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--only", choices=("memory", "speed"))
+    parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
     parser.add_argument("--output", type=Path, help="write JSON here")
     arguments = parser.parse_args()
+    large, small = (SHAPES_QUICK, SHAPES_QUICK) if arguments.quick else (SHAPES_70B, SHAPES_1B)
+    rounds = 1 if arguments.quick else arguments.rounds
     results: dict[str, Any] = {"machine": describe_machine()}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         if arguments.only != "memory":
-            results["speed"] = measure_speed(Path(folder), arguments.real_layers, arguments.rounds)
+            results["speed"] = measure_speed(Path(folder), small, arguments.real_layers, rounds)
         if arguments.only != "speed":
-            results["memory"] = measure_memory(Path(folder), arguments.layers)
+            results["memory"] = measure_memory(Path(folder), large, arguments.layers)
     for part in ("memory", "speed"):
         for key, value in results.get(part, {}).items():
             print(f"{part:<8}{key:<22}{value if not isinstance(value, float) else f'{value:.2f}'}")
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        provenance.keep([arguments.output], ["checkpoint surgery"])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """What scoring adds to the calibration forward: time and memory, on a real model and real text.
 
-`make bench` runs it on the demo model. The bare decoder forward and the scored one alternate in
-one process; medians are reported, and memory is the peak of the resident set above that of the
-bare forward over as many batches. On a shared machine the ratio is noisy; `share_in_update` is the
-time spent in the scorer alone over that of the bare forward. The scores are compared with float64
-before anything is timed.
+    python benchmarks/overhead.py --output benchmarks/results/overhead-NAME.json
+
+The bare decoder forward and the scored one alternate in one process; medians are reported, with
+the intervals of `ratios`, and memory is the peak of the resident set above that of the bare forward
+over as many batches. On a shared machine the ratio is noisy; `share_in_update` is the time spent in
+the scorer alone over that of the bare forward. The scores are compared with float64 before anything
+is timed. `--quick` takes a batch of 2 x 16 tokens and one repeat: does it run?
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import provenance
+import ratios
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -107,36 +111,50 @@ def seconds(function, *arguments) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, object]:
+Size = tuple[int, int]  # windows of a batch, tokens of a window
+
+
+def batches_of(tokenizer: object, count: int, size: Size) -> list[Tensor]:
+    windows = token_windows("demo", tokenizer, num_windows=size[0] * count, window_length=size[1])
+    return windows.batches(size[0])
+
+
+def measure(name: str, dtype: str, repeats: int, num_batches: int, size: Size) -> dict[str, object]:
     model, tokenizer = load_model(name, dtype=dtype)
-    windows = token_windows("demo", tokenizer, num_windows=8 * num_batches, window_length=512)
-    batches = windows.batches(8)
+    batches = batches_of(tokenizer, num_batches, size)
     one = batches[:1]
     got, wanted = (scored(model, one, backend).finish() for backend in (None, "reference"))
     for metric in got:
         torch.testing.assert_close(got[metric].mean, wanted[metric].mean, rtol=1e-6, atol=0)
-    pairs = [(seconds(bare, model, one), seconds(scored, model, one, None)) for _ in range(repeats)]
-    median_bare, median_scored = (statistics.median(times) for times in zip(*pairs, strict=True))
-    inside = statistics.median(seconds_in_update(model, one) for _ in range(repeats))
+    turns = [
+        (
+            seconds(bare, model, one),
+            seconds(scored, model, one, None),
+            seconds_in_update(model, one),
+        )
+        for _ in range(repeats)
+    ]
+    of_bare, of_scored, within = zip(*turns, strict=True)
+    found, intervals = ratios.of_rounds({"ratio": of_scored, "share_in_update": within}, of_bare)
     # The heap's own layout varies by tens of MB from pass to pass: compare the medians.
     peaks = [
         (
             peak_resident_bytes(bare, model, batches),
             peak_resident_bytes(scored, model, batches, None),
         )
-        for _ in range(3)
+        for _ in range(min(3, repeats))
     ]
     peak_bare, peak_scored = (statistics.median(values) for values in zip(*peaks, strict=True))
     return {
         "model": name,
         "dtype": dtype,
-        "tokens": "8 x 512",
-        "bare_seconds": round(median_bare, 4),
-        "scored_seconds": round(median_scored, 4),
-        "ratio": round(median_scored / median_bare, 4),
-        "ratio_of_pairs": [round(b / a, 4) for a, b in pairs],
-        "seconds_in_update": round(inside, 4),
-        "share_in_update": round(inside / median_bare, 4),
+        "tokens": f"{size[0]} x {size[1]}",
+        "bare_seconds": round(statistics.median(of_bare), 4),
+        "scored_seconds": round(statistics.median(of_scored), 4),
+        "ratio_of_pairs": [round(b / a, 4) for a, b, _ in turns],
+        "seconds_in_update": round(statistics.median(within), 6),
+        **found,
+        "interval": intervals,
         "memory_above_bare_mb": round((peak_scored - peak_bare) / 1e6, 1),
         "memory_above_bare_mb_of_pairs": [round((b - a) / 1e6, 1) for a, b in peaks],
         "batches_for_memory": num_batches,
@@ -145,25 +163,26 @@ def measure(name: str, dtype: str, repeats: int, num_batches: int) -> dict[str, 
     }
 
 
-def measure_pass(name: str, dtype: str, repeats: int) -> dict[str, object]:
+def measure_pass(name: str, dtype: str, repeats: int, size: Size) -> dict[str, object]:
     """The whole pass: layers and groups of sequences, and with all blocks of layers too."""
     model, tokenizer = load_model(name, dtype=dtype)
-    one = token_windows("demo", tokenizer, num_windows=8, window_length=512).batches(8)
+    one = batches_of(tokenizer, 1, size)
     turns = [
         (seconds(bare, model, one), seconds_in_pass(model, one, False),
          seconds_in_pass(model, one, True))
         for _ in range(repeats)
     ]  # fmt: skip
-    forward, layers, blocks = (statistics.median(times) for times in zip(*turns, strict=True))
+    forward, layers, blocks = zip(*turns, strict=True)
+    spent = {"layers": layers, "with blocks": blocks}
+    share_of_bare, intervals = ratios.of_rounds(spent, forward)
     return {
         "model": name,
         "dtype": dtype,
-        "tokens": "8 x 512",
-        "bare_seconds": round(forward, 4),
-        "seconds_in_pass": {"layers": round(layers, 4), "with blocks": round(blocks, 4)},
-        "share_of_bare": {
-            "layers": round(layers / forward, 4), "with blocks": round(blocks / forward, 4)
-        },
+        "tokens": f"{size[0]} x {size[1]}",
+        "bare_seconds": round(statistics.median(forward), 4),
+        "seconds_in_pass": {part: round(statistics.median(s), 6) for part, s in spent.items()},
+        "share_of_bare": share_of_bare,
+        "interval": {"share_of_bare": intervals},
         "turns": [[round(value, 4) for value in turn] for turn in turns],
         "machine": describe_machine(),
         "torch": torch.__version__,
@@ -181,18 +200,21 @@ def main() -> None:
         help="what the pass of `simdiff score` does, blocks and groups included",
     )
     parser.add_argument("--batches", type=int, default=2, help="for the comparison of memory")
+    parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     arguments = parser.parse_args()
+    repeats, size = (1, (2, 16)) if arguments.quick else (arguments.repeats, (8, 512))
     results = []
     for dtype in arguments.dtypes:
         if arguments.whole_pass:
-            found = measure_pass(arguments.model, dtype, arguments.repeats)
+            found = measure_pass(arguments.model, dtype, repeats, size)
         else:
-            found = measure(arguments.model, dtype, arguments.repeats, arguments.batches)
+            found = measure(arguments.model, dtype, repeats, arguments.batches, size)
         results.append(found)
         print(json.dumps(results[-1]), flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+        provenance.keep([arguments.output], ["cpu scorers", "calibration pass"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import provenance
 import torch
 
 from simdiff.calibration import token_windows
@@ -130,6 +131,8 @@ def main() -> None:
         if arguments.output is not None:
             content = settings | {"rows": list(rows.values())}
             arguments.output.write_text(json.dumps(content, indent=1) + "\n")
+    if arguments.output is not None:
+        provenance.keep([arguments.output], ["recovery"])
     print(table(list(rows.values())))
 
 

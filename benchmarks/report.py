@@ -1,6 +1,7 @@
 """From pytest-benchmark's JSON to what people read: CSV, plot, table, comparison.
 
-python benchmarks/report.py write RESULTS.json      # .csv and .png beside it, table printed
+python benchmarks/report.py write RESULTS.json      # .csv and .png beside it, tables printed
+python benchmarks/report.py write RESULTS.json --output benchmarks/results/suite-NAME    # kept
 python benchmarks/report.py compare OLD.json NEW.json
 """
 
@@ -10,10 +11,15 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import provenance
+import ratios
+
+# What the suite measures, in the words of `provenance.SOURCES`.
+SOURCES = ("cpu scorers", "calibration pass", "speed")
 # A case is slower when its median rose by more than this and by more than both spreads.
 SLOWER = 1.05
 
@@ -63,50 +69,95 @@ def scoring_cases(results: dict[str, Any], name: str) -> list[dict[str, Any]]:
     return [c["extra_info"] for c in results["benchmarks"] if c["name"].startswith(f"{name}[")]
 
 
+def fastest(times_faster: Mapping[str, float], kind: str) -> str | None:
+    """Of the forms of `eager` or `torch.compile`, the name of the one that is least behind ours."""
+    forms = [name for name in times_faster if name in (kind, f"{kind}, one pass")]
+    return min(forms, key=lambda name: times_faster[name], default=None)
+
+
+PEERS = ("float32 cosine", "block influence")
+
+
+def compared(case: dict[str, Any], *columns: str) -> list[str]:
+    """Cells of how many times faster ours is: the fastest form of each, with its interval."""
+    faster, intervals = case["times_faster"], case.get("interval", {}).get("times_faster", {})
+    names = [fastest(faster, name) or name for name in columns]
+    return [ratios.shown(faster.get(name), intervals.get(name)) for name in names]
+
+
+def origin(results: dict[str, Any]) -> str:
+    """One paragraph: the machine, the commit, and what is to be said against the results."""
+    commit, suite = results.get("commit_info", {}), results.get("suite", {})
+    text = f"{results['machine_info']['machine']}; commit {(commit.get('id') or 'unknown')[:12]}"
+    text += ", **with uncommitted changes**" if commit.get("dirty", True) else ", clean tree"
+    if suite.get("quick"):
+        text += "; **tiny cases, which tell nothing about speed**"
+    if suite.get("missing"):
+        text += (
+            f"; **not complete, {len(suite['missing'])} missing: {', '.join(suite['missing'])}**"
+        )
+    coverage = [
+        value
+        for name, value in (flat for case in results["benchmarks"]
+                            for flat in flatten("", case["extra_info"].get("interval", {})))
+        if name.endswith("coverage")
+    ]  # fmt: skip
+    if coverage:
+        text += f". Ratios: {ratios.METHOD} with probability {min(coverage):.2f} or more"
+    return f"{text}."
+
+
 def table(results: dict[str, Any]) -> str:
-    """The README's tables."""
-    lines = [
-        "| backend | hidden size | dtype | GB/s | of a pure read | × eager | × torch.compile "
-        "| × float32 cosine |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """The README's tables, below where they come from."""
+    heads = ("backend", "hidden size", "dtype", "GB/s", "of a pure read", "× eager",
+             "× torch.compile", *(f"× {name}" for name in PEERS))  # fmt: skip
+    lines = [origin(results), "", *_head(heads)]
     for case in scoring_cases(results, "test_large_update"):
-        faster = case["times_faster"]
-        others = [faster.get(name) for name in ("eager", "torch.compile", "float32 cosine")]
+        share = case["fraction_of_limit"]
         cells = [case["backend"], case["hidden_size"], case["dtype"]]
-        cells += [f"{case['gb_per_second']:.1f}", f"{case['fraction_of_limit']:.2f}"]
-        cells += ["" if ratio is None else f"{ratio:.1f}" for ratio in others]
+        cells += [f"{case['gb_per_second']:.1f}"]
+        cells += [ratios.shown(share, case.get("interval", {}).get("fraction_of_limit"))]
+        cells += compared(case, "eager", "torch.compile", *PEERS)
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += [
-        "",
-        "| tokens | hidden size | dtype | update, µs | × eager |",
-        "|---|---|---|---|---|",
-    ]
-    for result in results["benchmarks"]:
-        if result["name"].startswith("test_small_update["):
-            # The calls of one after the other, not those interleaved with what empties the caches.
-            case, median = result["extra_info"], result["stats"]["median"]
-            cells = [case["tokens"], case["hidden_size"], case["dtype"], f"{1e6 * median:.1f}"]
-            cells.append(f"{case['times_faster']['eager']:.1f}")
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    passes = [c["extra_info"] for c in results["benchmarks"] if "calibration" in c["name"]]
-    lines += [
-        "",
-        "| calibration pass | ours | hidden states and cosine | float32 lists |",
-        "|---|---|---|---|",
-    ]
-    for case in passes:
-        ratios = case["ratio_to_bare"]
-        names = ("ours", "hidden states and cosine", "float32 lists")
-        cells = " | ".join(f"{ratios[name]:.3f}" for name in names)
-        lines.append(f"| {case['model']}, {case['dtype']}, {case['tokens']} | {cells} |")
-    lines += ["", "| layers removed | prefill | ideal | decode | ideal |", "|---|---|---|---|---|"]
-    for case in [c["extra_info"] for c in results["benchmarks"] if "inference" in c["name"]]:
+    lines += ["", *_head(("tokens", "hidden size", "dtype", "update, µs", "× eager",
+                          "× torch.compile"))]  # fmt: skip
+    for case in scoring_cases(results, "test_small_update"):
+        cells = [case["tokens"], case["hidden_size"], case["dtype"], f"{1e6 * case['seconds']:.1f}"]
+        cells += compared(case, "eager", "torch.compile")
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    by_name = {name: [c["extra_info"] for c in results["benchmarks"] if name in c["name"]]
+               for name in ("all_blocks", "calibration", "inference")}  # fmt: skip
+    lines += ["", *_head(("all blocks", "ours, ms", "× eager", "× batched matmul",
+                          "× compiled matmul", "of its forward"))]  # fmt: skip
+    for case in by_name["all_blocks"]:
+        intervals = case.get("interval", {})
+        share = case["share_of_forward"][case["dtype"]]
+        of_forward = intervals.get("share_of_forward", {}).get(case["dtype"])
+        cells = [f"{case['model']}, {case['dtype']}, {case['tokens']}"]
+        cells += [f"{1e3 * case['seconds']['ours']:.1f}"]
+        cells += compared(case, "eager", "batched matmul", "compiled matmul")
+        cells += [ratios.shown(share, of_forward, "percent")]
+        lines.append(f"| {' | '.join(cells)} |")
+    names = ("ours", "hidden states and cosine", "float32 lists")
+    lines += ["", *_head(("calibration pass", *names))]
+    for case in by_name["calibration"]:
+        intervals = case.get("interval", {}).get("ratio_to_bare", {})
+        cells = [f"{case['model']}, {case['dtype']}, {case['tokens']}"]
+        cells += [ratios.shown(case["ratio_to_bare"][n], intervals.get(n), 3) for n in names]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_head(("layers removed", "prefill", "ideal", "decode", "ideal"))]
+    for case in by_name["inference"]:
+        intervals = case.get("interval", {}).get("speedup", {})
         cells = [f"{case['removed']} of {case['num_layers']}"]
         for phase in ("prefill", "decode"):
-            cells += [f"{case['speedup'][phase]:.2f}", f"{case['ideal'][phase]:.2f}"]
+            cells += [ratios.shown(case["speedup"][phase], intervals.get(phase))]
+            cells += [f"{case['ideal'][phase]:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _head(heads: tuple[str, ...]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -126,10 +177,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
             sizes = [str(case["hidden_size"]) for case in mine]
             label = f"{backend}, {dtype}"
             left.plot(sizes, [c["fraction_of_limit"] for c in mine], "o-", color=color, label=label)
-            for name, style in (("eager", "o-"), ("torch.compile", "s--")):
-                ratios = [case["times_faster"].get(name) for case in mine]
-                if None not in ratios:
-                    right.plot(sizes, ratios, style, color=color, label=f"{name}, {dtype}")
+            for kind, style in (("eager", "o-"), ("torch.compile", "s--")):
+                names = [fastest(case["times_faster"], kind) for case in mine]
+                if None not in names:
+                    times = [c["times_faster"][n] for c, n in zip(mine, names, strict=True)]
+                    right.plot(sizes, times, style, color=color, label=f"{kind}, {dtype}")
     left.axhline(1, color="#1b1f24", linewidth=0.8)
     left.set(ylabel="share of the memory's limit", xlabel="hidden size", ylim=(0, None))
     right.set(ylabel="times our time", xlabel="hidden size", yscale="log")
@@ -161,7 +213,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("write").add_argument("results", type=Path)
+    writing = commands.add_parser("write")
+    writing.add_argument("results", type=Path)
+    writing.add_argument("--output", type=Path, help="without .json, .csv and .png")
     comparison = commands.add_parser("compare")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)
@@ -175,11 +229,20 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    output = arguments.output or arguments.results.with_suffix("")
+    files = [output.with_name(f"{output.name}.{kind}") for kind in ("json", "csv", "png")]
+    suite = results.get("suite", {})
+    if suite.get("quick") and provenance.is_result(files[0]):
+        print(f"{arguments.results} holds tiny cases: no result", file=sys.stderr)
+        return 2
     for case in results["benchmarks"]:
         case["stats"].pop("data", None)  # single times: most of the file, and nobody reads them
-    arguments.results.write_text(json.dumps(results, indent=1) + "\n")
-    write_csv(results, arguments.results.with_suffix(".csv"))
-    plot(results, arguments.results.with_suffix(".png"))
+    files[0].write_text(json.dumps(results, indent=1) + "\n")
+    write_csv(results, files[1])
+    plot(results, files[2])
+    if "origin" in suite:
+        origin_of_run = suite["origin"] | {"machine": results["machine_info"]["machine"]}
+        provenance.keep(files, SOURCES, command=suite["command"], origin=origin_of_run)
     print(table(results), end="")
     return 0
 

@@ -13,6 +13,7 @@ import json
 import time
 from pathlib import Path
 
+import provenance
 import torch
 
 from simdiff.bypass import BypassEvaluator
@@ -65,6 +66,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        provenance.keep([arguments.output], ["planning"])
 
 
 if __name__ == "__main__":

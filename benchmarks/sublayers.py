@@ -14,6 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
+import provenance
 import torch
 from overhead import bare, peak_resident_bytes
 from timing import interleaved
@@ -121,6 +122,7 @@ def main() -> None:
                "window_length": options.window_length, "batch_size": options.batch_size,
                "cost": measured, "quality": rows}  # fmt: skip
     options.output.write_text(json.dumps(content, indent=1) + "\n")
+    provenance.keep([options.output], ["sub-layers", "cpu scorers", "calibration pass"])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import ratios
 import timing
 import torch
 from overhead import peak_resident_bytes
@@ -161,8 +162,12 @@ def test_all_blocks(benchmark: Any, dtype: str, device: str, quick: bool) -> Non
         "compiled matmul": lambda: compiled(stacked),
         **{f"{n} forward": lambda model=model: bare(model, ids) for n, model in models.items()},
     }
-    times = timing.interleaved(runs, device, 1 if quick else 3)
+    times = timing.interleaved(runs, device, 1 if quick else 6)
     median = {name: statistics.median(values) for name, values in times.items()}
+    forwards = {name: times[f"{name} forward"] for name in DTYPES}
+    others = {name: times[name] for name in ("eager", "batched matmul", "compiled matmul")}
+    shares = {name: ratios.of_rounds({name: times["ours"]}, of) for name, of in forwards.items()}
+    times_faster, intervals = ratios.of_rounds(others, times["ours"])
     num_pairs = len(states) * (len(states) - 1) // 2
     benchmark.group = f"all blocks, {dtype}"
     benchmark.extra_info.update(
@@ -170,10 +175,11 @@ def test_all_blocks(benchmark: Any, dtype: str, device: str, quick: bool) -> Non
         hidden_size=states[0].shape[-1], bytes=sum(state.nbytes for state in states),
         seconds=median, memory=memory,
         element_pairs_per_second=num_pairs * states[0].numel() / median["ours"],
-        share_of_forward={n: median["ours"] / median[f"{n} forward"] for n in DTYPES},
-        times_faster={
-            name: median[name] / median["ours"]
-            for name in ("eager", "batched matmul", "compiled matmul")
+        share_of_forward={name: share[name] for name, (share, _) in shares.items()},
+        times_faster=times_faster,
+        interval={
+            "share_of_forward": {name: ends[name] for name, (_, ends) in shares.items()},
+            "times_faster": intervals,
         },
         error_of_matmul=worst_error_of_matmul(stacked),
     )  # fmt: skip

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import ratios
 import timing
 import torch
 from torch import Tensor
@@ -80,17 +81,15 @@ def test_calibration_pass(benchmark: Any, dtype: str, device: str, quick: bool) 
         if not abs(got - value.item()) <= limit * got + (dtype == "bfloat16") * 4e-3:
             pytest.fail(f"not timed: layer {layer}: cosine distance {got}, peers {value.item()}")
     runs = {name: (lambda run=run: run(model, ids)) for name, run in PASSES.items()}
-    times = timing.interleaved(runs, device, 1 if quick else 5)
+    times = timing.interleaved(runs, device, 1 if quick else 6)
     median = {name: statistics.median(values) for name, values in times.items()}
     benchmark.group = f"calibration pass, {dtype}"
+    ratio_to_bare, intervals = ratios.of_rounds(
+        {name: values for name, values in times.items() if name != "bare"}, times["bare"]
+    )
     benchmark.extra_info.update(
         model="demo", dtype=dtype, tokens=f"{size} x {length}", seconds=median,
-        ratio_to_bare={
-            name: statistics.median(
-                mine / plain for mine, plain in zip(times[name], times["bare"], strict=True)
-            )
-            for name in runs if name != "bare"
-        },
+        ratio_to_bare=ratio_to_bare, interval={"ratio_to_bare": intervals},
     )  # fmt: skip
     timed = timing.finished(lambda: scored(model, ids), device)
     benchmark.pedantic(timed, rounds=1 if quick else 3)

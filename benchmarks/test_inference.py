@@ -14,9 +14,10 @@ import torch
 
 from simdiff.calibration import token_windows
 from simdiff.models import find_decoder_layers, load_model
-from simdiff.speed import measure_speed
-from simdiff.speed_bench import sharing_copy
+from simdiff.speed_bench import bench, sharing_copy
+from simdiff.speed_protocol import Protocol
 
+PHASES = ("prefill", "decode")
 OF_32 = (4, 6, 8, 10, 12)
 
 
@@ -29,25 +30,33 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     # Which layers does not matter for speed: a run in the middle.
     first = (num_layers - num_removed) // 2
     removed = range(first, first + num_removed)
-    length, new_tokens, repeats = (16, 2, 1) if quick else (256, 24, 5)
+    length, new_tokens, repeats = (16, 2, 1) if quick else (256, 24, 6)
     pruned = sharing_copy(model, removed)
     prompt = token_windows("demo", tokenizer, num_windows=1, window_length=length).batches(1)[0]
     kept, logits = len(find_decoder_layers(pruned)), pruned(input_ids=prompt.to(device)).logits
     if kept != num_layers - num_removed or not bool(logits.isfinite().all()):
         pytest.fail(f"not timed: {kept} layers left of {num_layers}, logits finite: "
                     f"{bool(logits.isfinite().all())}")  # fmt: skip
-    speeds = measure_speed(
-        model, pruned, prompt_length=length, new_tokens=new_tokens, repeats=repeats
-    )
-    speed = speeds["pruned"]
+    protocol = Protocol((1,), (length,), new_tokens, repeats=repeats, warm_up=1)
+    found = bench(model, pruned, protocol, removed=removed)
+    (setting,) = found["settings"]
+    phases = {name: setting["phases"][name] for name in PHASES}
     benchmark.group = f"inference, {num_removed} of {num_layers} layers removed"
     benchmark.extra_info.update(
         removed=num_removed, num_layers=num_layers, of_32=of_32, prompt=length,
-        new_tokens=new_tokens, speedup=speed.times_faster, ideal=speed.ideal,
-        share_of_ideal=speed.share_of_ideal, decoding=speed.decoding,
+        new_tokens=new_tokens, decoding=found["decoding"],
+        speedup={name: phase["ratio"]["median"] for name, phase in phases.items()},
+        interval={
+            "speedup": {
+                name: {key: phase["ratio"][key] for key in ("low", "high", "coverage")}
+                for name, phase in phases.items()
+            }
+        },
+        ideal={name: phase["ideal"] for name, phase in phases.items()},
+        share_of_ideal={name: phase["share_of_ideal"] for name, phase in phases.items()},
         tokens_per_second={
-            name: {"prefill": speed.prefill, "decode": speed.decode}
-            for name, speed in speeds.items()
+            name: {key: setting[name]["tokens_per_second"][key]["median"] for key in PHASES}
+            for name in ("dense", "pruned")
         },
     )  # fmt: skip
 

@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 import read_limit
 import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
+PROCESSORS = Path("/sys/devices/system/cpu")
+# Where the system does not tell: as much as the last caches of two chiplets of a server.
+UNKNOWN_CACHE_BYTES = 64 << 20
+# Bytes read between two uses of a pair, in caches: which line a cache gives up is not known.
+CACHES_BETWEEN = 4
 
 
 def cache_bytes(device: str) -> int:
     """What a pass must exceed so that nothing is found in the last cache."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
-    return 64 << 20
+    if hasattr(os, "sched_getaffinity"):
+        usable = os.sched_getaffinity(0)
+    else:
+        usable = set(range(os.cpu_count() or 1))
+    return last_caches(PROCESSORS, usable) or UNKNOWN_CACHE_BYTES
+
+
+def last_caches(processors: Path, usable: Collection[int]) -> int | None:
+    """Bytes of all caches of the last level that the processors can fill; None: not told.
+
+    `processors` is laid out as Linux does it, with `cpuN/cache/indexM/{level,type,size,
+    shared_cpu_list}`. A cache that several share counts once.
+    """
+    found: dict[tuple[int, str], int] = {}
+    for number in usable:
+        levels: dict[int, tuple[str, int]] = {}
+        for folder in (processors / f"cpu{number}" / "cache").glob("index*"):
+            try:
+                level, kind, size, shared = (
+                    (folder / name).read_text().strip()
+                    for name in ("level", "type", "size", "shared_cpu_list")
+                )
+                if kind != "Instruction":
+                    levels[int(level)] = shared, _bytes(size)
+            except (OSError, ValueError, KeyError):
+                continue  # virtual machines leave some of them out
+        if levels:
+            last = max(levels)
+            shared, size_of_last = levels[last]
+            found[last, shared] = size_of_last
+    return sum(found.values()) or None
+
+
+def _bytes(size: str) -> int:
+    """Of `32768K`."""
+    return int(size[:-1]) << {"K": 10, "M": 20, "G": 30}[size[-1]]
 
 
 def cold_pairs(make: Callable[[int], Pair], pair_bytes: int, device: str) -> list[Pair]:
     """Enough pairs of tensors that using one after the other finds none of them in the cache.
 
-    512 at most: what is smaller than a 128th of the cache is read from it.
+    Between two uses of a pair the others are read, `CACHES_BETWEEN` times the cache or more; 512
+    pairs at most: what is smaller than a 128th of the cache is read from it.
+
+    Raises:
+        MemoryError: on a CPU, that would be more than half of what memory is free.
     """
-    count = max(2, -(-4 * cache_bytes(device) // pair_bytes))
-    return [make(seed) for seed in range(min(count, 512))]
+    count = min(512, 1 + max(1, -(-CACHES_BETWEEN * cache_bytes(device) // pair_bytes)))
+    free = free_bytes() if device == "cpu" else None
+    if free is not None and count * pair_bytes > free // 2:
+        raise MemoryError(
+            f"{count} pairs of {pair_bytes >> 20} MiB are read in turn so that none is in a cache "
+            f"of {cache_bytes(device) >> 20} MiB: more than half of the {free >> 20} MiB free"
+        )
+    return [make(seed) for seed in range(count)]
+
+
+def free_bytes(told: Path = Path("/proc/meminfo")) -> int | None:
+    """Of the memory of this machine; None: not told."""
+    if told.exists():
+        for line in told.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return None
 
 
 def device_seconds(
@@ -90,15 +151,24 @@ def host_seconds(
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], device: str, repeats: int
+    runs: Mapping[str, Callable[[], object]], device: str, repeats: int, calls: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round, one after the other: what drifts, drifts for all."""
+    """Seconds of a call in every round, one after the other: what drifts, drifts for all.
+
+    A turn is `calls` calls in a row, of which the mean counts.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
+
+    def turn(run: Callable[[], object]) -> None:
+        for _ in range(calls):
+            run()
+
+    once = _once_on_gpu if device == "cuda" else _once_on_cpu
     for run in runs.values():
         run()
     for _ in range(repeats):
         for name, run in runs.items():
-            times[name].append(_once_on_gpu(run) if device == "cuda" else _once_on_cpu(run))
+            times[name].append(once(lambda run=run: turn(run)) / calls)
     return times
 
 
@@ -139,11 +209,10 @@ def pure_read(pairs: Sequence[Pair], device: str) -> tuple[str, float]:
     return fastest, times[fastest]
 
 
-def limit_of(pairs: Sequence[Pair], device: str) -> Callable[[], object]:
-    """The fastest way to read a pair, on the first of them."""
+def limit_of(pairs: Sequence[Pair], device: str) -> Callable[[Tensor, Tensor], object]:
+    """The fastest way to read a pair."""
     ways = read_limit.reads(device)
-    read = ways[pure_read(pairs, device)[0] if len(ways) > 1 else next(iter(ways))]
-    return lambda: read(*pairs[0])
+    return ways[pure_read(pairs, device)[0] if len(ways) > 1 else next(iter(ways))]
 
 
 def copy_seconds(pairs: Sequence[Pair], device: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from simdiff_kernels.blocks import RunningBlockScores
 from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
 from simdiff_kernels.running import RunningScores
 
+# What sums in float32 may be off by, relative. Up to 52 additions follow each other before a sum is
+# widened, each rounded by at most half a unit in the last place, 2^-24 of the sum. Spread evenly
+# over that, an error has a standard deviation of 2^-24 / sqrt(3); of 52 independent ones the sum
+# has sqrt(52 / 3) 2^-24 at most, because the partial sums are below the last. Three of those.
+SHORT_SUMS = 3 * math.sqrt(52 / 3) * 2.0**-24
 MASSIVE = 300.0  # times the rest of the row: the activations that METRICS must survive
 
 
@@ -305,10 +311,8 @@ def check_metrics(
     times as much.
 
     With `short_sums` (the cpu backend below float64; for all blocks every one but the reference)
-    up to 52 additions are made in float32 before a sum is widened: at most 52 * 2^-24 of it, where
-    the errors of all 52 point the same way; they do not, and a quarter of it is allowed here. The
-    cosine distance is then computed from sums of which (b - a)^2 is at most 15/16 of ||d||^2, or
-    from exact ones.
+    some additions are made in float32, and `SHORT_SUMS` is allowed for them. The cosine distance is
+    then computed from sums of which (b - a)^2 is at most 15/16 of ||d||^2, or from exact ones.
 
     Raises:
         AssertionError: which metric of which token, by how much.
@@ -343,7 +347,7 @@ def _summation(before: Tensor) -> float:
 
 
 def _short(before: Tensor, short_sums: bool) -> float:
-    return 52 / 4 * 2.0**-24 if short_sums and before.dtype != torch.float64 else 0.0
+    return SHORT_SUMS if short_sums and before.dtype != torch.float64 else 0.0
 
 
 def _limit(exact: TokenMetrics, before: Tensor, dtype: torch.dtype, short_sums: bool) -> Tensor:

@@ -10,15 +10,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gpu_page
 import predict
+import provenance
 import pytest
+import ratios
 import report
 import subjects
 import timing
 import torch
 from torch._inductor import metrics as inductor
+
+from simdiff_kernels.testing import exact_metrics
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -97,7 +102,6 @@ def subjects_on_cpu() -> list[subjects.Subject]:
         subjects.ours("cpu"),
         subjects.row_sums("cpu"),
         *subjects.in_pytorch("cpu"),
-        *subjects.one_pass("cpu")[:1],
     ]
 
 
@@ -144,9 +148,8 @@ def test_wrong_results_are_reported(dtype: torch.dtype) -> None:
 def test_compiled_subjects_are_compiled() -> None:
     """What torch.compile leaves to eager PyTorch makes no kernel of its own."""
     before, after = subjects.states(40, 96, torch.float32, "cpu")
-    compiled = [s for s in (*subjects.in_pytorch("cpu"), *subjects.one_pass("cpu"))
-                if s.name.startswith("torch.compile")]  # fmt: skip
-    assert len(compiled) == 3
+    compiled = [s for s in subjects.in_pytorch("cpu") if s.name.startswith("torch.compile")]
+    assert [s.name for s in compiled] == ["torch.compile, one pass", "torch.compile"]
     for subject in compiled:
         torch._dynamo.reset()
         inductor.reset()
@@ -156,6 +159,88 @@ def test_compiled_subjects_are_compiled() -> None:
         inductor.reset()
         subject.run(before, after)
         assert inductor.generated_kernel_count == 0, subject.name
+
+
+@pytest.mark.parametrize("token", [0, 255, 299])
+def test_every_token_is_checked(token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wrong token of 300, read in pieces of 64; what is exact may be known already."""
+    monkeypatch.setattr(subjects, "_PIECE", 64 * 96)
+    before, after = subjects.states(300, 96, torch.float32, "cpu")
+    exact = subjects.exact_means(before, after)
+    assert exact == pytest.approx(
+        {
+            name: value.mean().item()
+            for name, value in exact_metrics(before, after)._asdict().items()
+        },
+        rel=1e-9,
+    )
+    ours = subjects.ours("cpu")
+
+    def run(x: torch.Tensor, y: torch.Tensor) -> object:
+        wrong = y.clone()
+        wrong[:, token] *= 1.01
+        return ours.run(x, wrong)
+
+    bad = replace(ours, name="bad", run=run)
+    assert "bad: " in str(subjects.check(bad, before, after))
+    assert "bad: " in str(subjects.check(bad, before, after, exact))
+    assert subjects.check(subjects.ours("cpu"), before, after, exact) is None
+
+
+def cache(folder: Path, level: int, kind: str, size: str, shared: str) -> None:
+    folder.mkdir(parents=True)
+    for name, value in (("level", str(level)), ("type", kind), ("size", size),
+                        ("shared_cpu_list", shared)):  # fmt: skip
+        (folder / name).write_text(f"{value}\n")
+
+
+def test_the_last_caches_are_read_from_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two chiplets of two processors; of the last four only the caches of the usable ones count."""
+    for number, shared in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        caches = tmp_path / f"cpu{number}" / "cache"
+        cache(caches / "index0", 1, "Data", "32K", str(number))
+        cache(caches / "index2", 2, "Unified", "1M", str(number))
+        cache(caches / "index3", 3, "Unified", "307200K", shared)
+        cache(caches / "index4", 4, "Instruction", "2G", shared)
+    cache(tmp_path / "cpu4" / "cache" / "index2", 2, "Unified", "512K", "4")
+    (tmp_path / "cpu4" / "cache" / "index2" / "size").unlink()
+    assert timing.last_caches(tmp_path, {0, 1}) == 300 << 20
+    assert timing.last_caches(tmp_path, {1, 2}) == 600 << 20
+    assert timing.last_caches(tmp_path, {0, 4}) == 300 << 20
+    assert timing.last_caches(tmp_path, {4}) is None
+    assert timing.last_caches(tmp_path / "none", {0}) is None
+    monkeypatch.setattr(timing, "PROCESSORS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3}, raising=False)
+    assert timing.cache_bytes("cpu") == 300 << 20
+    monkeypatch.setattr(timing, "PROCESSORS", tmp_path / "none")
+    assert timing.cache_bytes("cpu") == timing.UNKNOWN_CACHE_BYTES
+
+
+@pytest.mark.parametrize("cache_mib", [32, 64, 300, 1152])
+def test_no_pair_is_in_the_cache_when_it_is_read_again(
+    cache_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its uses the others are read: four times the cache, at most one of them in excess."""
+    monkeypatch.setattr(timing, "cache_bytes", lambda device: cache_mib << 20)
+    monkeypatch.setattr(timing, "free_bytes", lambda: 64 << 30)
+    size = 256 << 20
+    pairs = timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
+    assert [first for first, _ in pairs] == [*range(len(pairs))]
+    others = (len(pairs) - 1) * size
+    assert others >= 4 * cache_mib << 20
+    assert others - size < 4 * cache_mib << 20
+    monkeypatch.setattr(timing, "free_bytes", lambda: 2 * len(pairs) * size - 1)
+    with pytest.raises(MemoryError, match=f"{len(pairs)} pairs of 256 MiB .* {cache_mib} MiB"):
+        timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
+
+
+def test_free_memory_is_what_the_system_says(tmp_path: Path) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\n")
+    assert timing.free_bytes(told) == 2 << 20
+    assert timing.free_bytes(tmp_path / "none") is None
 
 
 class Clock:
@@ -191,6 +276,25 @@ def test_interleaved_times_are_those_of_each_call(clock: Clock) -> None:
     assert clock.now == 140 + 7 + 21
 
 
+def test_a_turn_of_several_calls_gives_their_mean(clock: Clock) -> None:
+    runs = {"ours": clock.taking(50, 1, 2, 6, 2, 2, 8)}
+    assert timing.interleaved(runs, "cpu", 2, calls=3) == {"ours": [3, 4]}
+
+
+def test_ratios_are_those_of_the_rounds() -> None:
+    """Nine rounds: between the second and the eighth of the ratios with probability 0.961."""
+    below = [1.0, 2.0, 4.0, 8.0, 1.0, 1.0, 1.0, 1.0, 10.0]
+    times = [ratio * of for ratio, of in zip([5, 1, 9, 2, 8, 3, 7, 4, 6], below, strict=True)]
+    found, intervals = ratios.of_rounds({"eager": times}, below)
+    assert found == {"eager": 5}  # the ratio of the medians is 7
+    assert intervals == {"eager": {"low": 2, "high": 8, "coverage": 1 - 2 * 10 / 512}}
+    assert ratios.shown(5, intervals["eager"]) == "5.00 [2.00, 8.00]"
+    assert ratios.shown(0.01234, {"low": 0.012, "high": 0.1}, "percent") == "1.23% [1.20%, 10.00%]"
+    assert ratios.shown(31.25, {"low": 9.996, "high": 114.4}) == "31.2 [10.00, 114]"
+    assert ratios.shown(1.0049, None, 3) == "1.005"
+    assert ratios.shown(None, None) == ""
+
+
 def test_rounds_take_turns(clock: Clock) -> None:
     calls: list[str] = []
     runs = {name: lambda name=name: calls.append(name) for name in "ab"}
@@ -207,20 +311,33 @@ def test_seconds_of_a_call_on_cold_pairs(clock: Clock) -> None:
     assert timing.host_seconds(run, pair, "cpu", calls=2) == 3
 
 
-def results_of(medians: dict[str, float]) -> dict[str, object]:
+def results_of(medians: dict[str, float], **changed: object) -> dict[str, object]:
     """A result file of pytest-benchmark with one scoring case for each name."""
+    times_faster = {"eager": 30.0, "eager, one pass": 20.0, "torch.compile": 4.0,
+                    "torch.compile, one pass": 2.5, "float32 cosine": 6.0}  # fmt: skip
+    ends = {"low": 0.5, "high": 1.5, "coverage": 0.97}
     info = {"backend": "cpu", "hidden_size": 576, "dtype": "float32", "gb_per_second": 12.25,
-            "fraction_of_limit": 0.75, "times_faster": {"eager": 30.0}, "wrong": []}  # fmt: skip
+            "fraction_of_limit": 0.75, "times_faster": times_faster, "wrong": [],
+            "seconds": 1e-5, "tokens": 16,
+            "interval": {
+                "fraction_of_limit": {"low": 0.7, "high": 0.8, "coverage": 0.96},
+                "times_faster": {
+                    name: {end: value * ratio for end, value in ends.items()}
+                    for name, ratio in times_faster.items()
+                },
+            }}  # fmt: skip
     cases = [
         {
-            "name": f"test_large_update[{name}]", "fullname": f"x::{name}", "group": "g",
+            "name": f"test_{kind}_update[{name}]", "fullname": f"x::{name}", "group": "g",
             "stats": {"median": median, "q1": 0.99 * median, "q3": 1.01 * median, "min": median,
                       "max": median, "rounds": 3},
             "extra_info": info,
         }
         for name, median in medians.items()
+        for kind in (("small",) if name == "few" else ("large",))
     ]  # fmt: skip
-    return {"benchmarks": cases, "machine_info": {"machine": "some processor"}}
+    return {"benchmarks": cases, "machine_info": {"machine": "some processor"},
+            "commit_info": {"id": 40 * "a", "dirty": False}, **changed}  # fmt: skip
 
 
 def test_comparison_names_what_got_slower() -> None:
@@ -233,16 +350,46 @@ def test_comparison_names_what_got_slower() -> None:
     assert "gone: not measured any more" in lines[1]
 
 
-def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
+def write(tmp_path: Path, results: dict[str, object], *more: object) -> Any:
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(results_of({"a": 0.5})))
-    command = [sys.executable, str(BENCHMARKS / "report.py"), "write", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "| cpu | 576 | float32 | 12.2 | 0.75 | 30.0 |  |  |" in result.stdout
-    rows = path.with_suffix(".csv").read_text().splitlines()
-    assert rows[0] == "group,case,quantity,value"
-    assert "g,test_large_update[a],times_faster.eager,30.0" in rows
-    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    path.write_text(json.dumps(results))
+    command = [sys.executable, str(BENCHMARKS / "report.py"), "write", str(path), *map(str, more)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
+    """Of two forms of the same the table has the faster; every ratio has its interval."""
+    done = write(tmp_path, results_of({"a": 0.5, "few": 7.0}), "--output", tmp_path / "b.c")
+    assert done.returncode == 0, done.stderr
+    assert "some processor; commit aaaaaaaaaaaa, clean tree. Ratios: median" in done.stdout
+    assert (
+        "| cpu | 576 | float32 | 12.2 | 0.75 [0.70, 0.80] | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] "
+        "| 6.00 [3.00, 9.00] |  |\n"
+    ) in done.stdout
+    # The time and the ratio of one run, not the median of the other timer.
+    assert "| 16 | 576 | float32 | 10.0 | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] |" in done.stdout
+    assert json.loads((tmp_path / "b.c.json").read_text())["benchmarks"]
+    found = (tmp_path / "b.c.csv").read_text().splitlines()
+    assert found[0] == "group,case,quantity,value"
+    for line in ("times_faster.eager,30.0", "interval.fraction_of_limit.low,0.7",
+                 'times_faster.torch.compile, one pass",2.5',
+                 "interval.times_faster.float32 cosine.high,9.0"):  # fmt: skip
+        assert any(row.startswith("g,test_large_update[a],") and row.endswith(line)
+                   for row in found), line  # fmt: skip
+    assert (tmp_path / "b.c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_to_be_said_against_results_is_said(tmp_path: Path) -> None:
+    suite = {"quick": False, "missing": ["test_all_blocks[float32]"]}
+    dirty = {"id": 40 * "b", "dirty": True}
+    told = report.origin(results_of({"a": 0.5}, commit_info=dirty, suite=suite))
+    assert "commit bbbbbbbbbbbb, **with uncommitted changes**" in told
+    assert "**not complete, 1 missing: test_all_blocks[float32]**" in told
+    quick = results_of({"a": 0.5}, suite={"quick": True, "missing": []})
+    assert "**tiny cases" in report.origin(quick)
+    done = write(tmp_path, quick, "--output", provenance.RESULTS / "suite-quick")
+    assert (done.returncode, list(provenance.RESULTS.glob("suite-quick*"))) == (2, [])
+    assert "tiny cases: no result" in done.stderr
 
 
 @pytest.mark.model
@@ -255,15 +402,56 @@ def test_the_suite_runs_and_its_results_are_right(tmp_path: Path) -> None:
     own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent, env=own)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    cases = report.load(path)["benchmarks"]
+    results = report.load(path)
+    cases = results["benchmarks"]
+    suite, origin = results["suite"], results["suite"]["origin"]
+    assert (suite["quick"], suite["cases"], suite["missing"]) == (True, len(cases), [])
+    assert suite["command"] == "pytest benchmarks --quick --benchmark-only -q -p no:cacheprovider"
+    assert origin["sources"] == {name: provenance.digest(name) for name in report.SOURCES}
+    commit = {"id": origin["commit"], "dirty": not origin["clean"]}
+    assert results["commit_info"] == commit
     files = {case["fullname"].partition("::")[0] for case in cases}
     assert files == {f"benchmarks/{file.name}" for file in BENCHMARKS.glob("test_*.py")}
     assert {case["name"]: case["extra_info"].get("wrong", []) for case in cases} == {
         case["name"]: [] for case in cases
     }
+    named: dict[str, set[str]] = {}
     for case in cases:
-        for name, times in case["extra_info"].get("times_faster", {}).items():
-            assert times > 0, (case["name"], name)
+        info = case["extra_info"]
+        for quantity in ("fraction_of_limit", "times_faster", "ratio_to_bare", "share_of_forward",
+                         "speedup"):  # fmt: skip
+            if quantity in info:
+                found = dict(report.flatten("x", info[quantity]))
+                ends = dict(report.flatten("x", info["interval"][quantity]))
+                for name, ratio in found.items():
+                    assert 0 < ends[f"{name}.low"] <= ratio <= ends[f"{name}.high"]
+                named.setdefault(case["name"].partition("[")[0], set()).update(found)
+    forms = {f"x.{name}" for name in (
+        "eager", "eager, one pass", "torch.compile", "torch.compile, one pass", "float32 cosine",
+        "block influence",
+    )}  # fmt: skip
+    assert named["test_large_update"] == {"x", *forms} == named["test_small_update"]
+    assert named["test_pruned_inference"] == {"x.prefill", "x.decode"}
+    assert {"x.ours", "x.float32 lists"} < named["test_calibration_pass"]
+    assert {"x.compiled matmul", "x.bfloat16"} < named["test_all_blocks"]
+
+
+def test_what_a_suite_lacks_is_in_its_results(tmp_path: Path) -> None:
+    """Cases that are left out by name, and files that were not asked for."""
+    path = tmp_path / "part.json"
+    case = "test_small_update[cpu-1-576-float32]"
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS / "test_scoring.py"), "--quick",
+               "--benchmark-only", "-q", "-p", "no:cacheprovider", "-k", "cpu-1-576-float32",
+               f"--benchmark-json={path}"]  # fmt: skip
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS.parent, env=own)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    results = report.load(path)
+    assert [found["name"] for found in results["benchmarks"]] == [case]
+    missing = results["suite"]["missing"]
+    assert {"test_blocks.py", "test_small_update[cpu-1-576-bfloat16]"} < {*missing}
+    assert case not in missing
+    assert "test_scoring.py" not in missing
 
 
 def test_other_json_is_refused(tmp_path: Path) -> None:

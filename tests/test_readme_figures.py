@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ratios
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,10 +56,6 @@ def stated(*texts: str) -> None:
     assert missing == []
 
 
-def three_digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_rows_have_as_many_cells_as_heads(page: Path) -> None:
     for head, *body in tables(page.read_text()):
@@ -70,9 +68,12 @@ def test_accuracy() -> None:
         for row in rows("accuracy")
     }
     peers, ours = "1 - cosine_similarity", "ours, avx512"
-    heads = ("distance", "float32, 1 − cosine_similarity", "bfloat16, same", "float32, ours",
-             "bfloat16, ours")  # fmt: skip
-    columns = [("float32", peers), ("bfloat16", peers), ("float32", ours), ("bfloat16", ours)]
+    heads = ("distance", "float32, 1 − cosine_similarity", "bfloat16, same",
+             "bfloat16, to float32 first", "float32, to float64 first",
+             "bfloat16, to float64 first", "float32, ours", "bfloat16, ours")  # fmt: skip
+    columns = [("float32", peers), ("bfloat16", peers), ("bfloat16", f"{peers}, float32"),
+               ("float32", f"{peers}, float64"), ("bfloat16", f"{peers}, float64"),
+               ("float32", ours), ("bfloat16", ours)]  # fmt: skip
     assert table(*heads) == [
         [f"1e-{n}", *(f"{found[dtype, f'1e-{n}', way]:.0e}" for dtype, way in columns)]
         for n in range(8)
@@ -84,7 +85,8 @@ def test_accuracy() -> None:
     stated(
         f"with AVX2 it is off by {worst('ours, avx2')} at most, with portable code by "
         f"{worst('ours, baseline')}.",
-        f"In float64 1 − cosine_similarity is off by {worst(f'{peers}, float64')} at most",
+        f"Of states widened to float64 1 − cosine_similarity is off by "
+        f"{worst(f'{peers}, float64')} at most",
     )
 
 
@@ -266,30 +268,51 @@ def test_inference() -> None:
             for phase in ("prefill", "decode"):
                 seconds = [setting[model]["seconds"][phase] for model in ("dense", "pruned")]
                 ratio = statistics.median(a / b for a, b in zip(*seconds, strict=True))
-                cells += [f"{ratio:.2f} ×", f"{ratio / setting['phases'][phase]['ideal']:.2f}"]
+                found = setting["phases"][phase]
+                assert ratio == pytest.approx(found["ratio"]["median"])
+                cells += [ratios.shown(ratio, found["ratio"]), f"{ratio / found['ideal']:.2f}"]
             wanted.append(cells)
-    heads = ("", "batch", "prefill", "of the ideal", "decode", "of the ideal")
+    heads = ("", "batch", "× prefill", "of the ideal", "× decode", "of the ideal")
     assert table(*heads) == wanted
 
 
 def test_scoring() -> None:
-    cases: dict[str, dict[str, str]] = {}
-    for row in rows("suite-epyc-2-cores"):
-        cases.setdefault(row["case"], {})[row["quantity"]] = row["value"]
-    wanted = []
-    for hidden_size in ("576", "2048", "4096", "8192"):
-        for dtype in ("float32", "bfloat16", "float16"):
-            case = cases[f"test_large_update[cpu-{hidden_size}-{dtype}]"]
-            gigabytes = float(case["bytes"]) / float(case["seconds"]) / 1e9
-            wanted.append([
-                hidden_size, dtype, f"{gigabytes:.1f}",
-                f"{float(case['fraction_of_limit']):.2f}",
-                three_digits(float(case["times_faster.eager"])),
-                f"{float(case['times_faster.torch.compile']):.1f}",
-            ])  # fmt: skip
-    assert table(
-        "hidden size", "dtype", "GB/s", "of a pure read", "× eager", "× torch.compile"
-    ) == wanted  # fmt: skip
+    """The table is that of `report.py`, without the backend; times and ratios are of one run."""
+    suite = results("suite-epyc-2-cores")
+    heads, *wanted = tables(report.table(suite))[0]
+    assert table(*heads[1:]) == [cells[1:] for cells in wanted]
+    for case, cells in zip(report.scoring_cases(suite, "test_large_update"), wanted, strict=True):
+        gigabytes = case["bytes"] / case["seconds"] / 1e9
+        compiled = [v for k, v in case["times_faster"].items() if k.startswith("torch.compile")]
+        assert cells[1:4] == [str(case["hidden_size"]), case["dtype"], f"{gigabytes:.1f}"]
+        assert cells[4].startswith(f"{case['fraction_of_limit']:.2f}")
+        assert cells[6].startswith(f"{min(compiled):.2f}")
+    (rounds,) = {c.get("repeats", 7) for c in report.scoring_cases(suite, "test_large_update")}
+    small = report.scoring_cases(suite, "test_small_update")
+    one = [1e6 * case["seconds"] for case in small if case["tokens"] == 1]
+    many = [1e6 * case["seconds"] for case in small
+            if (case["tokens"], case["hidden_size"]) == (16, 4096)]  # fmt: skip
+    eager = [case["times_faster"][report.fastest(case["times_faster"], "eager")] for case in small]
+    passes = [case["extra_info"] for case in suite["benchmarks"] if "calibration" in case["name"]]
+    told = []
+    for case in passes:
+        ends = case.get("interval", {}).get("ratio_to_bare", {})
+        ours, shortgpt, pruneme = (
+            ratios.shown(case["ratio_to_bare"][name], ends.get(name), 3)
+            for name in ("ours", "hidden states and cosine", "float32 lists")
+        )
+        told.append(
+            f"in {case['dtype']} takes {ours} times the bare one where layers are scored, "
+            f"{pruneme} times as PruneMe does it and {shortgpt} times as ShortGPT does it, "
+            "logits included"
+        )
+    stated(
+        *told,
+        f"medians of {rounds} interleaved rounds",
+        f"An update of 1 token takes {min(one):.0f} to {max(one):.0f} µs there, one of 16 tokens "
+        f"of 4096 entries {min(many):.0f} to {max(many):.0f} µs; eager PyTorch, in the same "
+        f"rounds, takes {min(eager):.1f} to {max(eager):.1f} times as long.",
+    )
 
 
 def test_other_figures() -> None:
@@ -299,6 +322,7 @@ def test_other_figures() -> None:
     blocks = {case["dtype"]: case for case in results("blocks-epyc-2-cores")["benchmarks"]}
     (overhead,) = results("overhead-epyc-2-cores")
     surgery = results("checkpoint-surgery-epyc-2-cores")
+    speeds = surgery["speed"]["ratios"]
     whole = {case["dtype"]: case["share_of_bare"] for case in results("pass-epyc-2-cores")}
     seconds = {dtype: case["seconds"]["ours"] for dtype, case in blocks.items()}
     eager, matmul = (
@@ -325,13 +349,14 @@ def test_other_figures() -> None:
         f"difference; eager PyTorch, pair by pair, takes {eager['float32']:.0f} times as long "
         f"(bfloat16: {eager['bfloat16']:.0f} times)",
         f"{overhead['seconds_in_update'] / overhead['bare_seconds']:.2%} of the bare forward",
-        f"takes {overhead['scored_seconds'] / overhead['bare_seconds']:.3f} times the bare time "
+        f"takes {statistics.median(pairs):.3f} times the bare time "
         f"(median of {len(pairs)}; single pairs lie between {min(pairs):.2f} and {max(pairs):.2f}",
         f"(−{-min(memory):.0f} to {max(memory):.0f} MB)",
         f"{surgery['memory']['checkpoint_gb']:.1f} GB with the shapes of a 70B model: "
         f"{surgery['memory']['added_peak_mb']:.0f} MB above",
         f"({surgery['memory']['command_peak_mb']:.0f} MB in all), and "
-        f"{surgery['speed']['ratio_of_medians']:.2f} times the speed of `cp`",
+        f"{statistics.median(speeds):.2f} times the speed of `cp` on real bytes "
+        f"({min(speeds):.2f} to {max(speeds):.2f} in {len(speeds)} rounds;",
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import reference
-from simdiff_kernels.testing import near, with_strides
+from simdiff_kernels.testing import SHORT_SUMS, near, with_strides
 from simdiff_kernels.triton import row_sums
 from simdiff_kernels.triton.compile import ELEMENT_TYPES, variants
 from simdiff_kernels.triton.row_sums import (
@@ -35,7 +35,6 @@ HEADER = Path(__file__).parent.parent / "csrc" / "common" / "short_sums.h"
 # each waits for 24 KB.
 MAX_REGISTERS = 80
 SHARED_MEMORY = 29 * 1024  # of a program, 1 KB of it reserved: five of them on an A100, of 164 KB
-SHORT = 52 / 4 * 2.0**-24  # what check_metrics allows sums in float32
 DTYPES = {8: [torch.float64], 4: [torch.float32], 2: [torch.bfloat16, torch.float16]}
 
 
@@ -161,7 +160,7 @@ def test_every_configuration(hidden_size: int, aligned: bool, dtype: torch.dtype
         sums = torch.full_like(wanted, torch.nan).to(device)
         row_sums(sums, *pair, None if some is None else some.to(device))
         reference.row_sums(wanted, before, after, some)
-        limit = 1e-13 if dtype == torch.float64 else SHORT
+        limit = 1e-13 if dtype == torch.float64 else SHORT_SUMS
         assert torch.allclose(sums.cpu(), wanted, rtol=limit, atol=0)
         assert torch.allclose(sums[0, 1].cpu(), wanted[0, 1], rtol=1e-13, atol=0)
 
@@ -189,4 +188,4 @@ def test_short_sums_stay_short() -> None:
     sums, wanted = torch.empty(2, 1, 1, 4, dtype=torch.float64, device=device)
     row_sums(sums, states, states)
     reference.row_sums(wanted, states, states)
-    assert torch.allclose(sums, wanted, rtol=SHORT, atol=0)
+    assert torch.allclose(sums, wanted, rtol=SHORT_SUMS, atol=0)

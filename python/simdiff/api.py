@@ -137,7 +137,6 @@ def plan(
     selection: str | None = None,
     max_blocks: int | None = None,
     protect: Collection[int] = (),
-    allow_decisive: bool = False,
     random_seed: int = 0,
     model: Model | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -154,7 +153,6 @@ def plan(
             (GB of 1e9 bytes) is to be reached; at most one, and a quarter of the layers if none.
         criterion, alpha, selection, max_blocks, random_seed: as the options of `simdiff plan`.
         protect: layers that stay, counted from 0.
-        allow_decisive: let layers go that write or erase a massive activation.
         model: the model of the scores; `simdiff` then improves its plan by perplexity.
         tokenizer: of `model`; None takes the one saved beside it.
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
@@ -181,7 +179,6 @@ def plan(
         protect=protect,
         selection=selection,
         max_blocks=max_blocks,
-        keep_decisive=not allow_decisive,
         random_seed=random_seed,
         evaluation_windows=evaluation_windows,
         num_resamples=bootstrap,

@@ -1,4 +1,4 @@
-"""Costs of cutting blocks of layers, from their scores; and layers that write what all others read.
+"""Costs of cutting blocks of layers, from their scores.
 
 The default, `simdiff`, joins similarity and difference. For a token whose hidden state is h_i
 before the block and h_j after it,
@@ -17,8 +17,6 @@ The cost is its mean over tokens, cosine distance plus norm change.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,9 +24,6 @@ from simdiff.block_scores import BlockScores, Matrix
 from simdiff.block_selection import BlockCosts
 from simdiff.errors import SimdiffError
 from simdiff.scores import LayerScores
-
-# Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993): modified z-scores above this.
-DECISIVE_Z_SCORE = 3.5
 
 
 @dataclass(frozen=True)
@@ -129,30 +124,3 @@ def _last_token_costs(scores: LayerScores, chosen: BlockCriterion) -> BlockCosts
             "Python, score(..., blocks=True))"
         )
     return BlockCosts(chosen.name, chosen.formula, scores.last_token_angles)
-
-
-def decisive_layers(scores: LayerScores) -> dict[int, float]:
-    """Layers that make a decisive correction to some token, with their modified z-score.
-
-    A massive activation is written, and later erased, by single layers whose largest squared
-    difference over tokens exceeds that of the others by orders of magnitude. With m_l the logarithm
-    of the largest squared difference of layer l,
-
-        z_l = 0.6745 (m_l - median m) / median |m - median m|
-
-    over depth, and a layer is decisive where z_l > 3.5. The logarithm makes it independent of the
-    unit of the hidden states; median and median deviation are not moved by the layers sought.
-
-    Source: Iglewicz and Hoaglin (1993) for the z-score; Sun et al., "Massive Activations in Large
-    Language Models", arXiv 2402.17762, for the phenomenon.
-    """
-    maxima = scores.metrics["squared_difference"].maximum
-    if min(maxima) <= 0:  # a layer that changes nothing: no logarithm, and no spread to speak of
-        return {}
-    logarithms = [math.log(value) for value in maxima]
-    middle = statistics.median(logarithms)
-    spread = statistics.median(abs(value - middle) for value in logarithms)
-    if spread == 0:
-        return {}
-    z_scores = [0.6745 * (value - middle) / spread for value in logarithms]
-    return {layer: z for layer, z in enumerate(z_scores) if z > DECISIVE_Z_SCORE}

@@ -9,8 +9,8 @@ w_g times each, and with n_g tokens of mean m_g in sequence g the draw has
 From these scores criterion and selection make a plan as from any others. The share of B such draws
 in whose plan a layer is estimates how often it would be in the plan of another text of this length.
 Sequences are drawn, not tokens, since neighbouring tokens are not independent. A maximum can only
-be one that was seen, so that what depends on it (decisive layers, simdiff-max) is surer than the
-bootstrap can tell.
+be one that was seen, so that what depends on it (simdiff-max) is surer than the bootstrap can
+tell.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), Chapter 6; Section 13.3 for
 percentile intervals; Section 7.4 for what fails with maxima.
@@ -232,7 +232,7 @@ def amounts_of_text(
 def _plans(
     scores: LayerScores, plan_of: PlanOf, weights: Tensor
 ) -> Iterator[PruningPlan | SimdiffError]:
-    """The plan of each draw, or why there is none, such as too many decisive layers."""
+    """The plan of each draw, or why there is none."""
     for draw in resampled(scores, weights):
         try:
             yield plan_of(draw)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import window_loss
+from simdiff.evaluation import token_losses, window_loss
 from simdiff.models import decoder_body, find_decoder_layers
 from simdiff.selection import check_layers
 
 # Of hidden states kept for reuse; 8 windows of 512 tokens of a 7B model in bf16 fill it.
 MEMORY_BUDGET = 1 << 30
+
+T = TypeVar("T")
 
 
 class BypassEvaluator:
@@ -70,24 +72,44 @@ class BypassEvaluator:
         Raises:
             SimdiffError: not layers of the model, or all of them.
         """
+        with self._ready(removed):
+            return [
+                self._read(window, frozenset(removed), window_loss)
+                for window in range(len(self._windows))
+            ]
+
+    def token_losses(self, removed: Collection[int], window: int) -> Tensor:
+        """Losses of one window without these layers, see `simdiff.evaluation.token_losses`.
+
+        Raises:
+            SimdiffError: not layers of the model, or all of them.
+        """
+        with self._ready(removed):
+            return self._read(
+                window, frozenset(removed), lambda model, ids: token_losses(model, ids[0])
+            )
+
+    @contextlib.contextmanager
+    def _ready(self, removed: Collection[int]) -> Iterator[None]:
         check_layers(removed, self.num_layers, "layers to pass by")
         if len(removed) >= self.num_layers:
             raise SimdiffError(
                 f"losses: removed must leave a layer, got all {self.num_layers} layers"
             )
-        with torch.no_grad(), self._overridden():
+        # Not inference mode, where tensors do not count how often they are written.
+        with torch.inference_mode(False), torch.no_grad(), self._overridden():
             if not self._base_states:
                 self._keep_base_states()
-            return [self._loss(window, frozenset(removed)) for window in range(len(self._windows))]
+            yield
 
     def _keep_base_states(self) -> None:
         kept = self._kept_layers()
         if not self._output_lengths:  # what a layer returns is seen when it runs
-            self._read(0, _Run(frozenset(), 0, None, None))
+            self._forward(0, _Run(frozenset(), 0, None, None))
         for window, states in enumerate(self._states):
             states.clear()
             if kept:
-                self._read(window, _Run(self._base, 0, None, (kept, states)))
+                self._forward(window, _Run(self._base, 0, None, (kept, states)))
         self._base_states = True
 
     def _kept_layers(self) -> frozenset[int]:
@@ -102,13 +124,15 @@ class BypassEvaluator:
             self.num_layers,
         }
 
-    def _loss(self, window: int, removed: frozenset[int]) -> float:
+    def _read(
+        self, window: int, removed: frozenset[int], loss_of: Callable[[PreTrainedModel, Tensor], T]
+    ) -> T:
         changed = min(removed ^ self._base, default=self.num_layers)
         states = self._states[window]
         start = max((layer for layer in states if layer <= changed), default=0)
         entering, version = states.get(start, (None, 0))
         self._run = _Run(removed, start, entering, None)
-        loss = window_loss(self._model, self._windows[window])
+        loss = loss_of(self._model, self._windows[window])
         if entering is not None and entering._version != version:
             raise SimdiffError(
                 f"a layer from {start} on writes over what enters it, so that states cannot be "
@@ -116,7 +140,7 @@ class BypassEvaluator:
             )
         return loss
 
-    def _read(self, window: int, run: _Run) -> None:
+    def _forward(self, window: int, run: _Run) -> None:
         """A forward without the language-model head."""
         self._run = run
         device = self._model.get_input_embeddings().weight.device

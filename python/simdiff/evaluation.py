@@ -91,7 +91,7 @@ def exponential(nll: float) -> float:
     return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def token_losses(model: PreTrainedModel, window: Tensor) -> Tensor:
     """Negative log-likelihood of every token of one window but its first, float32, in nats.
 
@@ -100,8 +100,11 @@ def token_losses(model: PreTrainedModel, window: Tensor) -> Tensor:
         window: token ids `(window_length,)`.
     """
     ids = window.to(model.get_input_embeddings().weight.device)
-    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[1:].to(logits.device), reduction="none")
+    logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1]
+    targets = ids[1:].to(logits.device)
+    parts = zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
+    entropy = torch.nn.functional.cross_entropy
+    return torch.cat([entropy(some.float(), wanted, reduction="none") for some, wanted in parts])
 
 
 @dataclass(frozen=True)

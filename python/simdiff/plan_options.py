@@ -31,7 +31,6 @@ class PlanOptions:
     protect: Collection[int] = field(default_factory=tuple)
     selection: str | None = None
     max_blocks: int | None = None
-    keep_decisive: bool = True
     random_seed: int = 0
     evaluation_windows: int = 4
     """Calibration windows that searches read, and those of the greedy search of which simdiff
@@ -124,7 +123,6 @@ class PlanOptions:
             selection=self.selection,
             protect=self.protect,
             max_blocks=self.max_blocks,
-            keep_decisive=self.keep_decisive,
             random_seed=self.random_seed,
             model=model,
             windows=windows,

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.block_costs import block_costs, decisive_layers
+from simdiff.block_costs import block_costs
 from simdiff.block_selection import best_contiguous_block, optimal_blocks
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
 from simdiff.errors import SimdiffError
 from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
 from simdiff.scores import LayerScores
 from simdiff.selection import PruningPlan, check_selection, select
-from simdiff.shortlist import EXPONENTS, Candidate, lowest_influence, shortlist
+from simdiff.shortlist import EXPONENT, Candidate, shortlist
 
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
@@ -66,18 +66,17 @@ def make_plan(
     selection: str | None = None,
     protect: Collection[int] = (),
     max_blocks: int | None = None,
-    keep_decisive: bool = True,
     random_seed: int = 0,
     model: PreTrainedModel | None = None,
     windows: Tensor | None = None,
 ) -> PruningPlan:
     """Choose the layers that go.
 
-    The default, `simdiff` with selection "blocks", keeps layers that make a decisive correction and
-    removes the disjoint blocks of least total cost (to the power 5/6, see `simdiff.shortlist`).
-    Given the model and calibration windows, it evaluates a shortlist of at most seven such plans on
-    one window, exchanges layers of the best one while that lowers its perplexity
-    (`simdiff.exchange`), and reads 1/50 of the windows that greedy search would.
+    The default, `simdiff` with selection "blocks", removes the disjoint blocks of least total cost
+    (to the power 5/6, see `simdiff.shortlist`). Given the model and calibration windows, it reads
+    one window with that plan and with the layers of lowest block influence, exchanges layers of the
+    better one while that lowers its perplexity (`simdiff.exchange`), and reads 1/50 of the windows
+    that greedy search would.
 
     Args:
         scores: of all layers, and of blocks where the selection needs them.
@@ -87,7 +86,6 @@ def make_plan(
         selection: one of `SELECTIONS`; None takes `default_selection`.
         protect: layers that stay, whatever they cost.
         max_blocks: at most so many separate blocks, for selection "blocks".
-        keep_decisive: protect layers that make a decisive correction, for criterion `simdiff`.
         random_seed: of the criterion random.
         model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
             text, both or neither; used by `simdiff` with selection "blocks" alone.
@@ -99,49 +97,37 @@ def make_plan(
     check_planning(criterion, selection, max_blocks)
     check_selection(scores.num_layers, num_remove, protect)
     chosen = selection or default_selection(criterion)
-    decisive: dict[int, float] = {}
-    if criterion == "simdiff" and keep_decisive:
-        decisive = {k: z for k, z in decisive_layers(scores).items() if k not in protect}
-    held = frozenset(protect) | frozenset(decisive)
-    if scores.num_layers - len(held) < num_remove:
-        raise SimdiffError(
-            f"{num_remove} layers must be free to remove, got {scores.num_layers - len(held)}: "
-            f"{len(protect)} are protected and layers {sorted(decisive)} make a decisive "
-            "correction; let those go too with --allow-decisive (keep_decisive=False)"
-        )
     ranked = importance(scores, criterion, alpha, seed=random_seed)
-    base = select(scores, ranked, num_remove, held)
+    base = select(scores, ranked, num_remove, protect)
     candidates: Sequence[Candidate] = ()
     removed, label = base.removed, chosen
     if chosen != "lowest":
         costs = block_costs(scores, BLOCK_CRITERION_OF[criterion])
         if chosen == "contiguous":
-            removed = best_contiguous_block(costs, num_remove, held)
+            removed = best_contiguous_block(costs, num_remove, protect)
         elif criterion == "simdiff" and model is not None and windows is not None:
             best, candidates = exchange_search(
                 losses_of_cuts(model, windows),
-                shortlist(scores, num_remove, held, max_blocks=max_blocks),
-                costs.raised(EXPONENTS[0]),
+                shortlist(scores, num_remove, protect, max_blocks=max_blocks),
+                costs.raised(EXPONENT),
                 max_reads=affordable_reads(scores.num_layers, num_remove, len(windows)),
                 num_windows=len(windows),
-                protect=held,
+                protect=protect,
                 max_blocks=max_blocks,
-                reference=lowest_influence(scores, num_remove, held),
             )
             removed, label = best.removed, best.origin
         else:
-            power = EXPONENTS[0] if criterion == "simdiff" else 1.0
-            removed = optimal_blocks(costs.raised(power), num_remove, held, max_blocks)
+            power = EXPONENT if criterion == "simdiff" else 1.0
+            removed = optimal_blocks(costs.raised(power), num_remove, protect, max_blocks)
             label = f"optimal blocks, p = {power:.3g}"
     options: dict[str, Any] = {
         "selection": selection,
         "max-blocks": max_blocks,
-        "allow-decisive": criterion == "simdiff" and not keep_decisive,
         "random-seed": random_seed if criterion == "random" else None,
         "evaluation-windows": len(windows) if candidates and windows is not None else None,
     }
     options = {name: value for name, value in options.items() if value not in (None, False)}
-    return _with(base, removed, label, protect, decisive, candidates, options)
+    return _with(base, removed, label, protect, candidates, options)
 
 
 def _with(
@@ -149,12 +135,11 @@ def _with(
     removed: Collection[int],
     selection: str,
     protect: Collection[int],
-    decisive: dict[int, float],
     candidates: Sequence[Candidate],
     options: dict[str, Any],
 ) -> PruningPlan:
     fields: dict[str, Any] = {**vars(base)}
-    notes = [*base.notes, *_decisive_notes(decisive), *_candidate_notes(candidates)]
+    notes = [*base.notes, *_candidate_notes(candidates)]
     return PruningPlan(
         **fields
         | {
@@ -162,20 +147,10 @@ def _with(
             "protected": tuple(sorted(protect)),
             "notes": tuple(notes),
             "selection": selection,
-            "decisive": tuple(sorted(decisive)),
             "candidates": tuple(candidate.to_dict() for candidate in candidates),
             "options": options,
         }
     )
-
-
-def _decisive_notes(decisive: dict[int, float]) -> list[str]:
-    return [
-        f"layer {layer} makes a decisive correction: the largest squared difference it makes to a "
-        f"token stands {z_score:.1f} robust deviations above the other layers' (massive "
-        "activations are written or erased so), so it is kept; let it go with --allow-decisive"
-        for layer, z_score in decisive.items()
-    ]
 
 
 def _candidate_notes(candidates: Sequence[Candidate]) -> list[str]:

@@ -18,7 +18,7 @@ from simdiff.plan_kinds import refuse_sublayers
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.plan"
-SCHEMA_VERSION = 2  # 2 added selection, decisive and candidates
+SCHEMA_VERSION = 3  # 2 added selection and candidates; 3 has no decisive layers
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,6 @@ class PruningPlan:
     calibration: dict[str, Any]
     selection: str = "lowest"
     """How the layers were chosen by importance or by the costs of blocks, in a few words."""
-    decisive: tuple[int, ...] = ()
-    """Layers kept because they make a decisive correction (`simdiff.block_costs`)."""
     candidates: tuple[dict[str, Any], ...] = ()
     """The plans among which perplexity chose, with their loss; empty where nothing was run."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -61,8 +59,6 @@ class PruningPlan:
         rank = _ordinal(self.ranking.index(layer) + 1)
         if layer in self.protected:
             return f"{rank} lowest, protected"
-        if layer in self.decisive:
-            return f"{rank} lowest, decisive correction"
         if layer in self.removed and self.selection != "lowest":
             start, stop = next(b for b in blocks_of(self.removed) if b[0] <= layer < b[1])
             return f"{rank} lowest, " + (
@@ -87,7 +83,6 @@ class PruningPlan:
             "ranking": list(self.ranking),
             "notes": list(self.notes),
             "selection": self.selection,
-            "decisive": list(self.decisive),
             "candidates": list(self.candidates),
             "options": self.options,
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
@@ -129,7 +124,6 @@ class PruningPlan:
                 model=dict(content["model"]),
                 calibration=dict(content["calibration"]),
                 selection=str(content.get("selection", "lowest")),
-                decisive=tuple(content.get("decisive", ())),
                 candidates=tuple(map(dict, content.get("candidates", ()))),
                 options=dict(content.get("options", {})),
                 confidence=None

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simdiff.block_costs import decisive_layers
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, Importance, importance
 from simdiff.errors import SimdiffError
 from simdiff.files import header, read_json, write_json
@@ -38,7 +37,6 @@ class SublayerPlan:
     num_layers: int
     protected: tuple[int, ...]
     """Layers of which both sub-layers stay."""
-    decisive: tuple[SublayerName, ...]
     """Kept because they write or erase a massive activation (`simdiff.block_costs`)."""
     criterion: str
     formula: str
@@ -54,7 +52,7 @@ class SublayerPlan:
         rank = f"rank {self.ranking.index(name) + 1} of {len(self.ranking)}"
         if name.layer in self.protected:
             return f"{rank}, protected"
-        return f"{rank}, decisive correction" if name in self.decisive else rank
+        return rank
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the file."""
@@ -79,7 +77,6 @@ class SublayerPlan:
                 for name, value in zip(self.ranking, self.importance, strict=True)
             ],
             "protected": list(self.protected),
-            "decisive": [list(name) for name in self.decisive],
             "notes": list(self.notes),
             "options": self.options,
         }
@@ -110,7 +107,6 @@ class SublayerPlan:
                 importance=tuple(float(entry["importance"]) for entry in content["sublayers"]),
                 num_layers=num_layers,
                 protected=tuple(content["protected"]),
-                decisive=_names(content["decisive"], num_layers),
                 criterion=content["criterion"],
                 formula=content["formula"],
                 alpha=content["alpha"],
@@ -142,14 +138,12 @@ def plan_sublayers(
     criterion: str = DEFAULT_CRITERION,
     alpha: float = DEFAULT_ALPHA,
     protect: Collection[int] = (),
-    keep_decisive: bool = True,
     random_seed: int = 0,
 ) -> SublayerPlan:
     """Remove the sub-layers of lowest importance, one shot.
 
     A criterion sees the sub-layers of the unit as the layers of a model. The default's cost is that
-    of cutting the one sub-layer, mean ||y - x||^2 / (2 ||x|| ||y||); decisive corrections are
-    looked for among sub-layers of one kind.
+    of cutting the one sub-layer, mean ||y - x||^2 / (2 ||x|| ||y||).
 
     Args:
         scores: with sub-layers.
@@ -157,7 +151,6 @@ def plan_sublayers(
         num_remove: how many sub-layers go.
         criterion, alpha, random_seed: see `simdiff.criteria.importance`.
         protect: layers of which both sub-layers stay.
-        keep_decisive: protect sub-layers that make a decisive correction, for `simdiff`.
 
     Raises:
         SimdiffError: unknown names, a number that cannot be met, scores without sub-layers.
@@ -173,18 +166,15 @@ def plan_sublayers(
     check_layers(protect, scores.num_layers, "protected layers")
     table = SublayerScores.of(scores)
     rows = [row for row, name in enumerate(table.names) if is_of(unit, name)]
-    decisive = _decisive(scores, table, unit) if criterion == "simdiff" and keep_decisive else {}
     ranked = importance(table.as_layers(scores, rows), criterion, alpha, seed=random_seed)
     ranking = [table.names[rows[index]] for index in ranked.ranking()]
-    free = [n for n in ranking if n.layer not in protect and n not in decisive]
+    free = [n for n in ranking if n.layer not in protect]
     if not 1 <= num_remove <= len(free) or num_remove >= len(table.names):
         raise SimdiffError(
             f"the number of sub-layers to remove must be 1 to the {len(free)} free ones of "
-            f"{len(ranking)} ({unit}; {len(protect)} layers are protected and {len(decisive)} "
-            f"sub-layers make a decisive correction), got {num_remove}"
+            f"{len(ranking)} ({unit}; {len(protect)} layers are protected), got {num_remove}"
         )
     removed = tuple(free[:num_remove])
-    options = {"allow-decisive": criterion == "simdiff" and not keep_decisive}
     return SublayerPlan(
         unit=unit,
         removed=removed,
@@ -192,32 +182,19 @@ def plan_sublayers(
         importance=tuple(ranked.values[index] for index in ranked.ranking()),
         num_layers=scores.num_layers,
         protected=tuple(sorted(protect)),
-        decisive=tuple(sorted(decisive)),
         criterion=criterion,
         formula=ranked.formula,
         alpha=ranked.alpha,
-        notes=tuple(_notes(ranked, [table.names[row] for row in rows], removed, decisive)),
+        notes=tuple(_notes(ranked, [table.names[row] for row in rows], removed)),
         model=scores.model,
         calibration=scores.calibration,
-        options={name: value for name, value in options.items() if value},
     )
-
-
-def _decisive(scores: LayerScores, table: SublayerScores, unit: str) -> dict[SublayerName, float]:
-    found: dict[SublayerName, float] = {}
-    for kind in KINDS:
-        rows = [k for k, name in enumerate(table.names) if name.kind == kind and is_of(unit, name)]
-        if rows:
-            z_scores = decisive_layers(table.as_layers(scores, rows))
-            found |= {table.names[rows[index]]: z for index, z in z_scores.items()}
-    return found
 
 
 def _notes(
     ranked: Importance,
     names: Sequence[SublayerName],
     removed: Sequence[SublayerName],
-    decisive: dict[SublayerName, float],
 ) -> list[str]:
     notes = []
     if ranked.saturated:
@@ -228,12 +205,6 @@ def _notes(
     for group in ranked.ties:
         tied = ", ".join(str(names[index]) for index in group)
         notes.append(f"tie: {tied} have equal importance")
-    for name, z_score in decisive.items():
-        notes.append(
-            f"{name} makes a decisive correction: its largest squared difference stands "
-            f"{z_score:.1f} robust deviations above the others' of its kind, so it is kept; let it "
-            "go with --allow-decisive"
-        )
     layers = [name.layer for name in removed]
     whole = sorted({layer for layer in layers if layers.count(layer) > 1})
     if whole:

@@ -89,7 +89,6 @@ def search_sublayers(
         importance=tuple(values + [ceiling] * (len(lost) + len(protected))),
         num_layers=len(found.layers),
         protected=tuple(sorted(protect)),
-        decisive=(),
         criterion=GREEDY,
         formula=FORMULA,
         alpha=None,

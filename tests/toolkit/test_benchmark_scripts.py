@@ -125,3 +125,78 @@ def test_search(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     found = json.loads(output.read_text())
     assert (found["candidates"], found["windows"]) == (6, [3, 16])
     assert found["ratio"] == found["plain_seconds"] / found["reusing_seconds"]
+
+
+@pytest.mark.model  # for its text
+@pytest.mark.parametrize("part", ["layers", "whole pass"])
+def test_overhead(run: Run, part: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of one repeat every interval is its ratio; less is spent in the scorer than in the pass."""
+    output = tmp_path / "overhead.json"
+    more = ("--whole-pass",) if part == "whole pass" else ("--batches", 2)
+    run("overhead", tiny_checkpoint, "--quick", "--dtypes", "float32", "--output", output, *more)
+    (found,) = json.loads(output.read_text())
+    assert (found["tokens"], found["dtype"]) == ("2 x 16", "float32")
+    if part == "layers":
+        assert [found["ratio"]] == pytest.approx(found["ratio_of_pairs"], abs=1e-4)
+        assert 0 < found["share_in_update"] < 1
+        ends = found["interval"]["share_in_update"]
+        assert ends["low"] == found["share_in_update"] == ends["high"]
+        assert len(found["memory_above_bare_mb_of_pairs"]) == 1
+    else:
+        (turn,) = found["turns"]
+        assert found["share_of_bare"]["layers"] > 0
+        for name, spent in zip(("layers", "with blocks"), turn[1:], strict=True):
+            assert found["seconds_in_pass"][name] == pytest.approx(spent, abs=1e-4)
+            ends = found["interval"]["share_of_bare"][name]
+            assert ends["low"] == found["share_of_bare"][name] == ends["high"]
+
+
+def test_overhead_refuses_wrong_scores(
+    run: Run, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is timed where the scores are not those of float64."""
+    import overhead
+
+    plain = overhead.scored
+
+    def wrong(model: PreTrainedModel, batches: Any, backend: str | None) -> Any:
+        return plain(model, batches if backend else [2 * batches[0] % 90], backend)
+
+    def text(source: str, tokenizer: object, *, num_windows: int, window_length: int) -> Any:
+        numbers = torch.arange(num_windows * window_length) % 90
+
+        class Windows:
+            tokens = numbers.view(num_windows, window_length)
+
+            def batches(self, size: int) -> list[torch.Tensor]:
+                return list(self.tokens.split(size))
+
+        return Windows()
+
+    monkeypatch.setattr(overhead, "token_windows", text)
+    monkeypatch.setattr(overhead, "scored", wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        run("overhead", tiny_checkpoint, "--quick", "--dtypes", "float32")
+
+
+def test_checkpoint_surgery(run: Run, tmp_path: Path) -> None:
+    """4 tiny layers, of which one goes: what is kept is counted from the shapes."""
+    import checkpoint_surgery
+
+    output = tmp_path / "surgery.json"
+    layers = ("--layers", 4, "--real-layers", 4)
+    run("checkpoint_surgery", "--quick", *layers, "--directory", tmp_path, "--output", output)
+    found = json.loads(output.read_text())
+    shapes = checkpoint_surgery.SHAPES_QUICK
+    size, inner, words = (shapes[f"{name}_size"] for name in ("hidden", "intermediate", "vocab"))
+    layer = 3 * size * size + 3 * size * inner + 2 * size
+    around = 2 * words * size + size
+    assert found["speed"]["kept_gb"] == pytest.approx(2 * (3 * layer + around) / 1e9)
+    memory, speed = found["memory"], found["speed"]
+    assert memory["checkpoint_gb"] == pytest.approx(2 * (4 * layer + around) / 1e9)
+    assert memory["kept_gb"] == speed["kept_gb"]
+    assert memory["added_peak_mb"] == memory["command_peak_mb"] - memory["libraries_peak_mb"]
+    assert memory["streaming_peak_mb"] < memory["libraries_peak_mb"]
+    assert speed["ratios"] == [speed["ratio"]]
+    assert speed["ratio"] == pytest.approx(speed["cut_mb_per_s"] / speed["cp_mb_per_s"])
+    assert [path.name for path in tmp_path.iterdir()] == ["surgery.json"]

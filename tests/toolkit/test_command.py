@@ -110,7 +110,7 @@ def test_a_plan_with_the_model_chooses_as_a_run_does(
 ) -> None:
     text = ("--text", tiny_text, *SMALL)
     out, scores, plan = tmp_path / "out", tmp_path / "s.json", tmp_path / "p.json"
-    options = ("--speed-up", "1.3", "--allow-decisive", "--max-blocks", "2")
+    options = ("--speed-up", "1.3", "--max-blocks", "2")
     assert simdiff("run", tiny_checkpoint, *text, *options, "-o", out) == 0
     whole = json.loads((out / "plan.json").read_text())
     assert simdiff("score", tiny_checkpoint, *text, "-o", scores) == 0

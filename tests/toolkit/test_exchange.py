@@ -106,30 +106,6 @@ def test_a_gain_within_its_error_is_not_taken() -> None:
         assert (best.removed == (2, 4, 5)) is wanted
 
 
-def test_the_reference_gives_way_to_two_standard_errors() -> None:
-    """START loses 1.2, the other plan 1.1: two standard errors of 400 tokens at spread 1."""
-    other = Candidate((2, 4, 5), "other")
-    assert sum(TRUE[k] for k in START.removed) - sum(TRUE[k] for k in other.removed) > 0
-    pair = [START, other]
-    for spread, wanted in ((0.9, other), (1.2, START), (0.0, other)):
-        losses = Losses(spread)
-        best, tried = exchange_search(
-            losses, pair, additive(SEEN), max_reads=0, reference=START.removed
-        )
-        assert best.removed == wanted.removed
-        assert len(tried) == 2
-        best, _ = exchange_search(losses, pair, additive(SEEN), max_reads=0)
-        assert best.removed == other.removed
-    best, _ = exchange_search(  # a reference that is no candidate changes nothing
-        Losses(1.2), pair, additive(SEEN), max_reads=0, reference=(7, 8, 9)
-    )
-    assert best.removed == other.removed
-    best, _ = exchange_search(  # nor does one that is out
-        Losses(1.2, bad=(3,)), pair, additive(SEEN), max_reads=0, reference=START.removed
-    )
-    assert best.removed == other.removed
-
-
 def test_plans_with_nan_are_out() -> None:
     best, tried = exchange_search(Losses(bad=(8,)), [START], additive(SEEN), max_reads=24)
     assert best.removed == (4, 5, 7)
@@ -191,35 +167,8 @@ def planned(
 ) -> PruningPlan:
     """By the options of the command, with a model and 60 windows at hand, scores apart."""
     monkeypatch.setattr(planning, "losses_of_cuts", reads.of_cuts)
-    options = PlanOptions(
-        budget=Budget(num_layers=num_layers), keep_decisive=False, num_resamples=0, **more
-    )
+    options = PlanOptions(budget=Budget(num_layers=num_layers), num_resamples=0, **more)
     return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
-
-
-@pytest.mark.parametrize(("errors", "taken"), [(-3.0, False), (1.5, False), (2.5, True)])
-def test_a_plan_leaves_block_influence_for_two_standard_errors(
-    llama_scores: LayerScores, monkeypatch: pytest.MonkeyPatch, errors: float, taken: bool
-) -> None:
-    """All other plans gain so many standard errors, each of 1 / sqrt(401)."""
-    distances = llama_scores.metrics["cosine_distance"].mean
-    lowest = tuple(sorted(sorted(range(6), key=distances.__getitem__)[:2]))
-    # 200 times 1, 200 times -1 and a 0: mean 0, variance 400 / (401 - 1).
-    spread = torch.tensor([1.0, -1.0] * 200 + [0.0])
-
-    def losses(plan: tuple[int, ...]) -> torch.Tensor:
-        return torch.full((401,), 3.0) + (plan != lowest) * (spread - errors / math.sqrt(401))
-
-    reads = Reads(losses)
-    plan = planned(monkeypatch, reads, llama_scores, 2, evaluation_windows=1)
-    tried = {plan for plan, _ in reads.calls}
-    assert lowest in tried
-    assert len(tried) > 1
-    assert (set(plan.removed) != set(lowest)) is taken
-    assert {frozenset(c["removed"]) for c in plan.candidates} == {*map(frozenset, tried)}
-    chosen = next(c for c in plan.candidates if set(c["removed"]) == set(plan.removed))
-    assert plan.selection == chosen["origin"]
-    assert chosen["nll"] == pytest.approx(3 - taken * errors / math.sqrt(401), rel=1e-6)
 
 
 @pytest.mark.parametrize(

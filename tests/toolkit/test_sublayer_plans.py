@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from test_families import token_ids
 from transformers import PreTrainedModel
 
@@ -58,13 +57,11 @@ def test_the_lowest_go(scores: LayerScores, unit: str) -> None:
     }
     for criterion, values in own.items():
         values = {name: v for name, v in values.items() if unit in ("sublayer", name.kind)}
-        plan = plan_sublayers(scores, unit, 4, criterion=criterion, alpha=0.3, keep_decisive=False)
+        plan = plan_sublayers(scores, unit, 4, criterion=criterion, alpha=0.3)
         assert plan.removed == lowest(values, 4), criterion
         assert plan.importance == pytest.approx(sorted(values.values()))
         free = {name: v for name, v in values.items() if name.layer not in (1, 2)}
-        plan = plan_sublayers(
-            scores, unit, 3, criterion=criterion, alpha=0.3, protect=(1, 2), keep_decisive=False
-        )
+        plan = plan_sublayers(scores, unit, 3, criterion=criterion, alpha=0.3, protect=(1, 2))
         assert plan.removed == lowest(free, 3)
 
 
@@ -77,19 +74,6 @@ def test_every_criterion_of_single_units(scores: LayerScores, tmp_path: Path) ->
         plan = plan_sublayers(scores, "sublayer", 3, criterion=criterion)
         plan.save(tmp_path / "plan.json")
         assert load_any_plan(tmp_path / "plan.json") == plan
-
-
-def test_a_massive_activation_is_kept(llama: PreTrainedModel) -> None:
-    with torch.no_grad():
-        llama.model.layers[3].mlp.down_proj.weight[7] *= 1000
-    scores = score_with_sublayers(llama, [token_ids()], progress=False)
-    plan = plan_sublayers(scores, "mlp", 5)
-    assert plan.decisive == (SublayerName(3, "mlp"),)
-    assert SublayerName(3, "mlp") not in plan.removed
-    assert "mlp 3 makes a decisive correction" in plan.notes[0]
-    with pytest.raises(SimdiffError, match="1 to the 5 free ones of 6"):
-        plan_sublayers(scores, "mlp", 6)
-    assert not plan_sublayers(scores, "mlp", 6, keep_decisive=False).decisive
 
 
 def test_files_of_scores(scores: LayerScores, llama_scores: LayerScores, tmp_path: Path) -> None:
@@ -144,7 +128,7 @@ def test_damaged_plans(scores: LayerScores, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bad_plans(scores: LayerScores, unit: str, count: int, wanted: str) -> None:
     with pytest.raises(SimdiffError, match=wanted):
-        plan_sublayers(scores, unit, count, keep_decisive=False)
+        plan_sublayers(scores, unit, count)
 
 
 def test_from_scores_to_perplexity(
@@ -157,7 +141,7 @@ def test_from_scores_to_perplexity(
     assert main(["score", model, *text, "--sublayers", "-o", scores]) == 0
     assert "attention 3" in capsys.readouterr().out
     chosen = ["plan", scores, "--unit", "sublayer", "-o", plan]
-    assert main([*chosen, "--num-layers", "4", "--allow-decisive"]) == 0
+    assert main([*chosen, "--num-layers", "4"]) == 0
     assert "REMOVE: rank 1 of 12" in capsys.readouterr().out
     assert main(["eval", model, *text, "--plan", plan, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -209,7 +193,7 @@ def test_plans_of_layers_in_memory(
 
 
 def test_plans_for_another_model(scores: LayerScores, llama: PreTrainedModel) -> None:
-    plan = plan_sublayers(scores, "mlp", 2, keep_decisive=False)
+    plan = plan_sublayers(scores, "mlp", 2)
     other = replace(plan, model={**plan.model, "fingerprint": "other"})
     with pytest.raises(SimdiffError, match="another model"), cut_in_memory(llama, other):
         pass

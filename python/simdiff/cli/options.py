@@ -83,8 +83,6 @@ def add_plan(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
                      "contiguous for criteria of blocks, lowest for the others)")  # fmt: skip
     sub.add_argument("--max-blocks", type=int, metavar="N",
                      help="at most N separate blocks (with --selection blocks)")  # fmt: skip
-    sub.add_argument("--allow-decisive", action="store_true", help="let simdiff remove layers "
-                     "that write or erase a massive activation")  # fmt: skip
     sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
                      help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
 
@@ -167,7 +165,6 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         protect=arguments.protect,
         selection=arguments.selection,
         max_blocks=arguments.max_blocks,
-        keep_decisive=not arguments.allow_decisive,
         random_seed=arguments.random_seed,
         evaluation_windows=getattr(arguments, "evaluation_windows", 0),
         num_resamples=arguments.bootstrap,

@@ -79,7 +79,6 @@ def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
         criterion=arguments.criterion,
         alpha=arguments.alpha,
         protect=arguments.protect,
-        keep_decisive=not arguments.allow_decisive,
         random_seed=arguments.random_seed,
     )
     plan.save(arguments.output)

@@ -44,7 +44,7 @@ def _strip(plan: PruningPlan) -> str:
         words = f"<span class='hidden'>: {told}</span>"
         reason = html.escape(f"layer {layer}: {told}, {plan.reason(layer)}", quote=True)
         cells.append(f'<li class="{kind}" title="{reason}">{layer}{words}</li>')
-    order = ("removed", "kept", "decisive", "protected")
+    order = ("removed", "kept", "protected")
     shown = {kind: kinds[kind] for kind in order if kind in kinds}
     return (
         f"<ol class='strip' aria-label='Decoder layers from first to last'>{''.join(cells)}</ol>"
@@ -57,8 +57,6 @@ def _fate(plan: PruningPlan, layer: int) -> tuple[str, str]:
         return "removed", "removed"
     if layer in plan.protected:
         return "protected", "kept because it was protected"
-    if layer in plan.decisive:
-        return "decisive", "kept because it makes a decisive correction"
     return "kept", "kept"
 
 

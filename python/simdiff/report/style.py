@@ -13,11 +13,11 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1d21; --soft: #59636e; --paper: #fafaf8;
   --card: #ffffff; --line: #e1e4e8; --grid: #eceef0; --removed: #b8430a; --removed-bar: #e07b39;
   --band: #fbeee4; --kept: #2b6ca3; --dense-bar: #7fa8cc; --recovered-bar: #56a98a;
-  --peak: #8b949e; --on-bar: #10151a; --decisive: #6f42a8; }
+  --peak: #8b949e; --on-bar: #10151a; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a0a9b4; --paper: #14171a;
   --card: #1b1f23; --line: #31373e; --grid: #2a2f35; --removed: #ff9a5c; --removed-bar: #d9773a;
   --band: #3a2a1e; --kept: #7db8ea; --dense-bar: #6b9cc7; --recovered-bar: #4fa386;
-  --peak: #87919c; --on-bar: #0c0f12; --decisive: #c3a1f0; } }
+  --peak: #87919c; --on-bar: #0c0f12; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -81,14 +81,12 @@ blockquote { margin: 0.8rem 0; padding: 0.2rem 0.9rem; border-left: 3px solid va
   font-variant-numeric: tabular-nums; }
 .strip .removed { background: var(--removed-bar); border-color: var(--removed-bar);
   color: var(--on-bar); text-decoration: line-through; font-weight: 600; }
-.strip .decisive { border: 2px solid var(--decisive); padding: calc(0.4rem - 1px) 0; }
 .strip .protected { border: 2px dashed var(--kept); padding: calc(0.4rem - 1px) 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; color: var(--soft);
   font-size: 0.86rem; margin: 0.5rem 0; padding: 0; list-style: none; }
 .legend i { display: inline-block; width: 0.95em; height: 0.95em; border-radius: 3px;
   vertical-align: -0.1em; margin-right: 0.35em; border: 1px solid var(--line); }
 .legend .removed { background: var(--removed-bar); border-color: var(--removed-bar); }
-.legend .decisive { border: 2px solid var(--decisive); }
 .legend .protected { border: 2px dashed var(--kept); }
 .legend .trained { background: var(--dense-bar); border-radius: 50%; }
 .legend .apart { background: var(--removed-bar); }
