@@ -21,6 +21,7 @@ import report
 import subjects
 import timing
 import torch
+from matplotlib.figure import Figure
 from torch._inductor import metrics as inductor
 
 from simdiff_kernels.testing import exact_metrics
@@ -350,25 +351,62 @@ def test_comparison_names_what_got_slower() -> None:
     assert "gone: not measured any more" in lines[1]
 
 
-def write(tmp_path: Path, results: dict[str, object], *more: object) -> Any:
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(results))
-    command = [sys.executable, str(BENCHMARKS / "report.py"), "write", str(path), *map(str, more)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_commands_compare(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    old, new, other = (tmp_path / f"{name}.json" for name in ("old", "new", "other"))
+    old.write_text(json.dumps(results_of({"a": 1.0, "b": 1.0})))
+    new.write_text(json.dumps(results_of({"a": 1.05, "b": 2.5})))
+    other.write_text("[]")
+    slower = "x::b: 2.50 times slower (1e+03 ms before, 2.5e+03 ms now)\n"
+    assert command("compare", old, new) == (1, slower, "")
+    assert command("compare", new, old) == (0, "nothing got slower\n", "")
+    assert command("compare", old, tmp_path / "none.json")[0] == 2
+    code, printed, error = command("compare", other, old)
+    assert (code, printed) == (2, "")
+    assert error.startswith(f"{other} must be a JSON file of pytest-benchmark")
 
 
-def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`report.py`: exit status, what it prints, what it says is wrong."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        code = report.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def write(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., Any]:
+    """`report.py write` of results."""
+
+    def run(results: dict[str, object], *more: object) -> tuple[int, str, str]:
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(results))
+        return command("write", path, *more)
+
+    return run
+
+
+def test_results_become_csv_table_and_plot(write: Callable[..., Any], tmp_path: Path) -> None:
     """Of two forms of the same the table has the faster; every ratio has its interval."""
-    done = write(tmp_path, results_of({"a": 0.5, "few": 7.0}), "--output", tmp_path / "b.c")
-    assert done.returncode == 0, done.stderr
-    assert "some processor; commit aaaaaaaaaaaa, clean tree. Ratios: median" in done.stdout
+    results = results_of({"a": 0.5, "few": 7.0})
+    results["benchmarks"][0]["stats"]["data"] = [0.5, 0.5]
+    code, printed, _ = write(results, "--output", tmp_path / "b.c")
+    assert code == 0
+    assert "some processor; commit aaaaaaaaaaaa, clean tree. Ratios: median" in printed
+    assert "median] with probability 0.96 or more.\n" in printed
     assert (
         "| cpu | 576 | float32 | 12.2 | 0.75 [0.70, 0.80] | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] "
         "| 6.00 [3.00, 9.00] |  |\n"
-    ) in done.stdout
+    ) in printed
     # The time and the ratio of one run, not the median of the other timer.
-    assert "| 16 | 576 | float32 | 10.0 | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] |" in done.stdout
-    assert json.loads((tmp_path / "b.c.json").read_text())["benchmarks"]
+    assert "| 16 | 576 | float32 | 10.0 | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] |" in printed
+    kept = json.loads((tmp_path / "b.c.json").read_text())["benchmarks"]
+    assert kept == results_of({"a": 0.5, "few": 7.0})["benchmarks"]  # without single times
     found = (tmp_path / "b.c.csv").read_text().splitlines()
     assert found[0] == "group,case,quantity,value"
     for line in ("times_faster.eager,30.0", "interval.fraction_of_limit.low,0.7",
@@ -376,10 +414,96 @@ def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
                  "interval.times_faster.float32 cosine.high,9.0"):  # fmt: skip
         assert any(row.startswith("g,test_large_update[a],") and row.endswith(line)
                    for row in found), line  # fmt: skip
+    assert "g,test_large_update[a],time.median,0.5" in found
+    assert "g,test_large_update[a],wrong," in found
     assert (tmp_path / "b.c.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_to_be_said_against_results_is_said(tmp_path: Path) -> None:
+def test_tables_of_a_suite() -> None:
+    """Every kind of case with figures of its own; an interval where one is known."""
+
+    def case(name: str, **info: object) -> dict[str, object]:
+        return {"name": name, "extra_info": info}
+
+    def ends(low: float, high: float) -> dict[str, float]:
+        return {"low": low, "high": high, "coverage": 0.9}
+
+    of = {"model": "m", "dtype": "bfloat16", "tokens": "8 x 512"}
+    suite = {
+        "machine_info": {"machine": "a machine"},
+        "benchmarks": [
+            case("test_all_blocks[m]", **of, seconds={"ours": 0.0123}, share_of_forward={
+                "float32": 0.5, "bfloat16": 0.0456}, times_faster={
+                "eager": 3.0, "batched matmul": 2.0, "compiled matmul": 1.5},
+                interval={"share_of_forward": {"bfloat16": ends(0.04, 0.05)},
+                          "times_faster": {"batched matmul": ends(1.9, 2.1)}}),
+            case("test_calibration_pass[m]", **of, ratio_to_bare={
+                "ours": 1.0123, "hidden states and cosine": 1.2, "float32 lists": 1.5},
+                interval={"ratio_to_bare": {"ours": ends(1.0, 1.02)}}),
+            case("test_pruned_inference[m]", removed=7, num_layers=30,
+                 speedup={"prefill": 1.21, "decode": 1.27}, ideal={"prefill": 1.25, "decode": 1.3},
+                 interval={"speedup": {"decode": ends(1.26, 1.28)}}),
+        ],
+    }  # fmt: skip
+    assert report.table(suite).splitlines() == [
+        f"a machine; commit unknown, **with uncommitted changes**. Ratios: {ratios.METHOD} with "
+        "probability 0.90 or more.",
+        "",
+        "| backend | hidden size | dtype | GB/s | of a pure read | × eager | × torch.compile "
+        "| × float32 cosine | × block influence |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "",
+        "| tokens | hidden size | dtype | update, µs | × eager | × torch.compile |",
+        "|---|---|---|---|---|---|",
+        "",
+        "| all blocks | ours, ms | × eager | × batched matmul | × compiled matmul "
+        "| of its forward |",
+        "|---|---|---|---|---|---|",
+        "| m, bfloat16, 8 x 512 | 12.3 | 3.00 | 2.00 [1.90, 2.10] | 1.50 | 4.56% [4.00%, 5.00%] |",
+        "",
+        "| calibration pass | ours | hidden states and cosine | float32 lists |",
+        "|---|---|---|---|",
+        "| m, bfloat16, 8 x 512 | 1.012 [1.000, 1.020] | 1.200 | 1.500 |",
+        "",
+        "| layers removed | prefill | ideal | decode | ideal |",
+        "|---|---|---|---|---|",
+        "| 7 of 30 | 1.21 | 1.25 | 1.27 [1.26, 1.28] | 1.30 |",
+    ]
+
+
+def test_what_is_plotted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Shares on the left, the faster form of what is slower on the right, in order of the cases."""
+    results = results_of({"a": 1.0, "b": 1.0, "c": 1.0})
+    for case, size, share in zip(
+        results["benchmarks"], (64, 576, 4096), (0.5, 0.75, 1), strict=True
+    ):
+        case["extra_info"] = case["extra_info"] | {"hidden_size": size, "fraction_of_limit": share}
+    without = dict(results["benchmarks"][2]["extra_info"]["times_faster"])
+    del without["torch.compile"], without["torch.compile, one pass"]
+    results["benchmarks"][2]["extra_info"] |= {"dtype": "float16", "times_faster": without}
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    report.plot(results, tmp_path / "x.png")
+    left, right = figures[0].axes
+
+    def drawn(axes: Any) -> dict[str, tuple[list[Any], list[Any]]]:
+        return {
+            str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+            for line in axes.lines
+            if not str(line.get_label()).startswith("_")
+        }
+
+    assert drawn(left) == {"cpu, float32": (["64", "576"], [0.5, 0.75]),
+                           "cpu, float16": (["4096"], [1])}  # fmt: skip
+    assert drawn(right) == {"eager, float32": (["64", "576"], [20, 20]),
+                            "torch.compile, float32": (["64", "576"], [2.5, 2.5]),
+                            "eager, float16": (["4096"], [20])}  # fmt: skip
+    assert [list(line.get_ydata()) for line in left.lines][-1] == [1, 1]  # the limit
+    assert (left.get_ylim()[0], right.get_yscale()) == (0, "log")
+    assert figures[0].get_suptitle() == "some processor"
+
+
+def test_what_is_to_be_said_against_results_is_said(write: Callable[..., Any]) -> None:
     suite = {"quick": False, "missing": ["test_all_blocks[float32]"]}
     dirty = {"id": 40 * "b", "dirty": True}
     told = report.origin(results_of({"a": 0.5}, commit_info=dirty, suite=suite))
@@ -387,9 +511,9 @@ def test_what_is_to_be_said_against_results_is_said(tmp_path: Path) -> None:
     assert "**not complete, 1 missing: test_all_blocks[float32]**" in told
     quick = results_of({"a": 0.5}, suite={"quick": True, "missing": []})
     assert "**tiny cases" in report.origin(quick)
-    done = write(tmp_path, quick, "--output", provenance.RESULTS / "suite-quick")
-    assert (done.returncode, list(provenance.RESULTS.glob("suite-quick*"))) == (2, [])
-    assert "tiny cases: no result" in done.stderr
+    code, printed, error = write(quick, "--output", provenance.RESULTS / "suite-quick")
+    assert (code, printed, list(provenance.RESULTS.glob("suite-quick*"))) == (2, "", [])
+    assert "tiny cases: no result" in error
 
 
 @pytest.mark.model
