@@ -184,11 +184,13 @@ FOUND = {
 NORMED = ("gemma3", "olmo2")
 
 
-def unseen_error(model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor) -> float:
-    """Σ ‖h − y‖² / ‖h‖² after the first layer that stays, by forwards of both."""
+def unseen_error(
+    model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor, stop: int = 1
+) -> float:
+    """Σ ‖h − y‖² / ‖h‖² after the first layers that stay, by forwards of both."""
     with Depths(model) as dense, Depths(pruned) as student, torch.no_grad():
         batch = {"input_ids": ids}
-        wanted, found = dense.run(batch, None, 0, 2), student.run(batch, None, 0, 1)
+        wanted, found = dense.run(batch, None, 0, KEPT[stop]), student.run(batch, None, 0, stop)
     return float(((wanted - found).norm(dim=-1) / wanted.norm(dim=-1)).square().sum())
 
 
@@ -223,12 +225,12 @@ def run_all(
     family: str,
     settings: Settings,
 ) -> None:
-    """Correct the first layer alone, and compare its error with the predicted one."""
+    """Correct the first layer alone, and compare its error with the predicted one; then the next."""
     run = Correction(model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), settings)
     plain = unseen_error(model, pruned, unseen)
     with depths(model, pruned, autocast=False) as (dense, student):
         run.layer(0, dense, student)
-    (fit,) = run.fits
+    fit = run.fits[0]
     assert fit.projection == FOUND[family]
     if fit.projection is None:
         return
@@ -237,8 +239,15 @@ def run_all(
     share = unseen_error(model, pruned, unseen) / plain
     if family in NORMED:
         assert share < 1
-    else:
-        assert share == pytest.approx(fit.relative_error, rel=1e-6)
+        return
+    assert share == pytest.approx(fit.relative_error, rel=1e-6)
+    plain = unseen_error(model, pruned, unseen, 2)
+    with depths(model, pruned, autocast=False) as (dense, student):
+        run.layer(1, dense, student)
+    assert [(fit.layer, fit.projection) for fit in run.fits] == [(0, FOUND[family]),
+                                                                 (2, FOUND[family])]  # fmt: skip
+    share = unseen_error(model, pruned, unseen, 2) / plain
+    assert share == pytest.approx(run.fits[1].relative_error, rel=1e-6)
 
 
 def test_outputs_are_taken_where_inputs_exceed_the_memory_budget() -> None:
