@@ -578,8 +578,9 @@ def test_what_a_suite_lacks_is_in_its_results(tmp_path: Path) -> None:
     assert "test_scoring.py" not in missing
 
 
-def test_other_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{}", "[]", '{"benchmarks": []}', '{"machine_info": {}}'])
+def test_other_json_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text("{}")
+    path.write_text(content)
     with pytest.raises(ValueError, match="must be a JSON file of pytest-benchmark"):
         report.load(path)

@@ -72,11 +72,13 @@ def test_ties_are_told_and_broken_by_the_difference(llama_scores: LayerScores) -
     scores = with_means(llama_scores, cosine_distance=(0.1,) * 6, squared_difference=difference)
     ranked = importance(scores, "simdiff-mssd")
     assert ranked.ties == ((0, 1, 2, 3, 4, 5),)
-    assert any("tie: layers 0, 1, 2, 3, 4, 5" in note for note in ranked.notes())
+    tie = "tie: layers 0, 1, 2, 3, 4, 5 have equal importance, ordered by"
+    assert ranked.notes()[-1] == f"{tie} L_diff"
     plan = select(scores, ranked, 3)
     assert plan.removed == (1, 3, 4)
     assert "lowest" in plan.reason(1)
     whole = importance(scores, "block-influence")
+    assert whole.notes() == [f"{tie} the cosine distance"]
     assert select(scores, whole, 2).removed == (0, 1)
 
 

@@ -315,17 +315,29 @@ def test_steps_that_fit(
     assert student.step_seconds == 3
 
 
+def recomputes(model: PreTrainedModel) -> bool:
+    """By the name that transformers 5 gave it in the end, or by the old one."""
+    new = "is_activation_checkpointing"
+    return bool(getattr(model, new if hasattr(model, new) else "is_gradient_checkpointing"))
+
+
 def gradients(
     dense: PreTrainedModel, train: Examples, options: FineTuningOptions
 ) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    student = Student(pruned_copy(dense, (2, 3)), train, options, dense)
+    pruned = pruned_copy(dense, (2, 3))
+    student = Student(pruned, train, options, dense)
+    assert recomputes(pruned) is options.gradient_checkpointing
     with torch.no_grad():
         for name, parameter in student.adapters.parameters().items():
             if "lora_B" in name:  # else A has no gradient yet
                 parameter.normal_(std=0.1)
     student.gradients(0)
-    return {name: p.grad.clone() for name, p in student.adapters.parameters().items()}
+    found = {name: p.grad.clone() for name, p in student.adapters.parameters().items()}
+    student.discard()
+    assert not recomputes(pruned)
+    assert not pruned.training
+    return found
 
 
 def test_gradient_checkpointing_and_portions_give_the_same_gradients(
@@ -462,6 +474,35 @@ def test_a_mixture_of_experts_trains_what_is_linear() -> None:
 def test_options_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SimdiffError, match=message):
         preset("distillation", **changes)
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "wanted", "fast", "found"),
+    [
+        ("float32", "cpu", "float32", True, "float32"),
+        ("float32", "cpu", "bfloat16", False, "bfloat16"),
+        ("float32", "cpu", "auto", True, "bfloat16"),
+        ("float32", "cpu", "auto", False, "float32"),
+        ("float32", "cuda", "auto", True, "bfloat16"),
+        ("float32", "cuda", "auto", False, "float32"),
+        ("bfloat16", "cpu", "auto", False, "bfloat16"),
+        ("float16", "cpu", "auto", False, "bfloat16"),
+    ],
+)
+def test_dtype_of_products(
+    weights: str, device: str, wanted: str, fast: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((torch.cpu, "_is_avx512_bf16_supported"), (torch.cuda, "is_bf16_supported"),
+                        (torch.cpu, "_is_amx_tile_supported")):  # fmt: skip
+        monkeypatch.setattr(owner, name, lambda: fast)
+    model = SimpleNamespace(dtype=getattr(torch, weights), device=torch.device(device))
+    assert training_step.compute_dtype(model, wanted) == getattr(torch, found)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    if device == "cpu" and wanted == "auto":
+        assert training_step.compute_dtype(model, wanted) == torch.bfloat16
+    if weights != "float32":
+        with pytest.raises(SimdiffError, match=f"needs a model in float32, got torch.{weights}"):
+            training_step.compute_dtype(model, "float32")
 
 
 def test_presets() -> None:

@@ -127,7 +127,7 @@ class Correction:
             self.targets = [dense.run(b, None, 0, start) for b in self.batches]
             self.states = list(self.targets)
             if start != position:  # layer 0 is cut: the dense model is further already
-                self.states = [student.embed(b) for b in self.batches]
+                self.states = [student.run(b, None, 0, position) for b in self.batches]
         stop = self.target_depth(position)
         for index, batch in enumerate(self.batches):
             self.targets[index] = dense.run(batch, self.targets[index], start, stop)
