@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_page
@@ -215,6 +217,9 @@ def test_the_last_caches_are_read_from_the_machine(
     monkeypatch.setattr(timing, "PROCESSORS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3}, raising=False)
     assert timing.cache_bytes("cpu") == 300 << 20
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert timing.cache_bytes("cpu") == 600 << 20
     monkeypatch.setattr(timing, "PROCESSORS", tmp_path / "none")
     assert timing.cache_bytes("cpu") == timing.UNKNOWN_CACHE_BYTES
 
@@ -233,7 +238,8 @@ def test_no_pair_is_in_the_cache_when_it_is_read_again(
     assert others >= 4 * cache_mib << 20
     assert others - size < 4 * cache_mib << 20
     monkeypatch.setattr(timing, "free_bytes", lambda: 2 * len(pairs) * size - 1)
-    with pytest.raises(MemoryError, match=f"{len(pairs)} pairs of 256 MiB .* {cache_mib} MiB"):
+    told = f"{len(pairs)} pairs of 256 MiB .* cache of {cache_mib} MiB: more than half of the "
+    with pytest.raises(MemoryError, match=f"{told}{2 * len(pairs) * 256 - 1} MiB free$"):
         timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
 
 
@@ -292,6 +298,7 @@ def test_ratios_are_those_of_the_rounds() -> None:
     assert ratios.shown(5, intervals["eager"]) == "5.00 [2.00, 8.00]"
     assert ratios.shown(0.01234, {"low": 0.012, "high": 0.1}, "percent") == "1.23% [1.20%, 10.00%]"
     assert ratios.shown(31.25, {"low": 9.996, "high": 114.4}) == "31.2 [10.00, 114]"
+    assert ratios.shown(10.0, {"low": 10.5, "high": 100.0}) == "10.0 [10.5, 100]"
     assert ratios.shown(1.0049, None, 3) == "1.005"
     assert ratios.shown(None, None) == ""
 
@@ -310,6 +317,77 @@ def test_seconds_of_a_call_on_cold_pairs(clock: Clock) -> None:
     assert timing.device_seconds(run, [pair] * 3, "cpu", repeats=3) == 4
     run = clock.taking(100, 2, 2, 5, 5, 3, 3)
     assert timing.host_seconds(run, pair, "cpu", calls=2) == 3
+
+
+def test_the_limit_is_the_fastest_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (torch.ones(1), torch.zeros(1))
+    reads = {"slow": clock.taking(8.0), "fast": clock.taking(2.0), "late": clock.taking(5.0)}
+
+    def ways(device: str) -> dict[str, Callable[..., None]]:
+        assert device == "cpu"
+        return reads
+
+    monkeypatch.setattr(timing.read_limit, "reads", ways)
+    assert timing.pure_read([pair, pair], "cpu") == ("fast", 2)
+    assert timing.limit_of([pair, pair], "cpu") is reads["fast"]
+    del reads["slow"], reads["late"]
+    before = clock.now
+    assert timing.limit_of([pair], "cpu") is reads["fast"]
+    assert clock.now == before  # the only one needs no time
+    assert timing.copy_seconds([pair], "cpu") == 0
+    assert pair[1].item() == 1
+
+
+class Gpu:
+    """A device whose time goes on in what it waits for and in what it is given to do."""
+
+    def __init__(self, clock: Clock, *replays: float) -> None:
+        self.clock, self.graphs, self.waits = clock, 0, 0
+        self.work = clock.taking(*replays)
+
+    def synchronize(self) -> None:
+        self.waits += 1
+        self.clock.now += 1000
+
+    def _sleep(self, cycles: int) -> None:
+        self.clock.now += 100
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802
+        assert enable_timing
+        event = SimpleNamespace()
+        event.record = lambda: setattr(event, "at", self.clock.now)
+        event.elapsed_time = lambda end: 1000 * (end.at - event.at)
+        return event
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=self.work)
+
+    @contextlib.contextmanager
+    def graph(self, graph: object, capture_error_mode: str) -> Iterator[None]:
+        self.graphs += 1
+        yield
+
+
+def test_seconds_on_a_gpu_are_those_of_its_events(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph of 5 rounds of 3 pairs, replayed once to warm up: 30, 60, 45 s, so 3 s a call."""
+    gpu = Gpu(clock, 900, 30, 60, 45)
+    monkeypatch.setattr(torch, "cuda", gpu)
+    calls: list[int] = []
+    pairs = [(torch.ones(1), torch.ones(1))] * 3
+    seconds = timing.device_seconds(lambda x, y: calls.append(1), pairs, "cuda", repeats=3)
+    assert (seconds, len(calls), gpu.graphs) == (3, 2 + 15, 1)
+    runs = {"a": clock.taking(50, 1, 3), "b": clock.taking(90, 4, 8)}
+    assert timing.interleaved(runs, "cuda", 2) == {"a": [1, 3], "b": [4, 8]}
+    run = clock.taking(70, 2, 2, 5, 5, 3, 3)
+    before = gpu.waits
+    assert timing.host_seconds(run, pairs[0], "cuda", calls=2) == 3
+    assert gpu.waits > before
+    before = clock.now
+    timing.finished(clock.taking(5), "cuda")()
+    timing.finished(clock.taking(5), "cpu")()
+    assert clock.now == before + 5 + 1000 + 5
 
 
 def results_of(medians: dict[str, float], **changed: object) -> dict[str, object]:
@@ -342,8 +420,8 @@ def results_of(medians: dict[str, float], **changed: object) -> dict[str, object
 
 
 def test_comparison_names_what_got_slower() -> None:
-    old = results_of({"a": 1.0, "b": 1.0, "gone": 1.0, "noisy": 1.0})
-    new = results_of({"a": 1.04, "b": 1.2, "noisy": 1.2})
+    old = results_of({"a": 1.0, "b": 1.0, "gone": 1.0, "noisy": 1.0, "limit": 1.0})
+    new = results_of({"a": 1.04, "b": 1.2, "noisy": 1.2, "limit": 1.05})
     new["benchmarks"][2]["stats"]["q1"] = 0.9  # its spread reaches the old one
     lines = report.compare(old, new)
     assert [line.partition(":")[0] for line in lines] == ["x", "x"]
@@ -417,6 +495,21 @@ def test_results_become_csv_table_and_plot(write: Callable[..., Any], tmp_path: 
     assert "g,test_large_update[a],time.median,0.5" in found
     assert "g,test_large_update[a],wrong," in found
     assert (tmp_path / "b.c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_of_a_suite_are_kept_with_its_origin(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(provenance, "keep", lambda *given, **named: kept.append((given, named)))
+    made = {"commit": "c", "clean": True, "sources": {}, "machine": "another"}
+    suite = {"quick": False, "missing": [], "origin": made, "command": "pytest benchmarks"}
+    assert write(results_of({"a": 0.5}, suite=suite))[0] == 0
+    files = [tmp_path / f"results.{kind}" for kind in ("json", "csv", "png")]
+    origin = made | {"machine": "some processor"}
+    named = {"command": "pytest benchmarks", "origin": origin}
+    assert kept == [((files, report.SOURCES), named)]
+    assert all(file.exists() for file in files)
 
 
 def test_tables_of_a_suite() -> None:
