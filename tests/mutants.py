@@ -4,9 +4,8 @@
     python tests/mutants.py /tmp/mutants 50 'simdiff.budget.*' --seed 1
 
 Mutants of words alone (messages, labels, options of a command line) are left out. Each is judged
-by the tests that call its function, the quickest first, until they have taken 15 seconds. What runs
-at import is tried by hand: `MUTANT_UNDER_TEST=NAME pytest ...` in `/tmp/mutants/mutants`. Survivors:
-`cd /tmp/mutants && mutmut results`, `mutmut show NAME`.
+by the tests that call its function, the quickest first, until they have taken 15 seconds; what runs
+at import has to be tried by hand, with MUTANT_UNDER_TEST=NAME in the environment of pytest.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="new or empty: the copy that is changed")
     parser.add_argument("count", type=int, nargs="?", default=14, help="mutants of a module")
     parser.add_argument("patterns", nargs="*", help="names of mutants to draw from")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=20261127)
     options = parser.parse_args()
     lay_out(options.directory)
     os.chdir(options.directory)
@@ -87,7 +86,7 @@ def main() -> None:
     everything = PytestRunner._pytest_args_regular_run
 
     def quickest(runner: PytestRunner, tests: list[str]) -> list[str]:
-        durations = json.loads(Path("../mutants/mutmut-stats.json").read_text())["duration_by_test"]
+        durations = json.loads(Path("mutmut-stats.json").read_text())["duration_by_test"]
         chosen, total = [], 0.0
         for test in sorted(tests, key=lambda test: durations.get(test, 0.0)):
             if total <= SECONDS:

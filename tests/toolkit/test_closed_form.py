@@ -225,7 +225,7 @@ def run_all(
     family: str,
     settings: Settings,
 ) -> None:
-    """Correct the first layer alone, and compare its error with the predicted one; then the next."""
+    """Correct the first layer alone and compare its error with the predicted one; then the next."""
     run = Correction(model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), settings)
     plain = unseen_error(model, pruned, unseen)
     with depths(model, pruned, autocast=False) as (dense, student):
