@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from transformers import PreTrainedModel
 
 from simdiff.budget import Budget
 from simdiff.errors import SimdiffError
+from simdiff.models import model_identity
 
 # 200 parameters, of which 100 in layers: the smallest one, two, three are 10, 30, 60 of them.
 MODEL = {"num_layers": 4, "num_parameters": 200, "embedding_parameters": 40,
@@ -45,6 +47,8 @@ def test_fewest_layers_that_reach_it(budget: Budget, wanted: int) -> None:
     [
         (Budget(parameter_ratio=0.31),
          "removing 3 of 4 layers must remove 0.31 of the parameters, but it reaches only 0.3"),
+        (Budget(num_layers=1, ratio=0.5), "one of its kinds, got num_layers, ratio"),
+        (Budget(speed_up=1.0), "speed_up must be above 1, got 1.0"),
         (Budget(parameter_ratio=0.0), "above 0 and below 1, got 0.0"),
         (Budget(parameter_ratio=1.0), "above 0 and below 1, got 1.0"),
         (Budget(speed_up=1.61),
@@ -60,6 +64,23 @@ def test_what_cannot_be_reached_is_refused(budget: Budget, message: str) -> None
     with pytest.raises(SimdiffError) as refusal:
         budget.layers(MODEL)
     assert message in str(refusal.value)
+
+
+def test_scores_without_sizes_say_what_to_run() -> None:
+    model = {key: value for key, value in MODEL.items() if key != "layer_parameters"}
+    assert Budget(ratio=0.5).layers(model) == 2
+    with pytest.raises(SimdiffError, match="needs the sizes of the layers.*`simdiff score`"):
+        Budget(speed_up=1.2).layers(model)
+
+
+def test_sizes_are_those_of_the_model(llama: PreTrainedModel) -> None:
+    """A layer has 7680 entries of matrices and 64 of norms; what is around them a norm of 32."""
+    model = model_identity(llama, "tiny")
+    assert model["layer_parameters"] == [7680 + 64] * 6
+    assert model["num_parameters"] == 6 * 7744 + 2 * 97 * 32 + 32
+    assert model["embedding_parameters"] == 97 * 32
+    assert Budget(parameter_ratio=3 * 7744 / (6 * 7744 + 6240)).layers(model) == 3
+    assert Budget(memory=4 * (5 * 7744 + 6240) - 1).layers(model) == 2
 
 
 def test_a_single_layer_stays() -> None:
