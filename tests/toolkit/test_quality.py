@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
-from simdiff import evaluation
+from simdiff import evaluation, quality
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import exponential, perplexity
-from simdiff.quality import ModelQuality, Quality
+from simdiff.quality import ModelQuality, Quality, Subject, evaluate_models
 from simdiff.strided import TextPerplexity
 from simdiff.task_scores import TaskScore
 
@@ -94,8 +96,8 @@ def test_a_ratio_of_perplexities() -> None:
               ModelQuality("short", 4, "float32", dict(TEXT), measured(25.0), {}),
               ModelQuality("other", 4, "float32", {}, pruned, {}),
               ModelQuality("none", 4, "float32", TEXT, None, {})]  # fmt: skip
-    quality = Quality(models, None)
-    found = [quality.against_dense(model).perplexity for model in models]
+    found_of = Quality(models, None)
+    found = [found_of.against_dense(model).perplexity for model in models]
     ratio = math.exp(0.5)
     assert found[1] is not None
     assert found[2] is not None
@@ -103,7 +105,7 @@ def test_a_ratio_of_perplexities() -> None:
     assert found[2].ratio == pytest.approx(math.exp(2.5 - 2.55))
     assert (found[2].low, found[2].high) == (None, None)
     assert found[3:] == [None, None]
-    content = quality.to_dict()["models"]
+    content = found_of.to_dict()["models"]
     assert content["pruned"]["against_dense"]["ratio"] == found[1].ratio
     assert content["other"]["against_dense"] is None
     assert content["none"] == {"num_parameters": 4, "dtype": "float32"}
@@ -111,8 +113,7 @@ def test_a_ratio_of_perplexities() -> None:
 
 def test_averages_leave_out_what_is_at_chance() -> None:
     dense, pruned = [task("wino", 59), task("arc", 75)], [task("wino", 55), task("arc", 60)]
-    quality = quality_of(dense, pruned)
-    found = quality.to_dict()["models"]["pruned"]
+    found = quality_of(dense, pruned).to_dict()["models"]["pruned"]
     assert found["averages"]["all_tasks"]["average"] == pytest.approx(0.575)
     assert found["averages"]["all_tasks"]["retained"] == pytest.approx(1.15 / 1.34)
     assert found["averages"]["above_chance"]["tasks"] == ("arc",)
@@ -121,6 +122,36 @@ def test_averages_leave_out_what_is_at_chance() -> None:
     gap = found["tasks"]["arc"]["difference"]
     assert gap["value"] == pytest.approx(-0.15)
     assert gap["standard_error"] == pytest.approx(math.sqrt((15 - 2.25) / 99 / 100))
+
+
+def test_models_are_asked_one_after_the_other(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    loaded = SimpleNamespace(identity=lambda: {"tasks": {}})
+
+    def run(*given: object, description: str) -> dict[str, TaskScore]:
+        asked.append((*given, description, llama.training))
+        return {"arc": task("arc", 75)}
+
+    monkeypatch.setattr(quality, "load_tasks", lambda options: loaded)
+    monkeypatch.setattr(quality, "run_tasks", run)
+    llama.train()
+    subjects = [Subject.given(llama, f"words of {name}", name) for name in ("one", "two")]
+    found = evaluate_models(subjects, tasks="options")
+    assert asked == [(llama, f"words of {name}", loaded, f"tasks, {name}", False)
+                     for name in ("one", "two")]  # fmt: skip
+    assert llama.training
+    # 6 layers of 7744, two tables of 97 x 32 and a norm.
+    size = 6 * 7744 + 2 * 97 * 32 + 32
+    assert [(m.name, m.num_parameters, m.dtype, m.text, m.perplexity) for m in found.models] == [
+        (name, size, "float32", None, None) for name in ("one", "two")
+    ]
+    assert found.tasks == {"tasks": {}}
+    with pytest.raises(SimdiffError, match="there must be a text, tasks or both"):
+        evaluate_models(subjects)
+    with pytest.raises(SimdiffError, match="tokenizer of 'three' must be given"):
+        Subject.given(llama, None, "three")
 
 
 def test_perplexity_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
