@@ -15,7 +15,7 @@ from conftest import make_tiny
 from plans import plan_for
 from torch._inductor import metrics as inductor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, BloomConfig, DynamicCache, PreTrainedModel
 
 from simdiff import cli
 from simdiff import speed as speed_of_run
@@ -369,6 +369,14 @@ def test_speed_of_a_run_keeps_to_the_positions_there_are(llama: PreTrainedModel)
     speed = measure_speed(llama, llama, repeats=1, warm_up=0)["pruned"]
     assert (speed.prompt_tokens, speed.new_tokens) == (10, 10)
     assert min(speed.prefill, speed.decode) > 0
+
+
+def test_a_model_may_have_no_limit_of_positions() -> None:
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
+    model = AutoModelForCausalLM.from_config(config)
+    wanted = Setting(1, 10**6, 10**6)
+    assert speed_of_run._fitting(model, wanted) == wanted
+    replace(QUICK, new_tokens=10**9).check(model)
 
 
 class Failing(StaticDecoder):
