@@ -279,6 +279,11 @@ def _notes(quality: Quality) -> Iterator[str]:
         return
     yield _items_note(quality.tasks, dense.tasks)
     yield from _chance_notes(dense.tasks)
+    if "boolq" in quality.tasks["tasks"]:
+        yield (
+            "boolq: its passages are the demo text, so that a model calibrated or repaired on "
+            "--text demo has seen half of them"
+        )
     for name, task in quality.tasks["tasks"].items():
         if task["few_shot_split"] == task["split"]:
             yield f"{name}: few-shot examples are other items of the split that is evaluated"
