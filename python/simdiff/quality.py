@@ -305,7 +305,8 @@ def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> st
 
 
 def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
-    limit = "all items" if run["limit"] is None else f"the first {run['limit']} items of each"
+    drawn = f"{run['limit']} items of each, drawn at random,"
+    limit = "all items" if run["limit"] is None else drawn
     metrics = "; ".join(
         f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
         for metric in dict.fromkeys(score.metric for score in scores.values())
