@@ -305,7 +305,7 @@ def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> st
 
 
 def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
-    drawn = f"{run['limit']} items of each, drawn at random,"
+    drawn = f"{run['limit']} items of each, drawn at random"
     limit = "all items" if run["limit"] is None else drawn
     metrics = "; ".join(
         f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
