@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models import LICENCES
+
 from simdiff.intervals import student_quantile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +199,8 @@ def page(cases: Sequence[Case]) -> str:
     """docs/quality.md."""
     origins = {case.model: case.origin["model"]["converted_from"] for case in cases}
     models = "; ".join(
-        f"{model}: {'not a conversion' if found is None else found['file']}"
+        f"{model} ({LICENCES.get(model, 'licence not known')}): "
+        + ("not a conversion" if found is None else found.get("packages", found["file"]))
         for model, found in origins.items()
     )
     parts = [
