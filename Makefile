@@ -49,16 +49,9 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/report.py write bench.json \
 		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
-# 16 windows of 512 tokens calibrate and 16 others are held out; searches see 4 of the first.
-COMPARED := benchmarks/results/compare-smollm2
 compare: $(VENV)/.demo
 	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --windows 16 --search-windows 4 \
 		--num-layers 2,4,6,8,10,12 --output comparison --overwrite
-	cp comparison/compare.csv $(COMPARED).csv
-	cp comparison/compare.json $(COMPARED).json
-	cp comparison/perplexity.png $(COMPARED).png
-	$(BIN)/python benchmarks/provenance.py record $(addprefix $(COMPARED),.csv .json .png) \
-		--sources planning "calibration pass" --command "make compare"
 
 # With the environment of this tree where there is one; else with what the machine has.
 ifneq ($(wildcard $(BIN)/python),)

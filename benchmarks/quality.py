@@ -99,7 +99,7 @@ class Reads:
             found = run()
             self.known[key] = found, time.perf_counter() - start
             self.new += 1
-            if self.new % 200 == 0:
+            if self.new % 20 == 0:
                 self.save()
         found, seconds = self.known[key]
         self.seconds += seconds
@@ -198,7 +198,7 @@ class Ways:
         if p != EXPONENT:
             first = Candidate(tuple(sorted(optimal_blocks(costs, count))), f"p = {p:.3g}")
         reads = affordable_reads(self.depth, count, SEARCH_WINDOWS) if exchanges else 0
-        best, _ = exchange_search(self.reads.tokens, [first, *others], costs, max_reads=reads,
+        best, _, _ = exchange_search(self.reads.tokens, [first, *others], costs, max_reads=reads,
                                   num_windows=SEARCH_WINDOWS)  # fmt: skip
         return best.removed
 
@@ -220,7 +220,7 @@ class Ways:
             if name in BLOCK_CRITERION_OF and name != "block-influence"
             else Additive(importance(self.scores, name, seed=self.options.seed).values)
         )
-        best, _ = exchange_search(
+        best, _, _ = exchange_search(
             self.reads.tokens, [Candidate(tuple(sorted(start.removed)), name)], costs,
             max_reads=affordable_reads(self.depth, count, SEARCH_WINDOWS),
             num_windows=SEARCH_WINDOWS,

@@ -4,7 +4,7 @@
   Passages of one article, and those that share a run of words, are one group (`simdiff.related`).
 - python: source files, a group for each directory; of SymPy 1.14.0 (BSD-3-Clause) where decisions
   are made, of NetworkX 3.6.1 (BSD-3-Clause) where they are reported.
-- any other name is a file, see `simdiff.calibration.read_documents`: its halves lie one behind the
+- any other name is a file, see `simdiff.calibration.split_text`: its halves lie one behind the
   other, and nothing is known of what has seen it.
 
 Decisions about the default method were made until 26 November 2026 on windows of the first 300
@@ -17,13 +17,12 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.calibration import read_documents
+from simdiff.calibration import split_groups, split_text, without_duplicates
 from simdiff.demo import demo_documents, package_directory
-from simdiff.related import related_groups, runs_of
+from simdiff.related import related_groups
 
 POOLS = ("development", "reporting")
 LICENCES = {
@@ -34,8 +33,6 @@ LICENCES = {
 _SEEN = 300
 # Characters of each source file, from a third of it on: about as many tokens as a window holds.
 _EXCERPT = 2000
-# A document of the held-out half goes where more of its runs of 8 words are in the other half.
-_MOST_SHARED = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,17 +53,12 @@ class Halves:
 def halves(name: str, pool: str, seed: int) -> Halves:
     """The two halves of a pool of a text; which group goes into which depends on the seed."""
     if name == "wikipedia":
-        return _shuffled(wikipedia(pool), seed, str(LICENCES[name]))
+        return _halves(split_groups(wikipedia(pool), seed), str(LICENCES[name]))
     if name == "python":
         licences = LICENCES[name]
         assert isinstance(licences, dict)
-        return _shuffled(python_files(pool), seed, licences[pool])
-    documents = read_documents(Path(name))
-    middle = len(documents) // 2
-    parts = [documents[:middle], documents[middle:]]
-    for number, part in enumerate(parts):
-        random.Random(2 * seed + number).shuffle(part)
-    return _apart(*parts, "as the file says")
+        return _halves(split_groups(python_files(pool), seed), licences[pool])
+    return Halves(*split_text(Path(name), seed), "as the file says")
 
 
 def wikipedia(pool: str) -> list[list[str]]:
@@ -96,26 +88,6 @@ def python_files(pool: str) -> list[list[str]]:
     return list(chosen.values())
 
 
-def _shuffled(groups: Sequence[list[str]], seed: int, licence: str) -> Halves:
-    """Whole groups to the half that is shorter, then documents in an order of their own."""
-    order = list(groups)
-    random.Random(seed).shuffle(order)
-    parts: tuple[list[str], list[str]] = ([], [])
-    sizes = [0, 0]
-    for group in order:
-        half = sizes.index(min(sizes))
-        parts[half].extend(group)
-        sizes[half] += sum(map(len, group))
-    for part in parts:
-        random.Random(seed).shuffle(part)
-    return _apart(*parts, licence)
-
-
-def _apart(calibration: list[str], held_out: list[str], licence: str) -> Halves:
-    known = set().union(*map(runs_of, calibration))
-    kept = []
-    for document in held_out:
-        runs = runs_of(document)
-        if len(runs & known) <= _MOST_SHARED * len(runs):
-            kept.append(document)
-    return Halves(calibration, kept, licence)
+def _halves(parts: tuple[list[str], list[str]], licence: str) -> Halves:
+    calibration, held_out = parts
+    return Halves(calibration, without_duplicates(held_out, calibration), licence)

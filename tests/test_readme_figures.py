@@ -129,62 +129,6 @@ def test_demo() -> None:
            f"To remove 7 of the 30 layers ({7 / 30:.0%})")  # fmt: skip
 
 
-METHODS = {
-    "`simdiff`": "simdiff",
-    "greedy search": "greedy perplexity search",
-    "block influence": "block influence",
-    "`simdiff-masd`, α = 0.5": "SimDiff, MASD, alpha 0.5",
-}
-
-
-def test_plans() -> None:
-    found = {
-        (row["method"], int(row["removed"])): row
-        for row in rows("plan-quality-smollm2-epyc-2-cores")
-    }
-
-    def perplexity(method: str, count: int) -> float:
-        return float(found[METHODS[method], count]["perplexity"])
-
-    def shown(value: float) -> str:
-        return f"{value:.1f}" if value < 1000 else f"{value:.0f}"
-
-    counts = range(2, 13, 2)
-    assert table("layers removed of 30", *map(str, counts)) == [
-        [method, *(shown(perplexity(method, n)) for n in counts)] for method in METHODS
-    ]
-    numbers = range(2, 13)
-    ratios = [perplexity("`simdiff`", n) / perplexity("greedy search", n) for n in numbers]
-    stated(f"Over 2 to 12 layers it lies between {1 - min(ratios):.1%} ahead of greedy search and "
-           f"{max(ratios) - 1:.1%} behind")  # fmt: skip
-    if "never behind block influence" in PROSE:
-        assert all(perplexity("`simdiff`", n) <= perplexity("block influence", n) for n in numbers)
-    gemma = {
-        int(row["removed"]): float(row["to greedy"])
-        for row in rows("plan-quality-gemma3-epyc-2-cores")
-        if row["method"] == "simdiff" and row["to greedy"]
-    }
-    stated(f"within 10% at 3 and 5 layers and {gemma[4] - 1:.0%} behind at 4")
-    assert max(abs(gemma[3] - 1), abs(gemma[5] - 1)) < 0.1
-    shares = [int(found["simdiff", n]["with calibration"].removeprefix("1/")) for n in numbers]
-    stated(f"planning reads 1/{min(shares)} to 1/{max(shares)} of what greedy search reads")
-
-
-def test_all_criteria() -> None:
-    found = rows("compare-smollm2")
-    stated(f"All {len({row['criterion'] for row in found})} criteria (`make compare`")
-
-    def ratios(column: str) -> list[float]:
-        by = {(row["criterion"], int(row["num_removed"])): float(row[column])
-              for row in found if row["criterion"] in ("simdiff", "greedy-perplexity")}  # fmt: skip
-        return [by["simdiff", n] / by["greedy-perplexity", n] for n in range(2, 13, 2)]
-
-    *most, last = (f"{ratio:.2f}" for ratio in ratios("perplexity"))
-    stated(f"`simdiff` is {', '.join(most)} and {last} times greedy search's perplexity")
-    times = [1 / ratio for ratio in ratios("seconds_to_plan")]
-    stated(f"takes 1/{min(times):.0f} to 1/{max(times):.0f} of its time")
-
-
 TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
 
 

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from simdiff.demo import DEMO, demo_documents
 from simdiff.errors import SimdiffError
+from simdiff.related import related_groups, runs_of
+
+# In characters: about a window of text.
+PIECE = 2048
 
 IN_MEMORY = "documents in memory"
 
@@ -120,12 +125,92 @@ def _json_text(source: Path, number: int, line: str) -> str:
         ) from None
 
 
-def split_documents(documents: list[str], seed: int) -> tuple[list[str], list[str]]:
-    """Shuffle and divide into two disjoint halves: calibration and held-out."""
-    shuffled = documents.copy()
-    random.Random(seed).shuffle(shuffled)
-    middle = (len(shuffled) + 1) // 2
-    return shuffled[:middle], shuffled[middle:]
+def split_text(source: Text, seed: int) -> tuple[list[str], list[str]]:
+    """The documents to calibrate on and those held out, in the order in which they are read.
+
+    A text of the user's is divided by position, so that no article is on both sides: what comes
+    before its middle calibrates, what comes after is held out, and the seed shuffles each half.
+    Paragraphs of a plain file that follow one another stay together in pieces of `PIECE` characters
+    or more. The demo text has no order of its own: whole groups of related passages
+    (`simdiff.related`) go to one half or the other by the seed.
+
+    A document of the held-out half goes where more than half of its runs of 8 words are in the
+    other half too.
+
+    Args:
+        source: see `read_documents`.
+        seed: of the shuffles.
+    """
+    if source == DEMO:
+        calibration, held_out = split_groups(_demo_groups(), seed)
+    else:
+        calibration, held_out = _by_position(_pieces(source))
+        for number, half in enumerate((calibration, held_out)):
+            random.Random(2 * seed + number).shuffle(half)
+    return calibration, without_duplicates(held_out, calibration)
+
+
+def split_groups(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str], list[str]]:
+    """Two halves of about as many characters; every group lies whole in one, which is shuffled."""
+    order = list(groups)
+    random.Random(seed).shuffle(order)
+    halves: tuple[list[str], list[str]] = ([], [])
+    sizes = [0, 0]
+    for group in order:
+        shorter = sizes.index(min(sizes))
+        halves[shorter].extend(group)
+        sizes[shorter] += sum(map(len, group))
+    for half in halves:
+        random.Random(seed).shuffle(half)
+    return halves
+
+
+def without_duplicates(documents: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Those of which at most half of the runs of 8 words occur in the others."""
+    known = set[int]().union(*map(runs_of, others))
+    runs = [(document, runs_of(document)) for document in documents]
+    return [document for document, found in runs if 2 * len(found & known) <= len(found)]
+
+
+@cache
+def _demo_groups() -> tuple[tuple[str, ...], ...]:
+    documents = demo_documents()
+    groups: dict[int, list[str]] = {}
+    for document, group in zip(documents, related_groups(documents), strict=True):
+        groups.setdefault(group, []).append(document)
+    return tuple(map(tuple, groups.values()))
+
+
+def _pieces(source: Text) -> list[str]:
+    documents = read_documents(source)
+    if not isinstance(source, (str, Path)) or Path(source).suffix == ".jsonl":
+        return documents
+    if len(documents) == 1:  # no blank line: at the ends of lines, else between words
+        (whole,) = documents
+        lines = whole.split("\n")
+        documents = lines if len(lines) > 1 else whole.split(" ")
+        joint = "\n" if len(lines) > 1 else " "
+    else:
+        joint = "\n\n"
+    pieces, current, size = [], [], 0
+    most = min(PIECE, sum(map(len, documents)) // 16)
+    for document in documents:
+        current.append(document)
+        size += len(document)
+        if size >= most:
+            pieces.append(joint.join(current))
+            current, size = [], 0
+    return pieces + ([joint.join(current)] if current else [])
+
+
+def _by_position(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divided between documents, nearest to half of the characters; of two each half gets one."""
+    total, size, count = sum(map(len, documents)), 0, 0
+    while count < len(documents) and 2 * size + len(documents[count]) <= total:
+        size += len(documents[count])
+        count += 1
+    count = min(max(count, 1), max(len(documents) - 1, 1))
+    return list(documents[:count]), list(documents[count:])
 
 
 def token_windows(
@@ -139,12 +224,13 @@ def token_windows(
 ) -> TokenWindows:
     """Cut one part of a text into windows of equal length.
 
-    Documents are shuffled, divided into two halves, joined by blank lines and cut without
-    overlap. Where the tokenizer puts a BOS token before a text, every window starts with one.
+    Documents are divided into two halves, shuffled (`split_text`), joined by blank lines and cut
+    without overlap. Where the tokenizer puts a BOS token before a text, every window starts with
+    one.
 
     Args:
         source: see `read_documents`.
-        part: "calibration" or "held-out" (disjoint for one source and seed), or "all".
+        part: "calibration" or "held-out" (disjoint for one source and seed), or "all", as it lies.
         num_windows, window_length: how much text; length counts the BOS token.
         seed: of the shuffle.
 
@@ -192,10 +278,10 @@ def text_tokens(
         source, part, seed: see `token_windows`.
         enough: stop after so many tokens, at the end of some document; None reads all.
     """
-    documents = read_documents(source)
-    if part != "all":
-        halves = split_documents(documents, seed)
-        documents = halves[("calibration", "held-out").index(part)]
+    if part == "all":
+        documents = read_documents(source)
+    else:
+        documents = split_text(source, seed)[("calibration", "held-out").index(part)]
     return _tokenize(tokenizer, documents, enough), len(documents)
 
 

@@ -23,15 +23,10 @@ from simdiff.criteria import DEFAULT_ALPHA, check_criterion
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import window_losses
 from simdiff.files import header, read_json, write_json
+from simdiff.intervals import CONFIDENCE, PerplexityInterval, perplexity_interval
 from simdiff.journal import Evaluation, EvaluationJournal, check_key, evaluation_key
 from simdiff.machine import describe_machine
 from simdiff.models import find_decoder_layers, model_identity
-from simdiff.paired_bootstrap import (
-    CONFIDENCE,
-    NUM_RESAMPLES,
-    PerplexityInterval,
-    perplexity_interval,
-)
 from simdiff.progress import track
 from simdiff.scores import LayerScores, score
 from simdiff.selection import check_selection
@@ -170,7 +165,7 @@ def _compare(
         "search_windows": len(windows),
         "scoring_seconds": seconds,
         "options": {**chosen, "criteria": list(options.criteria), "num_layers": list(counts)},
-        "bootstrap": {"num_resamples": NUM_RESAMPLES, "confidence": CONFIDENCE, "over": "windows"},
+        "intervals": {"confidence": CONFIDENCE, "of": "Student's t over windows"},
     }
     return Comparison(scores, dense, tuple(compared), provenance)
 

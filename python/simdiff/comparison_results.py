@@ -10,7 +10,7 @@ from typing import Any
 
 from simdiff.comparison_plans import Cell, plan_name
 from simdiff.files import COMPARISON_MARKER, header, write_bytes, write_json
-from simdiff.paired_bootstrap import PerplexityInterval
+from simdiff.intervals import PerplexityInterval
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.comparison"

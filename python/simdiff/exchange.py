@@ -24,7 +24,6 @@ dense logits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +33,7 @@ from transformers import PreTrainedModel
 
 from simdiff.block_selection import BlockCosts, blocks_of
 from simdiff.bypass import BypassEvaluator
+from simdiff.choice import choice_agreement, standard_error
 from simdiff.errors import SimdiffError
 from simdiff.shortlist import Candidate
 from simdiff.surgery import SurgeryError, removed_layers
@@ -97,7 +97,7 @@ def exchange_search(
     num_windows: int = 2,
     protect: Collection[int] = (),
     max_blocks: int | None = None,
-) -> tuple[Candidate, list[Candidate]]:
+) -> tuple[Candidate, list[Candidate], float]:
     """Improve the best candidate by exchanges, within a number of windows read in all.
 
     Of all plans that differ from the best one in one layer, the cheapest that was not tried yet
@@ -113,7 +113,8 @@ def exchange_search(
         max_blocks: at most so many separate blocks.
 
     Returns:
-        The best plan and all plans tried, in their order, each with its `nll`.
+        The best plan; all plans tried, in their order, each with its `nll`; and how sure the choice
+        among them is (`simdiff.choice.choice_agreement`).
 
     Raises:
         SimdiffError: no candidates, or no candidate has a finite loss.
@@ -141,7 +142,10 @@ def exchange_search(
     if final:
         best = _last_choice(tried, [best, start], final)
     evaluated = tried.candidates()
-    return next(candidate for candidate in evaluated if candidate.removed == best), evaluated
+    chosen = next(candidate for candidate in evaluated if candidate.removed == best)
+    in_order = {plan: tried.losses[plan] for plan in tried.origins if plan in tried.losses}
+    first = {tuple(sorted(candidate.removed)) for candidate in candidates}
+    return chosen, evaluated, choice_agreement(in_order, first, best)
 
 
 def _exchanges(
@@ -204,7 +208,7 @@ class _Tried:
     def better(self, plan: Plan, than: Plan) -> bool:
         """Whether the first window's loss is lower by more than a standard error."""
         gain = self.losses[than][0] - self.losses[plan][0]
-        return float(gain.mean()) > float(gain.std()) / math.sqrt(gain.numel())
+        return float(gain.mean()) > standard_error(gain)
 
     def candidates(self) -> list[Candidate]:
         """In the order in which they were tried."""

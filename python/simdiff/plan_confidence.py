@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,15 +72,20 @@ class PlanConfidence:
             seed=int(content["seed"]),
         )
 
-    def note(self) -> str:
-        """What the plan's reader has to know, in a sentence."""
+    def note(self, delivered: Collection[int]) -> str:
+        """What the reader of a plan has to know, in a sentence.
+
+        Args:
+            delivered: the layers of the plan, another one perhaps than scores alone give.
+        """
         unsure = [layer for layer, share in enumerate(self.plan_frequency) if 0.05 < share < 0.95]
         what = "sequences" if self.num_groups == self.num_sequences else "groups of sequences"
+        plan = ", ".join(map(str, self.removed))
         layers = ", ".join(f"{layer} ({self.plan_frequency[layer]:.0%})" for layer in unsure)
         return (
-            f"confidence: over {self.num_resamples} bootstrap resamples of {self.num_groups} "
-            f"{what}, {self.agreement:.0%} give the same plan from scores alone "
-            f"({', '.join(map(str, self.removed))}); "
+            f"confidence of scores alone: over {self.num_resamples} bootstrap resamples of "
+            f"{self.num_groups} {what}, {self.agreement:.0%} give their plan, {plan}"
+            + ("; " if {*delivered} == {*self.removed} else ", which is NOT this one; ")
             + (f"{self.num_failed} give no plan at all; " if self.num_failed else "")
             + (
                 f"in the plan sometimes: {layers}"

@@ -105,7 +105,7 @@ class PlanOptions:
                     + ("one group" if few else "none; score the model again for that")
                 )
             else:
-                notes.append(confidence.note())
+                notes.append(confidence.note(plan.removed))
         return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
 
     def first_plan(

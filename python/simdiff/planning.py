@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from simdiff.block_costs import block_costs
 from simdiff.block_selection import best_contiguous_block, optimal_blocks
+from simdiff.choice import NUM_RESAMPLES
 from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
 from simdiff.errors import SimdiffError
 from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
@@ -100,13 +101,14 @@ def make_plan(
     ranked = importance(scores, criterion, alpha, seed=random_seed)
     base = select(scores, ranked, num_remove, protect)
     candidates: Sequence[Candidate] = ()
+    agreement: float | None = None
     removed, label = base.removed, chosen
     if chosen != "lowest":
         costs = block_costs(scores, BLOCK_CRITERION_OF[criterion])
         if chosen == "contiguous":
             removed = best_contiguous_block(costs, num_remove, protect)
         elif criterion == "simdiff" and model is not None and windows is not None:
-            best, candidates = exchange_search(
+            best, candidates, agreement = exchange_search(
                 losses_of_cuts(model, windows),
                 shortlist(scores, num_remove, protect, max_blocks=max_blocks),
                 costs.raised(EXPONENT),
@@ -127,7 +129,7 @@ def make_plan(
         "evaluation-windows": len(windows) if candidates and windows is not None else None,
     }
     options = {name: value for name, value in options.items() if value not in (None, False)}
-    return _with(base, removed, label, protect, candidates, options)
+    return _with(base, removed, label, protect, candidates, agreement, options)
 
 
 def _with(
@@ -136,10 +138,11 @@ def _with(
     selection: str,
     protect: Collection[int],
     candidates: Sequence[Candidate],
+    agreement: float | None,
     options: dict[str, Any],
 ) -> PruningPlan:
     fields: dict[str, Any] = {**vars(base)}
-    notes = [*base.notes, *_candidate_notes(candidates)]
+    notes = [*base.notes, *_candidate_notes(candidates, agreement)]
     return PruningPlan(
         **fields
         | {
@@ -148,13 +151,14 @@ def _with(
             "notes": tuple(notes),
             "selection": selection,
             "candidates": tuple(candidate.to_dict() for candidate in candidates),
+            "choice_agreement": agreement,
             "options": options,
         }
     )
 
 
-def _candidate_notes(candidates: Sequence[Candidate]) -> list[str]:
-    if not candidates:
+def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -> list[str]:
+    if not candidates or agreement is None:
         return []
     num_windows = max(candidate.num_windows for candidate in candidates)
     losses = ", ".join(
@@ -163,8 +167,15 @@ def _candidate_notes(candidates: Sequence[Candidate]) -> list[str]:
         if candidate.nll is not None and candidate.num_windows == num_windows
     )
     out = sum(candidate.nll is None for candidate in candidates)
-    return [
+    notes = [
         f"chosen among {len(candidates)} plans by perplexity on calibration text "
         f"(on {num_windows} windows, {losses})"
         + (f"; {out} were out, with NaN or Inf or a cut the model cannot express" if out else "")
+    ]
+    if len(candidates) - out < 2:
+        return notes
+    return [
+        *notes,
+        f"confidence of this choice: on {agreement:.0%} of {NUM_RESAMPLES} draws of the text that "
+        "was read the same rules choose this plan among those",
     ]

@@ -18,7 +18,7 @@ from simdiff.plan_kinds import refuse_sublayers
 from simdiff.scores import LayerScores
 
 SCHEMA = "simdiff.plan"
-SCHEMA_VERSION = 3  # 2 added selection and candidates; 3 has no decisive layers
+SCHEMA_VERSION = 3  # 2 added selection and candidates; 3 choice_agreement, and no decisive
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,13 @@ class PruningPlan:
     """How the layers were chosen by importance or by the costs of blocks, in a few words."""
     candidates: tuple[dict[str, Any], ...] = ()
     """The plans among which perplexity chose, with their loss; empty where nothing was run."""
+    choice_agreement: float | None = None
+    """The share of draws of the text they read that choose it again (`simdiff.choice`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of `simdiff plan` that it was made with, by their names there."""
     confidence: PlanConfidence | None = None
-    """How often the bootstrap over sequences gives it; None where sequences are not known apart."""
+    """How often the bootstrap over sequences gives the plan of scores alone, which is another one
+    where perplexity chose another; None where sequences are not known apart."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -84,6 +87,7 @@ class PruningPlan:
             "notes": list(self.notes),
             "selection": self.selection,
             "candidates": list(self.candidates),
+            "choice_agreement": self.choice_agreement,
             "options": self.options,
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
@@ -125,6 +129,7 @@ class PruningPlan:
                 calibration=dict(content["calibration"]),
                 selection=str(content.get("selection", "lowest")),
                 candidates=tuple(map(dict, content.get("candidates", ()))),
+                choice_agreement=content.get("choice_agreement"),
                 options=dict(content.get("options", {})),
                 confidence=None
                 if confidence is None

@@ -15,11 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.calibration import Text, adds_bos, source_name, text_tokens
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import exponential
-from simdiff.paired_bootstrap import CONFIDENCE, NUM_RESAMPLES
+from simdiff.intervals import CONFIDENCE
 from simdiff.progress import track
 
 # Tokens whose logits are widened at a time, see `simdiff.evaluation`.
 _ROWS = 64
+# Draws of blocks for an interval.
+NUM_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)

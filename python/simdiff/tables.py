@@ -38,7 +38,7 @@ class LayersTable:
 
     def table(self, width: int) -> Table:
         """With the columns that fit into so many characters."""
-        columns = (*_COLUMNS, *(["in plan"] if self.plan.confidence is not None else []))
+        columns = (*_COLUMNS, *(["in draws"] if self.plan.confidence is not None else []))
         shown = [n for n, c in enumerate(columns) if width >= _WIDE or c not in _LEFT_OUT]
         table = Table(
             title=f"{self.scores.model['name']}: every layer, counted from 0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import itertools
 import json
@@ -19,8 +18,6 @@ from transformers import PreTrainedModel
 from simdiff.calibration import token_windows
 from simdiff.evaluation import perplexity
 from simdiff.models import load_model
-from simdiff.planning import make_plan
-from simdiff.scores import score
 from simdiff.surgery import removed_layers
 
 Run = Callable[..., None]
@@ -43,35 +40,6 @@ def model(tiny_checkpoint: Path) -> PreTrainedModel:
 def windows_of(model: Path, text: str, count: int, part: str = "calibration") -> torch.Tensor:
     tokenizer = load_model(str(model), device="cpu")[1]
     return token_windows(text, tokenizer, part=part, num_windows=count, window_length=16).tokens
-
-
-def test_amount_of_calibration_text(
-    run: Run, model: PreTrainedModel, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
-) -> None:
-    """Runs of 1, 2 and 4 windows, each against the plan of the other four."""
-    output = tmp_path / "amount"
-    run(
-        "calibration_amount", tiny_checkpoint, "--text", tiny_text, "--dtype", "float32",
-        "--layers", 2, 3, "--half", 4, "--window-length", 16, "--resamples", 10,
-        "--output", output,
-    )  # fmt: skip
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    with open(output.with_suffix(".csv"), encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    sizes = [int(row["windows"]) for row in rows]
-    assert sizes == 2 * [1, 1, 1, 1, 2, 2, 4]
-    windows = windows_of(tiny_checkpoint, str(tiny_text), 8)
-
-    def plan(of: torch.Tensor, count: int) -> set[int]:
-        return set(make_plan(score(model, [of], progress=False), count).removed)
-
-    for row, size in zip(rows, sizes, strict=True):
-        first, count = int(row["run"]) * size, int(row["removed"])
-        removed = plan(windows[first : first + size], count)
-        assert row["layers"] == " ".join(map(str, sorted(removed)))
-        shared = len(removed & plan(windows[4:], count)) / count
-        assert float(row["overlap"]) == pytest.approx(shared, abs=1e-4)
-        assert (row["agreement"] == "") is (size == 1)
 
 
 def test_recovery(

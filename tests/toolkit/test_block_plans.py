@@ -240,7 +240,7 @@ def test_choice_by_perplexity(llama: PreTrainedModel, llama_scores: LayerScores)
     assert all(len(blocks_of(c.removed)) == 1 for c in shortlist(llama_scores, 2, max_blocks=1))
 
     candidates = [Candidate((0, 1), "a"), Candidate((2, 4), "b"), Candidate((4, 5), "c")]
-    best, evaluated = exchange_search(
+    best, evaluated, _ = exchange_search(
         losses_of_cuts(llama, windows), candidates, block_costs(llama_scores), max_reads=0
     )
     assert len(evaluated) == 3
@@ -264,7 +264,7 @@ def test_a_candidate_with_nan_is_out_and_told(
         llama.model.layers[1].mlp.down_proj.weight[0] = math.nan
     pair = [Candidate((4, 5), "with NaN"), Candidate((1, 5), "without")]
     losses, costs = losses_of_cuts(llama, windows), block_costs(llama_scores)
-    best, evaluated = exchange_search(losses, pair, costs, max_reads=2)
+    best, evaluated, _ = exchange_search(losses, pair, costs, max_reads=2)
     assert best.origin == "without"
     assert [candidate.nll is None for candidate in evaluated] == [True, False]
     with pytest.raises(SimdiffError, match="NaN, Inf or a cut"):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from simdiff import cli
-from simdiff.calibration import read_documents, split_documents, token_windows
+from simdiff.calibration import read_documents, token_windows
 from simdiff.cli import options
 from simdiff.criteria import CRITERIA
 from simdiff_kernels import BACKENDS
@@ -128,15 +128,6 @@ def test_a_plan_with_the_model_chooses_as_a_run_does(
     capsys.readouterr()
     assert simdiff("plan", scores, *with_model, "--overwrite") == 2
     assert "as it was when the scores were made" in capsys.readouterr().err
-
-
-def test_halves_are_disjoint(tiny_text: Path) -> None:
-    documents = read_documents(str(tiny_text))
-    calibration, held_out = split_documents(documents, seed=3)
-    assert sorted(calibration + held_out) == sorted(documents)
-    assert not set(calibration) & set(held_out)
-    assert split_documents(documents, seed=3) == (calibration, held_out)
-    assert split_documents(documents, seed=4) != (calibration, held_out)
 
 
 def test_json_lines(tmp_path: Path) -> None:

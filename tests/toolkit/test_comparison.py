@@ -22,7 +22,7 @@ from simdiff.comparison import ComparisonOptions, remove_journal
 from simdiff.comparison_plans import COMPARED, CellJournal, Planner
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import window_losses
-from simdiff.paired_bootstrap import perplexity_interval
+from simdiff.intervals import perplexity_interval, student_quantile
 from simdiff.selection import PruningPlan
 from simdiff.surgery import removed_layers
 
@@ -254,27 +254,31 @@ def test_a_pruned_model_without_a_finite_perplexity(
 
 
 def test_intervals() -> None:
-    generator = torch.Generator().manual_seed(0)
-    dense = torch.randn(24, generator=generator, dtype=torch.float64) + 3
-    pruned = dense + 0.5 + 0.01 * torch.randn(24, generator=generator, dtype=torch.float64)
-    found = perplexity_interval(pruned.tolist(), dense.tolist())
-    assert found.perplexity == pytest.approx(float(pruned.mean().exp()))
-    # For a mean, the bootstrap agrees with the normal approximation.
-    for limits, values in (
-        ((found.low, found.high), pruned),
-        ((found.ratio_low, found.ratio_high), pruned - dense),
+    # Losses 2, 3, 4, 5: mean 3.5, standard error sqrt(5/3 / 4) = 0.64550, t of 3 degrees 3.18245;
+    # gaps 0.4, 0.6, 0.4, 0.6: mean 0.5, standard error sqrt(0.04/3 / 4) = 0.057735.
+    pruned, dense = [2.0, 3, 4, 5], [1.6, 2.4, 3.6, 4.4]
+    found = perplexity_interval(pruned, dense)
+    assert [math.log(v) for v in (found.perplexity, found.low, found.high)] == pytest.approx(
+        [3.5, 3.5 - 2.05426, 3.5 + 2.05426], abs=1e-4
+    )
+    assert [math.log(v) for v in (found.ratio, found.ratio_low, found.ratio_high)] == pytest.approx(
+        [0.5, 0.5 - 0.183739, 0.5 + 0.183739], abs=1e-5
+    )
+    # Table of Student's distribution, two-sided 95% and 99%.
+    for degrees, wanted in (
+        (1, 12.7062),
+        (2, 4.30265),
+        (3, 3.18245),
+        (15, 2.13145),
+        (120, 1.97993),
     ):
-        middle, error = float(values.mean()), float(values.std() / 24**0.5)
-        wanted = pytest.approx((middle - 1.96 * error, middle + 1.96 * error), abs=0.15 * error)
-        assert tuple(map(math.log, limits)) == wanted
-    # Paired: what the windows have in common cancels.
-    assert found.ratio_high / found.ratio_low < 1.01 < found.high / found.low
-    assert perplexity_interval(pruned.tolist(), dense.tolist()) == found
+        assert student_quantile(degrees) == pytest.approx(wanted, abs=1e-4)
+    assert student_quantile(15, 0.99) == pytest.approx(2.94671, abs=1e-5)
     alone = perplexity_interval([2.0], [1.0])
     assert (alone.perplexity, alone.ratio) == pytest.approx((math.e**2, math.e))
     assert (alone.low, alone.ratio_high) == (None, None)
-    with pytest.raises(SimdiffError, match="24 windows, got 1"):
-        perplexity_interval([1.0], dense.tolist())
+    with pytest.raises(SimdiffError, match="4 windows, got 1"):
+        perplexity_interval([1.0], dense)
 
 
 def test_default_steps() -> None:

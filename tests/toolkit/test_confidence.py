@@ -219,7 +219,7 @@ def test_a_resample_without_a_plan_counts_as_another(llama_scores: LayerScores) 
     assert found is not None
     assert (found.num_failed, found.agreement) == (2, 0.8)
     assert found.plan_frequency == (0, 0, 0, 0, 0.8, 0.8)
-    assert "2 give no plan at all" in found.note()
+    assert "2 give no plan at all" in found.note(found.removed)
     with pytest.raises(SimdiffError, match="at least 1, got 0"):
         bootstrap_plan(llama_scores, plan_of, num_resamples=0)
 
@@ -432,12 +432,12 @@ def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
     assert loaded.confidence is not None
     assert loaded.confidence.num_groups == used
     assert loaded.confidence.num_resamples == 500
-    assert "in plan" in printed.out
+    assert "in draws" in printed.out
     for share in loaded.confidence.plan_frequency:
         assert f"{share:.0%}" in printed.out
     assert simdiff("plan", scores, *kind, "--bootstrap", 0, "--overwrite", "-o", plan) == 0
     assert PruningPlan.load(plan).confidence is None
-    assert "in plan" not in capsys.readouterr().out
+    assert "in draws" not in capsys.readouterr().out
     refused = ("score", tiny_checkpoint, *text, "--skip-leading", 16, "-o", tmp_path / "x.json")
     assert simdiff(*refused) == 2
     assert "below the window length 16, got 16" in capsys.readouterr().err

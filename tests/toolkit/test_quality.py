@@ -57,10 +57,12 @@ def test_notes_of_tasks() -> None:
         "of choices over the items",
         "boolq: one and the same answer to every item would give 70.0; the dense model's 75.0 "
         "does not clearly exceed it",
+        "boolq: its passages are the demo text, so that a model calibrated or repaired on --text "
+        "demo has seen half of them",
     ]
     few = {"arc": {"few_shot_split": "test", "split": "test"}}
     assert quality_of(dense[2:3], dense[2:3], limit=7, num_fewshot=5, tasks=few).notes() == [
-        "tasks: lm_eval 0.4.9, 5-shot, the first 7 items of each, the same for every model; "
+        "tasks: lm_eval 0.4.9, 5-shot, 7 items of each, drawn at random, the same for every model; "
         "acc_norm for arc; ± is one standard error",
         "the dense model is above chance on every task: none is left out",
         "arc: few-shot examples are other items of the split that is evaluated",

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from simdiff.calibration import token_windows
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import perplexity
-from simdiff.paired_bootstrap import perplexity_interval
+from simdiff.intervals import perplexity_interval
 from simdiff.strided import blocks_of, bootstrap_interval, text_part, text_perplexity, text_windows
 
 
@@ -176,7 +176,7 @@ def test_refusals(tiny_checkpoint: Path, tiny_text: Path) -> None:
     def cut(**changes: int) -> None:
         text_part(str(tiny_text), tokenizer, **{"window_length": 16, **changes})
 
-    with pytest.raises(SimdiffError, match="held-out part: .* window of 2000 tokens, got 600"):
+    with pytest.raises(SimdiffError, match=r"held-out part: .* window of 2000 tokens, got 5\d0"):
         cut(window_length=2000)
     with pytest.raises(SimdiffError, match=r"stride must be 1 to 16 tokens .* got 17"):
         cut(stride=17)

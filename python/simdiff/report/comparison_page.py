@@ -232,8 +232,8 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
         "search windows": known["search_windows"],
         **{key: value for key, value in known["options"].items()
            if key not in ("criteria", "num_layers")},
-        "intervals": f"{100 * known['bootstrap']['confidence']:.0f}% by the bootstrap over "
-        f"windows, {known['bootstrap']['num_resamples']} draws; ratios paired",
+        "intervals": f"{100 * known['intervals']['confidence']:.0f}% by "
+        f"{known['intervals']['of']}, {known['held_out']['num_windows']} of them; ratios paired",
         "times": f"{known['num_threads']} threads, {known['machine']}",
         **{f"version of {key}": value for key, value in comparison.to_dict()["versions"].items()},
     }  # fmt: skip

@@ -19,14 +19,22 @@ def confidence(plan: PruningPlan, results: Mapping[str, Any] | None) -> Iterator
         return
     amounts = [AmountOfText(**amount) for amount in (results or {}).get("amounts_of_text", ())]
     yield "<h2>How sure the plan is</h2>"
+    if plan.choice_agreement is not None:
+        yield (
+            f"<p class='lead'>{plan.choice_agreement:.0%} of the draws of the text that the tried "
+            "plans read choose the plan of this page again, among those plans.</p>"
+        )
+    same = {*plan.removed} == {*known.removed}
     yield (
-        f"<p class='lead'>{known.num_resamples} bootstrap draws of the {known.num_sequences} "
-        f"calibration windows: {known.agreement:.0%} of them give the plan that the scores of all "
-        "give, before any evaluation.</p>"
-    )
+        f"<p class='lead'>{known.agreement:.0%} of {known.num_resamples} draws of the "
+        f"{known.num_sequences} calibration windows give the plan that scores alone give, "
+        + ("which is the same one.</p>" if same else
+           f"<strong>which is another one: {', '.join(map(str, known.removed))}.</strong> "
+           "What follows is of that plan.</p>")
+    )  # fmt: skip
     left = figure(
         _frequency_chart(known),
-        "Crosses on a band are the layers in the plan of all windows.",
+        "Crosses on a band are the layers in the plan that the scores of all windows give.",
         title="Share of draws that remove a layer",
     )
     right = ""

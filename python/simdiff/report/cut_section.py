@@ -101,7 +101,7 @@ def layer_runs_text(layers: list[int]) -> str:
 def layers(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
     """The table of every layer, with its reason and its numbers."""
     yield "<h2>Every layer and its reason</h2>"
-    columns = ["in plan"] * (plan.confidence is not None) + ["importance"]
+    columns = ["in draws"] * (plan.confidence is not None) + ["importance"]
     if scores is not None:
         columns += ["1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖"]
     heads = "<th class='text' scope='col'>decision</th>"
