@@ -11,8 +11,8 @@ result file its SHA-256, the command, commit and machine that made it, and for e
 sources that it measured a digest of them. The digest leaves out comments, docstrings, imports,
 white space and the names of files: what moves is measured still. Where the code has changed since
 in a way that cannot change the figure, a statement says so, from digest to digest; where the figure
-is of older code and is shown as such, the words that say so on a page (`shown_as`) are in its
-entry. `tests/test_provenance.py` holds all of it.
+is of older code and is shown as such, its entry has the words (`shown_as`) with which figures.py
+says so on docs/figures.md. `tests/test_provenance.py` holds all of it.
 """
 
 from __future__ import annotations

@@ -1,292 +1,340 @@
-"""docs/quality.md and README's summary of it, from the results of the quality protocol.
+"""Tables of what quality.py measured: every way beside `simdiff + reads`, window by window.
 
-    python benchmarks/quality_tables.py           # writes both
-    python benchmarks/quality_tables.py --check   # exit code 1 where it would write something else
+A ratio is of perplexities on the same held-out windows, way by `simdiff + reads`: exp of the mean,
+over windows and seeds, of the differences of losses. Its 95% interval is Student's t: with n_i
+windows and the variance s_i² of the differences in each of k seeds, the standard error is
+sqrt(sum of s_i² / n_i) / k, with the sum of n_i - 1 degrees of freedom.
 
-A ratio of two ways is exp of the mean over seeds of the mean over windows of the difference of
-their losses on the same windows, with a 95% interval by Student's t: for seeds i of n_i windows and
-standard deviations s_i, the standard error is sqrt(sum s_i^2 / n_i) / seeds, on sum (n_i - 1)
-degrees of freedom. It says what another text of this kind would do with these plans, not what
-another seed would choose.
+A file NAME-all.json holds more ways of some seeds of NAME.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import re
 import statistics
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import LICENCES
+import gpu_page
+import ratios
 
 from simdiff.intervals import student_quantile
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "quality.md"
 OURS = "simdiff + reads"
-BASELINES = (
-    "simdiff", "block-influence", "block-influence + reads", "cosine-block",
-    "one-shot perplexity, 4 windows", "greedy perplexity, 1 windows",
-    "greedy perplexity, 4 windows", "greedy perplexity, 16 windows",
-)  # fmt: skip
-"""In the summary, as far as they were run."""
+ABLATIONS = (f"{OURS}, no exchanges", f"{OURS}, p = 1", "simdiff, p = 1")
+RIVALS = ("block-influence", "block-influence + reads",
+          *(f"greedy perplexity, {n} windows" for n in (1, 4, 16)))  # fmt: skip
+SHARES = ("10%", "25%")
+NOT_RUN = "-"
+Losses = Sequence[float]
 
 
-@dataclass
-class Case:
-    """One model on one text: what every way chose by seed, and the held-out losses of all plans."""
+@dataclass(frozen=True)
+class Seed:
+    """One division of a text: rows by way and number of layers, losses by plan."""
 
-    model: str
-    text: str
-    origin: dict[str, Any]
-    """Of the first file: settings, model, versions, commit, machine."""
-    rows: dict[tuple[str, int], dict[int, dict[str, Any]]] = field(default_factory=dict)
-    losses: dict[int, dict[str, list[float] | None]] = field(default_factory=dict)
-    licences: set[str] = field(default_factory=set)
+    number: int
+    rows: dict[tuple[str, int], dict[str, Any]]
+    losses: dict[str, list[float] | None]
+
+    def of(self, way: str, removed: int) -> Losses | None:
+        """The held-out losses of a way; None where it has none."""
+        row = self.rows.get((way, removed))
+        return self.losses.get(row["layers"]) if row and row["layers"] else None
+
+    def plan(self, way: str, removed: int) -> str | None:
+        row = self.rows.get((way, removed))
+        return row and row["layers"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on a text, of all files that measured it."""
+
+    files: list[Path]
+    content: dict[str, Any]
+    seeds: list[Seed]
+
+    @property
+    def model(self) -> str:
+        return str(self.content["model"]["name"])
+
+    @property
+    def text(self) -> str:
+        return str(self.content["settings"]["text"])
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of removed layers."""
-        return sorted({count for _, count in self.rows})
+        """Numbers of layers removed."""
+        return sorted({removed for seed in self.seeds for _, removed in seed.rows})
 
-    @property
-    def ways(self) -> list[str]:
-        """In the order of the script."""
-        return list(dict.fromkeys(way for way, _ in self.rows))
-
-    def windows(self, way: str, count: int, seed: int) -> list[float] | None:
-        """Losses of the plan that a way chose; None where it was not run or cannot be measured."""
-        row = self.rows.get((way, count), {}).get(seed)
-        return None if row is None or not row["layers"] else self.losses[seed][row["layers"]]
-
-    def perplexities(self, way: str, count: int) -> list[float]:
-        """Of each seed that was run."""
-        found = [self.windows(way, count, seed) for seed in sorted(self.losses)]
-        return [math.exp(min(statistics.fmean(v), 700)) for v in found if v is not None]
-
-
-def load(folder: Path) -> list[Case]:
-    """All cases of a folder; a file named *-all.json adds ways to the seeds of another."""
-    cases: dict[tuple[str, str], Case] = {}
-    for path in sorted(folder.glob("quality-*.json"), key=lambda p: (p.stem.endswith("-all"), p)):
-        content = json.loads(path.read_text())
-        key = content["model"]["name"], content["settings"]["text"]
-        case = cases.setdefault(key, Case(*key, content))
-        for seed in content["seeds"]:
-            case.losses.setdefault(seed["seed"], {}).update(seed["held_out_losses"])
-            case.licences.add(seed["licence"])
-            for row in seed["rows"]:
-                found = case.rows.setdefault((row["way"], row["removed"]), {})
-                found.setdefault(seed["seed"], row)
-    return list(cases.values())
+    def ways(self, removed: int) -> list[str]:
+        found = {way for seed in self.seeds for way, count in seed.rows if count == removed}
+        return sorted(found, key=lambda way: (way != OURS, way))
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two perplexities on the same windows."""
+    """Of perplexities, with the ends of its interval."""
 
     value: float
     low: float
     high: float
-    seeds: int
-    same: bool
-    """Both are one plan, in every seed."""
 
-    def __str__(self) -> str:
-        if self.same:
-            return "same plan"
-        text = f"{number(self.value)} [{number(self.low)}, {number(self.high)}]"
-        return f"{text} not distinguishable" if self.low <= 1 <= self.high else text
+    @property
+    def distinguishable(self) -> bool:
+        return not self.low <= 1 <= self.high
 
 
-def ratio(case: Case, way: str, count: int, to: str = OURS) -> Ratio | None:
-    """How many times the perplexity of another way; None without a seed that ran both."""
-    gaps, same = [], True
-    for seed in sorted(case.losses):
-        ours, theirs = (case.windows(name, count, seed) for name in (to, way))
-        if ours is None or theirs is None:
-            continue
-        gaps.append([b - a for a, b in zip(ours, theirs, strict=True)])
-        plans = [case.rows[name, count][seed]["layers"] for name in (to, way)]
-        same = same and plans[0] == plans[1]
-    if not gaps:
-        return None
-    mean = statistics.fmean(statistics.fmean(gap) for gap in gaps)
-    variance = sum(statistics.variance(gap) / len(gap) for gap in gaps) / len(gaps) ** 2
-    reach = student_quantile(sum(len(gap) - 1 for gap in gaps)) * math.sqrt(variance)
-    limits = (math.exp(min(value, 700)) for value in (mean, mean - reach, mean + reach))
-    return Ratio(*limits, len(gaps), same)
+def pooled_ratio(differences: Sequence[Losses]) -> Ratio:
+    """From the differences of losses, one sequence of two or more windows for each seed."""
+    mean = statistics.fmean(statistics.fmean(gaps) for gaps in differences)
+    variance = math.fsum(statistics.variance(gaps) / len(gaps) for gaps in differences)
+    quantile = student_quantile(sum(len(gaps) - 1 for gaps in differences))
+    reach = quantile * math.sqrt(variance) / len(differences)
+    return Ratio(_exp(mean), _exp(mean - reach), _exp(mean + reach))
 
 
-def number(value: float) -> str:
-    """Three digits, or a power of ten."""
-    if value >= 10_000:
-        return f"{value:.0e}"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def load(folder: Path, prefix: str) -> list[Subject]:
+    """The models and texts of all files PREFIX-*.json, those of one seed joined.
+
+    Raises:
+        ValueError: two files of one name are not of the same model, documents and windows.
+    """
+    named: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob(f"{prefix}-*.json"), key=lambda path: path.stem):
+        named.setdefault(path.stem.removesuffix("-all"), []).append(path)
+    return [_joined(paths) for paths in named.values()]
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _joined(paths: list[Path]) -> Subject:
+    contents = [json.loads(path.read_text()) for path in paths]
+    seeds: dict[int, list[dict[str, Any]]] = {}
+    for content in contents:
+        for seed in content["seeds"]:
+            seeds.setdefault(seed["seed"], []).append(seed)
+    same = {json.dumps([content["model"], *(content["settings"][key] for key in (
+        "text", "pool", "windows", "window_length", "held_out_windows", "held_out_length",
+        "dtype"))]) for content in contents}  # fmt: skip
+    for number, parts in seeds.items():
+        same_documents = {part["documents_sha256"] for part in parts}
+        if len(same) > 1 or len(same_documents) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise ValueError(
+                f"{names}: must be of one model, text and windows, seed {number} is not"
+            )
+    return Subject(paths, contents[0], [_seed(number, parts) for number, parts in seeds.items()])
 
 
-def name_of(case: Case) -> str:
-    """A model and a text."""
-    return f"{case.model}, {case.text}"
+def _seed(number: int, parts: Sequence[dict[str, Any]]) -> Seed:
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    losses: dict[str, list[float] | None] = {}
+    for part in parts:  # the first file that has a way stands
+        rows = {(row["way"], row["removed"]): row for row in part["rows"]} | rows
+        losses = part["held_out_losses"] | losses
+    return Seed(number, rows, losses)
 
 
-def summary(cases: Sequence[Case]) -> str:
-    """Every case against the baselines."""
-    shown = [way for way in BASELINES if any((way, n) in c.rows for c in cases for n in c.counts)]
+def ratio(subject: Subject, way: str, removed: int, base: str = OURS) -> Ratio | None:
+    """To another way, over the seeds that measured both; None where none did."""
+    pairs = [(seed.of(way, removed), seed.of(base, removed)) for seed in subject.seeds]
+    gaps = [[a - b for a, b in zip(theirs, ours, strict=True)]
+            for theirs, ours in pairs if theirs and ours]  # fmt: skip
+    return pooled_ratio(gaps) if gaps else None
+
+
+def ratio_cell(subject: Subject, way: str, removed: int, base: str = OURS) -> str:
+    """The ratio in words, with its seeds where these are not all."""
+    found = ratio(subject, way, removed, base)
+    if way == base or found is None:
+        return "1" if way == base else NOT_RUN
+    both = [seed for seed in subject.seeds if seed.of(way, removed) and seed.of(base, removed)]
+    if all(seed.plan(way, removed) == seed.plan(base, removed) for seed in both):
+        text = "same plan"
+    else:
+        text = ratios.shown(found.value, {"low": found.low, "high": found.high})
+        text += "" if found.distinguishable else ", not distinguishable"
+    return text if len(both) == len(subject.seeds) else f"{text} (seed {_listed(both)})"
+
+
+def way_table(subject: Subject, removed: int) -> list[str]:
+    """All ways but ablations, best ratio first, those that were refused last."""
+    ways = [way for way in subject.ways(removed) if way not in ABLATIONS]
+
+    def order(way: str) -> float:
+        found = ratio(subject, way, removed)
+        return math.inf if found is None else found.value
+
+    numbers = " / ".join(str(seed.number) for seed in subject.seeds)
+    heads = ("way", "perplexity", f"with seed {numbers}", f"× {OURS}", "windows read", "seconds")
+    dense = [seed.losses["dense"] for seed in subject.seeds]
+    rows = [("dense", *_perplexities(dense, [""] * len(dense)), "", "", "")]
+    for way in sorted(ways, key=order):
+        found = [seed.rows.get((way, removed)) for seed in subject.seeds]
+        problems = [str(row["problem"] or "") if row else NOT_RUN for row in found]
+        run = [row for row in found if row]
+        rows.append((
+            told(way), *_perplexities([seed.of(way, removed) for seed in subject.seeds], problems),
+            ratio_cell(subject, way, removed), _range([row["windows_read"] for row in run]),
+            f"{statistics.fmean(row['seconds'] for row in run):.0f}",
+        ))  # fmt: skip
+    return gpu_page.table(heads, rows)
+
+
+def _perplexities(losses: Sequence[Losses | None], problems: Sequence[str]) -> tuple[str, str]:
+    """The geometric mean over seeds, where all were run, and each seed's own."""
+    means = [statistics.fmean(values) if values else None for values in losses]
+    known = [mean for mean in means if mean is not None]
+    cells = (_shown(mean) if mean is not None else problem or NOT_RUN
+             for mean, problem in zip(means, problems, strict=True))  # fmt: skip
+    every = _shown(statistics.fmean(known)) if len(known) == len(means) else NOT_RUN
+    return every, " / ".join(cells)
+
+
+def summary(subjects: Iterable[Subject]) -> list[str]:
+    """For each model, text and share: the rivals' ratios; of greedy search those that were run."""
+    subjects = list(subjects)
+    run = {way for subject in subjects for count in subject.counts for way in subject.ways(count)}
+    rivals = [way for way in RIVALS if way in run]
     rows = []
-    for case in cases:
-        for count in case.counts:
-            cells = [ratio(case, way, count) for way in shown]
-            own = case.perplexities(OURS, count)
-            rows.append([name_of(case), str(count), number(statistics.geometric_mean(own)),
-                         *("" if cell is None else str(cell) for cell in cells)])  # fmt: skip
-    return table(["model, text", "layers removed", f"`{OURS}`", *shown], rows)
+    for subject in subjects:
+        for share, count in zip(SHARES, subject.counts, strict=False):
+            rows.append((subject.model, subject.text, f"{count} ({share})",
+                         *(ratio_cell(subject, way, count) for way in rivals)))  # fmt: skip
+    return gpu_page.table(("model", "text", "layers removed", *map(told, rivals)), rows)
 
 
-def section(case: Case) -> Iterator[str]:
-    """All ways of one case."""
-    settings, seeds = case.origin["settings"], sorted(case.losses)
-    dense = [math.exp(statistics.fmean(case.losses[s]["dense"] or [])) for s in seeds]
-    yield f"## {name_of(case)}"
-    yield (
-        f"Seeds {', '.join(map(str, seeds))}; dense {', '.join(f'{p:.2f}' for p in dense)}. "
-        f"{settings['windows']} windows of {settings['window_length']} tokens calibrate, "
-        f"{settings['held_out_windows']} of {settings['held_out_length']} are held out for each "
-        f"seed; {settings['dtype']}; {', '.join(sorted(case.licences))}; commit "
-        f"{case.origin['commit']}; {case.origin['machine']}, {case.origin['threads']} threads."
-    )
-    for count in case.counts:
-        rows = []
-        for way in case.ways:
-            runs = case.rows.get((way, count))
-            if not runs:
-                continue
-            found, told = case.perplexities(way, count), ratio(case, way, count)
-            problem = next((row["problem"] for row in runs.values() if row["problem"]), None)
-            rows.append([
-                way, number(statistics.geometric_mean(found)) if found else "",
-                ", ".join(map(number, found)) or str(problem),
-                "" if way == OURS or told is None else str(told),
-                number_of(row["windows_read"] for row in runs.values()),
-                f"{statistics.fmean(row['seconds'] for row in runs.values()):.0f}",
-            ])  # fmt: skip
-        yield f"{count} layers removed:"
-        yield table(
-            ["way", "perplexity", "by seed", f"× `{OURS}`", "windows read", "seconds"], rows
-        )
+def ablations(subjects: Sequence[Subject], wanted: Callable[[str], bool]) -> list[str]:
+    """How often a way without a part gives the same plan, a better one or a worse one.
+
+    A way that reads is compared with `simdiff + reads`, one that does not with `simdiff`.
+    """
+    cases = [(subject, count) for subject in subjects for count in subject.counts]
+    ways = {way: None for subject, count in cases for way in subject.ways(count) if wanted(way)}
+    rows = []
+    for way in sorted(ways):
+        base = way.partition(",")[0]
+        found = [
+            (ratio_cell(subject, way, count, base), ratio(subject, way, count, base))
+            for subject, count in cases if way in subject.ways(count)
+        ]  # fmt: skip
+        others = [value for cell, value in found if value and not cell.startswith("same plan")]
+        values = [value.value for value in others]
+        rows.append((
+            way, len(found), sum(cell.startswith("same plan") for cell, _ in found),
+            sum(value.high < 1 for value in others), sum(value.low > 1 for value in others),
+            sum(not value.distinguishable for value in others),
+            f"{min(values):.2f} to {max(values):.2f}" if values else "",
+        ))  # fmt: skip
+    heads = ("way", "cases", "same plan", "better", "worse", "not distinguishable",
+             "ratios of other plans")  # fmt: skip
+    return gpu_page.table(heads, rows)
 
 
-def number_of(values: Iterable[int]) -> str:
-    """One number, or from the least to the most."""
-    found = sorted(values)
-    return str(found[0]) if found[0] == found[-1] else f"{found[0]} to {found[-1]}"
-
-
-def page(cases: Sequence[Case]) -> str:
-    """docs/quality.md."""
-    origins = {case.model: case.origin["model"]["converted_from"] for case in cases}
-    models = "; ".join(
-        f"{model} ({LICENCES.get(model, 'licence not known')}): "
-        + ("not a conversion" if found is None else found.get("packages", found["file"]))
-        for model, found in origins.items()
-    )
-    parts = [
-        "# How good the plans are",
-        "Written by `python benchmarks/quality_tables.py` from "
-        "`benchmarks/results/quality-*.json`, which `python benchmarks/quality.py` makes (there: "
-        "what every way is). The text is one that no decision about the method has seen "
-        "(`benchmarks/texts.py`), divided anew by each seed. The perplexity is the geometric mean "
-        "over seeds. Ratios are to that of "
-        f"`{OURS}`, the default with a model at hand, with a 95% interval over windows for these "
-        "plans; above 1 the default is better. Where 1 lies within, the two are not "
-        "distinguishable. What has no number was not run: greedy search costs too much to run "
-        "everywhere. The models are 4-bit files converted to plain checkpoints: "
-        f"{models}. Seconds were taken on a machine with other load, one thread; they count the "
-        "calibration pass where a way takes scores.",
-        summary(cases),
-        *(part for case in cases for part in section(case)),
+def better_ways(subjects: Iterable[Subject]) -> list[str]:
+    """In words, every way that chose better with 95% confidence, ablations apart."""
+    return [
+        f"{told(way)} on {subject.model}, {subject.text}, {count} layers "
+        f"({ratio_cell(subject, way, count)})"
+        for subject in subjects
+        for count in subject.counts
+        for way in subject.ways(count)
+        if way not in ABLATIONS and (found := ratio(subject, way, count)) and found.high < 1
     ]
-    parts.append(
-        "## Ablations\n\n"
-        "What `simdiff` is without its exchanges, and with exponent 1, is in every table above. "
-        "Before that, on other text (`benchmarks/results/development-*.json`, "
-        "the development runs, of the code before those parts went), layers kept for writing a "
-        "massive activation, four more exponents and a rule of two standard errors changed no "
-        "plan in twelve cases; they were removed."
+
+
+def costs(subjects: Iterable[Subject], way: str) -> dict[str, tuple[str, str]] | None:
+    """Windows read and seconds, ours and those of a way where it was run, as ranges."""
+    pairs = [
+        (seed.rows[OURS, count], seed.rows[way, count])
+        for subject in subjects
+        for seed in subject.seeds
+        for count in subject.counts
+        if (way, count) in seed.rows and (OURS, count) in seed.rows
+    ]
+    return {
+        key: (_range([a[key] for a, _ in pairs]), _range([b[key] for _, b in pairs]))
+        for key in ("windows_read", "seconds")
+    } if pairs else None  # fmt: skip
+
+
+def protocol(subjects: Sequence[Subject]) -> str:
+    """Once, what holds of all tables."""
+    settings = [subject.content["settings"] for subject in subjects]
+
+    def one(key: str) -> str:
+        return " or ".join(sorted({str(values[key]) for values in settings}))
+
+    def of_files(key: str) -> str:
+        return " and ".join(sorted({str(subject.content[key]) for subject in subjects}))
+
+    numbers = sorted({seed.number for subject in subjects for seed in subject.seeds})
+    licences = {subject.text: seed["licence"] for subject in subjects
+                for seed in subject.content["seeds"]}  # fmt: skip
+    return (
+        f"{'Seeds' if len(numbers) > 1 else 'Seed'} {', '.join(map(str, numbers))}, each another "
+        "division of the documents; "
+        f"{one('windows')} windows of {one('window_length')} tokens calibrate, "
+        f"{one('held_out_windows')} of {one('held_out_length')} are held out, pool "
+        f"“{one('pool')}”; {one('dtype')}; {of_files('machine')}, threads of "
+        f"each run: {of_files('threads')}; commit {of_files('commit')}. Texts: "
+        + "; ".join(f"{text}: {licence}" for text, licence in sorted(licences.items()))
+        + "."
     )
-    return "\n\n".join(parts) + "\n"
 
 
-def spread(cases: Sequence[Case], way: str) -> str:
-    """In how many of all cases a way is better, worse, or not distinguishable."""
-    found = [ratio(case, way, count) for case in cases for count in case.counts]
-    told = [r for r in found if r is not None]
-    worse = sum(r.low > 1 and not r.same for r in told)
-    better = sum(r.high < 1 and not r.same for r in told)
-    return (f"better in {better}, worse in {worse}, the same or not distinguishable in "
-            f"{len(told) - better - worse} of {len(told)} cases")  # fmt: skip
+def models(subjects: Iterable[Subject]) -> list[str]:
+    """A line for each model: the GGUF file that its weights were converted from."""
+    lines = {}
+    for subject in subjects:
+        source = subject.content["model"]["converted_from"]
+        told = "its own safetensors"
+        if source:
+            packages = f" ({source['packages']})" if "packages" in source else ""
+            told = f"converted from a GGUF file, {source['file']}{packages}, "
+            told += f"SHA-256 {source['sha256'][:12]}…"
+        lines[f"- {subject.model}: {told}"] = None
+    return list(lines)
 
 
-def block(cases: Sequence[Case]) -> str:
-    """README's words."""
-    models = list(dict.fromkeys(case.model for case in cases))
-    texts = list(dict.fromkeys(case.text for case in cases))
-    windows = {case.origin["settings"]["held_out_windows"] for case in cases}
-    lines = [
-        f"On text that no decision has seen ({', '.join(models)}; {' and '.join(texts)}; up to "
-        f"{max(len(case.losses) for case in cases)} seeds, {min(windows)} held-out windows each; "
-        "10% and 25% of the layers; [all ways, intervals and costs](docs/quality.md)), against "
-        "the default with a model at hand:",
-        "",
-        *(f"- {way}: {spread(cases, way)};" for way in BASELINES
-          if any((way, n) in c.rows for c in cases for n in c.counts)),
-    ]  # fmt: skip
-    lines[-1] = lines[-1].removesuffix(";") + "."
-    return "\n".join(lines)
+def less_often(subjects: Sequence[Subject]) -> str:
+    """The ways that were not run with every seed, or not on every model and text."""
+    every = sorted({way for subject in subjects for count in subject.counts
+                    for way in subject.ways(count)})  # fmt: skip
+    found = []
+    for subject in subjects:
+        by_seeds: dict[str, list[str]] = {}
+        for way in every:
+            run = [seed for seed in subject.seeds if any(name == way for name, _ in seed.rows)]
+            if len(run) < len(subject.seeds):
+                words = f"with seed {_listed(run)} alone" if run else "not at all"
+                by_seeds.setdefault(words, []).append(told(way))
+        found += [f"{subject.model}, {subject.text}, {words}: {'; '.join(ways)}"
+                  for words, ways in by_seeds.items()]  # fmt: skip
+    return f"Run less often: {'. '.join(found)}." if found else "Every way was run with every seed."
 
 
-def with_block(text: str, content: str) -> str:
-    """A page with the block between its marks replaced."""
-    marks = r"(<!-- quality -->\n).*?(<!-- end -->)"
-    if not re.search(marks, text, re.S):
-        raise SystemExit("README.md must hold <!-- quality --> and <!-- end -->")
-    return re.sub(marks, lambda m: f"{m[1]}{content}\n{m[2]}", text, count=1, flags=re.S)
+def told(way: str) -> str:
+    """The name of a way on a page."""
+    return way.removesuffix("s") if way.endswith(" 1 windows") else way
 
 
-def written(folder: Path = RESULTS) -> dict[Path, str]:
-    """What every page must be."""
-    cases = load(folder)
-    if not cases:
-        raise SystemExit(f"{folder} must hold quality-*.json, got none")
-    readme = ROOT / "README.md"
-    return {PAGE: page(cases), readme: with_block(readme.read_text(), block(cases))}
+def _listed(seeds: Iterable[Seed]) -> str:
+    return ", ".join(str(seed.number) for seed in seeds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    checking = parser.parse_args().check
-    wrong = [p for p, text in written().items() if not p.exists() or p.read_text() != text]
-    for path in wrong:
-        print(f"{path.relative_to(ROOT)} {'differs' if checking else 'written'}")
-        if not checking:
-            path.write_text(written()[path])
-    if checking and wrong:
-        sys.exit(1)
+def _shown(loss: float) -> str:
+    perplexity = _exp(loss)
+    return f"{perplexity:.1f}" if perplexity < 1000 else f"{perplexity:.0f}"
 
 
-if __name__ == "__main__":
-    main()
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:.0f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))

@@ -85,6 +85,20 @@ def compared(case: dict[str, Any], *columns: str) -> list[str]:
     return [ratios.shown(faster.get(name), intervals.get(name)) for name in names]
 
 
+LARGE_UPDATE = ("hidden size", "dtype", "GB/s", "of a pure read", "× eager", "× torch.compile",
+                *(f"× {name}" for name in PEERS))  # fmt: skip
+
+
+def large_update(case: dict[str, Any]) -> list[str]:
+    """Cells of one case of `test_large_update`, of the columns LARGE_UPDATE."""
+    limit = case.get("interval", {}).get("fraction_of_limit")
+    return [
+        str(case["hidden_size"]), case["dtype"], f"{case['gb_per_second']:.1f}",
+        ratios.shown(case["fraction_of_limit"], limit),
+        *compared(case, "eager", "torch.compile", *PEERS),
+    ]  # fmt: skip
+
+
 def origin(results: dict[str, Any]) -> str:
     """One paragraph: the machine, the commit, and what is to be said against the results."""
     commit, suite = results.get("commit_info", {}), results.get("suite", {})
@@ -108,17 +122,10 @@ def origin(results: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The README's tables, below where they come from."""
-    heads = ("backend", "hidden size", "dtype", "GB/s", "of a pure read", "× eager",
-             "× torch.compile", *(f"× {name}" for name in PEERS))  # fmt: skip
-    lines = [origin(results), "", *_head(heads)]
+    """All tables, below where they come from."""
+    lines = [origin(results), "", *_head(("backend", *LARGE_UPDATE))]
     for case in scoring_cases(results, "test_large_update"):
-        share = case["fraction_of_limit"]
-        cells = [case["backend"], case["hidden_size"], case["dtype"]]
-        cells += [f"{case['gb_per_second']:.1f}"]
-        cells += [ratios.shown(share, case.get("interval", {}).get("fraction_of_limit"))]
-        cells += compared(case, "eager", "torch.compile", *PEERS)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {case['backend']} | {' | '.join(large_update(case))} |")
     lines += ["", *_head(("tokens", "hidden size", "dtype", "update, µs", "× eager",
                           "× torch.compile"))]  # fmt: skip
     for case in scoring_cases(results, "test_small_update"):

@@ -1,0 +1,87 @@
+"""What the quality protocol found, in Markdown: the tables of quality_tables.py, and words."""
+
+from __future__ import annotations
+
+import quality_tables
+from committed_results import Results, joined, lines, paragraph
+
+
+def summary(found: Results) -> str:
+    if not found.quality:
+        return ""
+    return joined(
+        paragraph(
+            "Held-out perplexity of other ways to choose layers, divided by that of "
+            f"`{quality_tables.OURS}` on the same windows, with 95% intervals (Student's t over "
+            "windows, within the seeds, so of these divisions of the text, not of others): above "
+            "1, `simdiff` chose better."
+        ),
+        lines(quality_tables.summary(found.quality)),
+    )
+
+
+def quality(found: Results) -> str:
+    if not found.quality:
+        return ""
+    tables = [
+        joined(
+            f"### {subject.model}, {subject.text}",
+            paragraph(found.origin(*(path.name for path in subject.files))),
+            *(
+                f"{count} layers removed:\n\n{lines(quality_tables.way_table(subject, count))}"
+                for count in subject.counts
+            ),
+        )
+        for subject in found.quality
+    ]
+    return joined(
+        "## How good the plans are",
+        summary(found),
+        paragraph(quality_tables.protocol(found.quality)),
+        paragraph(quality_tables.less_often(found.quality)),
+        lines(quality_tables.models(found.quality)),
+        paragraph(
+            "In the tables perplexity is the geometric mean over seeds, “of each seed” holds each, "
+            "and “-” says that it was not run. The ratio compares window by window, over the seeds "
+            "that have both; where its interval holds 1 it is not distinguishable. "
+            "Seconds were taken while the machine had other load."
+        ),
+        *tables,
+    )
+
+
+def ablations(found: Results) -> str:
+    parts = []
+    reporting = quality_tables.ablations(found.quality, quality_tables.ABLATIONS.__contains__)
+    if found.quality:
+        parts += [paragraph("On the texts and models above:"), lines(reporting)]
+    if found.development:
+        apart = ("simdiff + reads,", "simdiff,")
+        names = [path.name for subject in found.development for path in subject.files]
+        parts += [
+            paragraph("On the development pool, by which parts were kept or dropped",
+                      f"{found.origin(*names)}.", quality_tables.protocol(found.development)),
+            lines(quality_tables.ablations(found.development, lambda w: w.startswith(apart))),
+        ]  # fmt: skip
+    head = "What `simdiff + reads` (or `simdiff`, without reads) is without one of its parts, each "
+    head += "model, text and number of layers a case; a ratio above 1 is worse than with the part."
+    return joined("## Ablations", paragraph(head), *parts) if parts else ""
+
+
+def limits(found: Results) -> list[str]:
+    """For the README: where other ways chose better, and what choosing costs."""
+    if not found.quality:
+        return []
+    models = ", ".join(dict.fromkeys(subject.model for subject in found.quality))
+    better = "; ".join(quality_tables.better_ways(found.quality)) or "none"
+    parts = [f"Plans were compared on small models alone ({models}). Ways that chose better there "
+             f"(95%): {better}."]  # fmt: skip
+    for way in quality_tables.RIVALS:
+        if way.startswith("greedy") and (costs := quality_tables.costs(found.quality, way)):
+            (ours, theirs), (seconds, longer) = costs["windows_read"], costs["seconds"]
+            parts.append(
+                f"Where {quality_tables.told(way)}, was run, it reads {theirs} "
+                f"calibration windows in {longer} s; `simdiff` reads {ours} beyond its pass and "
+                f"takes {seconds} s, pass included."
+            )
+    return parts
