@@ -49,7 +49,6 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/report.py write bench.json \
 		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
-# 16 windows of 512 tokens calibrate and 16 others are held out; searches see 4 of the first.
 compare: $(VENV)/.demo
 	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --windows 16 --search-windows 4 \
 		--num-layers 2,4,6,8,10,12 --output comparison --overwrite

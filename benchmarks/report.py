@@ -188,6 +188,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for backend in sorted({case["backend"] for case in cases}):
         for dtype, color in colors.items():
             mine = [c for c in cases if (c["backend"], c["dtype"]) == (backend, dtype)]
+            if not mine:  # else the legend names what was not measured
+                continue
             sizes = [str(case["hidden_size"]) for case in mine]
             label = f"{backend}, {dtype}"
             left.plot(sizes, [c["fraction_of_limit"] for c in mine], "o-", color=color, label=label)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpu_page
@@ -21,6 +23,7 @@ import report
 import subjects
 import timing
 import torch
+from matplotlib.figure import Figure
 from torch._inductor import metrics as inductor
 
 from simdiff_kernels.testing import exact_metrics
@@ -214,6 +217,9 @@ def test_the_last_caches_are_read_from_the_machine(
     monkeypatch.setattr(timing, "PROCESSORS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 3}, raising=False)
     assert timing.cache_bytes("cpu") == 300 << 20
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert timing.cache_bytes("cpu") == 600 << 20
     monkeypatch.setattr(timing, "PROCESSORS", tmp_path / "none")
     assert timing.cache_bytes("cpu") == timing.UNKNOWN_CACHE_BYTES
 
@@ -232,7 +238,8 @@ def test_no_pair_is_in_the_cache_when_it_is_read_again(
     assert others >= 4 * cache_mib << 20
     assert others - size < 4 * cache_mib << 20
     monkeypatch.setattr(timing, "free_bytes", lambda: 2 * len(pairs) * size - 1)
-    with pytest.raises(MemoryError, match=f"{len(pairs)} pairs of 256 MiB .* {cache_mib} MiB"):
+    told = f"{len(pairs)} pairs of 256 MiB .* cache of {cache_mib} MiB: more than half of the "
+    with pytest.raises(MemoryError, match=f"{told}{2 * len(pairs) * 256 - 1} MiB free$"):
         timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
 
 
@@ -291,6 +298,7 @@ def test_ratios_are_those_of_the_rounds() -> None:
     assert ratios.shown(5, intervals["eager"]) == "5.00 [2.00, 8.00]"
     assert ratios.shown(0.01234, {"low": 0.012, "high": 0.1}, "percent") == "1.23% [1.20%, 10.00%]"
     assert ratios.shown(31.25, {"low": 9.996, "high": 114.4}) == "31.2 [10.00, 114]"
+    assert ratios.shown(10.0, {"low": 10.5, "high": 100.0}) == "10.0 [10.5, 100]"
     assert ratios.shown(1.0049, None, 3) == "1.005"
     assert ratios.shown(None, None) == ""
 
@@ -309,6 +317,77 @@ def test_seconds_of_a_call_on_cold_pairs(clock: Clock) -> None:
     assert timing.device_seconds(run, [pair] * 3, "cpu", repeats=3) == 4
     run = clock.taking(100, 2, 2, 5, 5, 3, 3)
     assert timing.host_seconds(run, pair, "cpu", calls=2) == 3
+
+
+def test_the_limit_is_the_fastest_read(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (torch.ones(1), torch.zeros(1))
+    reads = {"slow": clock.taking(8.0), "fast": clock.taking(2.0), "late": clock.taking(5.0)}
+
+    def ways(device: str) -> dict[str, Callable[..., None]]:
+        assert device == "cpu"
+        return reads
+
+    monkeypatch.setattr(timing.read_limit, "reads", ways)
+    assert timing.pure_read([pair, pair], "cpu") == ("fast", 2)
+    assert timing.limit_of([pair, pair], "cpu") is reads["fast"]
+    del reads["slow"], reads["late"]
+    before = clock.now
+    assert timing.limit_of([pair], "cpu") is reads["fast"]
+    assert clock.now == before  # the only one needs no time
+    assert timing.copy_seconds([pair], "cpu") == 0
+    assert pair[1].item() == 1
+
+
+class Gpu:
+    """A device whose time goes on in what it waits for and in what it is given to do."""
+
+    def __init__(self, clock: Clock, *replays: float) -> None:
+        self.clock, self.graphs, self.waits = clock, 0, 0
+        self.work = clock.taking(*replays)
+
+    def synchronize(self) -> None:
+        self.waits += 1
+        self.clock.now += 1000
+
+    def _sleep(self, cycles: int) -> None:
+        self.clock.now += 100
+
+    def Event(self, enable_timing: bool) -> Any:  # noqa: N802
+        assert enable_timing
+        event = SimpleNamespace()
+        event.record = lambda: setattr(event, "at", self.clock.now)
+        event.elapsed_time = lambda end: 1000 * (end.at - event.at)
+        return event
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=self.work)
+
+    @contextlib.contextmanager
+    def graph(self, graph: object, capture_error_mode: str) -> Iterator[None]:
+        self.graphs += 1
+        yield
+
+
+def test_seconds_on_a_gpu_are_those_of_its_events(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph of 5 rounds of 3 pairs, replayed once to warm up: 30, 60, 45 s, so 3 s a call."""
+    gpu = Gpu(clock, 900, 30, 60, 45)
+    monkeypatch.setattr(torch, "cuda", gpu)
+    calls: list[int] = []
+    pairs = [(torch.ones(1), torch.ones(1))] * 3
+    seconds = timing.device_seconds(lambda x, y: calls.append(1), pairs, "cuda", repeats=3)
+    assert (seconds, len(calls), gpu.graphs) == (3, 2 + 15, 1)
+    runs = {"a": clock.taking(50, 1, 3), "b": clock.taking(90, 4, 8)}
+    assert timing.interleaved(runs, "cuda", 2) == {"a": [1, 3], "b": [4, 8]}
+    run = clock.taking(70, 2, 2, 5, 5, 3, 3)
+    before = gpu.waits
+    assert timing.host_seconds(run, pairs[0], "cuda", calls=2) == 3
+    assert gpu.waits > before
+    before = clock.now
+    timing.finished(clock.taking(5), "cuda")()
+    timing.finished(clock.taking(5), "cpu")()
+    assert clock.now == before + 5 + 1000 + 5
 
 
 def results_of(medians: dict[str, float], **changed: object) -> dict[str, object]:
@@ -341,8 +420,8 @@ def results_of(medians: dict[str, float], **changed: object) -> dict[str, object
 
 
 def test_comparison_names_what_got_slower() -> None:
-    old = results_of({"a": 1.0, "b": 1.0, "gone": 1.0, "noisy": 1.0})
-    new = results_of({"a": 1.04, "b": 1.2, "noisy": 1.2})
+    old = results_of({"a": 1.0, "b": 1.0, "gone": 1.0, "noisy": 1.0, "limit": 1.0})
+    new = results_of({"a": 1.04, "b": 1.2, "noisy": 1.2, "limit": 1.05})
     new["benchmarks"][2]["stats"]["q1"] = 0.9  # its spread reaches the old one
     lines = report.compare(old, new)
     assert [line.partition(":")[0] for line in lines] == ["x", "x"]
@@ -350,25 +429,62 @@ def test_comparison_names_what_got_slower() -> None:
     assert "gone: not measured any more" in lines[1]
 
 
-def write(tmp_path: Path, results: dict[str, object], *more: object) -> Any:
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps(results))
-    command = [sys.executable, str(BENCHMARKS / "report.py"), "write", str(path), *map(str, more)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_commands_compare(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    old, new, other = (tmp_path / f"{name}.json" for name in ("old", "new", "other"))
+    old.write_text(json.dumps(results_of({"a": 1.0, "b": 1.0})))
+    new.write_text(json.dumps(results_of({"a": 1.05, "b": 2.5})))
+    other.write_text("[]")
+    slower = "x::b: 2.50 times slower (1e+03 ms before, 2.5e+03 ms now)\n"
+    assert command("compare", old, new) == (1, slower, "")
+    assert command("compare", new, old) == (0, "nothing got slower\n", "")
+    assert command("compare", old, tmp_path / "none.json")[0] == 2
+    code, printed, error = command("compare", other, old)
+    assert (code, printed) == (2, "")
+    assert error.startswith(f"{other} must be a JSON file of pytest-benchmark")
 
 
-def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`report.py`: exit status, what it prints, what it says is wrong."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        code = report.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def write(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., Any]:
+    """`report.py write` of results."""
+
+    def run(results: dict[str, object], *more: object) -> tuple[int, str, str]:
+        path = tmp_path / "results.json"
+        path.write_text(json.dumps(results))
+        return command("write", path, *more)
+
+    return run
+
+
+def test_results_become_csv_table_and_plot(write: Callable[..., Any], tmp_path: Path) -> None:
     """Of two forms of the same the table has the faster; every ratio has its interval."""
-    done = write(tmp_path, results_of({"a": 0.5, "few": 7.0}), "--output", tmp_path / "b.c")
-    assert done.returncode == 0, done.stderr
-    assert "some processor; commit aaaaaaaaaaaa, clean tree. Ratios: median" in done.stdout
+    results = results_of({"a": 0.5, "few": 7.0})
+    results["benchmarks"][0]["stats"]["data"] = [0.5, 0.5]
+    code, printed, _ = write(results, "--output", tmp_path / "b.c")
+    assert code == 0
+    assert "some processor; commit aaaaaaaaaaaa, clean tree. Ratios: median" in printed
+    assert "median] with probability 0.96 or more.\n" in printed
     assert (
         "| cpu | 576 | float32 | 12.2 | 0.75 [0.70, 0.80] | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] "
         "| 6.00 [3.00, 9.00] |  |\n"
-    ) in done.stdout
+    ) in printed
     # The time and the ratio of one run, not the median of the other timer.
-    assert "| 16 | 576 | float32 | 10.0 | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] |" in done.stdout
-    assert json.loads((tmp_path / "b.c.json").read_text())["benchmarks"]
+    assert "| 16 | 576 | float32 | 10.0 | 20.0 [10.0, 30.0] | 2.50 [1.25, 3.75] |" in printed
+    kept = json.loads((tmp_path / "b.c.json").read_text())["benchmarks"]
+    assert kept == results_of({"a": 0.5, "few": 7.0})["benchmarks"]  # without single times
     found = (tmp_path / "b.c.csv").read_text().splitlines()
     assert found[0] == "group,case,quantity,value"
     for line in ("times_faster.eager,30.0", "interval.fraction_of_limit.low,0.7",
@@ -376,10 +492,111 @@ def test_results_become_csv_table_and_plot(tmp_path: Path) -> None:
                  "interval.times_faster.float32 cosine.high,9.0"):  # fmt: skip
         assert any(row.startswith("g,test_large_update[a],") and row.endswith(line)
                    for row in found), line  # fmt: skip
+    assert "g,test_large_update[a],time.median,0.5" in found
+    assert "g,test_large_update[a],wrong," in found
     assert (tmp_path / "b.c.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_to_be_said_against_results_is_said(tmp_path: Path) -> None:
+def test_results_of_a_suite_are_kept_with_its_origin(
+    write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(provenance, "keep", lambda *given, **named: kept.append((given, named)))
+    made = {"commit": "c", "clean": True, "sources": {}, "machine": "another"}
+    suite = {"quick": False, "missing": [], "origin": made, "command": "pytest benchmarks"}
+    assert write(results_of({"a": 0.5}, suite=suite))[0] == 0
+    files = [tmp_path / f"results.{kind}" for kind in ("json", "csv", "png")]
+    origin = made | {"machine": "some processor"}
+    named = {"command": "pytest benchmarks", "origin": origin}
+    assert kept == [((files, report.SOURCES), named)]
+    assert all(file.exists() for file in files)
+
+
+def test_tables_of_a_suite() -> None:
+    """Every kind of case with figures of its own; an interval where one is known."""
+
+    def case(name: str, **info: object) -> dict[str, object]:
+        return {"name": name, "extra_info": info}
+
+    def ends(low: float, high: float) -> dict[str, float]:
+        return {"low": low, "high": high, "coverage": 0.9}
+
+    of = {"model": "m", "dtype": "bfloat16", "tokens": "8 x 512"}
+    suite = {
+        "machine_info": {"machine": "a machine"},
+        "benchmarks": [
+            case("test_all_blocks[m]", **of, seconds={"ours": 0.0123}, share_of_forward={
+                "float32": 0.5, "bfloat16": 0.0456}, times_faster={
+                "eager": 3.0, "batched matmul": 2.0, "compiled matmul": 1.5},
+                interval={"share_of_forward": {"bfloat16": ends(0.04, 0.05)},
+                          "times_faster": {"batched matmul": ends(1.9, 2.1)}}),
+            case("test_calibration_pass[m]", **of, ratio_to_bare={
+                "ours": 1.0123, "hidden states and cosine": 1.2, "float32 lists": 1.5},
+                interval={"ratio_to_bare": {"ours": ends(1.0, 1.02)}}),
+            case("test_pruned_inference[m]", removed=7, num_layers=30,
+                 speedup={"prefill": 1.21, "decode": 1.27}, ideal={"prefill": 1.25, "decode": 1.3},
+                 interval={"speedup": {"decode": ends(1.26, 1.28)}}),
+        ],
+    }  # fmt: skip
+    assert report.table(suite).splitlines() == [
+        f"a machine; commit unknown, **with uncommitted changes**. Ratios: {ratios.METHOD} with "
+        "probability 0.90 or more.",
+        "",
+        "| backend | hidden size | dtype | GB/s | of a pure read | × eager | × torch.compile "
+        "| × float32 cosine | × block influence |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "",
+        "| tokens | hidden size | dtype | update, µs | × eager | × torch.compile |",
+        "|---|---|---|---|---|---|",
+        "",
+        "| all blocks | ours, ms | × eager | × batched matmul | × compiled matmul "
+        "| of its forward |",
+        "|---|---|---|---|---|---|",
+        "| m, bfloat16, 8 x 512 | 12.3 | 3.00 | 2.00 [1.90, 2.10] | 1.50 | 4.56% [4.00%, 5.00%] |",
+        "",
+        "| calibration pass | ours | hidden states and cosine | float32 lists |",
+        "|---|---|---|---|",
+        "| m, bfloat16, 8 x 512 | 1.012 [1.000, 1.020] | 1.200 | 1.500 |",
+        "",
+        "| layers removed | prefill | ideal | decode | ideal |",
+        "|---|---|---|---|---|",
+        "| 7 of 30 | 1.21 | 1.25 | 1.27 [1.26, 1.28] | 1.30 |",
+    ]
+
+
+def test_what_is_plotted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Shares on the left, the faster form of what is slower on the right, in order of the cases."""
+    results = results_of({"a": 1.0, "b": 1.0, "c": 1.0})
+    for case, size, share in zip(
+        results["benchmarks"], (64, 576, 4096), (0.5, 0.75, 1), strict=True
+    ):
+        case["extra_info"] = case["extra_info"] | {"hidden_size": size, "fraction_of_limit": share}
+    without = dict(results["benchmarks"][2]["extra_info"]["times_faster"])
+    del without["torch.compile"], without["torch.compile, one pass"]
+    results["benchmarks"][2]["extra_info"] |= {"dtype": "float16", "times_faster": without}
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, dpi: figures.append(figure))
+    report.plot(results, tmp_path / "x.png")
+    left, right = figures[0].axes
+
+    def drawn(axes: Any) -> dict[str, tuple[list[Any], list[Any]]]:
+        return {
+            str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+            for line in axes.lines
+            if not str(line.get_label()).startswith("_")
+        }
+
+    assert drawn(left) == {"cpu, float32": (["64", "576"], [0.5, 0.75]),
+                           "cpu, float16": (["4096"], [1])}  # fmt: skip
+    assert drawn(right) == {"eager, float32": (["64", "576"], [20, 20]),
+                            "torch.compile, float32": (["64", "576"], [2.5, 2.5]),
+                            "eager, float16": (["4096"], [20])}  # fmt: skip
+    assert [list(line.get_ydata()) for line in left.lines][-1] == [1, 1]  # the limit
+    assert (left.get_ylim()[0], right.get_yscale()) == (0, "log")
+    assert figures[0].get_suptitle() == "some processor"
+
+
+def test_what_is_to_be_said_against_results_is_said(write: Callable[..., Any]) -> None:
     suite = {"quick": False, "missing": ["test_all_blocks[float32]"]}
     dirty = {"id": 40 * "b", "dirty": True}
     told = report.origin(results_of({"a": 0.5}, commit_info=dirty, suite=suite))
@@ -387,9 +604,9 @@ def test_what_is_to_be_said_against_results_is_said(tmp_path: Path) -> None:
     assert "**not complete, 1 missing: test_all_blocks[float32]**" in told
     quick = results_of({"a": 0.5}, suite={"quick": True, "missing": []})
     assert "**tiny cases" in report.origin(quick)
-    done = write(tmp_path, quick, "--output", provenance.RESULTS / "suite-quick")
-    assert (done.returncode, list(provenance.RESULTS.glob("suite-quick*"))) == (2, [])
-    assert "tiny cases: no result" in done.stderr
+    code, printed, error = write(quick, "--output", provenance.RESULTS / "suite-quick")
+    assert (code, printed, list(provenance.RESULTS.glob("suite-quick*"))) == (2, "", [])
+    assert "tiny cases: no result" in error
 
 
 @pytest.mark.model
@@ -454,8 +671,9 @@ def test_what_a_suite_lacks_is_in_its_results(tmp_path: Path) -> None:
     assert "test_scoring.py" not in missing
 
 
-def test_other_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["{}", "[]", '{"benchmarks": []}', '{"machine_info": {}}'])
+def test_other_json_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text("{}")
+    path.write_text(content)
     with pytest.raises(ValueError, match="must be a JSON file of pytest-benchmark"):
         report.load(path)

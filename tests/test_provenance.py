@@ -143,6 +143,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     git("init", "--quiet")
     (root / "code" / "a.py").write_text("a = 1\n")
     (root / "code" / "note.txt").write_text("not measured")
+    (root / "other").mkdir()
+    (root / "other" / "a.py").write_text("a = 2\n")
     git("add", ".")
     git("commit", "--quiet", "--message=first")
     return git
@@ -214,6 +216,41 @@ def test_a_statement_covers_all_older_results(tree: Callable[..., str]) -> None:
     assert provenance.is_current("code", early, statements)
     late.write_text("b = 3\n")
     assert not provenance.is_current("code", early, statements)
+
+
+def test_commands_of_the_manifest(
+    tree: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*words: object) -> dict[str, dict[str, object]]:
+        monkeypatch.setattr(sys, "argv", ["provenance.py", *map(str, words)])
+        provenance.main()
+        return entries()
+
+    late = provenance.ROOT / "code" / "late" / "b.py"
+    late.parent.mkdir()
+    late.write_text("b = 2\n")
+    results = [provenance.RESULTS / name for name in ("z.json", "a.json")]
+    for path in results:
+        path.write_text(path.name)
+    said = ("--sources", "code", "--command", "make it")
+    found = run("record", *results, *said)
+    assert list(found) == ["a.json", "z.json"]
+    today = {"code": provenance.digest("code")}
+    assert [entry["command"] for entry in found.values()] == ["make it", "make it"]
+    assert [entry["sources"] for entry in found.values()] == [today, today]
+    head = tree("rev-parse", "HEAD")[:12]
+    early = {"code": provenance.digest_of({"a.py": "a = 1\n"})}
+    for more, clean in (((), None), (("--clean", "yes"), True), (("--clean", "no"), False)):
+        found = run("adopt", results[0], *said, "--commit", "HEAD", "--machine", "m", *more)
+        entry = found["z.json"]
+        assert (entry["commit"], entry["machine"], entry["clean"]) == (head, "m", clean)
+        assert (entry["sources"], "shown_as" in entry) == (early, False)
+    run("statement", "code", "--because", "a name")
+    assert provenance.read_manifest()["statements"] == [
+        {"sources": "code", "from": early["code"], "to": today["code"], "because": "a name"}
+    ]
+    shown = ("--shown-as", "of old", "--commit", "HEAD", "--machine", "m")
+    assert run("adopt", results[1], *said, *shown)["a.json"]["shown_as"] == "of old"
 
 
 def test_without_git_a_tree_is_not_clean(

@@ -53,18 +53,18 @@ def demo_model() -> Path:
         raise SimdiffError(f"{_GGUF_NAME} must have sha256 {_GGUF_SHA256}, got {digest}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with step("convert the demo model"), new_directory(target) as scratch:
-        _convert(source, scratch)
+        convert_gguf(source, _GGUF_NAME, scratch)
+        write_json(scratch / "source.json", {"file": _GGUF_NAME, "sha256": _GGUF_SHA256})
     return target
 
 
-def _convert(source: Path, target: Path) -> None:
+def convert_gguf(source: Path, name: str, target: Path) -> None:
+    """Write a GGUF file of a directory as a plain float32 checkpoint with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF_NAME)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=_GGUF_NAME, dtype=torch.float32
-    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32).eval()
     # The loaded weights are dequantised, but still carry the quantiser, which refuses to save.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -72,7 +72,6 @@ def _convert(source: Path, target: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    write_json(target / "source.json", {"file": _GGUF_NAME, "sha256": _GGUF_SHA256})
 
 
 def demo_documents() -> list[str]:

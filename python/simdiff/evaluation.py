@@ -88,7 +88,10 @@ def window_loss(model: PreTrainedModel, ids: Tensor) -> float:
 
 def exponential(nll: float) -> float:
     """The perplexity of a mean negative log-likelihood; Inf where it exceeds float64."""
-    return math.exp(nll) if nll < 700 else math.inf if nll == nll else math.nan
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 @torch.no_grad()

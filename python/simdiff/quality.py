@@ -279,6 +279,11 @@ def _notes(quality: Quality) -> Iterator[str]:
         return
     yield _items_note(quality.tasks, dense.tasks)
     yield from _chance_notes(dense.tasks)
+    if "boolq" in quality.tasks["tasks"]:
+        yield (
+            "boolq: its passages are the demo text, so that a model calibrated or repaired on "
+            "--text demo has seen half of them"
+        )
     for name, task in quality.tasks["tasks"].items():
         if task["few_shot_split"] == task["split"]:
             yield f"{name}: few-shot examples are other items of the split that is evaluated"
@@ -300,7 +305,8 @@ def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> st
 
 
 def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
-    limit = "all items" if run["limit"] is None else f"the first {run['limit']} items of each"
+    drawn = f"{run['limit']} items of each, drawn at random"
+    limit = "all items" if run["limit"] is None else drawn
     metrics = "; ".join(
         f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
         for metric in dict.fromkeys(score.metric for score in scores.values())

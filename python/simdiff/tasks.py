@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234,
 _BOOTSTRAP_ITERATIONS = 1000
 
 
+# Of the draw of items.
+ITEM_SEED = 0
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """Which tasks, on which items, and how they are put to a model."""
@@ -38,7 +43,7 @@ class TaskOptions:
     path: Path | None = None
     """A directory of task files of one's own."""
     limit: int | None = None
-    """The first so many items of each task; None for all."""
+    """So many items of each task, drawn at random, see `LoadedTasks.drawn`; None for all."""
     num_fewshot: int = 0
     batch_size: int = 8
     """Requests in a forward. In bfloat16 it moves the last digits, through padding."""
@@ -79,12 +84,28 @@ class LoadedTasks:
             "names": list(self.options.names),
             "data": self.options.data,
             "limit": self.options.limit,
+            "item_seed": None if self.options.limit is None else ITEM_SEED,
             "num_fewshot": self.options.num_fewshot,
             "batch_size": self.options.batch_size,
             "seeds": SEEDS,
             "chat_template": False,
             "versions": {name: version(name) for name in ("lm_eval", "datasets", "accelerate")},
             "tasks": {name: self._task(name) for name in self.tasks},
+        }
+
+    def drawn(self) -> dict[str, list[int]] | None:
+        """The numbers of the items that are put, in their order, by task; None for all.
+
+        Drawn by the name of the task and the seed `ITEM_SEED`, the same in every run: the first
+        items of a data set may all come from one of its sources.
+        """
+        limit = self.options.limit
+        if limit is None:
+            return None
+        counts = {name: len(task.eval_docs) for name, task in self.tasks.items()}
+        return {
+            name: sorted(random.Random(f"{ITEM_SEED} {name}").sample(range(n), min(limit, n)))
+            for name, n in counts.items()
         }
 
     def _task(self, name: str) -> dict[str, Any]:
@@ -208,7 +229,7 @@ def run_tasks(
                 tasks=list(loaded.tasks.values()),
                 num_fewshot=options.num_fewshot,
                 batch_size=options.batch_size,
-                limit=options.limit,
+                samples=loaded.drawn(),
                 bootstrap_iters=_BOOTSTRAP_ITERATIONS,
                 log_samples=True,
                 **SEEDS,

@@ -91,8 +91,10 @@ def test_an_object_gives_what_its_name_gives(
 def test_documents_in_memory_are_as_good_as_a_file(tiny_checkpoint: Path, tiny_text: Path) -> None:
     documents = tiny_text.read_text().split("\n\n")
     from_list = simdiff.score(tiny_checkpoint, documents, progress=False, **SMALL)
+    lines = tiny_text.with_suffix(".jsonl")
+    lines.write_text("\n".join(json.dumps({"text": document}) for document in documents))
     assert from_list.metrics == simdiff.score(
-        tiny_checkpoint, tiny_text, progress=False, **SMALL
+        tiny_checkpoint, lines, progress=False, **SMALL
     ).metrics  # fmt: skip
     assert from_list.calibration["source"].startswith("documents in memory, sha256 ")
     with pytest.raises(simdiff.SimdiffError, match="cannot be read again"):

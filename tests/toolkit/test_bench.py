@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from conftest import make_tiny
 from plans import plan_for
 from torch._inductor import metrics as inductor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, BloomConfig, DynamicCache, PreTrainedModel
 
 from simdiff import cli
 from simdiff import speed as speed_of_run
@@ -286,7 +287,9 @@ def test_memory_is_refused_before_it_is_used(llama: PreTrainedModel) -> None:
     size = model_size(llama)
     setting = Setting(16, 4, 2048)
     needed = memory_needed(size, setting)
-    assert needed > cache_bytes(size, 16, 2052)
+    # Float32 keys and values, 32 of a token, of 16 sequences of 2052 tokens in 6 layers, those of
+    # one of them again; 12 states of 32 for each token of the prompt, and a row of 97 logits.
+    assert needed == 4 * 16 * (32 * 2052 * (6 + 1) + 12 * 4 * 32 + 97)
     check_memory({"dense": size}, setting, needed)
     check_memory({"dense": size}, setting, None)
     with pytest.raises(SimdiffError, match="batch 16, prompt 4, 2048 new tokens: must fit"):
@@ -300,6 +303,10 @@ def test_memory_is_refused_before_it_is_used(llama: PreTrainedModel) -> None:
         (replace(QUICK, warm_up=-1), "warm-up must be at least 0, got -1"),
         (replace(QUICK, new_tokens=1), "new tokens must be at least 2, got 1"),
         (replace(QUICK, batch_sizes=(1, 0)), "batch sizes must be at least 1, got 1,0"),
+        (replace(QUICK, batch_sizes=()), "batch sizes must be at least 1, got none"),
+        (replace(QUICK, prompt_lengths=(5, 0)), "prompt lengths must be at least 1, got 5,0"),
+        (replace(QUICK, max_seconds=math.inf), "max seconds must be above 0, got inf"),
+        (replace(QUICK, prompt_lengths=(5, 2045, 7)), r"got 2045 \+ 4 = 2049"),
         (replace(QUICK, max_seconds=0.0), "max seconds must be above 0, got 0"),
         (replace(QUICK, new_tokens=2044), r"2048 positions .* got 5 \+ 2044 = 2049"),
     ],
@@ -307,6 +314,11 @@ def test_memory_is_refused_before_it_is_used(llama: PreTrainedModel) -> None:
 def test_bad_protocols(llama: PreTrainedModel, protocol: Protocol, message: str) -> None:
     with pytest.raises(SimdiffError, match=message):
         bench(llama, sharing_copy(llama, (2,)), protocol)
+
+
+def test_protocols_at_the_limit(llama: PreTrainedModel) -> None:
+    replace(QUICK, new_tokens=2043, repeats=1, warm_up=0, max_seconds=1e-9).check(llama)
+    replace(QUICK, prompt_lengths=(2046,), new_tokens=2).check(llama)
 
 
 def test_models_that_cannot_be_compared(llama: PreTrainedModel) -> None:
@@ -357,6 +369,14 @@ def test_speed_of_a_run_keeps_to_the_positions_there_are(llama: PreTrainedModel)
     speed = measure_speed(llama, llama, repeats=1, warm_up=0)["pruned"]
     assert (speed.prompt_tokens, speed.new_tokens) == (10, 10)
     assert min(speed.prefill, speed.decode) > 0
+
+
+def test_a_model_may_have_no_limit_of_positions() -> None:
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
+    model = AutoModelForCausalLM.from_config(config)
+    wanted = Setting(1, 10**6, 10**6)
+    assert speed_of_run._fitting(model, wanted) == wanted
+    replace(QUICK, new_tokens=10**9).check(model)
 
 
 class Failing(StaticDecoder):

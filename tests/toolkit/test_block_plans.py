@@ -18,12 +18,11 @@ from transformers import PreTrainedModel
 from simdiff.block_costs import BLOCK_CRITERIA, block_costs
 from simdiff.block_scores import BLOCK_SCORES
 from simdiff.block_selection import BlockCosts, best_contiguous_block, blocks_of, optimal_blocks
-from simdiff.budget import Budget
 from simdiff.criteria import importance
 from simdiff.errors import SimdiffError
 from simdiff.exchange import exchange_search, losses_of_cuts
 from simdiff.hooks import LayerHooks
-from simdiff.models import find_decoder_layers, model_identity
+from simdiff.models import find_decoder_layers
 from simdiff.planning import make_plan
 from simdiff.running_block_groups import norm_changes
 from simdiff.scores import LayerScores, score
@@ -274,38 +273,3 @@ def test_a_candidate_with_nan_is_out_and_told(
     assert plan.removed == (1,)
     assert plan.candidates[0]["nll"] > 0
     assert "chosen among 1 plans by perplexity" in plan.notes[-1]
-
-
-def test_budgets(llama: PreTrainedModel) -> None:
-    model = model_identity(llama, "tiny")
-    layer, total = model["layer_parameters"][0], model["num_parameters"]
-    assert total == 6 * layer + 2 * 97 * 32 + 32
-    assert model["embedding_parameters"] == 97 * 32
-    read = total - 97 * 32
-    for budget, wanted in (
-        (Budget(), 1),
-        (Budget(num_layers=4), 4),
-        (Budget(ratio=0.5), 3),
-        (Budget(parameter_ratio=3 * layer / total), 3),
-        (Budget(parameter_ratio=3 * layer / total + 1e-6), 4),
-        (Budget(speed_up=read / (read - 2 * layer)), 2),
-        (Budget(speed_up=read / (read - 2 * layer) + 1e-6), 3),
-        (Budget(memory=4 * (total - layer)), 1),
-        (Budget(memory=4 * (total - layer) - 1), 2),
-    ):
-        assert budget.layers(model) == wanted, budget
-    for budget, wanted in (
-        (Budget(num_layers=1, ratio=0.5), "one of its kinds, got num_layers, ratio"),
-        (Budget(parameter_ratio=0.99), "5 of 6 layers must remove 0.99 of the parameters, but"),
-        (Budget(speed_up=9), "decode 9 times faster, but it reaches only"),
-        (Budget(speed_up=1), "above 1, got 1"),
-        (Budget(memory=100), "fit the weights into 100 bytes, but it reaches only"),
-        (Budget(memory=1e12), "nothing has to go"),
-        (Budget(memory=-1), "positive number of bytes"),
-        (Budget(parameter_ratio=1.5), "above 0 and below 1"),
-    ):
-        with pytest.raises(SimdiffError, match=wanted):
-            budget.layers(model)
-    del model["layer_parameters"]
-    with pytest.raises(SimdiffError, match="needs the sizes of the layers"):
-        Budget(speed_up=1.2).layers(model)

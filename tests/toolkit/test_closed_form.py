@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +80,50 @@ def test_the_strength_is_chosen_on_tokens_that_were_not_fitted() -> None:
     assert best_ridge(fitted, other, strengths).relative_error == 1
 
 
+def test_ridge_on_paper() -> None:
+    """Two features 1 and 0 and a residual 3, twice: G = diag(2, 0), whose mean is 1."""
+    x = torch.tensor([[1.0, 0.0]] * 2)
+    equations = equations_of(x, torch.full((2, 1), 3.0), torch.ones(2), parts=1)
+    assert equations.num_tokens == 2
+    found = ridge(equations, 0.5)
+    assert found.flatten().tolist() == pytest.approx([6 / 2.5, 0])
+    assert equations.error(found) == pytest.approx(2 * 0.6**2)
+    nothing = equations_of(0 * x, torch.full((2, 1), 3.0), torch.ones(2), parts=1)
+    assert ridge(nothing, 0.5).tolist() == [[0.0], [0.0]]
+    assert best_ridge(nothing, nothing, (0.5,)).correction is None
+
+
+def test_rows_of_a_regression() -> None:
+    """Three tokens, of which two count; a projection with scale 2, gains 4 and 0.003 and a bias.
+
+    A gain below a thousandth of the largest leaves its entry alone: it could not be corrected.
+    """
+    run = Correction(None, None, [], [], [], Settings(norm_power=3.0), states=[torch.zeros(1)])
+    entered = torch.tensor([[[1.0, 2.0, 2.0], [9.0, 9.0, 9.0], [6.0, 0.0, 0.0]]])
+    written = torch.tensor([[[1.0, 7.0], [9.0, 9.0], [3.0, 4.0]]])  # rms 5 and sqrt(12.5)
+    wanted = torch.tensor([[[3.0, 4.0], [9.0, 9.0], [0.0, 0.0]]])
+    output = torch.tensor([[[1.0, 2.0], [9.0, 9.0], [8.0, 2.0]]])
+    rows = torch.tensor([True, False, True])
+
+    def found(kind: str, gain: Tensor | None) -> list[list]:
+        projection = SimpleNamespace(scale=2.0, has_bias=True, gain=gain)
+        parts = run._rows(projection, (entered, written), kind, output, wanted, rows)
+        assert {part.dtype for part in parts} == {torch.float64}
+        return [part.tolist() for part in parts]
+
+    x, r, w = found("inputs", None)
+    assert x == [[1, 2, 2, 1], [6, 0, 0, 1]]
+    assert r == [[1, 1], [-4, -1]]
+    assert w == pytest.approx([5**-3, 0])  # a token whose wanted state is zero counts nothing
+    x, r, _ = found("outputs", torch.tensor([4.0, 0.003]))
+    root = 12.5**0.5
+    assert x[0] == pytest.approx([1 / 5, 7 / 5, 1 / 5])
+    assert x[1] == pytest.approx([3 / root, 4 / root, 1 / root])
+    assert r == [[0.25, 0], [-1, 0]]
+    _, r, _ = found("outputs", torch.tensor([-4.0, 0.0050]))
+    assert r[0] == pytest.approx([-0.25, 200])
+
+
 def test_nan_is_refused() -> None:
     equations = NormalEquations(2, 1)
     with pytest.raises(SimdiffError, match="hidden states must be finite, got NaN or Inf"):
@@ -139,11 +184,13 @@ FOUND = {
 NORMED = ("gemma3", "olmo2")
 
 
-def unseen_error(model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor) -> float:
-    """Σ ‖h − y‖² / ‖h‖² after the first layer that stays, by forwards of both."""
+def unseen_error(
+    model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor, stop: int = 1
+) -> float:
+    """Σ ‖h − y‖² / ‖h‖² after the first layers that stay, by forwards of both."""
     with Depths(model) as dense, Depths(pruned) as student, torch.no_grad():
         batch = {"input_ids": ids}
-        wanted, found = dense.run(batch, None, 0, 2), student.run(batch, None, 0, 1)
+        wanted, found = dense.run(batch, None, 0, KEPT[stop]), student.run(batch, None, 0, stop)
     return float(((wanted - found).norm(dim=-1) / wanted.norm(dim=-1)).square().sum())
 
 
@@ -178,12 +225,12 @@ def run_all(
     family: str,
     settings: Settings,
 ) -> None:
-    """Correct the first layer alone, and compare its error with the predicted one."""
+    """Correct the first layer alone and compare its error with the predicted one; then the next."""
     run = Correction(model, pruned, KEPT, model_inputs([fitted]), model_inputs([unseen]), settings)
     plain = unseen_error(model, pruned, unseen)
     with depths(model, pruned, autocast=False) as (dense, student):
         run.layer(0, dense, student)
-    (fit,) = run.fits
+    fit = run.fits[0]
     assert fit.projection == FOUND[family]
     if fit.projection is None:
         return
@@ -192,8 +239,15 @@ def run_all(
     share = unseen_error(model, pruned, unseen) / plain
     if family in NORMED:
         assert share < 1
-    else:
-        assert share == pytest.approx(fit.relative_error, rel=1e-6)
+        return
+    assert share == pytest.approx(fit.relative_error, rel=1e-6)
+    plain = unseen_error(model, pruned, unseen, 2)
+    with depths(model, pruned, autocast=False) as (dense, student):
+        run.layer(1, dense, student)
+    assert [(fit.layer, fit.projection) for fit in run.fits] == [(0, FOUND[family]),
+                                                                 (2, FOUND[family])]  # fmt: skip
+    share = unseen_error(model, pruned, unseen, 2) / plain
+    assert share == pytest.approx(run.fits[1].relative_error, rel=1e-6)
 
 
 def test_outputs_are_taken_where_inputs_exceed_the_memory_budget() -> None:

@@ -37,7 +37,7 @@ def test_criteria_of_single_layers(tiny: PreTrainedModel, token_batches: list) -
     for name, values in wanted.items():
         ranked = importance(scores, name)
         assert ranked.values == pytest.approx(values.tolist(), rel=1e-4, abs=1e-9), name
-        assert ranked.alpha is None
+        assert (ranked.alpha, "seed" in ranked.formula) == (None, False)
     assert select(scores, importance(scores, "last-n"), 3).removed == (5, 4, 3)
 
 
@@ -63,9 +63,17 @@ def test_criteria_of_blocks(tiny: PreTrainedModel, token_batches: list) -> None:
         "angular-block": similarity.arccos().mean((-1, -2)) / torch.pi,  # as PruneMe does
         "angular-block-last": similarity[..., -1].arccos().mean(-1) / torch.pi,
     }
-    assert set(wanted) == set(ONE_BLOCK)
+    formulas = {
+        "cosine-block": "mean(1 - cos)",
+        "angular-block": "mean arccos(cos) / pi",
+        "angular-block-last": "mean arccos(cos) / pi over the last token of each sequence",
+    }
+    assert set(wanted) == set(formulas) == set(ONE_BLOCK)
     for name, costs in wanted.items():
-        found = block_costs(scores, BLOCK_CRITERION_OF[name]).values
+        of_blocks = block_costs(scores, BLOCK_CRITERION_OF[name])
+        assert of_blocks.criterion == BLOCK_CRITERION_OF[name]
+        assert of_blocks.formula == importance(scores, name).formula == formulas[name]
+        found = of_blocks.values
         # arccos near 1, which the independent way uses, loses half of the digits.
         torch.testing.assert_close(
             torch.tensor(found, dtype=torch.float64), costs.triu(1), rtol=1e-4, atol=1e-7

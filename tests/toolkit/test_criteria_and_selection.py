@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from plans import plan_for
 
 from simdiff.criteria import CRITERIA, importance, sigmoid
 from simdiff.errors import SimdiffError
@@ -71,11 +72,13 @@ def test_ties_are_told_and_broken_by_the_difference(llama_scores: LayerScores) -
     scores = with_means(llama_scores, cosine_distance=(0.1,) * 6, squared_difference=difference)
     ranked = importance(scores, "simdiff-mssd")
     assert ranked.ties == ((0, 1, 2, 3, 4, 5),)
-    assert any("tie: layers 0, 1, 2, 3, 4, 5" in note for note in ranked.notes())
+    tie = "tie: layers 0, 1, 2, 3, 4, 5 have equal importance, ordered by"
+    assert ranked.notes()[-1] == f"{tie} L_diff"
     plan = select(scores, ranked, 3)
     assert plan.removed == (1, 3, 4)
     assert "lowest" in plan.reason(1)
     whole = importance(scores, "block-influence")
+    assert whole.notes() == [f"{tie} the cosine distance"]
     assert select(scores, whole, 2).removed == (0, 1)
 
 
@@ -94,6 +97,26 @@ def test_selection(llama_scores: LayerScores) -> None:
     ):
         with pytest.raises(SimdiffError, match=wanted):
             select(scores, ranked, count, protect)
+
+
+def test_reasons_name_the_place_in_the_ranking() -> None:
+    """Of 113 layers, ranked from the last to the first; blocks of one and of three go."""
+    plan = dataclasses.replace(
+        plan_for(113, (112, 92, 91, 93)),
+        ranking=tuple(range(112, -1, -1)),
+        protected=(0,),
+        selection="blocks",
+    )
+    for layer, reason in (
+        (112, "1st lowest, alone"), (111, "2nd lowest"), (110, "3rd lowest"), (109, "4th lowest"),
+        (103, "10th lowest"), (102, "11th lowest"), (101, "12th lowest"), (100, "13th lowest"),
+        (93, "20th lowest, in block 91-93"), (92, "21st lowest, in block 91-93"),
+        (91, "22nd lowest, in block 91-93"), (90, "23rd lowest"), (12, "101st lowest"),
+        (2, "111th lowest"), (1, "112th lowest"), (0, "113th lowest, protected"),
+    ):  # fmt: skip
+        assert plan.reason(layer) == reason
+    lowest = dataclasses.replace(plan, selection="lowest")
+    assert lowest.reason(92) == "21st lowest"
 
 
 def test_ratio() -> None:

@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.recovery import fine_tuning
+from simdiff.recovery import fine_tuning, training_step
 from simdiff.recovery.copies import pruned_copy
 from simdiff.recovery.fine_tuning import FineTuning, fine_tune
 from simdiff.recovery.fine_tuning_options import PRESETS, FineTuningOptions, preset
@@ -272,17 +273,71 @@ def test_measuring_the_time_of_a_step_leaves_no_trace(
     assert equal(weights(model), weights(plain))
 
 
+@pytest.mark.parametrize(
+    ("keeps", "seconds", "most", "wanted"),
+    [
+        (None, 100.0, 1000, 33),  # 3 s a step, the second one measured
+        (None, 100.0, 30, 30),
+        (None, 2.9, 30, 0),
+        # 2 s a step without the teacher, which reads 8 examples a second: 2 n + n.
+        (False, 99.0, 1000, 33),
+        (False, 98.9, 1000, 32),
+        (False, 98.9, 31, 31),
+        # Of 20 examples it reads each once: 2 n + 20 / 8 from the third step on.
+        (True, 98.5, 1000, 48),
+        (True, 98.4, 1000, 47),
+        (True, 3.0, 1000, 1),
+        (True, 2.9, 1000, 0),
+    ],
+)
+def test_steps_that_fit(
+    keeps: bool | None, seconds: float, most: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    teacher = SimpleNamespace(seconds=7.0, num_read=100, keeps=keeps, forget=lambda: None)
+    student = object.__new__(Student)
+    student.device, student._options = torch.device("cpu"), SMALL
+    student.train, student.optimizer = range(20), SimpleNamespace(zero_grad=lambda: None)
+    student.teacher = None if keeps is None else teacher
+
+    def forget() -> None:
+        teacher.seconds, teacher.num_read = 0.0, 0
+
+    def step(number: int) -> None:
+        nonlocal now
+        now += (50.0, 3.0)[number]
+        teacher.seconds, teacher.num_read = teacher.seconds + 1, teacher.num_read + 8
+
+    teacher.forget, student.gradients = forget, step
+    monkeypatch.setattr(training_step, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert SMALL.batch_size == 8
+    assert student.steps_within(seconds, most) == wanted
+    assert student.step_seconds == 3
+
+
+def recomputes(model: PreTrainedModel) -> bool:
+    """By the name that transformers 5 gave it in the end, or by the old one."""
+    new = "is_activation_checkpointing"
+    return bool(getattr(model, new if hasattr(model, new) else "is_gradient_checkpointing"))
+
+
 def gradients(
     dense: PreTrainedModel, train: Examples, options: FineTuningOptions
 ) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    student = Student(pruned_copy(dense, (2, 3)), train, options, dense)
+    pruned = pruned_copy(dense, (2, 3))
+    student = Student(pruned, train, options, dense)
+    assert recomputes(pruned) is options.gradient_checkpointing
     with torch.no_grad():
         for name, parameter in student.adapters.parameters().items():
             if "lora_B" in name:  # else A has no gradient yet
                 parameter.normal_(std=0.1)
     student.gradients(0)
-    return {name: p.grad.clone() for name, p in student.adapters.parameters().items()}
+    found = {name: p.grad.clone() for name, p in student.adapters.parameters().items()}
+    student.discard()
+    assert not recomputes(pruned)
+    assert not pruned.training
+    return found
 
 
 def test_gradient_checkpointing_and_portions_give_the_same_gradients(
@@ -419,6 +474,35 @@ def test_a_mixture_of_experts_trains_what_is_linear() -> None:
 def test_options_that_cannot_be(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SimdiffError, match=message):
         preset("distillation", **changes)
+
+
+@pytest.mark.parametrize(
+    ("weights", "device", "wanted", "fast", "found"),
+    [
+        ("float32", "cpu", "float32", True, "float32"),
+        ("float32", "cpu", "bfloat16", False, "bfloat16"),
+        ("float32", "cpu", "auto", True, "bfloat16"),
+        ("float32", "cpu", "auto", False, "float32"),
+        ("float32", "cuda", "auto", True, "bfloat16"),
+        ("float32", "cuda", "auto", False, "float32"),
+        ("bfloat16", "cpu", "auto", False, "bfloat16"),
+        ("float16", "cpu", "auto", False, "bfloat16"),
+    ],
+)
+def test_dtype_of_products(
+    weights: str, device: str, wanted: str, fast: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for owner, name in ((torch.cpu, "_is_avx512_bf16_supported"), (torch.cuda, "is_bf16_supported"),
+                        (torch.cpu, "_is_amx_tile_supported")):  # fmt: skip
+        monkeypatch.setattr(owner, name, lambda: fast)
+    model = SimpleNamespace(dtype=getattr(torch, weights), device=torch.device(device))
+    assert training_step.compute_dtype(model, wanted) == getattr(torch, found)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    if device == "cpu" and wanted == "auto":
+        assert training_step.compute_dtype(model, wanted) == torch.bfloat16
+    if weights != "float32":
+        with pytest.raises(SimdiffError, match=f"needs a model in float32, got torch.{weights}"):
+            training_step.compute_dtype(model, "float32")
 
 
 def test_presets() -> None:

@@ -46,8 +46,9 @@ def given(tiny_checkpoint: Path, tmp_path: Path) -> tuple[object, ...]:
     model = decided(make_tiny("llama"))
     model.save_pretrained(tiny_checkpoint)
     rows = drawn(model, 160, 32).tolist()
-    text, plan = tmp_path / "own.txt", tmp_path / "a-plan.json"
-    text.write_text("\n\n".join(" ".join(f"w{n}" if n else "<unk>" for n in row) for row in rows))
+    text, plan = tmp_path / "own.jsonl", tmp_path / "a-plan.json"
+    words = [" ".join(f"w{n}" if n else "<unk>" for n in row) for row in rows]
+    text.write_text("\n".join(json.dumps({"text": document}) for document in words))
     plan_for(6, REMOVED, **model_identity(model, "tiny")).save(plan)
     return ("recover", tiny_checkpoint, "--plan", plan, "--text", text, *TEXT, *TRAINING)
 

@@ -84,6 +84,18 @@ def test_states_written_over_are_not_reused(llama: PreTrainedModel, windows: tor
     assert all(map(math.isfinite, BypassEvaluator(llama, windows, memory_budget=0).losses((2,))))
 
 
+def test_choices_of_layers_that_are_refused(llama: PreTrainedModel, windows: torch.Tensor) -> None:
+    evaluator = BypassEvaluator(llama, windows)
+    assert evaluator.num_layers == 6
+    for removed, message in (
+        ((6,), "layers to pass by must be indices from 0 to 5, got 6"),
+        ((1, 1), "layers to pass by must be named once each, got .1, 1."),
+        (range(6), "must leave a layer, got all 6 layers"),
+    ):
+        with pytest.raises(SimdiffError, match=message):
+            evaluator.losses(removed)
+
+
 def plain_greedy(model: PreTrainedModel, windows: torch.Tensor, count: int) -> list[int]:
     gone: list[int] = []
     while len(gone) < count:

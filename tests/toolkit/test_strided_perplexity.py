@@ -140,6 +140,10 @@ def test_interval_of_equal_blocks_and_of_a_ratio() -> None:
     assert high == pytest.approx(wanted.high, rel=0.02)
     # The same text is as much harder for one model as for the other: only the ratio is certain.
     assert bootstrap_interval(blocks, whole) == pytest.approx((1.64872127, 1.64872127), rel=1e-6)
+    many = 2**24  # tokens of a block; one more nat than tokens is none in float32
+    assert bootstrap_interval([(many + 1.0, many)] * 2) == pytest.approx(
+        (math.exp(1 + 1 / many),) * 2, rel=1e-12
+    )
     with pytest.raises(SimdiffError, match="two or more"):
         bootstrap_interval(blocks[:1])
     with pytest.raises(SimdiffError, match="the dense model's the same"):

@@ -47,6 +47,7 @@ def test_chance_is_counted_from_the_items() -> None:
     assert got.constant is None  # the choices differ from item to item
     assert got.to_dict()["items"] == "1101"
     assert score("yes", [(1, 2)] * 3).constant == pytest.approx(2 / 3)
+    assert score("never", [(0, 2)] * 3).value == 0
 
 
 @pytest.mark.parametrize(("items", "last"), [(100, 59), (2500, 1299), (10000, 5099)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -59,7 +60,10 @@ def test_items_are_judged_as_computed_by_hand(tiny_checkpoint: Path, data: Path)
     loaded = load_tasks(TaskOptions(("piqa",), data=str(data), limit=10, batch_size=4))
     got = run_tasks(model, tokenizer, loaded)["piqa"]
     wanted: dict[str, list[float]] = {"acc": [], "acc_norm": []}
-    for item in ITEMS[:10]:
+    drawn = loaded.drawn()
+    assert drawn is not None
+    for number in drawn["piqa"]:
+        item = ITEMS[number]
         context, choices = f"Question: {item['goal']}\nAnswer:", [item["sol1"], item["sol2"]]
         sums = [log_likelihood(model, tokenizer, context, choice) for choice in choices]
         norms = [total / len(choice) for total, choice in zip(sums, choices, strict=True)]
@@ -140,11 +144,18 @@ def test_own_task_files(tmp_path: Path, data: Path, tiny_checkpoint: Path) -> No
     )
     options = TaskOptions(("mine", "piqa"), data=str(data), path=own, limit=6)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
-    got = run_tasks(model, AutoTokenizer.from_pretrained(tiny_checkpoint), load_tasks(options))
+    loaded = load_tasks(options)
+    got = run_tasks(model, AutoTokenizer.from_pretrained(tiny_checkpoint), loaded)
     assert list(got) == ["mine", "piqa"]
     assert got["mine"].chance == pytest.approx(1 / 3)
-    assert got["mine"].constant == 0.5  # labels 1, 0, 1, 0, 1, 0
+    drawn = loaded.drawn()
+    assert drawn is not None
+    ones = sum(ITEMS[number]["label"] for number in drawn["mine"])
+    assert got["mine"].constant == max(ones, 6 - ones) / 6
     assert len(got["mine"].values) == 6
+    assert drawn["mine"] != drawn["piqa"], "each task has a draw of its own"
+    whole = load_tasks(dataclasses.replace(options, limit=10_000)).drawn()
+    assert whole == {name: [*range(len(ITEMS))] for name in ("mine", "piqa")}
 
 
 def test_tasks_by_name_use_the_stock_file() -> None:
@@ -223,17 +234,21 @@ def test_equals_lm_eval_on_the_demo_model(
     names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
     write_task_files(names, "demo", tmp_path)
     caplog.set_level(logging.ERROR, "lm_eval")
+    loaded = load_tasks(TaskOptions(names, data="demo", limit=5, batch_size=4))
+    drawn = loaded.drawn()
+    assert drawn is not None
+    assert all(len({*items}) == 5 and items == sorted(items) for items in drawn.values())
+    assert drawn["hellaswag"][-1] > 5000  # of 10042: not from its start alone
     wanted = simple_evaluate(
         model="hf",
         model_args={"pretrained": str(demo_model()), "dtype": "float32"},
         tasks=list(names),
         batch_size=4,
         device=str(demo[0].device),
-        limit=5,
+        samples=drawn,
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
     )
-    options = TaskOptions(names, data="demo", limit=5, batch_size=4)
-    got = run_tasks(*demo, load_tasks(options))
+    got = run_tasks(*demo, loaded)
     assert wanted is not None
     for name in names:
         assert {"acc"} <= {*got[name].metrics} <= {"acc", "acc_norm"}

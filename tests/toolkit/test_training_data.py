@@ -63,8 +63,11 @@ def test_text_gives_its_calibration_half(tokenizer: object, tiny_text: Path) -> 
     assert examples.counted[:, 1:].all()
     train, apart = examples.set_apart(5)
     assert torch.equal(torch.cat([train.tokens, apart.tokens]), half.tokens)
-    for count in (0, len(examples), -1):
-        with pytest.raises(SimdiffError, match=r"must number 1 to \d+ of \d+ in this text"):
+    number = len(half.tokens)
+    assert len(examples.set_apart(number - 1)[0]) == 1
+    for count in (0, number, -1):
+        told = f"must number 1 to {number - 1} of {number} in this text, got {count}$"
+        with pytest.raises(SimdiffError, match=told):
             examples.set_apart(count)
 
 

@@ -30,7 +30,8 @@ def add(sub: argparse.ArgumentParser) -> None:
                      "is asked if this is not given")  # fmt: skip
     sub.add_argument("--task-path", type=Path, metavar="DIR",
                      help="with task files (YAML) of your own")  # fmt: skip
-    sub.add_argument("--limit", type=int, metavar="N", help="the first N items of each task")
+    sub.add_argument("--limit", type=int, metavar="N",
+                     help="N items of each task, drawn at random, always the same")  # fmt: skip
     sub.add_argument("--num-fewshot", type=int, default=0, metavar="N",
                      help="solved examples before each item")  # fmt: skip
     sub.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm",

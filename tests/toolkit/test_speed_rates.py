@@ -1,0 +1,114 @@
+"""Rates of the machine and its load, by clocks and files whose content is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from simdiff import speed_rates
+from simdiff.speed_model import Rates
+from simdiff.speed_rates import OtherLoad, available_memory, measure_rates
+
+CPU = torch.device("cpu")
+
+
+def test_rates_are_those_of_what_is_read_and_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two vectors of 10 float32 in a quarter of a second; 3 tokens of 5 entries to 7."""
+    results: list[torch.Tensor] = []
+
+    def quarter(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+        assert device == CPU
+        results.append(run())
+        return 0.25
+
+    monkeypatch.setattr(speed_rates, "_best_seconds", quarter)
+    monkeypatch.setattr(speed_rates, "_READ_BYTES", 40)
+    assert measure_rates(CPU, torch.bfloat16, 3, 5, 7) == Rates(80 * 4, 2 * 3 * 5 * 7 * 4)
+    dot, product = results
+    assert (dot.dtype, dot.item()) == (torch.float32, 10)
+    assert torch.equal(product, torch.full((3, 7), 5, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls"),
+    [
+        # 4.5 ms after the first call: 4 calls in 20 ms, five times; the third time is the best.
+        ([9, *[0.0045] * 3, *[0.006] * 4, *[0.005] * 4, 0.001, 0.002, 0.003, 0.004, 1], 24),
+        ([9, 8, 8, 8, 3, 0.0025, 2], 9),  # too slow to be called more than once at a time
+    ],
+)
+def test_a_rate_is_the_best_of_five(
+    seconds: list[float], calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, now, done = list(seconds), 0.0, 0
+
+    def run() -> None:
+        nonlocal now, done
+        done += 1
+        now += left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr(speed_rates, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert speed_rates._best_seconds(run, CPU) == pytest.approx(0.0025)
+    assert done == calls
+
+
+class Files:
+    """What the paths of /proc hold; a name that is not among them cannot be read."""
+
+    def __init__(self, **texts: str) -> None:
+        self.texts = texts
+
+    def __call__(self, path: str) -> SimpleNamespace:
+        def read_text() -> str:
+            name = path.removeprefix("/proc/")
+            if name not in self.texts:
+                raise OSError(path)
+            return self.texts[name]
+
+        return SimpleNamespace(read_text=read_text)
+
+
+def test_load_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 10 s others and this process were busy for 16.5 s, this process for 10 s of them."""
+    times = SimpleNamespace(user=4.0, system=3.0, children_user=2.0, children_system=1.0)
+    clock = SimpleNamespace(monotonic=lambda: 5.0)
+    files = Files(stat="cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
+    monkeypatch.setattr(speed_rates, "time", clock)
+    monkeypatch.setattr(speed_rates, "Path", files)
+    monkeypatch.setattr(
+        speed_rates, "os", SimpleNamespace(times=lambda: times, sysconf=lambda name: 100)
+    )
+    load = OtherLoad()
+    assert load.cores() is None  # no time has passed
+    clock.monotonic = lambda: 15.0
+    times.user, times.system, times.children_user, times.children_system = 5.0, 5.0, 5.0, 5.0
+    # user, nice, system, idle, iowait, irq, softirq, steal, and guests, who are users
+    files.texts["stat"] = "cpu  1000 200 300 70000 5000 40 50 60 900 900\ncpu0 1 2 3\n"
+    assert load.cores() == pytest.approx((16.5 - 10) / 10)
+    times.user = 100.0
+    assert load.cores() == 0
+    del files.texts["stat"]
+    assert load.cores() is None
+    unknown = OtherLoad()
+    files.texts["stat"] = "cpu  0 0 0 0 0 0 0 0 0 0\n"
+    assert unknown.cores() is None
+
+
+def test_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files(meminfo="MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\nCached: 7 kB\n")
+    monkeypatch.setattr(speed_rates, "Path", files)
+    assert available_memory(CPU) == 2 * 2**20
+    files.texts["meminfo"] = "MemTotal: 9 kB\n"
+    assert available_memory(CPU) is None
+    del files.texts["meminfo"]
+    assert available_memory(CPU) is None
+    # Of the second GPU 1000 bytes are free, and of 300 that torch reserved it uses 120.
+    second = torch.device("cuda", 1)
+    for name, value in (("mem_get_info", (1000, 9000)), ("memory_reserved", 300),
+                        ("memory_allocated", 120)):  # fmt: skip
+        values = {second: value}
+        monkeypatch.setattr(torch.cuda, name, values.__getitem__)
+    assert available_memory(second) == 1180
