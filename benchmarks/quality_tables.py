@@ -202,9 +202,9 @@ def summary(subjects: Iterable[Subject]) -> list[str]:
     rows = []
     for subject in subjects:
         for share, count in zip(SHARES, subject.counts, strict=False):
-            rows.append((subject.model, subject.text, f"{count} ({share})",
+            rows.append((subject.model, subject.text, _listed(subject.seeds), f"{count} ({share})",
                          *(ratio_cell(subject, way, count) for way in rivals)))  # fmt: skip
-    return gpu_page.table(("model", "text", "layers removed", *map(told, rivals)), rows)
+    return gpu_page.table(("model", "text", "seeds", "layers removed", *map(told, rivals)), rows)
 
 
 def ablations(subjects: Sequence[Subject], wanted: Callable[[str], bool]) -> list[str]:
@@ -301,10 +301,12 @@ def models(subjects: Iterable[Subject]) -> list[str]:
 
 
 def less_often(subjects: Sequence[Subject]) -> str:
-    """The ways that were not run with every seed, or not on every model and text."""
+    """What was not run with every seed, and ways that were not run on every model and text."""
     every = sorted({way for subject in subjects for count in subject.counts
                     for way in subject.ways(count)})  # fmt: skip
-    found = []
+    most = max(len(subject.seeds) for subject in subjects)
+    found = [f"{subject.model}, {subject.text}: seed {_listed(subject.seeds)} alone"
+             for subject in subjects if len(subject.seeds) < most]  # fmt: skip
     for subject in subjects:
         by_seeds: dict[str, list[str]] = {}
         for way in every:

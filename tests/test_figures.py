@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +226,15 @@ def test_what_is_said_of_all_tables(made_up: quality_tables.Subject) -> None:
     assert quality_tables.less_often([made_up]) == (
         "Run less often: tiny, wikipedia, with seed 1 alone: greedy perplexity, 1 window; random."
     )
+    fewer = replace(made_up, seeds=made_up.seeds[1:])
+    assert "tiny, wikipedia: seed 2 alone." in quality_tables.less_often([made_up, fewer])
     assert "Seeds 1, 2, each" in quality_tables.protocol([made_up])
     assert quality_tables.better_ways([made_up]) == []
     assert quality_tables.costs([made_up], OTHER) == {
         "windows_read": ("3", "3"), "seconds": ("4", "4"),
     }  # fmt: skip
     ((_, summary),) = tables("\n".join(quality_tables.summary([made_up])))
-    assert summary[:3] == ["tiny", "wikipedia", "1 (10%)"]
+    assert summary[:4] == ["tiny", "wikipedia", "1, 2", "1 (10%)"]
 
 
 def test_ablations_count_cases(tmp_path: Path) -> None:
@@ -276,7 +279,7 @@ def test_quality_is_on_the_pages_where_there_are_results(
     change(copy / "manifest.json", edit)
     found = figures.written(Results(copy))
     assert "### tiny, wikipedia" in found[figures.PAGE]
-    assert "| tiny | wikipedia | 1 (10%) | 1.35 [0.83, 2.18]" in found[figures.README]
+    assert "| tiny | wikipedia | 1, 2 | 1 (10%) | 1.35 [0.83, 2.18]" in found[figures.README]
     assert "small models alone (tiny)" in " ".join(found[figures.README].split())
 
 
