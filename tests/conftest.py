@@ -23,6 +23,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, none is visible"))
 
 
+# Why tests are skipped, by words of the reason: what is not there, as a whole and not case by case.
+MISSING = {
+    "a GPU": ("GPU",),
+    "a Chromium browser": ("Chromium",),
+    "llama.cpp": ("llama",),
+    "mergekit": ("mergekit",),
+    "an ARM processor, its emulator or compiler": ("neon", "aarch64"),
+}
+
+
+def missing_of(reason: str) -> str:
+    return next((name for name, words in MISSING.items() if any(w in reason for w in words)),
+                "what a case of its own says")  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much was not run for want of what, so that a skip cannot hide among hundreds."""
+    counts: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        name = missing_of(reason)
+        counts[name] = counts.get(name, 0) + 1
+    for name, count in sorted(counts.items(), key=lambda entry: -entry[1]):
+        terminalreporter.write_line(f"not run, for want of {name}: {count}")
+
+
 def process_state() -> dict[str, object]:
     """What a test could leave behind for those after it, which then pass or fail by their order."""
     progress = sys.modules.get("simdiff.progress")
