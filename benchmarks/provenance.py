@@ -46,7 +46,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
         f"{_TOOLKIT}{name}.py"
         for name in (
             "alpha_sweep", "block_costs", "block_selection", "bypass", "calibration", "criteria",
-            "evaluation", "exchange", "planning", "searches", "selection", "shortlist", "surgery",
+            "evaluation", "exchange", "planning", "related", "searches", "selection", "shortlist",
+            "surgery",
         )
     ),
     "speed": tuple(

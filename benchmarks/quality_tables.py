@@ -20,6 +20,7 @@ from typing import Any
 
 import gpu_page
 import ratios
+from models import LICENCES
 
 from simdiff.intervals import student_quantile
 
@@ -287,16 +288,17 @@ def protocol(subjects: Sequence[Subject]) -> str:
 
 
 def models(subjects: Iterable[Subject]) -> list[str]:
-    """A line for each model: the GGUF file that its weights were converted from."""
+    """A line for each model: its licence and the GGUF file that its weights were made of."""
     lines = {}
     for subject in subjects:
         source = subject.content["model"]["converted_from"]
         told = "its own safetensors"
         if source:
             packages = f" ({source['packages']})" if "packages" in source else ""
-            told = f"converted from a GGUF file, {source['file']}{packages}, "
+            told = f"converted from a 4-bit GGUF file, {source['file']}{packages}, "
             told += f"SHA-256 {source['sha256'][:12]}…"
-        lines[f"- {subject.model}: {told}"] = None
+        licence = LICENCES.get(subject.model, "licence not known")
+        lines[f"- {subject.model} ({licence}): {told}"] = None
     return list(lines)
 
 

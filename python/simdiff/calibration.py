@@ -141,13 +141,18 @@ def split_text(source: Text, seed: int) -> tuple[list[str], list[str]]:
         source: see `read_documents`.
         seed: of the shuffles.
     """
-    if source == DEMO:
-        calibration, held_out = split_groups(_demo_groups(), seed)
-    else:
-        calibration, held_out = _by_position(_pieces(source))
-        for number, half in enumerate((calibration, held_out)):
-            random.Random(2 * seed + number).shuffle(half)
+    calibration, held_out = _halves(source, seed)
     return calibration, without_duplicates(held_out, calibration)
+
+
+def _halves(source: Text, seed: int) -> tuple[list[str], list[str]]:
+    """Before near-duplicates are looked for, which takes longer than all else."""
+    if source == DEMO:
+        return split_groups(_demo_groups(), seed)
+    halves = _by_position(_pieces(source))
+    for number, half in enumerate(halves):
+        random.Random(2 * seed + number).shuffle(half)
+    return halves
 
 
 def split_groups(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str], list[str]]:
@@ -280,8 +285,12 @@ def text_tokens(
     """
     if part == "all":
         documents = read_documents(source)
+    elif part == "calibration":
+        documents, _ = _halves(source, seed)
+    elif part == "held-out":
+        _, documents = split_text(source, seed)
     else:
-        documents = split_text(source, seed)[("calibration", "held-out").index(part)]
+        raise SimdiffError(f"part of a text must be calibration, held-out or all, got {part!r}")
     return _tokenize(tokenizer, documents, enough), len(documents)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from simdiff.calibration import split_groups, split_text, without_duplicates
+from simdiff import calibration as calibration_text
+from simdiff.calibration import split_groups, split_text, text_tokens, without_duplicates
+from simdiff.errors import SimdiffError
 from simdiff.related import related_groups, runs_of
 
 
@@ -100,6 +103,20 @@ def test_groups_are_not_divided() -> None:
         assert sorted(halves[0] + halves[1]) == sorted(d for group in groups for d in group)
         assert abs(len(halves[0]) - len(halves[1])) <= 7
     assert split_groups(groups, 0) != split_groups(groups, 1)
+
+
+def test_a_calibration_half_looks_for_no_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes all runs of words of the whole text; only what is held out needs them."""
+    tokenizer = SimpleNamespace(bos_token_id=None)
+    monkeypatch.setattr(calibration_text, "_tokenize", lambda _, documents, enough: documents)
+    monkeypatch.setattr(calibration_text, "runs_of", lambda _: pytest.fail("looked for"))
+    documents = [paragraph("d", number) for number in range(6)]
+    found, count = text_tokens(documents, tokenizer, part="calibration")  # type: ignore[arg-type]
+    assert (sorted(found), count) == (documents[:3], 3)
+    with pytest.raises(pytest.fail.Exception, match="looked for"):
+        text_tokens(documents, tokenizer, part="held-out")  # type: ignore[arg-type]
+    with pytest.raises(SimdiffError, match="calibration, held-out or all, got 'test'"):
+        text_tokens(documents, tokenizer, part="test")  # type: ignore[arg-type]
 
 
 @pytest.mark.model
