@@ -12,6 +12,8 @@ import read_limit
 import torch
 from torch import Tensor
 
+from simdiff.machine import available_memory
+
 Pair = tuple[Tensor, Tensor]
 PROCESSORS = Path("/sys/devices/system/cpu")
 # Where the system does not tell: as much as the last caches of two chiplets of a server.
@@ -72,22 +74,13 @@ def cold_pairs(make: Callable[[int], Pair], pair_bytes: int, device: str) -> lis
         MemoryError: on a CPU, that would be more than half of what memory is free.
     """
     count = min(512, 1 + max(1, -(-CACHES_BETWEEN * cache_bytes(device) // pair_bytes)))
-    free = free_bytes() if device == "cpu" else None
+    free = available_memory(torch.device("cpu")) if device == "cpu" else None
     if free is not None and count * pair_bytes > free // 2:
         raise MemoryError(
             f"{count} pairs of {pair_bytes >> 20} MiB are read in turn so that none is in a cache "
             f"of {cache_bytes(device) >> 20} MiB: more than half of the {free >> 20} MiB free"
         )
     return [make(seed) for seed in range(count)]
-
-
-def free_bytes(told: Path = Path("/proc/meminfo")) -> int | None:
-    """Of the memory of this machine; None: not told."""
-    if told.exists():
-        for line in told.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return None
 
 
 def device_seconds(

@@ -230,24 +230,17 @@ def test_no_pair_is_in_the_cache_when_it_is_read_again(
 ) -> None:
     """Between its uses the others are read: four times the cache, at most one of them in excess."""
     monkeypatch.setattr(timing, "cache_bytes", lambda device: cache_mib << 20)
-    monkeypatch.setattr(timing, "free_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(timing, "available_memory", lambda device: 64 << 30)
     size = 256 << 20
     pairs = timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
     assert [first for first, _ in pairs] == [*range(len(pairs))]
     others = (len(pairs) - 1) * size
     assert others >= 4 * cache_mib << 20
     assert others - size < 4 * cache_mib << 20
-    monkeypatch.setattr(timing, "free_bytes", lambda: 2 * len(pairs) * size - 1)
+    monkeypatch.setattr(timing, "available_memory", lambda device: 2 * len(pairs) * size - 1)
     told = f"{len(pairs)} pairs of 256 MiB .* cache of {cache_mib} MiB: more than half of the "
     with pytest.raises(MemoryError, match=f"{told}{2 * len(pairs) * 256 - 1} MiB free$"):
         timing.cold_pairs(lambda seed: (seed, seed), size, "cpu")
-
-
-def test_free_memory_is_what_the_system_says(tmp_path: Path) -> None:
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\n")
-    assert timing.free_bytes(told) == 2 << 20
-    assert timing.free_bytes(tmp_path / "none") is None
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""What machine this is, in words, for results that others read."""
+"""What machine this is, in words, for results that others read, and what memory it has left."""
 
 from __future__ import annotations
 
@@ -25,3 +25,18 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated, or None where it cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + unused)
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return None

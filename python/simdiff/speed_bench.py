@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from simdiff.decoding import Decoder, Generation, check_tokens, make_decoder
 from simdiff.errors import SimdiffError
 from simdiff.files import header
-from simdiff.machine import describe_machine
+from simdiff.machine import available_memory, describe_machine
 from simdiff.models import text_config
 from simdiff.progress import step, track
 from simdiff.speed_model import (
@@ -29,7 +29,7 @@ from simdiff.speed_model import (
     total_cost,
 )
 from simdiff.speed_protocol import Protocol, Setting, check_memory, tokens_within
-from simdiff.speed_rates import OtherLoad, available_memory, measure_rates
+from simdiff.speed_rates import OtherLoad, measure_rates
 from simdiff.speed_statistics import Spread, paired_ratio, spread
 from simdiff.surgery import remove_layers
 

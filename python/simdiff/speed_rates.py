@@ -99,18 +99,3 @@ class OtherLoad:
         times = os.times()
         own = times.user + times.system + times.children_user + times.children_system
         return time.monotonic(), busy / os.sysconf("SC_CLK_TCK"), own
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated, or None where it cannot be told."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + unused)
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    return None

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from simdiff import speed_rates
+from simdiff import machine, speed_rates
+from simdiff.machine import available_memory
 from simdiff.speed_model import Rates
-from simdiff.speed_rates import OtherLoad, available_memory, measure_rates
+from simdiff.speed_rates import OtherLoad, measure_rates
 
 CPU = torch.device("cpu")
 
@@ -99,7 +100,7 @@ def test_load_of_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files(meminfo="MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\nCached: 7 kB\n")
-    monkeypatch.setattr(speed_rates, "Path", files)
+    monkeypatch.setattr(machine, "Path", files)
     assert available_memory(CPU) == 2 * 2**20
     files.texts["meminfo"] = "MemTotal: 9 kB\n"
     assert available_memory(CPU) is None
