@@ -9,10 +9,11 @@
 Scripts of this folder do the first themselves, with `keep`. `results/manifest.json` holds for every
 result file its SHA-256, the command, commit and machine that made it, and for every group of
 sources that it measured a digest of them. The digest leaves out comments, docstrings, imports,
-white space and the names of files: what moves is measured still. Where the code has changed since
-in a way that cannot change the figure, a statement says so, from digest to digest; where the figure
-is of older code and is shown as such, its entry has the words (`shown_as`) with which figures.py
-says so on docs/figures.md. `tests/test_provenance.py` holds all of it.
+white space, last commas and the names of files: what moves or is formatted anew is measured still.
+Where the code has changed since in a way that cannot change the figure, a statement says so, from
+digest to digest; where the figure is of older code and is shown as such, its entry has the words
+(`shown_as`) with which figures.py says so on docs/figures.md. `tests/test_provenance.py` holds all
+of it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import argparse
 import ast
 import datetime
 import hashlib
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -104,17 +107,22 @@ def git(*words: str) -> str:
 
 
 def _plain(source: str, suffix: str) -> str:
-    """What a computer does with it: no comments, docstrings, imports, white space."""
+    """What a computer does with it: no comments, docstrings, imports, white space, last commas."""
+    if suffix != ".py":
+        kept = [
+            ln for ln in source.splitlines() if not re.match(r"\s*(//|#include|#pragma once)", ln)
+        ]
+        return re.sub(r"\s", "", "".join(kept))
     lines = source.splitlines()
-    if suffix == ".py":
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, (ast.Import, ast.ImportFrom)) or _is_docstring(node):
-                for number in range(node.lineno - 1, (node.end_lineno or node.lineno)):
-                    lines[number] = ""
-        comment = r"\s*#"
-    else:
-        comment = r"\s*(//|#include|#pragma once)"
-    return re.sub(r"\s", "", "".join(line for line in lines if not re.match(comment, line)))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) or _is_docstring(node):
+            for number in range(node.lineno - 1, (node.end_lineno or node.lineno)):
+                lines[number] = ""
+    for token in tokenize.generate_tokens(io.StringIO("\n".join(lines)).readline):
+        if token.type == tokenize.COMMENT:
+            line, column = token.start
+            lines[line - 1] = lines[line - 1][:column]
+    return re.sub(r",(?=[)\]}])", "", re.sub(r"\s", "", "".join(lines)))
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -77,6 +77,9 @@ CPP = "#pragma once\n#include <a>\n// Why.\nint f(int x) {\n  return x + 1;\n}\n
 def test_what_does_not_run_is_not_in_a_digest() -> None:
     same = "from b import (\n  c,\n)\n# why\ndef f(x):\n  '''Other.\n\n  More.'''\n  return x + 1  # one\n"  # noqa: E501
     assert digest(".py", same) == digest(".py", PYTHON)
+    long = "def f(\n    x,\n):  # fmt: skip\n    return x + 1\n"
+    assert digest(".py", long) == digest(".py", PYTHON)
+    assert digest(".py", PYTHON.replace("return x", "'# why'; return x")) != digest(".py", PYTHON)
     assert digest(".py", PYTHON.replace("+ 1", "+ 2")) != digest(".py", PYTHON)
     assert digest(".py", PYTHON.replace("return x", "assert x")) != digest(".py", PYTHON)
     text = PYTHON + '\nTEXT = """import a"""\n'  # a string that is used is no docstring

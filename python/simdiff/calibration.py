@@ -11,13 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from simdiff.demo import DEMO, demo_documents
 from simdiff.errors import SimdiffError
-from simdiff.related import related_groups, runs_of
+from simdiff.related import num_shared, related_groups, runs_of
 
 # In characters: about a window of text.
 PIECE = 2048
@@ -172,9 +173,13 @@ def split_groups(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str],
 
 def without_duplicates(documents: Sequence[str], others: Sequence[str]) -> list[str]:
     """Those of which at most half of the runs of 8 words occur in the others."""
-    known = set[int]().union(*map(runs_of, others))
-    runs = [(document, runs_of(document)) for document in documents]
-    return [document for document, found in runs if 2 * len(found & known) <= len(found)]
+    known = np.unique(np.concatenate([np.empty(0, np.uint64), *map(runs_of, others)]))
+    kept = []
+    for document in documents:
+        runs = runs_of(document)
+        if 2 * num_shared(runs, known) <= len(runs):
+            kept.append(document)
+    return kept
 
 
 @cache

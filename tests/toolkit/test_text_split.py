@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from simdiff import calibration as calibration_text
 from simdiff.calibration import split_groups, split_text, text_tokens, without_duplicates
 from simdiff.errors import SimdiffError
-from simdiff.related import related_groups, runs_of
+from simdiff.related import num_shared, related_groups, runs_of
 
 
 def paragraph(article: str, number: int, words: int = 100) -> str:
@@ -71,10 +72,38 @@ def test_near_duplicates_are_not_held_out() -> None:
     seen = [f"s{n}" for n in range(15)]
     for changed, wanted in ((3, []), (4, [0])):
         other = [f"o{n}" for n in range(changed)] + seen[changed:]
-        assert len(runs_of(" ".join(other)) & runs_of(" ".join(seen))) == 8 - changed
+        assert num_shared(runs_of(" ".join(other)), runs_of(" ".join(seen))) == 8 - changed
         kept = without_duplicates([" ".join(other)], [" ".join(seen), "x y"])
         assert kept == [" ".join(other)] * len(wanted)
     assert without_duplicates(["a b c"], ["a b c"]) == ["a b c"]  # too short to tell
+
+
+def test_runs_are_told_apart_by_their_words_and_their_order() -> None:
+    """Fifteen different words make eight runs; the order of words counts, punctuation does not."""
+    words = [f"w{n}" for n in range(15)]
+    runs = runs_of(" ".join(words))
+    assert len(runs) == 8
+    assert num_shared(runs_of("W0, w1; w2 w3 w4 w5 w6 (w7)!"), runs) == 1
+    assert num_shared(runs_of(" ".join(reversed(words))), runs) == 0
+    assert num_shared(runs, runs_of("")) == len(runs_of("too short")) == 0
+    repeated = runs_of(" ".join(words[:8] * 3))  # a period of 8: its 8 rotations, each once
+    assert len(repeated) == 8
+    assert num_shared(runs, repeated) == 1
+
+
+def test_looking_for_near_duplicates_takes_memory_as_the_text_does() -> None:
+    """A set of integers takes some 90 bytes a word, 15 times the text."""
+    random_words = random.Random(0)
+    documents = [" ".join(str(random_words.randrange(10**6)) for _ in range(500))
+                 for _ in range(400)]  # fmt: skip
+    size = sum(map(len, documents))
+    tracemalloc.start()
+    try:
+        assert without_duplicates(documents[:200], documents[200:]) == documents[:200]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * size / 2  # of the half that is known
 
 
 def test_documents_of_one_subject() -> None:
@@ -123,5 +152,5 @@ def test_a_calibration_half_looks_for_no_duplicates(monkeypatch: pytest.MonkeyPa
 def test_halves_of_the_demo_text_have_nothing_in_common() -> None:
     calibration, held_out = split_text("demo", random.Random(5).randrange(100))
     assert len(calibration) + len(held_out) > 2900
-    known = set[int]().union(*map(runs_of, calibration))
-    assert not any(runs_of(document) & known for document in held_out)
+    known = set[int]().union(*(runs_of(document).tolist() for document in calibration))
+    assert not any(known & set(runs_of(document).tolist()) for document in held_out)
