@@ -99,6 +99,8 @@ def run(
         results = {
             **header("simdiff.results", 1),
             "machine": describe_machine(),
+            "num_layers": scores.num_layers,
+            "removed": list(chosen.removed),
             "evaluation": held_out.identity.to_dict()
             | {"num_predicted_tokens": dense.pop("num_tokens")},
             "dense": dense,

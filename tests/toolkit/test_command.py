@@ -57,6 +57,7 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     assert model.config.num_hidden_layers == 4
     AutoTokenizer.from_pretrained(out / "model")
     results = json.loads((out / "results.json").read_text())
+    assert (results["num_layers"], results["removed"]) == (6, plan["removed"])
     order = ", ".join(map(str, plan["removed"]))
     for text in (
         "held-out perplexity",
