@@ -2,6 +2,7 @@
 # make test    install, build everything, run the Python and the C++ tests
 # make lint    style, format and type checks
 # make format  apply the formatters
+# make docs    the documentation site, build/site/index.html; needs neither torch nor a compiler
 # make gpu-check  on a CUDA GPU, 8 minutes: goals against a pure read and PyTorch, tests, a model;
 #                 without .venv it uses $(PYTHON) as it is and no registry (CHECK="--minutes 4")
 # make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 25 minutes);
@@ -14,13 +15,14 @@ VENV := .venv
 # Test processes, of one thread each.
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PAGES := build/docs-env
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
 
 export SIMDIFF_CACHE := $(CURDIR)/.cache
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format bench compare gpu-check clean
+.PHONY: demo test lint format docs bench compare gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
@@ -30,7 +32,7 @@ test: $(VENV)/.test
 		-DSIMDIFF_CUDA=$(or $(patsubst 1,ON,$(patsubst 0,OFF,$(SIMDIFF_CUDA))),AUTO)
 	$(BIN)/cmake --build build/cmake
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
-	$(BIN)/python -c "from simdiff.demo import demo_model; demo_model()"
+	$(BIN)/python -c "from simdiff.data.demo import demo_model; demo_model()"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.lint
@@ -43,6 +45,10 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
+
+docs: $(PAGES)/.installed
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH= $(PAGES)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 bench: $(VENV)/.test
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=bench.json
@@ -96,4 +102,11 @@ $(VENV)/.test: $(BUILT_FROM)
 
 $(VENV)/.lint: $(VENV)/.test
 	$(PIP) ruff mypy clang-format
+	@touch $@
+
+# An environment of its own: the pages are made of the sources, without torch.
+$(PAGES)/.installed: constraints.txt
+	$(PYTHON) -m venv $(PAGES)
+	$(PAGES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		mkdocs mkdocs-material "mkdocstrings[python]" ruff
 	@touch $@

@@ -65,8 +65,12 @@ def errors(names: dict[str, Way]) -> Iterator[dict[str, str]]:
             told = exact > 0
             for name, way in names.items():
                 error = (way(before, after).double() - exact).abs()[told] / exact[told]
-                yield {"dtype": kind, "distance": distance, "way": name,
-                       "worst error": f"{error.max().item():.3g}"}  # fmt: skip
+                yield {
+                    "dtype": kind,
+                    "distance": distance,
+                    "way": name,
+                    "worst error": f"{error.max().item():.3g}",
+                }
 
 
 def main() -> None:

@@ -31,26 +31,42 @@ import provenance
 import ratios
 from transformers import LlamaConfig
 
-from simdiff.checkpoint import cut_checkpoint, write_cut
-from simdiff.files import new_directory
-from simdiff.machine import describe_machine
-from simdiff.models import meta_model, model_identity
-from simdiff.safetensors_files import StoredTensor, header_bytes, total_bytes
-from simdiff.selection import PruningPlan
-from simdiff.stored_weights import read_weights
-from simdiff.streaming import split_shards, write_index
+from simdiff.checkpoints.cut import cut_checkpoint, write_cut
+from simdiff.checkpoints.safetensors_header import StoredTensor, header_bytes, total_bytes
+from simdiff.checkpoints.shards import split_shards, write_index
+from simdiff.checkpoints.weight_index import read_weights
+from simdiff.io.machine import describe_machine
+from simdiff.io.outputs import new_directory
+from simdiff.models.identity import model_identity
+from simdiff.models.loading import meta_model
+from simdiff.planning.plan import PruningPlan
 
-SHAPES_70B = {"vocab_size": 128256, "hidden_size": 8192, "intermediate_size": 28672,
-              "num_attention_heads": 64, "num_key_value_heads": 8}  # fmt: skip
-SHAPES_1B = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
-             "num_attention_heads": 32, "num_key_value_heads": 4}  # fmt: skip
-SHAPES_QUICK = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64,
-                "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+SHAPES_70B = {
+    "vocab_size": 128256,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+SHAPES_1B = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+SHAPES_QUICK = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SHARD_BYTES = 5 * 10**9
 _IMPORTS = """
 from pathlib import Path; import sys
-from simdiff.checkpoint import cut_checkpoint
-from simdiff.models import load_config, meta_model
+from simdiff.checkpoints.cut import cut_checkpoint
+from simdiff.models.loading import load_config, meta_model
 meta_model(load_config(Path(sys.argv[1])))
 """
 _COMMAND = """
@@ -59,8 +75,8 @@ assert cli.main(sys.argv[1:]) == 0
 """
 _STREAM = """
 from pathlib import Path; import sys
-from simdiff.stored_weights import read_weights
-from simdiff.streaming import split_shards, write_shards
+from simdiff.checkpoints.weight_index import read_weights
+from simdiff.checkpoints.shards import split_shards, write_shards
 weights, removed = read_weights(Path(sys.argv[1])), set(sys.argv[3].split(","))
 groups = [[(name, tensor)] for name, tensor in weights.tensors.items()
           if not (".layers." in name and name.split(".")[2] in removed)]
@@ -93,10 +109,17 @@ def make_checkpoint(directory: Path, config: LlamaConfig, sparse: bool) -> Pruni
     num_layers = config.num_hidden_layers
     return PruningPlan(
         removed=tuple(range(1, num_layers - 1))[: num_layers // 4],
-        num_layers=num_layers, protected=(), criterion="none", formula="", alpha=None,
-        importance=(0.0,) * num_layers, ranking=tuple(range(num_layers)), notes=(),
-        model=model_identity(model, "synthetic"), calibration={},
-    )  # fmt: skip
+        num_layers=num_layers,
+        protected=(),
+        criterion="none",
+        formula="",
+        alpha=None,
+        importance=(0.0,) * num_layers,
+        ranking=tuple(range(num_layers)),
+        notes=(),
+        model=model_identity(model, "synthetic"),
+        calibration={},
+    )
 
 
 def peak_of(code: str, *arguments: object) -> tuple[float, float]:

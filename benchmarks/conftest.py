@@ -11,7 +11,7 @@ import pytest
 import report
 import torch
 
-from simdiff.machine import describe_machine
+from simdiff.io.machine import describe_machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,12 +41,16 @@ def pytest_benchmark_update_machine_info(
     """What a reader needs to tell machines apart, and nothing that names this one."""
     machine_info.clear()
     machine_info.update(
-        machine=describe_machine(), threads=torch.get_num_threads(), torch=torch.__version__,
-        cuda=torch.version.cuda, environment={
-            name: os.environ[name] for name in ("SIMDIFF_CPU_ISA", "OMP_NUM_THREADS")
+        machine=describe_machine(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        environment={
+            name: os.environ[name]
+            for name in ("SIMDIFF_CPU_ISA", "OMP_NUM_THREADS")
             if name in os.environ
         },
-    )  # fmt: skip
+    )
 
 
 class Suite:
@@ -100,6 +104,9 @@ def pytest_benchmark_update_json(
     quick = bool(config.getoption("--quick"))
     words = [word for word in config.invocation_params.args if "benchmark-json" not in word]
     output_json["suite"] = {
-        "quick": quick, "cases": len(done), "missing": sorted(missing),
-        "command": provenance.command_line("pytest", words), "origin": _lasting(suite.origin),
-    }  # fmt: skip
+        "quick": quick,
+        "cases": len(done),
+        "missing": sorted(missing),
+        "command": provenance.command_line("pytest", words),
+        "origin": _lasting(suite.origin),
+    }

@@ -1,11 +1,11 @@
-"""docs/figures.md and the figures of README.md, written from the committed results.
+"""docs/figures.md and the figures of other pages, written from the committed results.
 
-    python benchmarks/figures.py            # writes both
+    python benchmarks/figures.py            # writes all pages
     python benchmarks/figures.py --check    # says what differs from the files; exit code 1
 
-Sections of the page are in figure_sections.py. Blocks of README.md, which stand there between
-`<!-- figures NAME -->` and `<!-- end -->`, are below, a function each. Tables of GPUs are on
-docs/gpu.md (gpu_page.py, predict.py).
+Sections of docs/figures.md are in figure_sections.py. Blocks of README.md and docs/limits.md, which
+stand there between `<!-- figures NAME -->` and `<!-- end -->`, are below, a function each. Tables
+of GPUs are on docs/gpu.md (gpu_page.py, predict.py).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import figure_sections as sections
 import quality_figures
-import report
 from committed_results import ROOT, Results, extent, joined, lines, paragraph
+from gpu_page import table
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "figures.md"
+LIMITS = ROOT / "docs" / "limits.md"
 HEAD = """# What was measured
 
 <!-- Written by `python benchmarks/figures.py` from benchmarks/results; a test compares them. -->"""
-MINUTES = ("five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _BLOCK = re.compile(r"(<!-- figures ([\w-]+) -->\n)(.*?)(<!-- end -->\n)", flags=re.DOTALL)
 
 
@@ -38,89 +38,129 @@ def page(found: Results) -> str:
 
 def in_short(found: Results) -> str:
     demo = found.json(f"demo-{sections.MACHINE}")
-    of, content = sections.repair_numbers(found)
-    times = [demo["pruned"]["speed"][phase] / demo["dense"]["speed"][phase]
-             for phase in ("decode", "prefill")]  # fmt: skip
-    minutes = MINUTES[round(content["seconds"] / 60) - 5]
-    return paragraph(
-        f"SmolLM2-135M without 7 of its 30 layers is {extent(times, 1)} times faster; its held-out "
-        f"perplexity goes from {of['dense']:.1f} to {of['pruned']:.1f}, and back to "
-        f"{of['recovered']:.1f} by {minutes} minutes of repair on two CPU cores "
-        "([figures](docs/figures.md))."
+    times = [
+        demo["pruned"]["speed"][phase] / demo["dense"]["speed"][phase]
+        for phase in ("decode", "prefill")
+    ]
+    words = (
+        f"SmolLM2-135M without {len(demo['removed'])} of its {demo['num_layers']} layers is "
+        f"{extent(times, 2)} times faster; its held-out perplexity goes from "
+        f"{demo['dense']['perplexity']:.1f} to {demo['pruned']['perplexity']:.1f}"
+    )
+    repair = sections.repair_of_the_demo(found)
+    if repair is not None:
+        minutes = max(1, round(repair.seconds / 60))
+        amount = NUMBERS[minutes - 1] if minutes <= len(NUMBERS) else str(minutes)
+        words += (
+            f", and back to {repair.perplexity:.1f} by {amount} minute{'s'[: minutes > 1]} of "
+            f"repair ({repair.name}) on two CPU cores"
+        )
+    return paragraph(f"{words} ([figures](docs/figures.md)).")
+
+
+def results(found: Results) -> str:
+    """All perplexities on the same held-out windows, those of the demo."""
+    demo = found.json(f"demo-{sections.MACHINE}")
+    text = demo["evaluation"]
+    repair = sections.repair_of_the_demo(found)
+    heads, *rows = (
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in sections.demo_table(found)
+        if not row.startswith("|---")
+    )
+    if repair is not None:
+        heads.append(f"repaired, {repair.name}")
+        for row in rows:
+            row.append(f"{repair.perplexity:.2f}" if row[0] == "held-out perplexity" else "")
+    names = [f"demo-{sections.MACHINE}.json"] + ([repair.file] if repair else [])
+    return joined(
+        paragraph(
+            f"SmolLM2-135M-Instruct without {len(demo['removed'])} of its {demo['num_layers']} "
+            f"layers, perplexity on the same {text['num_windows']} held-out windows of "
+            f"{text['window_length']} tokens throughout "
+            f"{found.origin(*names)}.",
+            "The repaired model is as fast and as large as the pruned one." if repair else "",
+        ),
+        lines(table(heads, rows)),
     )
 
 
-def demo(found: Results) -> str:
-    return lines(sections.demo_table(found))
-
-
-def quality(found: Results) -> str:
-    return quality_figures.summary(found)
-
-
-def scoring(found: Results) -> str:
-    def wanted(case: dict[str, Any]) -> bool:
-        return case["hidden_size"] in (576, 4096) and case["dtype"] in ("float32", "bfloat16")
-
-    words = report.intervals_in_words(found.json(f"suite-{sections.MACHINE}"))
-    return joined(
-        paragraph("One update of running scores on the CPU",
-                  f"{found.origin(f'suite-{sections.MACHINE}.json')}.",
-                  f"{words}." if words else ""),
-        lines(sections.scoring_table(found, wanted)),
-    )  # fmt: skip
-
-
 def accuracy(found: Results) -> str:
-    return joined(paragraph(sections.accuracy_words(found)), lines(sections.accuracy_table(found)))
-
-
-def surgery(found: Results) -> str:
-    return paragraph(sections.surgery_words(found))
+    errors = sections.accuracy_errors(found)
+    peers, ours = "1 - cosine_similarity", "ours, avx512"
+    columns = {
+        "float32, 1 − cosine_similarity": ("float32", peers),
+        "bfloat16, to float32 first": ("bfloat16", f"{peers}, float32"),
+        "float32, ours": ("float32", ours),
+        "bfloat16, ours": ("bfloat16", ours),
+    }
+    return joined(
+        paragraph(
+            "Worst relative error of the distance over 256 tokens of hidden size 4096 with one "
+            f"massive channel, 300 times the rest {found.origin('accuracy.csv')}:"
+        ),
+        lines(
+            table(
+                ("distance", *columns),
+                (
+                    (
+                        distance,
+                        *(f"{errors[dtype, distance, way]:.0e}" for dtype, way in columns.values()),
+                    )
+                    for distance in ("1e-3", "1e-5", "1e-7")
+                ),
+            )
+        ),
+    )
 
 
 def limits(found: Results) -> str:
     demo = found.json(f"demo-{sections.MACHINE}")
     ratio = demo["pruned"]["perplexity"] / demo["dense"]["perplexity"]
+    gone, of = len(demo["removed"]), demo["num_layers"]
     parts = [
-        f"To remove 7 of the 30 layers ({7 / 30:.0%}) of a 135M model without recovery costs "
-        f"quality: {ratio:.1f} times the perplexity."
+        f"To remove {gone} of the {of} layers ({gone / of:.0%}) of a 135M model without recovery "
+        f"costs quality: {ratio:.1f} times the perplexity."
     ]
     parts += quality_figures.limits(found)
     return "\n".join("- " + paragraph(part).replace("\n", "\n  ") for part in parts)
 
 
-BLOCKS: dict[str, Callable[[Results], str]] = {
-    "in-short": in_short, "demo": demo, "quality": quality, "scoring": scoring,
-    "accuracy": accuracy, "surgery": surgery, "limits": limits,
-}  # fmt: skip
+BLOCKS: dict[Path, dict[str, Callable[[Results], str]]] = {
+    README: {"in-short": in_short, "results": results, "accuracy": accuracy},
+    LIMITS: {"limits": limits},
+}
 
 
-def with_blocks(text: str, found: Results) -> str:
-    """README.md with every block written anew.
+def with_blocks(text: str, found: Results, page: Path = README) -> str:
+    """A page with every block written anew.
 
     Raises:
         SystemExit: the blocks in it are not those of BLOCKS, each once.
     """
+    wanted = BLOCKS[page]
     names = [name for _, name, _, _ in _BLOCK.findall(text)]
-    if sorted(names) != sorted(BLOCKS):
-        raise SystemExit(f"figures: README.md must have the blocks {sorted(BLOCKS)}, got {names}")
+    if sorted(names) != sorted(wanted):
+        raise SystemExit(f"figures: {page.name} must have the blocks {sorted(wanted)}, got {names}")
 
     def written(match: re.Match[str]) -> str:
-        content = BLOCKS[match[2]](found).replace("](../", "](")
+        content = wanted[match[2]](found)
+        if page.parent == ROOT:
+            content = content.replace("](../", "](")
         return match[1] + ("\n" + content + "\n\n" if content else "") + match[4]
 
     return _BLOCK.sub(written, text)
 
 
 def without_blocks(text: str) -> str:
-    """What of README.md is typed."""
+    """What of a page is typed."""
     return _BLOCK.sub("", text)
 
 
 def written(found: Results) -> dict[Path, str]:
-    """Both pages, as they must be."""
-    return {README: with_blocks(README.read_text(), found), PAGE: page(found)}
+    """All pages, as they must be."""
+    with_figures = {path: with_blocks(path.read_text(), found, path) for path in BLOCKS}
+    return {**with_figures, PAGE: page(found)}
 
 
 def differences(found: Results) -> list[str]:
@@ -129,10 +169,13 @@ def differences(found: Results) -> list[str]:
         line
         for path, text in written(found).items()
         for line in difflib.unified_diff(
-            (path.read_text() if path.exists() else "").splitlines(), text.splitlines(),
-            f"{path.name}, committed", f"{path.name}, from the results", lineterm="",
+            (path.read_text() if path.exists() else "").splitlines(),
+            text.splitlines(),
+            f"{path.name}, committed",
+            f"{path.name}, from the results",
+            lineterm="",
         )
-    ]  # fmt: skip
+    ]
 
 
 def main() -> int:

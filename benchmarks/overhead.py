@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.calibration import token_windows
-from simdiff.machine import describe_machine
-from simdiff.models import DTYPES, find_decoder_layers, load_model
-from simdiff.running_groups import RunningGroups
-from simdiff.scores import feed_forward
+from simdiff.data.batches import model_inputs
+from simdiff.data.text import token_windows
+from simdiff.io.machine import describe_machine
+from simdiff.models.loading import DTYPES, load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.scoring.calibration_pass import feed_forward
+from simdiff.scoring.running_groups import RunningGroups
 from simdiff_kernels import RunningScores
 
 
@@ -47,14 +49,10 @@ def peak_resident_bytes(function, *arguments) -> int:
     raise RuntimeError("VmHWM must be in /proc/self/status")
 
 
-def as_inputs(ids: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
 def scored(model: PreTrainedModel, batches: list[Tensor], backend: str | None) -> RunningScores:
     layers = find_decoder_layers(model)
     running = RunningScores(len(layers), backend=backend)
-    feed_forward(model, layers.modules, running, map(as_inputs, batches))
+    feed_forward(model, layers.modules, running, model_inputs(batches, "overhead"))
     return running
 
 
@@ -72,7 +70,7 @@ class TimedScores(RunningScores):
 def seconds_in_update(model: PreTrainedModel, batches: list[Tensor]) -> float:
     layers = find_decoder_layers(model)
     running = TimedScores(len(layers))
-    feed_forward(model, layers.modules, running, map(as_inputs, batches))
+    feed_forward(model, layers.modules, running, model_inputs(batches, "overhead"))
     return running.seconds
 
 
@@ -91,11 +89,15 @@ def seconds_in_pass(model: PreTrainedModel, batches: list[Tensor], blocks: bool)
 
         return call
 
-    for owner, name in ((running, "begin"), (running, "update"), (running, "end"),
-                        (running.blocks, "update")):  # fmt: skip
+    for owner, name in (
+        (running, "begin"),
+        (running, "update"),
+        (running, "end"),
+        (running.blocks, "update"),
+    ):
         if owner is not None:
             setattr(owner, name, timed(getattr(owner, name)))
-    feed_forward(model, layers.modules, running, map(as_inputs, batches), running.blocks)
+    feed_forward(model, layers.modules, running, model_inputs(batches, "overhead"), running.blocks)
     return spent
 
 
@@ -168,10 +170,13 @@ def measure_pass(name: str, dtype: str, repeats: int, size: Size) -> dict[str, o
     model, tokenizer = load_model(name, dtype=dtype)
     one = batches_of(tokenizer, 1, size)
     turns = [
-        (seconds(bare, model, one), seconds_in_pass(model, one, False),
-         seconds_in_pass(model, one, True))
+        (
+            seconds(bare, model, one),
+            seconds_in_pass(model, one, False),
+            seconds_in_pass(model, one, True),
+        )
         for _ in range(repeats)
-    ]  # fmt: skip
+    ]
     forward, layers, blocks = zip(*turns, strict=True)
     spent = {"layers": layers, "with blocks": blocks}
     share_of_bare, intervals = ratios.of_rounds(spent, forward)
@@ -186,7 +191,7 @@ def measure_pass(name: str, dtype: str, repeats: int, size: Size) -> dict[str, o
         "turns": [[round(value, 4) for value in turn] for turn in turns],
         "machine": describe_machine(),
         "torch": torch.__version__,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

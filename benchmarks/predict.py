@@ -54,11 +54,12 @@ class BlockInstructions:
     float32: int
     float64: int
     """After the last entry of a token: its pairs' distances, and their fold. An estimate from the
-    listing; all others are counted in the machine code (tests/test_cuda_compile.py)."""
+    listing; all others are counted in the machine code (tests/kernels/test_cuda_compile.py)."""
 
 
-BLOCKS = BlockInstructions(states=33, hidden_size=4096, issued=241_000, float32=151_000,
-                           float64=13_000)  # fmt: skip
+BLOCKS = BlockInstructions(
+    states=33, hidden_size=4096, issued=241_000, float32=151_000, float64=13_000
+)
 GROUPS = 128  # of sequences, whose states are kept apart
 
 SEQUENCES, LENGTH = 8, 2048
@@ -131,9 +132,10 @@ class Reached:
     def of(cls, content: dict[str, Any]) -> Reached:
         """From the result, at the shape nearest to the one predicted."""
         (shares,) = (
-            case["share_of_read"] for case in content["prototypes"]
+            case["share_of_read"]
+            for case in content["prototypes"]
             if (case["dtype"], case["hidden_size"], case["num_tokens"]) == ("bfloat16", 4096, 8192)
-        )  # fmt: skip
+        )
         sequences, length = content["calibration_pass"]["tokens"]
         flops = sequences * length * MODEL.layers * MODEL.layer_flops(length)
         seconds = content["calibration_pass"]["forward_seconds"]
@@ -214,9 +216,13 @@ def block_lines(reached: Reached) -> list[str]:
         floors = block_milliseconds(gpu, reached)
         binds = max(floors, key=lambda name: floors[name])
         rows.append(
-            (gpu.name, *(f"{value:.1f}" for value in floors.values()), binds,
-             f"{floors[binds]:.1f}")
-        )  # fmt: skip
+            (
+                gpu.name,
+                *(f"{value:.1f}" for value in floors.values()),
+                binds,
+                f"{floors[binds]:.1f}",
+            )
+        )
     text = (
         f"All blocks of {BLOCKS.states} bfloat16 states of {SEQUENCES} × {LENGTH} tokens of "
         f"{BLOCKS.hidden_size} entries: {BLOCKS.issued:,} warp instructions a token, of which "
@@ -258,20 +264,32 @@ def document() -> str:
     """The section `predicted`."""
     reached = Reached.of(gpu_page.measured())
     columns = (
-        "GPU", "TB/s, data sheet", "memory, µs", "float64, µs", "float32, µs", "widening, µs",
-        "issue, µs", "binds", "update, µs", "share of the forward", "float64 per entry: at most",
-    )  # fmt: skip
+        "GPU",
+        "TB/s, data sheet",
+        "memory, µs",
+        "float64, µs",
+        "float32, µs",
+        "widening, µs",
+        "issue, µs",
+        "binds",
+        "update, µs",
+        "share of the forward",
+        "float64 per entry: at most",
+    )
     rows = []
     for gpu in GPUS:
         found = predict(gpu, reached)
         rows.append(
             (
-                gpu.name, f"{gpu.bytes_per_second / 1e12:.4g}",
+                gpu.name,
+                f"{gpu.bytes_per_second / 1e12:.4g}",
                 *(f"{1e6 * seconds:.0f}" for seconds in found.floors.values()),
-                found.binds, f"{1e6 * found.seconds:.0f}", f"{found.share_of_forward:.2%}",
+                found.binds,
+                f"{1e6 * found.seconds:.0f}",
+                f"{found.share_of_forward:.2%}",
                 f"{found.float64_cap:.0%} of a read",
             )
-        )  # fmt: skip
+        )
     text = (
         f"One update by {SEQUENCES} × {LENGTH} tokens of {MODEL.hidden_size} bfloat16 entries, row "
         "sums in short float32 sums. Memory: the data sheet's bandwidth, times the "

@@ -12,8 +12,8 @@ sources that it measured a digest of them. The digest leaves out comments, docst
 white space, last commas and the names of files: what moves or is formatted anew is measured still.
 Where the code has changed since in a way that cannot change the figure, a statement says so, from
 digest to digest; where the figure is of older code and is shown as such, its entry has the words
-(`shown_as`) with which figures.py says so on docs/figures.md. `tests/test_provenance.py` holds all
-of it.
+(`shown_as`) with which figures.py says so on docs/figures.md.
+`tests/benchmarks/test_provenance.py` holds all of it.
 """
 
 from __future__ import annotations
@@ -37,33 +37,29 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MANIFEST = RESULTS / "manifest.json"
 
-_TOOLKIT = "python/simdiff/"
 SOURCES: dict[str, tuple[str, ...]] = {
     "cpu scorers": ("csrc/common/*.h", "csrc/cpu/*", "csrc/torch/*", "simdiff_kernels/*.py"),
     "gpu scorers": ("csrc/common/*.h", "csrc/cuda/*", "simdiff_kernels/triton/*.py"),
-    "calibration pass": tuple(
-        f"{_TOOLKIT}{name}.py"
-        for name in ("hooks", "running_block_groups", "running_groups", "scores")
-    ),
-    "planning": tuple(
-        f"{_TOOLKIT}{name}.py"
-        for name in (
-            "alpha_sweep", "block_costs", "block_selection", "bypass", "calibration", "criteria",
-            "evaluation", "exchange", "planning", "related", "searches", "selection", "shortlist",
-            "surgery",
-        )
-    ),
-    "speed": tuple(
-        f"{_TOOLKIT}{name}.py"
-        for name in ("decoding", "speed", "speed_bench", "speed_protocol", "speed_rates")
-    ),
-    "recovery": (f"{_TOOLKIT}recovery/*.py",),
-    "tasks": tuple(f"{_TOOLKIT}{name}.py" for name in ("task_files", "task_scores", "tasks")),
-    "sub-layers": (f"{_TOOLKIT}sublayer*.py",),
-    "checkpoint surgery": tuple(
-        f"{_TOOLKIT}{name}.py" for name in ("checkpoint", "safetensors_files", "stored_layers")
-    ),
-}  # fmt: skip
+    **{
+        name: tuple(f"python/simdiff/{path}.py" for path in paths.split())
+        for name, paths in {
+            "calibration pass": "scoring/hooks scoring/running_block_groups scoring/running_groups "
+            "scoring/scores scoring/calibration_pass models/layer_calls data/batches",
+            "planning": "planning/alpha_sweep planning/block_costs planning/blocks planning/bypass "
+            "planning/criteria planning/exchange planning/make_plan planning/perplexity_search "
+            "planning/plan planning/selection planning/shortlist data/related data/text "
+            "evaluation/losses models/partial_forward surgery/layers",
+            "speed": "speed/bench speed/decoding speed/machine_rates speed/protocol "
+            "speed/run_speed surgery/copies",
+            "recovery": "data/batches models/partial_forward recovery/* recovery/closed_form/* "
+            "recovery/training/* surgery/copies",
+            "tasks": "evaluation/task_files evaluation/task_scores evaluation/tasks",
+            "sub-layers": "sublayers/*",
+            "checkpoint surgery": "checkpoints/cut checkpoints/layer_numbering "
+            "checkpoints/safetensors_header",
+        }.items()
+    },
+}
 """What is measured, by the names that entries of the manifest use."""
 
 
@@ -212,29 +208,44 @@ def record(
     paths: Sequence[Path], sources: Sequence[str], command: str, made: dict[str, Any] | None = None
 ) -> None:
     """Enter results that have just been made by the code of this tree, or by that of `made`."""
-    from simdiff.machine import describe_machine
+    from simdiff.io.machine import describe_machine
 
     made = origin(sources) if made is None else made
     for path in paths:
-        enter(path, {"command": command, "date": datetime.date.today().isoformat(),
-                     "machine": describe_machine(), **made})  # fmt: skip
+        enter(
+            path,
+            {
+                "command": command,
+                "date": datetime.date.today().isoformat(),
+                "machine": describe_machine(),
+                **made,
+            },
+        )
 
 
 def adopt(
-    path: Path, revision: str, sources: Sequence[str], command: str, machine: str,
-    clean: bool | None, shown_as: str | None,
-) -> None:  # fmt: skip
+    path: Path,
+    revision: str,
+    sources: Sequence[str],
+    command: str,
+    machine: str,
+    clean: bool | None,
+    shown_as: str | None,
+) -> None:
     """Enter an older result, made by the code of a commit, with what is known of it."""
     revision = git("rev-parse", revision).strip()
-    enter(path, {
-        "command": command,
-        "date": git("show", "-s", "--format=%as", revision).strip(),
-        "machine": machine,
-        "commit": revision[:12],
-        "clean": clean,
-        "sources": {name: digest_at(name, revision) for name in sources},
-        **({} if shown_as is None else {"shown_as": shown_as}),
-    })  # fmt: skip
+    enter(
+        path,
+        {
+            "command": command,
+            "date": git("show", "-s", "--format=%as", revision).strip(),
+            "machine": machine,
+            "commit": revision[:12],
+            "clean": clean,
+            "sources": {name: digest_at(name, revision) for name in sources},
+            **({} if shown_as is None else {"shown_as": shown_as}),
+        },
+    )
 
 
 def enter(path: Path, entry: dict[str, Any]) -> None:
@@ -294,8 +305,15 @@ def main() -> None:
     elif options.job == "adopt":
         clean = None if options.clean is None else options.clean == "yes"
         for path in options.results:
-            adopt(path, options.commit, options.sources, options.command, options.machine, clean,
-                  options.shown_as)  # fmt: skip
+            adopt(
+                path,
+                options.commit,
+                options.sources,
+                options.command,
+                options.machine,
+                clean,
+                options.shown_as,
+            )
     else:
         state(options.sources, options.because)
 

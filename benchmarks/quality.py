@@ -40,21 +40,22 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.alpha_sweep import sweep_alpha
-from simdiff.block_costs import block_costs
-from simdiff.block_selection import optimal_blocks
-from simdiff.bypass import BypassEvaluator
-from simdiff.calibration import token_windows
-from simdiff.criteria import CRITERIA, importance
+from simdiff.data.text import token_windows
 from simdiff.errors import SimdiffError
-from simdiff.exchange import affordable_reads, exchange_search, losses_of_cuts
-from simdiff.machine import describe_machine
-from simdiff.models import load_model
-from simdiff.planning import BLOCK_CRITERION_OF, make_plan
-from simdiff.progress import silent
-from simdiff.scores import LayerScores, score
-from simdiff.shortlist import EXPONENT, Candidate, shortlist
-from simdiff.surgery import SurgeryError, removed_layers
+from simdiff.io.machine import describe_machine
+from simdiff.io.progress import silent
+from simdiff.models.loading import load_model
+from simdiff.planning.alpha_sweep import sweep_alpha
+from simdiff.planning.block_costs import block_costs
+from simdiff.planning.blocks import optimal_blocks
+from simdiff.planning.bypass import BypassEvaluator
+from simdiff.planning.criteria import CRITERIA, importance
+from simdiff.planning.exchange import affordable_reads, exchange_search, losses_of_cuts
+from simdiff.planning.make_plan import BLOCK_CRITERION_OF, make_plan
+from simdiff.planning.shortlist import EXPONENT, Candidate, shortlist
+from simdiff.scoring.calibration_pass import score
+from simdiff.scoring.scores import LayerScores
+from simdiff.surgery.layers import SurgeryError, layers_removed
 
 Plan = tuple[int, ...]
 Key = tuple[str, Plan, int]
@@ -71,7 +72,7 @@ class Additive:
     def __init__(self, values: Sequence[float]) -> None:
         self.values, self.num_layers = values, len(values)
 
-    def of(self, plan: Plan) -> float:
+    def plan_cost(self, plan: Plan) -> float:
         return math.fsum(self.values[layer] for layer in plan)
 
 
@@ -84,7 +85,7 @@ class Reads:
         if path is not None and path.exists():
             self.known = torch.load(path)
         self.count, self.seconds, self.new = 0, 0.0, 0
-        self._of = losses_of_cuts(model, windows[:SEARCH_WINDOWS])
+        self._losses = losses_of_cuts(model, windows[:SEARCH_WINDOWS])
         self._evaluators: dict[int, BypassEvaluator] = {}
 
     def take(self) -> tuple[int, float]:
@@ -109,7 +110,9 @@ class Reads:
         """Losses of all tokens of a window, as the exchange search takes them."""
 
         self.count += 1
-        return self._get(("tokens", tuple(sorted(plan)), window), lambda: self._of(plan, window))
+        return self._get(
+            ("tokens", tuple(sorted(plan)), window), lambda: self._losses(plan, window)
+        )
 
     def mean(self, plan: Plan, num_windows: int) -> float:
         """Over the first windows, by an evaluator that reuses what enters the first change."""
@@ -118,8 +121,9 @@ class Reads:
             self._evaluators[num_windows] = BypassEvaluator(self.model, windows)
         evaluator = self._evaluators[num_windows]
         self.count += num_windows
-        found = self._get(("mean", tuple(sorted(plan)), num_windows),
-                          lambda: torch.tensor(evaluator.losses(plan)))  # fmt: skip
+        found = self._get(
+            ("mean", tuple(sorted(plan)), num_windows), lambda: torch.tensor(evaluator.losses(plan))
+        )
         assert found is not None
         loss = float(found.double().mean())
         return loss if math.isfinite(loss) else math.inf
@@ -160,9 +164,13 @@ class Ways:
         passed = self.scoring_seconds if scored else 0.0
         print(f"  {way}, {count}: {plan or problem}, {windows} reads, {own:.1f} s", flush=True)
         return {
-            "way": way, "removed": count, "layers": plan, "windows_read": windows,
-            "seconds": round(passed + (seconds or own), 2), "problem": problem,
-        }  # fmt: skip
+            "way": way,
+            "removed": count,
+            "layers": plan,
+            "windows_read": windows,
+            "seconds": round(passed + (seconds or own), 2),
+            "problem": problem,
+        }
 
     def rows(self, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Of the way's own calibration text."""
@@ -178,15 +186,23 @@ class Ways:
             return
         for count in counts:
             for name in SWEPT:
-                yield self._row(f"{name}, alpha swept", count, lambda n=name, c=count: tuple(
-                    self.swept(n, c)))  # fmt: skip
-            yield self._row("one-shot perplexity, 4 windows", count,
-                            lambda c=count: self.one_shot(c), scored=False)  # fmt: skip
+                yield self._row(
+                    f"{name}, alpha swept", count, lambda n=name, c=count: tuple(self.swept(n, c))
+                )
+            yield self._row(
+                "one-shot perplexity, 4 windows",
+                count,
+                lambda c=count: self.one_shot(c),
+                scored=False,
+            )
         for windows in self.options.greedy:
             for count in counts:
-                yield self._row(f"greedy perplexity, {windows} windows", count,
-                                lambda c=count, w=windows: self.greedy(c, w),
-                                scored=False)  # fmt: skip
+                yield self._row(
+                    f"greedy perplexity, {windows} windows",
+                    count,
+                    lambda c=count, w=windows: self.greedy(c, w),
+                    scored=False,
+                )
 
     def alone(self, name: str, count: int) -> Plan:
         return make_plan(self.scores, count, criterion=name, random_seed=self.options.seed).removed
@@ -198,8 +214,9 @@ class Ways:
         if p != EXPONENT:
             first = Candidate(tuple(sorted(optimal_blocks(costs, count))), f"p = {p:.3g}")
         reads = affordable_reads(self.depth, count, SEARCH_WINDOWS) if exchanges else 0
-        best, _, _ = exchange_search(self.reads.tokens, [first, *others], costs, max_reads=reads,
-                                  num_windows=SEARCH_WINDOWS)  # fmt: skip
+        best, _, _ = exchange_search(
+            self.reads.tokens, [first, *others], costs, max_reads=reads, num_windows=SEARCH_WINDOWS
+        )
         return best.removed
 
     def ablations(self, count: int) -> Iterator[dict[str, Any]]:
@@ -207,10 +224,14 @@ class Ways:
             "no exchanges": {"exchanges": False},
             "p = 1": {"p": 1.0},
         }.items():
-            yield self._row(f"simdiff + reads, {label}", count,
-                            lambda c=count, w=without: self.default(c, **w))  # fmt: skip
-        yield self._row("simdiff, p = 1", count, lambda c=count: tuple(
-            optimal_blocks(block_costs(self.scores), c)))  # fmt: skip
+            yield self._row(
+                f"simdiff + reads, {label}", count, lambda c=count, w=without: self.default(c, **w)
+            )
+        yield self._row(
+            "simdiff, p = 1",
+            count,
+            lambda c=count: tuple(optimal_blocks(block_costs(self.scores), c)),
+        )
 
     def read(self, name: str, count: int) -> Plan:
         """A criterion's own plan, then exchanges in the order of its own costs."""
@@ -221,16 +242,23 @@ class Ways:
             else Additive(importance(self.scores, name, seed=self.options.seed).values)
         )
         best, _, _ = exchange_search(
-            self.reads.tokens, [Candidate(tuple(sorted(start.removed)), name)], costs,
+            self.reads.tokens,
+            [Candidate(tuple(sorted(start.removed)), name)],
+            costs,
             max_reads=affordable_reads(self.depth, count, SEARCH_WINDOWS),
             num_windows=SEARCH_WINDOWS,
-        )  # fmt: skip
+        )
         return best.removed
 
     def swept(self, name: str, count: int) -> Plan:
         self.reads.rebase((), SEARCH_WINDOWS)
-        found = sweep_alpha(self.scores, name, count, lambda gone: math.exp(
-            min(700.0, self.reads.mean(tuple(gone), SEARCH_WINDOWS))), ())  # fmt: skip
+        found = sweep_alpha(
+            self.scores,
+            name,
+            count,
+            lambda gone: math.exp(min(700.0, self.reads.mean(tuple(gone), SEARCH_WINDOWS))),
+            (),
+        )
         return tuple(found.best.removed)
 
     def one_shot(self, count: int) -> Plan:
@@ -253,8 +281,9 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
     options.seed = seed
 
     def windows(documents: list[str], count: int, length: int) -> Tensor:
-        found = token_windows(documents, tokenizer, part="all", num_windows=count,
-                              window_length=length).tokens  # fmt: skip
+        found = token_windows(
+            documents, tokenizer, part="all", num_windows=count, window_length=length
+        ).tokens
         if len(found) < count:
             raise SystemExit(f"{options.text}: must fill {count} windows, got {len(found)}")
         return found
@@ -279,7 +308,7 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
         if key not in reads.known:
             began = time.perf_counter()
             try:
-                with removed_layers(model, plan) if plan else contextlib.nullcontext():
+                with layers_removed(model, plan) if plan else contextlib.nullcontext():
                     pass
                 measured = torch.tensor(evaluator.losses(plan), dtype=torch.float64)
             except SurgeryError:
@@ -293,15 +322,18 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
         if row["layers"] and losses[row["layers"]] is None:
             row["problem"] = "no config of the stock class expresses this cut"
     return {
-        "seed": seed, "documents_sha256": divided.sha256, "licence": divided.licence,
+        "seed": seed,
+        "documents_sha256": divided.sha256,
+        "licence": divided.licence,
         "calibration_seconds": round(seconds, 2),
-        "rows": rows, "held_out_losses": losses,
-    }  # fmt: skip
+        "rows": rows,
+        "held_out_losses": losses,
+    }
 
 
 def model_record(name: str) -> dict[str, Any]:
     """What the weights are: their hash, and of which file they were converted."""
-    from simdiff.demo import DEMO, demo_model
+    from simdiff.data.demo import DEMO, demo_model
 
     folder = demo_model() if name == DEMO else Path(name)
     digest = hashlib.sha256()
@@ -326,8 +358,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out-windows", type=int, default=16)
     parser.add_argument("--held-out-length", type=int, default=256)
     parser.add_argument("--greedy", type=int, nargs="*", default=[1, 4], help="windows of each")
-    parser.add_argument("--with-reads", nargs="*", choices=list(CRITERIA),
-                        default=[name for name in CRITERIA if name != "simdiff"])  # fmt: skip
+    parser.add_argument(
+        "--with-reads",
+        nargs="*",
+        choices=list(CRITERIA),
+        default=[name for name in CRITERIA if name != "simdiff"],
+    )
     parser.add_argument("--criteria", nargs="*", choices=list(CRITERIA), default=list(CRITERIA))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, help="a directory")
@@ -340,15 +376,20 @@ def main() -> None:
     """Parse, run, write after every seed."""
     options = arguments()
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    settings = {key: value for key, value in vars(options).items()
-                if key not in ("cache", "output", "model", "seeds")}  # fmt: skip
+    settings = {
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("cache", "output", "model", "seeds")
+    }
     result: dict[str, Any] = {
-        "model": model_record(options.model), "settings": settings,
-        "machine": describe_machine(), "threads": torch.get_num_threads(),
+        "model": model_record(options.model),
+        "settings": settings,
+        "machine": describe_machine(),
+        "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         **provenance.origin(["planning"]),
         "seeds": [],
-    }  # fmt: skip
+    }
     for seed in options.seeds:
         result["seeds"].append(of_seed(model, tokenizer, seed, options))
         options.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -44,7 +44,8 @@ def quality(found: Results) -> str:
             "In the tables perplexity is the geometric mean over seeds, then that with each; "
             "“-” says that a way was not run. The ratio compares window by window, over the seeds "
             "that have both; where its interval holds 1 it is not distinguishable. "
-            "Seconds were taken while the machine had other load."
+            "Seconds were taken while the machine had other load; a read during which the process "
+            "was stopped is left out of them, and its row says so in the file."
         ),
         *tables,
     )
@@ -59,10 +60,13 @@ def ablations(found: Results) -> str:
         apart = ("simdiff + reads,", "simdiff,")
         names = [path.name for subject in found.development for path in subject.files]
         parts += [
-            paragraph("On the development pool, by which parts were kept or dropped",
-                      f"{found.origin(*names)}.", quality_tables.protocol(found.development)),
+            paragraph(
+                "On the development pool, by which parts were kept or dropped",
+                f"{found.origin(*names)}.",
+                quality_tables.protocol(found.development),
+            ),
             lines(quality_tables.ablations(found.development, lambda w: w.startswith(apart))),
-        ]  # fmt: skip
+        ]
     head = "What `simdiff + reads` (or `simdiff`, without reads) is without one of its parts, each "
     head += "model, text and number of layers a case; a ratio above 1 is worse than with the part."
     return joined("## Ablations", paragraph(head), *parts) if parts else ""
@@ -74,8 +78,10 @@ def limits(found: Results) -> list[str]:
         return []
     models = ", ".join(dict.fromkeys(subject.model for subject in found.quality))
     better = "; ".join(quality_tables.better_ways(found.quality)) or "none"
-    parts = [f"Plans were compared on small models alone ({models}). Ways that chose better there "
-             f"(95%): {better}."]  # fmt: skip
+    parts = [
+        f"Plans were compared on small models alone ({models}). Ways that chose better there "
+        f"(95%): {better}."
+    ]
     for way in quality_tables.RIVALS:
         if way.startswith("greedy") and (costs := quality_tables.costs(found.quality, way)):
             (ours, theirs), (seconds, longer) = costs["windows_read"], costs["seconds"]

@@ -22,12 +22,15 @@ import gpu_page
 import ratios
 from models import LICENCES
 
-from simdiff.intervals import student_quantile
+from simdiff.evaluation.intervals import student_quantile
 
 OURS = "simdiff + reads"
 ABLATIONS = (f"{OURS}, no exchanges", f"{OURS}, p = 1", "simdiff, p = 1")
-RIVALS = ("block-influence", "block-influence + reads",
-          *(f"greedy perplexity, {n} windows" for n in (1, 4, 16)))  # fmt: skip
+RIVALS = (
+    "block-influence",
+    "block-influence + reads",
+    *(f"greedy perplexity, {n} windows" for n in (1, 4, 16)),
+)
 SHARES = ("10%", "25%")
 NOT_RUN = "-"
 Losses = Sequence[float]
@@ -117,9 +120,26 @@ def _joined(paths: list[Path]) -> Subject:
     for content in contents:
         for seed in content["seeds"]:
             seeds.setdefault(seed["seed"], []).append(seed)
-    same = {json.dumps([content["model"], *(content["settings"][key] for key in (
-        "text", "pool", "windows", "window_length", "held_out_windows", "held_out_length",
-        "dtype"))]) for content in contents}  # fmt: skip
+    same = {
+        json.dumps(
+            [
+                content["model"],
+                *(
+                    content["settings"][key]
+                    for key in (
+                        "text",
+                        "pool",
+                        "windows",
+                        "window_length",
+                        "held_out_windows",
+                        "held_out_length",
+                        "dtype",
+                    )
+                ),
+            ]
+        )
+        for content in contents
+    }
     for number, parts in seeds.items():
         same_documents = {part["documents_sha256"] for part in parts}
         if len(same) > 1 or len(same_documents) > 1:
@@ -142,8 +162,11 @@ def _seed(number: int, parts: Sequence[dict[str, Any]]) -> Seed:
 def ratio(subject: Subject, way: str, removed: int, base: str = OURS) -> Ratio | None:
     """To another way, over the seeds that measured both; None where none did."""
     pairs = [(seed.of(way, removed), seed.of(base, removed)) for seed in subject.seeds]
-    gaps = [[a - b for a, b in zip(theirs, ours, strict=True)]
-            for theirs, ours in pairs if theirs and ours]  # fmt: skip
+    gaps = [
+        [a - b for a, b in zip(theirs, ours, strict=True)]
+        for theirs, ours in pairs
+        if theirs and ours
+    ]
     return pooled_ratio(gaps) if gaps else None
 
 
@@ -177,11 +200,15 @@ def way_table(subject: Subject, removed: int) -> list[str]:
         found = [seed.rows.get((way, removed)) for seed in subject.seeds]
         problems = [str(row["problem"] or "") if row else NOT_RUN for row in found]
         run = [row for row in found if row]
-        rows.append((
-            told(way), *_perplexities([seed.of(way, removed) for seed in subject.seeds], problems),
-            ratio_cell(subject, way, removed), _range([row["windows_read"] for row in run]),
-            f"{statistics.fmean(row['seconds'] for row in run):.0f}",
-        ))  # fmt: skip
+        rows.append(
+            (
+                told(way),
+                *_perplexities([seed.of(way, removed) for seed in subject.seeds], problems),
+                ratio_cell(subject, way, removed),
+                _range([row["windows_read"] for row in run]),
+                f"{statistics.fmean(row['seconds'] for row in run):.0f}",
+            )
+        )
     return gpu_page.table(heads, rows)
 
 
@@ -189,8 +216,10 @@ def _perplexities(losses: Sequence[Losses | None], problems: Sequence[str]) -> t
     """The geometric mean over seeds, where all were run, and each seed's own."""
     means = [statistics.fmean(values) if values else None for values in losses]
     known = [mean for mean in means if mean is not None]
-    cells = (_shown(mean) if mean is not None else problem or NOT_RUN
-             for mean, problem in zip(means, problems, strict=True))  # fmt: skip
+    cells = (
+        _shown(mean) if mean is not None else problem or NOT_RUN
+        for mean, problem in zip(means, problems, strict=True)
+    )
     every = _shown(statistics.fmean(known)) if len(known) == len(means) else NOT_RUN
     return every, " / ".join(cells)
 
@@ -203,8 +232,15 @@ def summary(subjects: Iterable[Subject]) -> list[str]:
     rows = []
     for subject in subjects:
         for share, count in zip(SHARES, subject.counts, strict=False):
-            rows.append((subject.model, subject.text, _listed(subject.seeds), f"{count} ({share})",
-                         *(ratio_cell(subject, way, count) for way in rivals)))  # fmt: skip
+            rows.append(
+                (
+                    subject.model,
+                    subject.text,
+                    _listed(subject.seeds),
+                    f"{count} ({share})",
+                    *(ratio_cell(subject, way, count) for way in rivals),
+                )
+            )
     return gpu_page.table(("model", "text", "seeds", "layers removed", *map(told, rivals)), rows)
 
 
@@ -220,18 +256,31 @@ def ablations(subjects: Sequence[Subject], wanted: Callable[[str], bool]) -> lis
         base = way.partition(",")[0]
         found = [
             (ratio_cell(subject, way, count, base), ratio(subject, way, count, base))
-            for subject, count in cases if way in subject.ways(count)
-        ]  # fmt: skip
+            for subject, count in cases
+            if way in subject.ways(count)
+        ]
         others = [value for cell, value in found if value and not cell.startswith("same plan")]
         values = [value.value for value in others]
-        rows.append((
-            way, len(found), sum(cell.startswith("same plan") for cell, _ in found),
-            sum(value.high < 1 for value in others), sum(value.low > 1 for value in others),
-            sum(not value.distinguishable for value in others),
-            f"{min(values):.2f} to {max(values):.2f}" if values else "",
-        ))  # fmt: skip
-    heads = ("way", "cases", "same plan", "better", "worse", "not distinguishable",
-             "ratios of other plans")  # fmt: skip
+        rows.append(
+            (
+                way,
+                len(found),
+                sum(cell.startswith("same plan") for cell, _ in found),
+                sum(value.high < 1 for value in others),
+                sum(value.low > 1 for value in others),
+                sum(not value.distinguishable for value in others),
+                f"{min(values):.2f} to {max(values):.2f}" if values else "",
+            )
+        )
+    heads = (
+        "way",
+        "cases",
+        "same plan",
+        "better",
+        "worse",
+        "not distinguishable",
+        "ratios of other plans",
+    )
     return gpu_page.table(heads, rows)
 
 
@@ -256,10 +305,14 @@ def costs(subjects: Iterable[Subject], way: str) -> dict[str, tuple[str, str]] |
         for count in subject.counts
         if (way, count) in seed.rows and (OURS, count) in seed.rows
     ]
-    return {
-        key: (_range([a[key] for a, _ in pairs]), _range([b[key] for _, b in pairs]))
-        for key in ("windows_read", "seconds")
-    } if pairs else None  # fmt: skip
+    return (
+        {
+            key: (_range([a[key] for a, _ in pairs]), _range([b[key] for _, b in pairs]))
+            for key in ("windows_read", "seconds")
+        }
+        if pairs
+        else None
+    )
 
 
 def protocol(subjects: Sequence[Subject]) -> str:
@@ -273,8 +326,9 @@ def protocol(subjects: Sequence[Subject]) -> str:
         return " and ".join(sorted({str(subject.content[key]) for subject in subjects}))
 
     numbers = sorted({seed.number for subject in subjects for seed in subject.seeds})
-    licences = {subject.text: seed["licence"] for subject in subjects
-                for seed in subject.content["seeds"]}  # fmt: skip
+    licences = {
+        subject.text: seed["licence"] for subject in subjects for seed in subject.content["seeds"]
+    }
     return (
         f"{'Seeds' if len(numbers) > 1 else 'Seed'} {', '.join(map(str, numbers))}, each another "
         "division of the documents; "
@@ -304,11 +358,15 @@ def models(subjects: Iterable[Subject]) -> list[str]:
 
 def less_often(subjects: Sequence[Subject]) -> str:
     """What was not run with every seed, and ways that were not run on every model and text."""
-    every = sorted({way for subject in subjects for count in subject.counts
-                    for way in subject.ways(count)})  # fmt: skip
+    every = sorted(
+        {way for subject in subjects for count in subject.counts for way in subject.ways(count)}
+    )
     most = max(len(subject.seeds) for subject in subjects)
-    found = [f"{subject.model}, {subject.text}: seed {_listed(subject.seeds)} alone"
-             for subject in subjects if len(subject.seeds) < most]  # fmt: skip
+    found = [
+        f"{subject.model}, {subject.text}: seed {_listed(subject.seeds)} alone"
+        for subject in subjects
+        if len(subject.seeds) < most
+    ]
     for subject in subjects:
         by_seeds: dict[str, list[str]] = {}
         for way in every:
@@ -316,8 +374,10 @@ def less_often(subjects: Sequence[Subject]) -> str:
             if len(run) < len(subject.seeds):
                 words = f"with seed {_listed(run)} alone" if run else "not at all"
                 by_seeds.setdefault(words, []).append(told(way))
-        found += [f"{subject.model}, {subject.text}, {words}: {'; '.join(ways)}"
-                  for words, ways in by_seeds.items()]  # fmt: skip
+        found += [
+            f"{subject.model}, {subject.text}, {words}: {'; '.join(ways)}"
+            for words, ways in by_seeds.items()
+        ]
     return f"Run less often: {'. '.join(found)}." if found else "Every way was run with every seed."
 
 

@@ -1,7 +1,7 @@
 """Ratios of what ran interleaved, each with the interval that its rounds leave.
 
 The median over rounds of the ratio within a round, and order statistics around it
-(`simdiff.speed_statistics.paired_ratio`): they hold the true median with probability `coverage`,
+(`simdiff.speed.paired_ratio.paired_ratio`): they hold the true median with probability `coverage`,
 whatever the distribution; with 9 rounds the second smallest and the second largest, 0.961.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simdiff.speed_statistics import paired_ratio
+from simdiff.speed.paired_ratio import paired_ratio
 
 METHOD = "median of the rounds' ratios [order statistics that hold the true median]"
 
@@ -22,9 +22,11 @@ def of_rounds(
     found = {name: paired_ratio(times, below) for name, times in above.items()}
     return (
         {name: ratio.median for name, ratio in found.items()},
-        {name: {"low": ratio.low, "high": ratio.high, "coverage": ratio.coverage}
-         for name, ratio in found.items()},
-    )  # fmt: skip
+        {
+            name: {"low": ratio.low, "high": ratio.high, "coverage": ratio.coverage}
+            for name, ratio in found.items()
+        },
+    )
 
 
 def shown(

@@ -113,10 +113,15 @@ def _kernel(library: ctypes.CDLL, loads: int, pieces: bool, blocks: int, threads
         assert size == x.nbytes + y.nbytes, "the tensors must lie one after the other"
         stream = torch.cuda.current_stream().cuda_stream
         code = library.read_memory(
-            ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(size), loads, int(pieces),
-            max(1, min(most, size // 16 // threads)), threads,
-            ctypes.c_void_p(sink.data_ptr()), ctypes.c_void_p(stream),
-        )  # fmt: skip
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_int64(size),
+            loads,
+            int(pieces),
+            max(1, min(most, size // 16 // threads)),
+            threads,
+            ctypes.c_void_p(sink.data_ptr()),
+            ctypes.c_void_p(stream),
+        )
         if code != 0:
             raise RuntimeError(f"read_memory: CUDA error {code}")
 

@@ -16,15 +16,17 @@ from typing import Any
 import provenance
 import torch
 
-from simdiff.calibration import token_windows
 from simdiff.cli.options import layer_list
-from simdiff.evaluation import perplexity
-from simdiff.machine import describe_machine
-from simdiff.models import find_decoder_layers, load_model, model_identity
-from simdiff.recovery.job import recovered
+from simdiff.data.text import token_windows
+from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io.machine import describe_machine
+from simdiff.jobs.recover import recovered
+from simdiff.models.identity import model_identity
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES
-from simdiff.selection import PruningPlan
-from simdiff.surgery import removed_layers
+from simdiff.surgery.layers import layers_removed
 
 # SmolLM2: the default criterion's plans for 7 layers, which greedy search by perplexity gives too,
 # and for 8 from scores alone.
@@ -34,10 +36,18 @@ CUTS = ("12-18", "12-18,26")
 def plan_of(model: Any, name: str, removed: tuple[int, ...]) -> PruningPlan:
     depth = len(find_decoder_layers(model))
     return PruningPlan(
-        removed=removed, num_layers=depth, protected=(), criterion="given", formula="by hand",
-        alpha=None, importance=(0.0,) * depth, ranking=tuple(range(depth)), notes=(),
-        model=model_identity(model, name), calibration={},
-    )  # fmt: skip
+        removed=removed,
+        num_layers=depth,
+        protected=(),
+        criterion="given",
+        formula="by hand",
+        alpha=None,
+        importance=(0.0,) * depth,
+        ranking=tuple(range(depth)),
+        notes=(),
+        model=model_identity(model, name),
+        calibration={},
+    )
 
 
 def measure(model: Any, tokenizer: Any, cut: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,11 +71,14 @@ def measure(model: Any, tokenizer: Any, cut: str, arguments: argparse.Namespace)
     }
     if arguments.other_text is not None:
         other = token_windows(
-            arguments.other_text, tokenizer, part="all",
-            num_windows=arguments.held_out_windows, **size,
-        ).tokens  # fmt: skip
+            arguments.other_text,
+            tokenizer,
+            part="all",
+            num_windows=arguments.held_out_windows,
+            **size,
+        ).tokens
         found = {"dense": perplexity(model, other), "recovered": perplexity(pruned, other)}
-        with removed_layers(model, plan.removed):
+        with layers_removed(model, plan.removed):
             found["pruned"] = perplexity(model, other)
         row["other_text"] = {
             "source": Path(arguments.other_text).name,

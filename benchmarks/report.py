@@ -98,18 +98,27 @@ def intervals_in_words(results: dict[str, Any]) -> str:
     return f"Ratios: {ratios.METHOD} with probability {min(coverage):.2f} or more"
 
 
-LARGE_UPDATE = ("hidden size", "dtype", "GB/s", "of a pure read", "× eager", "× torch.compile",
-                *(f"× {name}" for name in PEERS))  # fmt: skip
+LARGE_UPDATE = (
+    "hidden size",
+    "dtype",
+    "GB/s",
+    "of a pure read",
+    "× eager",
+    "× torch.compile",
+    *(f"× {name}" for name in PEERS),
+)
 
 
 def large_update(case: dict[str, Any]) -> list[str]:
     """Cells of one case of `test_large_update`, of the columns LARGE_UPDATE."""
     limit = case.get("interval", {}).get("fraction_of_limit")
     return [
-        str(case["hidden_size"]), case["dtype"], f"{case['gb_per_second']:.1f}",
+        str(case["hidden_size"]),
+        case["dtype"],
+        f"{case['gb_per_second']:.1f}",
         ratios.shown(case["fraction_of_limit"], limit),
         *compared(case, "eager", "torch.compile", *PEERS),
-    ]  # fmt: skip
+    ]
 
 
 def origin(results: dict[str, Any]) -> str:
@@ -133,16 +142,31 @@ def table(results: dict[str, Any]) -> str:
     lines = [origin(results), "", *_head(("backend", *LARGE_UPDATE))]
     for case in scoring_cases(results, "test_large_update"):
         lines.append(f"| {case['backend']} | {' | '.join(large_update(case))} |")
-    lines += ["", *_head(("tokens", "hidden size", "dtype", "update, µs", "× eager",
-                          "× torch.compile"))]  # fmt: skip
+    lines += [
+        "",
+        *_head(("tokens", "hidden size", "dtype", "update, µs", "× eager", "× torch.compile")),
+    ]
     for case in scoring_cases(results, "test_small_update"):
         cells = [case["tokens"], case["hidden_size"], case["dtype"], f"{1e6 * case['seconds']:.1f}"]
         cells += compared(case, "eager", "torch.compile")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    by_name = {name: [c["extra_info"] for c in results["benchmarks"] if name in c["name"]]
-               for name in ("all_blocks", "calibration", "inference")}  # fmt: skip
-    lines += ["", *_head(("all blocks", "ours, ms", "× eager", "× batched matmul",
-                          "× compiled matmul", "of its forward"))]  # fmt: skip
+    by_name = {
+        name: [c["extra_info"] for c in results["benchmarks"] if name in c["name"]]
+        for name in ("all_blocks", "calibration", "inference")
+    }
+    lines += [
+        "",
+        *_head(
+            (
+                "all blocks",
+                "ours, ms",
+                "× eager",
+                "× batched matmul",
+                "× compiled matmul",
+                "of its forward",
+            )
+        ),
+    ]
     for case in by_name["all_blocks"]:
         intervals = case.get("interval", {})
         share = case["share_of_forward"][case["dtype"]]

@@ -16,12 +16,13 @@ from pathlib import Path
 import provenance
 import torch
 
-from simdiff.bypass import BypassEvaluator
-from simdiff.calibration import token_windows
-from simdiff.evaluation import window_losses
-from simdiff.machine import describe_machine
-from simdiff.models import find_decoder_layers, load_model
-from simdiff.surgery import removed_layers
+from simdiff.data.text import token_windows
+from simdiff.evaluation.losses import window_losses
+from simdiff.io.machine import describe_machine
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.planning.bypass import BypassEvaluator
+from simdiff.surgery.layers import layers_removed
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
         start = time.perf_counter()
         found = evaluator.losses((layer,))
         middle = time.perf_counter()
-        with removed_layers(model, (layer,)):
+        with layers_removed(model, (layer,)):
             wanted = window_losses(model, windows, description=None)
         plain += time.perf_counter() - middle
         cached += middle - start

@@ -21,17 +21,18 @@ from timing import interleaved
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.calibration import token_windows
-from simdiff.evaluation import perplexity
-from simdiff.machine import describe_machine
-from simdiff.models import load_model
-from simdiff.progress import silent
-from simdiff.scores import LayerScores, score
-from simdiff.sublayer_hooks import SublayerHooks
-from simdiff.sublayer_plans import plan_sublayers
-from simdiff.sublayer_scores import score_with_sublayers
-from simdiff.sublayer_surgery import removed_sublayers
-from simdiff.sublayers import find_sublayers
+from simdiff.data.text import token_windows
+from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io.machine import describe_machine
+from simdiff.io.progress import silent
+from simdiff.models.loading import load_model
+from simdiff.scoring.calibration_pass import score
+from simdiff.scoring.scores import LayerScores
+from simdiff.sublayers.hooks import SublayerHooks
+from simdiff.sublayers.plan import plan_sublayers
+from simdiff.sublayers.scores import score_with_sublayers
+from simdiff.sublayers.structure import find_sublayers
+from simdiff.sublayers.surgery import sublayers_removed
 
 PLANS = (("attention", 7), ("attention", 14), ("mlp", 7), ("sublayer", 14))
 CRITERIA = ("simdiff", "block-influence")
@@ -82,11 +83,17 @@ def quality(model: PreTrainedModel, scores: LayerScores, held_out: Tensor) -> li
     for criterion in CRITERIA:
         for unit, count in PLANS:
             plan = plan_sublayers(scores, unit, count, criterion=criterion)
-            with removed_sublayers(model, plan.removed):
+            with sublayers_removed(model, plan.removed):
                 found = perplexity(model, held_out).perplexity
-            rows.append({"removed": count, "unit": unit, "criterion": criterion,
-                         "sublayers": [str(name) for name in plan.removed],
-                         "perplexity": found})  # fmt: skip
+            rows.append(
+                {
+                    "removed": count,
+                    "unit": unit,
+                    "criterion": criterion,
+                    "sublayers": [str(name) for name in plan.removed],
+                    "perplexity": found,
+                }
+            )
             print(f"{count:3} {unit:10} {criterion:16} {found:10.2f}", flush=True)
     return rows
 
@@ -106,8 +113,9 @@ def main() -> None:
     model, tokenizer = load_model(options.model, dtype=options.dtype)
 
     def text(part: str, count: int) -> Tensor:
-        return token_windows("demo", tokenizer, part=part, num_windows=count,
-                             window_length=options.window_length).tokens  # fmt: skip
+        return token_windows(
+            "demo", tokenizer, part=part, num_windows=count, window_length=options.window_length
+        ).tokens
 
     calibration = list(text("calibration", options.windows).split(options.batch_size))
     with torch.inference_mode():
@@ -117,10 +125,17 @@ def main() -> None:
         if options.held_out_windows:
             scores = score_with_sublayers(model, calibration, progress=False)
             rows = quality(model, scores, text("held-out", options.held_out_windows))
-    content = {"machine": describe_machine(), "model": options.model, "dtype": options.dtype,
-               "windows": options.windows, "held_out_windows": options.held_out_windows,
-               "window_length": options.window_length, "batch_size": options.batch_size,
-               "cost": measured, "quality": rows}  # fmt: skip
+    content = {
+        "machine": describe_machine(),
+        "model": options.model,
+        "dtype": options.dtype,
+        "windows": options.windows,
+        "held_out_windows": options.held_out_windows,
+        "window_length": options.window_length,
+        "batch_size": options.batch_size,
+        "cost": measured,
+        "quality": rows,
+    }
     options.output.write_text(json.dumps(content, indent=1) + "\n")
     provenance.keep([options.output], ["sub-layers", "cpu scorers", "calibration pass"])
 

@@ -20,8 +20,9 @@ from test_calibration import bare
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.calibration import token_windows
-from simdiff.models import find_decoder_layers, load_model
+from simdiff.data.text import token_windows
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
 from simdiff_kernels import BLOCK_METRICS, RunningBlockScores
 
 DTYPES = ("float32", "bfloat16")
@@ -95,8 +96,9 @@ def worst_error_of_matmul(states: Tensor) -> dict[str, float]:
     names = [name for name in BLOCK_METRICS if name != "absolute_difference"]
     above = torch.ones(len(states), len(states), dtype=torch.bool).triu(1)
     found = {}
-    for name, matrix in zip((*names, "squared_difference_maximum"), batched_matmul(states),
-                            strict=True):  # fmt: skip
+    for name, matrix in zip(
+        (*names, "squared_difference_maximum"), batched_matmul(states), strict=True
+    ):
         wanted = getattr(summary, name)[above]
         found[name] = float(((matrix.double().cpu()[above] - wanted) / wanted).abs().max())
     return found
@@ -171,9 +173,14 @@ def test_all_blocks(benchmark: Any, dtype: str, device: str, quick: bool) -> Non
     num_pairs = len(states) * (len(states) - 1) // 2
     benchmark.group = f"all blocks, {dtype}"
     benchmark.extra_info.update(
-        model="demo", dtype=dtype, tokens=f"{size} x {length}", pairs=num_pairs,
-        hidden_size=states[0].shape[-1], bytes=sum(state.nbytes for state in states),
-        seconds=median, memory=memory,
+        model="demo",
+        dtype=dtype,
+        tokens=f"{size} x {length}",
+        pairs=num_pairs,
+        hidden_size=states[0].shape[-1],
+        bytes=sum(state.nbytes for state in states),
+        seconds=median,
+        memory=memory,
         element_pairs_per_second=num_pairs * states[0].numel() / median["ours"],
         share_of_forward={name: share[name] for name, (share, _) in shares.items()},
         times_faster=times_faster,
@@ -182,6 +189,6 @@ def test_all_blocks(benchmark: Any, dtype: str, device: str, quick: bool) -> Non
             "times_faster": intervals,
         },
         error_of_matmul=worst_error_of_matmul(stacked),
-    )  # fmt: skip
+    )
     timed = timing.finished(lambda: scores.update(states), device)
     benchmark.pedantic(timed, rounds=1 if quick else 15, warmup_rounds=1)

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from simdiff.calibration import token_windows
-from simdiff.models import find_decoder_layers, load_model
-from simdiff.scores import feed_forward
+from simdiff.data.text import token_windows
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.scoring.calibration_pass import feed_forward
 from simdiff_kernels import RunningScores
 
 
@@ -31,8 +32,7 @@ def bare(model: PreTrainedModel, ids: Tensor) -> None:
 def scored(model: PreTrainedModel, ids: Tensor) -> RunningScores:
     layers = find_decoder_layers(model)
     scores = RunningScores(len(layers))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    feed_forward(model, layers.modules, scores, [batch])
+    feed_forward(model, layers.modules, scores, [{"input_ids": ids}])
     return scores
 
 
@@ -40,8 +40,7 @@ def scored(model: PreTrainedModel, ids: Tensor) -> RunningScores:
 def hidden_states_and_cosine(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
     """All states kept, cosine in their dtype (ShortGPT); logits and cache computed too."""
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
-    return [1 - functional.cosine_similarity(a, b, dim=-1).mean()
-            for a, b in pairwise(states)]  # fmt: skip
+    return [1 - functional.cosine_similarity(a, b, dim=-1).mean() for a, b in pairwise(states)]
 
 
 @torch.no_grad()
@@ -57,9 +56,11 @@ def float32_lists(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
 
 
 PASSES = {
-    "bare": bare, "ours": scored, "hidden states and cosine": hidden_states_and_cosine,
+    "bare": bare,
+    "ours": scored,
+    "hidden states and cosine": hidden_states_and_cosine,
     "float32 lists": float32_lists,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -88,8 +89,12 @@ def test_calibration_pass(benchmark: Any, dtype: str, device: str, quick: bool) 
         {name: values for name, values in times.items() if name != "bare"}, times["bare"]
     )
     benchmark.extra_info.update(
-        model="demo", dtype=dtype, tokens=f"{size} x {length}", seconds=median,
-        ratio_to_bare=ratio_to_bare, interval={"ratio_to_bare": intervals},
-    )  # fmt: skip
+        model="demo",
+        dtype=dtype,
+        tokens=f"{size} x {length}",
+        seconds=median,
+        ratio_to_bare=ratio_to_bare,
+        interval={"ratio_to_bare": intervals},
+    )
     timed = timing.finished(lambda: scored(model, ids), device)
     benchmark.pedantic(timed, rounds=1 if quick else 3)

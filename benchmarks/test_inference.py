@@ -1,7 +1,7 @@
 """Prefill and decoding of the demo model with layers removed, beside the ideal.
 
 The share of layers removed is that of the paper's Table 4 (4, 6, 8, 10 and 12 of 32). The ideal is
-that of `simdiff.speed_model`: by bytes in decoding, by flops in prefill.
+that of `simdiff.speed.ideal`: by bytes in decoding, by flops in prefill.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import pytest
 import timing
 import torch
 
-from simdiff.calibration import token_windows
-from simdiff.models import find_decoder_layers, load_model
-from simdiff.speed_bench import bench, sharing_copy
-from simdiff.speed_protocol import Protocol
+from simdiff.data.text import token_windows
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.speed.bench import bench
+from simdiff.speed.protocol import Protocol
+from simdiff.surgery.copies import sharing_copy
 
 PHASES = ("prefill", "decode")
 OF_32 = (4, 6, 8, 10, 12)
@@ -35,16 +37,22 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
     prompt = token_windows("demo", tokenizer, num_windows=1, window_length=length).batches(1)[0]
     kept, logits = len(find_decoder_layers(pruned)), pruned(input_ids=prompt.to(device)).logits
     if kept != num_layers - num_removed or not bool(logits.isfinite().all()):
-        pytest.fail(f"not timed: {kept} layers left of {num_layers}, logits finite: "
-                    f"{bool(logits.isfinite().all())}")  # fmt: skip
+        pytest.fail(
+            f"not timed: {kept} layers left of {num_layers}, logits finite: "
+            f"{bool(logits.isfinite().all())}"
+        )
     protocol = Protocol((1,), (length,), new_tokens, repeats=repeats, warm_up=1)
     found = bench(model, pruned, protocol, removed=removed)
     (setting,) = found["settings"]
     phases = {name: setting["phases"][name] for name in PHASES}
     benchmark.group = f"inference, {num_removed} of {num_layers} layers removed"
     benchmark.extra_info.update(
-        removed=num_removed, num_layers=num_layers, of_32=of_32, prompt=length,
-        new_tokens=new_tokens, decoding=found["decoding"],
+        removed=num_removed,
+        num_layers=num_layers,
+        of_32=of_32,
+        prompt=length,
+        new_tokens=new_tokens,
+        decoding=found["decoding"],
         speedup={name: phase["ratio"]["median"] for name, phase in phases.items()},
         interval={
             "speedup": {
@@ -58,7 +66,7 @@ def test_pruned_inference(benchmark: Any, of_32: int, device: str, quick: bool) 
             name: {key: setting[name]["tokens_per_second"][key]["median"] for key in PHASES}
             for name in ("dense", "pruned")
         },
-    )  # fmt: skip
+    )
 
     @torch.inference_mode()
     def prefill() -> None:

@@ -48,9 +48,17 @@ def tokens_of(bytes_of_pair: int, hidden_size: int, dtype: torch.dtype) -> int:
 
 
 def measure(
-    benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: torch.dtype,
-    device: str, repeats: int, rounds: int, compile_too: bool, calls: int = 1,
-) -> None:  # fmt: skip
+    benchmark: Any,
+    backend: str,
+    num_tokens: int,
+    hidden_size: int,
+    dtype: torch.dtype,
+    device: str,
+    repeats: int,
+    rounds: int,
+    compile_too: bool,
+    calls: int = 1,
+) -> None:
     """Check, compare, then let pytest-benchmark time our update."""
 
     def make(seed: int) -> timing.Pair:
@@ -83,8 +91,13 @@ def measure(
     found, intervals = ratios.of_rounds(times, times["ours"])
     benchmark.group = f"update of {num_tokens} tokens of {hidden_size}, {str(dtype)[6:]}"
     benchmark.extra_info.update(
-        backend=backend, tokens=num_tokens, hidden_size=hidden_size, dtype=str(dtype)[6:],
-        bytes=pair_bytes, seconds=seconds["ours"], gb_per_second=pair_bytes / seconds["ours"] / 1e9,
+        backend=backend,
+        tokens=num_tokens,
+        hidden_size=hidden_size,
+        dtype=str(dtype)[6:],
+        bytes=pair_bytes,
+        seconds=seconds["ours"],
+        gb_per_second=pair_bytes / seconds["ours"] / 1e9,
         limit_gb_per_second=pair_bytes / seconds["limit"] / 1e9,
         fraction_of_limit=found.pop("limit"),
         times_faster={name: ratio for name, ratio in found.items() if name != "ours"},
@@ -92,9 +105,12 @@ def measure(
             "fraction_of_limit": intervals.pop("limit"),
             "times_faster": {name: ends for name, ends in intervals.items() if name != "ours"},
         },
-        repeats=repeats, calls=calls, wrong=left_out, cache_bytes=timing.cache_bytes(device),
+        repeats=repeats,
+        calls=calls,
+        wrong=left_out,
+        cache_bytes=timing.cache_bytes(device),
         bytes_before_reuse=(len(pairs) - 1) * pair_bytes,
-    )  # fmt: skip
+    )
 
     timed = timing.finished(on_next_pair(ours.run), device)
     benchmark.pedantic(timed, rounds=rounds, warmup_rounds=1)
@@ -109,20 +125,39 @@ def test_large_update(
     num_tokens = tokens_of(size, hidden_size, DTYPES[dtype])
     repeats, rounds = (1, 1) if quick else (9, 15)
     measure(
-        benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds,
+        benchmark,
+        backend,
+        num_tokens,
+        hidden_size,
+        DTYPES[dtype],
+        device,
+        repeats,
+        rounds,
         compile_too=(backend, hidden_size, dtype) in COMPILED_CASES,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("backend", "num_tokens", "hidden_size", "dtype"), SMALL_CASES)
 def test_small_update(
-    benchmark: Any, backend: str, num_tokens: int, hidden_size: int, dtype: str, device: str,
+    benchmark: Any,
+    backend: str,
+    num_tokens: int,
+    hidden_size: int,
+    dtype: str,
+    device: str,
     quick: bool,
-) -> None:  # fmt: skip
+) -> None:
     """A few tokens, as in decoding, in the cache: what counts is the time of a call."""
     repeats, rounds = (2, 2) if quick else (101, 2000)
     measure(
-        benchmark, backend, num_tokens, hidden_size, DTYPES[dtype], device, repeats, rounds,
+        benchmark,
+        backend,
+        num_tokens,
+        hidden_size,
+        DTYPES[dtype],
+        device,
+        repeats,
+        rounds,
         compile_too=(backend, num_tokens, hidden_size, dtype) in COMPILED_CASES,
         calls=1 if device == "cuda" else CALLS_OF_A_TURN,
-    )  # fmt: skip
+    )

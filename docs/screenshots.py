@@ -16,10 +16,16 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
     "--hide-scrollbars",
-)  # fmt: skip
+)
 # The values of Chromium's setting preferredColorScheme.
 DARK, LIGHT = 0, 1
 
@@ -37,11 +43,19 @@ def screenshot(page: Path, picture: Path, width: int, height: int, scheme: int) 
     with tempfile.TemporaryDirectory() as profile:
         raw = Path(profile, "page.png")
         subprocess.run(
-            [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}",
-             f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={raw}",
-             page.resolve().as_uri()],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
+            [
+                browser,
+                *FLAGS,
+                f"--user-data-dir={profile}",
+                f"--window-size={width},{height}",
+                f"--blink-settings=preferredColorScheme={scheme}",
+                f"--screenshot={raw}",
+                page.resolve().as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
         image = Image.open(raw).convert("RGB")
     image.quantize(256, method=Image.Quantize.FASTOCTREE).save(picture, optimize=True)
 

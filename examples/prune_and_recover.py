@@ -38,9 +38,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     training = {} if given.minutes is None else {"max_minutes": given.minutes}
     record = simdiff.recover(
-        given.model, plan, given.output / "recovered", given.text,
-        method=given.method, **amount, **training,
-    )  # fmt: skip
+        given.model,
+        plan,
+        given.output / "recovered",
+        given.text,
+        method=given.method,
+        **amount,
+        **training,
+    )
     print(f"repaired in {record.seconds:.0f} s: {record.formula}")
 
     names = {"dense": given.model, "pruned": pruned, "recovered": given.output / "recovered"}

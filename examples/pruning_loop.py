@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from simdiff.calibration import token_windows
-from simdiff.evaluation import perplexity
-from simdiff.models import load_model
-from simdiff.surgery import remove_layers
+from simdiff.data.text import token_windows
+from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.models.loading import load_model
+from simdiff.surgery.layers import remove_layers
 from simdiff_kernels import RunningScores, RunningSummary
 
 

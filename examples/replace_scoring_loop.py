@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import simdiff
-from simdiff.calibration import token_windows
-from simdiff.criteria import importance
-from simdiff.models import find_decoder_layers, load_model
+from simdiff.data.text import token_windows
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.planning.criteria import importance
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+"""The names of all backends."""
 
 # The fastest first; the first that is available for the tensor's device is the default.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}

@@ -128,7 +128,7 @@ class RunningBlockScores:
         # The parts of the state live where the first update's states do; before it, nowhere. The
         # tokens seen are those of the first part: every part counts all of them.
         self._moments: Tensor | None = None
-        self._tallies: Tensor | None = None
+        self._counts: Tensor | None = None
         self._scratch = BlockScratch()
 
     def empty_like(self) -> RunningBlockScores:
@@ -164,10 +164,10 @@ class RunningBlockScores:
         rows = [as_rows(state) for state in states]
         num_tokens, parts = first.shape[:-1].numel(), num_block_parts(backend)
         scratch = self._scratch.words(backend, rows, self.absolute_difference)
-        moments, tallies = self._state(first.device, parts)
+        moments, counts = self._state(first.device, parts)
         OPERATORS["accumulate_blocks"][backend](
             moments,
-            tallies,
+            counts,
             rows,
             None if mask is None else mask.view(torch.uint8),
             tokens_per_state=ALL_TOKENS if parts == 1 else -(-num_tokens // parts),
@@ -190,15 +190,15 @@ class RunningBlockScores:
                 f"got {other.num_layers}"
             )
         self._check_absolute("merge: other", other.absolute_difference)
-        if other._moments is None or other._tallies is None:
+        if other._moments is None or other._counts is None:
             return
         device = other._moments.device if self._moments is None else self._moments.device
         parts = len(other._moments)
-        moments, tallies = self._state(device, parts)
+        moments, counts = self._state(device, parts)
         theirs = other._moments.to(device)
         moments[:parts, :-1] += theirs[:, :-1]
         moments[:parts, -1] = torch.maximum(moments[:parts, -1], theirs[:, -1])
-        tallies[:parts] += other._tallies.to(device)
+        counts[:parts] += other._counts.to(device)
 
     def finish(self, *, allow_nonfinite: bool = False) -> BlockSummary:
         """Bring the state to the host and summarise it; more updates may follow.
@@ -220,17 +220,17 @@ class RunningBlockScores:
         `moments` is `(parts, 2 * num_block_metrics + 1, L + 1, L + 1)`: parts are kept apart so
         that an interrupted pass ends with the same bits.
         """
-        if self._moments is None or self._tallies is None:
-            moments, tallies = empty_block_state(self.num_layers, torch.device("cpu"))
+        if self._moments is None or self._counts is None:
+            moments, counts = empty_block_state(self.num_layers, torch.device("cpu"))
         else:
             moments = self._moments.to("cpu", copy=True)
-            tallies = self._tallies.to("cpu", copy=True)
+            counts = self._counts.to("cpu", copy=True)
         return {
             "version": _STATE_VERSION,
             "metrics": list(BLOCK_METRICS),
             "absolute_difference": self.absolute_difference,
             "moments": moments,
-            "tallies": tallies,
+            "counts": counts,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,15 +249,16 @@ class RunningBlockScores:
                 f"{', '.join(state.get('metrics', []))}"
             )
         self._check_absolute("load_state_dict: state", state.get(_ABSOLUTE, True))
-        moments, tallies = state["moments"], state["tallies"]
+        moments = state["moments"]
+        counts = state["counts"] if "counts" in state else state["tallies"]  # its earlier name
         if moments.dim() == 3:  # version 1 had no parts
-            moments, tallies = moments[None], tallies[None]
+            moments, counts = moments[None], counts[None]
         wanted = (len(moments), _NUM_MOMENTS, self.num_layers + 1, self.num_layers + 1)
-        if tuple(moments.shape) != wanted or tuple(tallies.shape) != (len(moments), 3):
+        if tuple(moments.shape) != wanted or tuple(counts.shape) != (len(moments), 3):
             raise ValueError(
                 f"{function}: state must have {self.num_layers} layers, got {moments.shape[-1] - 1}"
             )
-        self._moments, self._tallies = moments.double().clone(), tallies.long().clone()
+        self._moments, self._counts = moments.double().clone(), counts.long().clone()
 
     def _check_absolute(self, what: str, theirs: bool) -> None:
         if theirs != self.absolute_difference:
@@ -268,50 +269,50 @@ class RunningBlockScores:
 
     def _state(self, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
         """The state on a device, of at least so many parts."""
-        moments, tallies = self._moments, self._tallies
-        if moments is None or tallies is None:
-            moments, tallies = empty_block_state(self.num_layers, device, parts)
+        moments, counts = self._moments, self._counts
+        if moments is None or counts is None:
+            moments, counts = empty_block_state(self.num_layers, device, parts)
         elif moments.device != device or len(moments) < parts:
-            moments, tallies = moments.to(device), tallies.to(device)
+            moments, counts = moments.to(device), counts.to(device)
             more = empty_block_state(self.num_layers, device, max(0, parts - len(moments)))
-            moments, tallies = torch.cat([moments, more[0]]), torch.cat([tallies, more[1]])
-        self._moments, self._tallies = moments, tallies
-        return moments, tallies
+            moments, counts = torch.cat([moments, more[0]]), torch.cat([counts, more[1]])
+        self._moments, self._counts = moments, counts
+        return moments, counts
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
         """The parts joined, in order."""
-        if self._moments is None or self._tallies is None:
-            moments, tallies = empty_block_state(self.num_layers, torch.device("cpu"))
+        if self._moments is None or self._counts is None:
+            moments, counts = empty_block_state(self.num_layers, torch.device("cpu"))
         else:
             moments = self._moments.to("cpu", copy=True)
-            tallies = self._tallies.to("cpu", copy=True)
-        return join_block_states(moments, tallies)
+            counts = self._counts.to("cpu", copy=True)
+        return join_block_states(moments, counts)
 
 
-def join_block_states(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+def join_block_states(moments: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """One state from several, the first axis, in their order; all have seen the same tokens."""
-    joined, counts = moments[0].clone(), tallies[0].clone()
-    for theirs, their_counts in zip(moments[1:], tallies[1:], strict=True):
+    joined, joined_counts = moments[0].clone(), counts[0].clone()
+    for theirs, their_counts in zip(moments[1:], counts[1:], strict=True):
         joined[:-1] += theirs[:-1]
         joined[-1] = torch.maximum(joined[-1], theirs[-1])
-        counts[:2] += their_counts[:2]
-    return joined, counts
+        joined_counts[:2] += their_counts[:2]
+    return joined, joined_counts
 
 
 def block_summary_of(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     absolute_difference: bool = False,
     *,
     allow_nonfinite: bool = False,
 ) -> BlockSummary:
-    """Summarise one state on the host, `(2 * num_block_metrics + 1, L + 1, L + 1)` and tallies.
+    """Summarise one state on the host, `(2 * num_block_metrics + 1, L + 1, L + 1)` and counts.
 
     Raises:
         NonFiniteError: some token held NaN or Inf, and that is not allowed.
         ValueError: no token to average.
     """
-    num_tokens, num_nonfinite, num_seen = tallies.tolist()
+    num_tokens, num_nonfinite, num_seen = counts.tolist()
     if num_nonfinite and not allow_nonfinite:
         raise BlockNonFiniteError(num_nonfinite, num_seen)
     if num_tokens == 0:
@@ -339,7 +340,7 @@ def block_summary_of(
 def empty_block_state(
     num_layers: int, device: torch.device, num_running: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """`moments` and `tallies` of `accumulate_blocks` before the first token.
+    """`moments` and `counts` of `accumulate_blocks` before the first token.
 
     Args:
         num_layers: L.
@@ -353,7 +354,7 @@ def empty_block_state(
 
 def accumulate_blocks(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     states: Sequence[Tensor],
     *,
     kinds: Tensor | None = None,
@@ -372,7 +373,7 @@ def accumulate_blocks(
     `first_state + (offset + t) // tokens_per_state`, and to none where there is no such state.
 
     Args:
-        moments, tallies: of `empty_block_state`, changed in place; `RunningBlockScores` describes
+        moments, counts: of `empty_block_state`, changed in place; `RunningBlockScores` describes
             what they hold, `reference.accumulate_blocks` how.
         states: h_0 ... h_L, as in `RunningBlockScores.update`.
         kinds: uint8 `(...)`, contiguous: `LEFT_OUT` (neither read nor counted), `COUNTED`, or
@@ -400,7 +401,7 @@ def accumulate_blocks(
     num_running, tokens = len(moments), tuple(first.shape[:-1])
     square = (num_running, _NUM_MOMENTS, num_states, num_states)
     _check_buffer(function, "moments", moments, square, torch.float64, first)
-    _check_buffer(function, "tallies", tallies, (num_running, 3), torch.int64, first)
+    _check_buffer(function, "counts", counts, (num_running, 3), torch.int64, first)
     if kinds is not None:
         _check_buffer(function, "kinds", kinds, tokens, torch.uint8, first)
     if sums is not None:
@@ -411,7 +412,7 @@ def accumulate_blocks(
     words = (scratch or BlockScratch()).words(name, rows, absolute_difference)
     OPERATORS["accumulate_blocks"][name](
         moments,
-        tallies,
+        counts,
         rows,
         None if kinds is None else kinds.view(shape),
         first_state,

@@ -32,16 +32,16 @@ _PLACES = f"int first_state=0, int offset=0, int tokens_per_state={ALL_TOKENS}"
 _SCHEMAS = {
     "row_sums": "(Tensor(a!) sums, Tensor before, Tensor after, Tensor? mask=None) -> ()",
     "fold": (
-        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor sums, int hidden_size, "
+        "(Tensor(a!) moments, Tensor(b!) counts, Tensor sums, int hidden_size, "
         f"Tensor? kinds=None, {_PLACES}, bool apart=False, Tensor(c!)? per_token=None) -> ()"
     ),
     "token_metrics": "(Tensor before, Tensor after) -> Tensor",
     "accumulate": (
-        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor before, Tensor after, Tensor? mask=None, "
+        "(Tensor(a!) moments, Tensor(b!) counts, Tensor before, Tensor after, Tensor? mask=None, "
         "Tensor(c!)? per_token=None, Tensor(d!)? scratch=None) -> ()"
     ),
     "accumulate_blocks": (
-        "(Tensor(a!) moments, Tensor(b!) tallies, Tensor[] states, Tensor? kinds=None, "
+        "(Tensor(a!) moments, Tensor(b!) counts, Tensor[] states, Tensor? kinds=None, "
         f"{_PLACES}, bool absolute=False, Tensor(c!)? sums=None, Tensor(d!)? scratch=None) -> ()"
     ),
 }
@@ -244,7 +244,7 @@ def row_sums(
 
 def fold(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     sums: Tensor,
     hidden_size: int,
     kinds: Tensor | None = None,
@@ -267,7 +267,7 @@ def fold(
     """
     name = resolve_backend(backend, sums.device)
     OPERATORS["fold"][name](
-        moments, tallies, sums, hidden_size, kinds, first_state, offset, tokens_per_state, apart
+        moments, counts, sums, hidden_size, kinds, first_state, offset, tokens_per_state, apart
     )
 
 

@@ -34,8 +34,9 @@ def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = 
     """
     x, y = before.double(), after.double()
     d = y - x
-    found = torch.stack([x.square().sum(-1), y.square().sum(-1), d.square().sum(-1),
-                         d.abs().sum(-1)], dim=-1)  # fmt: skip
+    found = torch.stack(
+        [x.square().sum(-1), y.square().sum(-1), d.square().sum(-1), d.abs().sum(-1)], dim=-1
+    )
     sums.copy_(found if mask is None else torch.where(mask.unsqueeze(-1), found, 0.0))
 
 
@@ -64,7 +65,7 @@ def _metrics(before: Tensor, after: Tensor) -> Tensor:
 
 def fold(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     sums: Tensor,
     hidden_size: int,
     kinds: Tensor | None = None,
@@ -84,7 +85,7 @@ def fold(
 
     Args:
         moments: float64 `(states, layers, 3, num_metrics)`: sums, sums of squares, maxima.
-        tallies: int64 `(states, layers, num_metrics + 3)`: for each metric the index of the token
+        counts: int64 `(states, layers, num_metrics + 3)`: for each metric the index of the token
             that attained the maximum (the earliest; -1 before the first), then the number of
             tokens averaged, left out as not finite, and seen in all.
         sums: float64 `(layers, outer, inner, 4)`, what `row_sums` wrote.
@@ -112,14 +113,14 @@ def fold(
         kept = torch.where(used, values, 0.0)
         peaks, positions = torch.where(used, values, -torch.inf).max(dim=2)
         totals, squares, maxima = moments[state].unbind(1)
-        argmax, num_seen = tallies[state, :, :num_metrics], tallies[state, :, num_metrics + 2]
+        argmax, num_seen = counts[state, :, :num_metrics], counts[state, :, num_metrics + 2]
         higher = maxima < peaks.T
         argmax.copy_(torch.where(higher, positions.T + num_seen[:, None], argmax))
         maxima.copy_(torch.maximum(maxima, peaks.T))
         totals += kept.sum(2).T
         squares += kept.square().sum(2).T
-        tallies[state, :, num_metrics] += used.sum(1)
-        tallies[state, :, num_metrics + 1] += (belongs & ~finite).sum(1)
+        counts[state, :, num_metrics] += used.sum(1)
+        counts[state, :, num_metrics + 1] += (belongs & ~finite).sum(1)
         num_seen += num_tokens
 
 
@@ -136,7 +137,7 @@ def token_metrics(before: Tensor, after: Tensor) -> Tensor:
 
 def accumulate(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     before: Tensor,
     after: Tensor,
     mask: Tensor | None = None,
@@ -150,7 +151,7 @@ def accumulate(
 
     Args:
         moments: float64 `(parts, 3, num_metrics)`, see `fold`; here the first part takes all.
-        tallies: int64 `(parts, num_metrics + 3)`.
+        counts: int64 `(parts, num_metrics + 3)`.
         before, after: hidden states `(outer, inner, hidden_size)`.
         mask: bool `(outer, inner)`, True where a token counts; None counts all.
         per_token: receives the metrics of every token, `(num_metrics, outer, inner)`.
@@ -162,14 +163,14 @@ def accumulate(
     row_sums(sums, before, after)
     kinds = None if mask is None else mask.view(torch.uint8)
     out = None if per_token is None else per_token[None]
-    one = moments[:1, None], tallies[:1, None]
+    one = moments[:1, None], counts[:1, None]
     fold(*one, sums[None], before.shape[-1], kinds, per_token=out)
-    tallies[1:, len(METRICS) + 2] += before.shape[0] * before.shape[1]
+    counts[1:, len(METRICS) + 2] += before.shape[0] * before.shape[1]
 
 
 def accumulate_blocks(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     states: Sequence[Tensor],
     kinds: Tensor | None = None,
     first_state: int = 0,
@@ -191,7 +192,7 @@ def accumulate_blocks(
             order of `BLOCK_METRICS`, sums of squares in the same order, and the maximum of the
             squared difference; entry [i, j] is of h_i and h_j. Entries with i >= j are never
             written; all are zero before the first token.
-        tallies: int64 `(running states, 3)`: tokens averaged, left out as not finite in any state,
+        counts: int64 `(running states, 3)`: tokens averaged, left out as not finite in any state,
             seen in all.
         states: L + 1 tensors `(outer, inner, hidden_size)` of one dtype, strides of their own.
         kinds, first_state, offset, tokens_per_state: which token belongs to which running state,
@@ -229,7 +230,7 @@ def accumulate_blocks(
                     moment[m, i, j] += kept[m].sum()
                     moment[num_metrics + m, i, j] += kept[m].square().sum()
                 moment[-1, i, j] = torch.maximum(moment[-1, i, j], kept[squared].max())
-    for running, tally in enumerate(tallies):
+    for running, tally in enumerate(counts):
         belongs = counted & (own == running)
         tally[0] += (belongs & finite).sum()
         tally[1] += (belongs & ~finite).sum()

@@ -14,7 +14,7 @@ from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
 from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
 
 _NUM_METRICS = len(METRICS)
-_TALLIES = _NUM_METRICS + 3
+_NUM_COUNTS = _NUM_METRICS + 3
 _STATE_VERSION = 2  # 1 had no parts
 
 
@@ -97,9 +97,9 @@ class RunningScores:
         # For the CPU all states are made here, in two blocks: small tensors made one by one in the
         # middle of a forward pin the heap between its large ones (+80 MB resident on SmolLM2).
         # On other devices a layer's state is made with its first batch, where the layer lives.
-        self._host_moments, self._host_tallies = empty_state(num_layers, 1)
+        self._host_moments, self._host_counts = empty_state(num_layers, 1)
         self._moments: list[Tensor | None] = [None] * num_layers
-        self._tallies: list[Tensor | None] = [None] * num_layers
+        self._counts: list[Tensor | None] = [None] * num_layers
         # Where a GPU leaves the row sums of one update: made once per layer, so that later updates
         # allocate nothing and may run on streams of their own or be replayed by a graph.
         # A larger batch gets a larger one; a graph may still replay with the earlier one.
@@ -131,8 +131,8 @@ class RunningScores:
             per_token = x.new_empty((_NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
         parts = num_parts(backend)
         scratch = self._scratch_of(layer, x) if parts > 1 else None
-        moments, tallies = self._state(layer, before.device, parts)
-        OPERATORS["accumulate"][backend](moments, tallies, x, y, mask, per_token, scratch)
+        moments, counts = self._state(layer, before.device, parts)
+        OPERATORS["accumulate"][backend](moments, counts, x, y, mask, per_token, scratch)
         if per_token is not None:
             self._tokens[layer].append(per_token.flatten(1))
 
@@ -155,16 +155,16 @@ class RunningScores:
                 f"got {other.keep_tokens}"
             )
         for layer in range(self.num_layers):
-            moments, tallies = other._moments[layer], other._tallies[layer]
-            if moments is None or tallies is None:
+            moments, counts = other._moments[layer], other._counts[layer]
+            if moments is None or counts is None:
                 continue
-            theirs = join_states(moments, tallies)
+            theirs = join_states(moments, counts)
             ours = self._moments[layer]
             if ours is None:
                 ours, _ = self._state(layer, moments.device, len(moments))
-            tallied = self._tallies[layer]
-            assert tallied is not None
-            append_state(ours, tallied, *(state.to(ours.device) for state in theirs))
+            our_counts = self._counts[layer]
+            assert our_counts is not None
+            append_state(ours, our_counts, *(state.to(ours.device) for state in theirs))
             self._tokens[layer].extend(tokens.to(ours.device) for tokens in other._tokens[layer])
 
     def tokens(self, layer: int) -> TokenMetrics:
@@ -198,18 +198,18 @@ class RunningScores:
         among parts, which are kept apart so that an interrupted pass ends with the same bits.
         """
         parts = max((len(moments) for moments in self._moments if moments is not None), default=1)
-        moments, tallies = empty_state(self.num_layers, parts)
+        moments, counts = empty_state(self.num_layers, parts)
         for layer in range(self.num_layers):
-            ours, counts = self._moments[layer], self._tallies[layer]
-            if ours is not None and counts is not None:
+            ours, our_counts = self._moments[layer], self._counts[layer]
+            if ours is not None and our_counts is not None:
                 moments[layer, : len(ours)] = ours.cpu()
-                tallies[layer, : len(counts)] = counts.cpu()
-                tallies[layer, :, _NUM_METRICS + 2] = tallies[layer, 0, _NUM_METRICS + 2]
+                counts[layer, : len(our_counts)] = our_counts.cpu()
+                counts[layer, :, _NUM_METRICS + 2] = counts[layer, 0, _NUM_METRICS + 2]
         state: dict[str, Any] = {
             "version": _STATE_VERSION,
             "metrics": list(METRICS),
             "moments": moments,
-            "tallies": tallies,
+            "counts": counts,
         }
         if self.keep_tokens:
             state["tokens"] = [
@@ -230,10 +230,11 @@ class RunningScores:
                 f"metrics {', '.join(METRICS)}, got version {state.get('version')} and "
                 f"{', '.join(state.get('metrics', []))}"
             )
-        moments, tallies = state["moments"], state["tallies"]
+        moments = state["moments"]
+        counts = state["counts"] if "counts" in state else state["tallies"]  # its earlier name
         parts = moments.shape[1]
-        shapes = (self.num_layers, parts, 3, _NUM_METRICS), (self.num_layers, parts, _TALLIES)
-        if (tuple(moments.shape), tuple(tallies.shape)) != shapes:
+        shapes = (self.num_layers, parts, 3, _NUM_METRICS), (self.num_layers, parts, _NUM_COUNTS)
+        if (tuple(moments.shape), tuple(counts.shape)) != shapes:
             raise ValueError(
                 f"RunningScores.load_state_dict: state must have {self.num_layers} layers, "
                 f"got {moments.shape[0]}"
@@ -244,7 +245,7 @@ class RunningScores:
                 f"keep_tokens={self.keep_tokens}"
             )
         self._moments = [layer.clone() for layer in moments.double()]
-        self._tallies = [layer.clone() for layer in tallies.long()]
+        self._counts = [layer.clone() for layer in counts.long()]
         self._tokens = [[tokens.clone()] for tokens in state.get("tokens", ())] or [
             [] for _ in range(self.num_layers)
         ]
@@ -256,21 +257,21 @@ class RunningScores:
             )
 
     def _state(self, layer: int, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
-        moments, tallies = self._moments[layer], self._tallies[layer]
-        if moments is not None and tallies is not None:
+        moments, counts = self._moments[layer], self._counts[layer]
+        if moments is not None and counts is not None:
             if moments.device == device and moments.shape[0] == parts:
-                return moments, tallies
-            old = [state.to(device) for state in join_states(moments, tallies)]
-            moments, tallies = empty_state(1, parts, device)
-            append_state(moments[0], tallies[0], *old)
+                return moments, counts
+            old = [state.to(device) for state in join_states(moments, counts)]
+            moments, counts = empty_state(1, parts, device)
+            append_state(moments[0], counts[0], *old)
             self._tokens[layer] = [tokens.to(device) for tokens in self._tokens[layer]]
-            moments, tallies = moments[0], tallies[0]
+            moments, counts = moments[0], counts[0]
         elif device.type == "cpu" and parts == 1:
-            moments, tallies = self._host_moments[layer], self._host_tallies[layer]
+            moments, counts = self._host_moments[layer], self._host_counts[layer]
         else:
-            moments, tallies = (state[0] for state in empty_state(1, parts, device))
-        self._moments[layer], self._tallies[layer] = moments, tallies
-        return moments, tallies
+            moments, counts = (state[0] for state in empty_state(1, parts, device))
+        self._moments[layer], self._counts[layer] = moments, counts
+        return moments, counts
 
     def _scratch_of(self, layer: int, states: Tensor) -> Tensor:
         words = 4 * states.shape[0] * states.shape[1]
@@ -280,73 +281,71 @@ class RunningScores:
         return kept[-1]
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
-        moments, tallies = (state[:, 0] for state in empty_state(self.num_layers, 1))
+        moments, counts = (state[:, 0] for state in empty_state(self.num_layers, 1))
         for layer in range(self.num_layers):
-            theirs, their_tallies = self._moments[layer], self._tallies[layer]
-            if theirs is not None and their_tallies is not None:
-                joined = join_states(theirs.cpu(), their_tallies.cpu())
-                moments[layer], tallies[layer] = joined
-        return moments, tallies
+            theirs, their_counts = self._moments[layer], self._counts[layer]
+            if theirs is not None and their_counts is not None:
+                joined = join_states(theirs.cpu(), their_counts.cpu())
+                moments[layer], counts[layer] = joined
+        return moments, counts
 
 
 def empty_state(
     num_states: int, parts: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Moments `(num_states, parts, 3, num_metrics)` and tallies of states that saw no token."""
+    """Moments `(num_states, parts, 3, num_metrics)` and counts of states that saw no token."""
     moments = torch.zeros(num_states, parts, 3, _NUM_METRICS, dtype=torch.float64, device=device)
     moments[..., 2, :].fill_(-torch.inf)
-    tallies = torch.zeros(num_states, parts, _NUM_METRICS + 3, dtype=torch.int64, device=device)
-    tallies[..., :_NUM_METRICS].fill_(-1)
-    return moments, tallies
+    counts = torch.zeros(num_states, parts, _NUM_METRICS + 3, dtype=torch.int64, device=device)
+    counts[..., :_NUM_METRICS].fill_(-1)
+    return moments, counts
 
 
-def join_states(moments: Tensor, tallies: Tensor) -> tuple[Tensor, Tensor]:
+def join_states(moments: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """One state from its parts, the first axis, in their order; all have seen the same tokens.
 
     Of equal maxima the one with the earliest token counts, whichever part it is in.
     """
-    joined, counts = moments[0].clone(), tallies[0].clone()
-    for theirs, their_tallies in zip(moments[1:], tallies[1:], strict=True):
+    joined, joined_counts = moments[0].clone(), counts[0].clone()
+    for theirs, their_counts in zip(moments[1:], counts[1:], strict=True):
         joined[..., :2, :] += theirs[..., :2, :]
-        ours, argmax = joined[..., 2, :], counts[..., :_NUM_METRICS]
-        others = their_tallies[..., :_NUM_METRICS]
+        ours, argmax = joined[..., 2, :], joined_counts[..., :_NUM_METRICS]
+        others = their_counts[..., :_NUM_METRICS]
         wins = (theirs[..., 2, :] > ours) | ((theirs[..., 2, :] == ours) & (others < argmax))
         wins &= others >= 0
         argmax.copy_(torch.where(wins, others, argmax))
         ours.copy_(torch.maximum(ours, theirs[..., 2, :]))
-        counts[..., _NUM_METRICS : _NUM_METRICS + 2] += their_tallies[
+        joined_counts[..., _NUM_METRICS : _NUM_METRICS + 2] += their_counts[
             ..., _NUM_METRICS : _NUM_METRICS + 2
         ]
-    return joined, counts
+    return joined, joined_counts
 
 
-def append_state(moments: Tensor, tallies: Tensor, theirs: Tensor, their_tallies: Tensor) -> None:
+def append_state(moments: Tensor, counts: Tensor, theirs: Tensor, their_counts: Tensor) -> None:
     """Let a state of several parts, the first axis, see the tokens of a joined one after its own.
 
     The first part takes them; all count them as seen.
     """
-    num_seen = tallies[0, _NUM_METRICS + 2]
-    ours, argmax = moments[0], tallies[0, :_NUM_METRICS]
+    num_seen = counts[0, _NUM_METRICS + 2]
+    ours, argmax = moments[0], counts[0, :_NUM_METRICS]
     # The tokens of an equal maximum in another part came before: `join_states` finds the earliest.
     higher = theirs[2] > ours[2]
-    argmax.copy_(torch.where(higher, their_tallies[:_NUM_METRICS] + num_seen, argmax))
+    argmax.copy_(torch.where(higher, their_counts[:_NUM_METRICS] + num_seen, argmax))
     ours[:2] += theirs[:2]
     ours[2] = torch.maximum(ours[2], theirs[2])
-    tallies[0, _NUM_METRICS : _NUM_METRICS + 2] += their_tallies[_NUM_METRICS : _NUM_METRICS + 2]
-    tallies[:, _NUM_METRICS + 2] += their_tallies[_NUM_METRICS + 2]
+    counts[0, _NUM_METRICS : _NUM_METRICS + 2] += their_counts[_NUM_METRICS : _NUM_METRICS + 2]
+    counts[:, _NUM_METRICS + 2] += their_counts[_NUM_METRICS + 2]
 
 
-def summary_of(
-    moments: Tensor, tallies: Tensor, *, allow_nonfinite: bool = False
-) -> RunningSummary:
-    """Summarise the states of all layers, on the host: `(num_layers, 3, num_metrics)` and tallies.
+def summary_of(moments: Tensor, counts: Tensor, *, allow_nonfinite: bool = False) -> RunningSummary:
+    """Summarise the states of all layers, on the host: `(num_layers, 3, num_metrics)` and counts.
 
     Raises:
         NonFiniteError: some token held NaN or Inf, and that is not allowed.
         ValueError: a layer without a single token to average.
     """
-    argmax = tallies[:, :_NUM_METRICS]
-    num_tokens, num_nonfinite, num_seen = tallies[:, _NUM_METRICS:].unbind(1)
+    argmax = counts[:, :_NUM_METRICS]
+    num_tokens, num_nonfinite, num_seen = counts[:, _NUM_METRICS:].unbind(1)
     if not allow_nonfinite and bool(num_nonfinite.any()):
         bad = num_nonfinite.nonzero().flatten().tolist()
         raise NonFiniteError(

@@ -434,6 +434,6 @@ def check_token_blocks(
 
 
 def joined_state(scores: RunningScores | RunningBlockScores) -> dict[str, Tensor]:
-    """`moments` and `tallies` on the host, the parts of a GPU joined: the same for all backends."""
-    moments, tallies = scores._on_host()
-    return {"moments": moments, "tallies": tallies}
+    """`moments` and `counts` on the host, the parts of a GPU joined: the same for all backends."""
+    moments, counts = scores._on_host()
+    return {"moments": moments, "counts": counts}

@@ -1,4 +1,11 @@
-"""Where there is no GPU, Triton kernels run in its interpreter; it must be chosen before import."""
+"""Where there is no GPU, Triton kernels run in its interpreter; it must be chosen before import.
+
+Test files are imported by `--import-mode=importlib`: two of them may have one name, and no folder
+of tests comes onto `sys.path`. `tests` must never be there: `tests/simdiff` would stand for the
+package `simdiff`, for which an editable install looks after all of `sys.path`. What several test
+files need lies in the package `support`, for which pyproject.toml puts `tests/simdiff` on the path;
+folders there are no packages and give way to any module of the same name.
+"""
 
 import os
 import sys
@@ -15,6 +22,8 @@ import pytest
 
 from simdiff_kernels import BACKENDS
 from simdiff_kernels.backends import backend_status
+
+pytest.register_assert_rewrite("support")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,8 +43,10 @@ MISSING = {
 
 
 def missing_of(reason: str) -> str:
-    return next((name for name, words in MISSING.items() if any(w in reason for w in words)),
-                "what a case of its own says")  # fmt: skip
+    return next(
+        (name for name, words in MISSING.items() if any(w in reason for w in words)),
+        "what a case of its own says",
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -51,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def process_state() -> dict[str, object]:
     """What a test could leave behind for those after it, which then pass or fail by their order."""
-    progress = sys.modules.get("simdiff.progress")
+    progress = sys.modules.get("simdiff.io.progress")
     return {
         "directory": Path.cwd(),
         "arguments": list(sys.argv),

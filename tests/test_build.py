@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch.utils.cpp_extension  # noqa: F401  here, not in every child
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-NAMES = "[extension.name for extension in setup.extensions()]"
+NAMES = "[extension.name for extension in setup['extensions']()]"
 
 
-def configure(
-    folder: Path, wanted: str | None, nvcc: str | None, told: str = NAMES
-) -> subprocess.CompletedProcess:
-    """Run setup.py up to where the extensions are known, with this script as the only nvcc."""
+@dataclass(frozen=True)
+class Configured:
+    """How setup.py ended and what it said."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+def configure(folder: Path, wanted: str | None, nvcc: str | None, told: str = NAMES) -> Configured:
+    """Run setup.py up to where the extensions are known, with this script as the only nvcc.
+
+    In a forked process: a fresh one would import torch, which takes longer than all the rest.
+    """
     if nvcc is not None:
         (folder / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
         (folder / "nvcc").chmod(0o755)
@@ -30,11 +44,22 @@ def configure(
     environment["PATH"] = f"{folder}:/usr/bin:/bin"
     if wanted is not None:
         environment["SIMDIFF_CUDA"] = wanted
-    code = "import sys; sys.argv = ['setup.py', '--quiet', '--name']; import setup; "
-    code += f"print({told})"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    said = folder / "stdout", folder / "stderr"
+
+    def run() -> None:
+        for number, path in enumerate(said, start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(ROOT)
+        sys.argv = ["setup.py", "--quiet", "--name"]
+        print(eval(told, {"setup": runpy.run_path("setup.py"), "json": json}))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    return Configured(process.exitcode, *(path.read_text() for path in said))
 
 
 LIBRARIES = """echo '#$ LIBRARIES=  "-L/opt/cuda/lib/stubs" "-L/opt/cuda/lib"' >&2"""
@@ -90,8 +115,8 @@ TORCH_SOURCES = sorted(path.name for path in (ROOT / "csrc" / "torch").glob("*.c
 @pytest.fixture(scope="module")
 def compilations(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Of every file of csrc/torch, the arguments that setup.py gives the compiler."""
-    told = "__import__('json').dumps([[e.sources, e.extra_compile_args, e.include_dirs] "
-    told += "for e in setup.extensions()])"
+    told = "json.dumps([[e.sources, e.extra_compile_args, e.include_dirs] "
+    told += "for e in setup['extensions']()])"
     result = configure(tmp_path_factory.mktemp("setup"), "1", LIBRARIES, told)
     assert result.returncode == 0, result.stderr
     return {

@@ -16,11 +16,24 @@ from torch import Tensor
 
 from gpu.steps import LeftOutError, Result, Settings, Step
 
-LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-         "max_position_embeddings": 8192, "rope_theta": 500000.0}  # fmt: skip
-SMALL = LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
-                 "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}  # fmt: skip
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rope_theta": 500000.0,
+}
+SMALL = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+}
 LAYER_BYTES = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 # Embedding and head; hidden states of a batch, and what a layer computes from them.
 OTHER_BYTES = 2 * 2 * 128256 * 4096 + (12 << 30)
@@ -77,7 +90,7 @@ def build(shape: dict[str, Any], device: str) -> Any:
 
 def wrong_scores(model: Any, ids: Tensor) -> str | None:
     """Where the means of layers and blocks are not those of the reference, or None."""
-    from simdiff.scores import score
+    from simdiff.scoring.calibration_pass import score
 
     ours, wanted = (score(model, [ids], backend=b, progress=False) for b in (None, "reference"))
     assert ours.blocks is not None
@@ -95,7 +108,7 @@ def wrong_scores(model: Any, ids: Tensor) -> str | None:
 
 def measure_pass(model: Any, settings: Settings) -> Result:
     """The calibration pass of `simdiff score` beside the bare decoder forward, taking turns."""
-    from simdiff.scores import CalibrationPass
+    from simdiff.scoring.calibration_pass import CalibrationPass
 
     quick, device = settings.quick, settings.device
     sequences, length, rounds = (2, 16, 2) if quick else (8, 2048, 9)
@@ -161,8 +174,9 @@ def _peak_bytes(run: Callable[[], object], device: str) -> int | None:
 
 def measure_inference(model: Any, settings: Settings, left: float) -> Result:
     """12 of 32 layers out, as in the paper: batch 16, prompt 4; 256 new tokens instead of 2048."""
-    from simdiff.speed_bench import bench, sharing_copy
-    from simdiff.speed_protocol import Protocol
+    from simdiff.speed.bench import bench
+    from simdiff.speed.protocol import Protocol
+    from simdiff.surgery.copies import sharing_copy
 
     protocol = Protocol((16,), (4,), 256, repeats=3, warm_up=1, max_seconds=max(left - 10, 1))
     if settings.quick:

@@ -47,9 +47,13 @@ def test_steps(settings: Settings) -> list[Step]:
     seconds = 0 if settings.quick else 20
     return [
         Step("tests", "pytest -m gpu", seconds, partial(_test, settings, ["-m", "gpu"])),
-        Step("tests", "GPU backends", seconds,
-             partial(_test, settings, ["-m", "not gpu", "-k", "cuda or triton"])),
-    ]  # fmt: skip
+        Step(
+            "tests",
+            "GPU backends",
+            seconds,
+            partial(_test, settings, ["-m", "not gpu", "-k", "cuda or triton"]),
+        ),
+    ]
 
 
 def demo_steps(settings: Settings) -> list[Step]:
@@ -66,9 +70,13 @@ def _run(
     torch.cuda.empty_cache()  # theirs is the memory now
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         code: int | None = None
         try:
             code = process.wait(max(1, min(seconds, MOST_SECONDS)))
@@ -121,17 +129,17 @@ def _test(settings: Settings, chosen: list[str], left: Callable[[], float]) -> I
         raise LeftOutError("pytest is not installed")
     # Options of the project belong to plugins that may be missing.
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["-o", "addopts=", *chosen]
+    command += ["-o", "addopts=", "--import-mode=importlib", *chosen]
     code, text = _run([*command, *files_of_tests()], left())
     yield {"ended": code is not None, "exit_code": code} | count_tests(text)
 
 
 def files_of_tests() -> list[str]:
     """Tests of the scorers that run on every backend or need a GPU, and those of timed decoding."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
     found = [str(p) for p in files if re.search(r"mark\.gpu|backend: str", p.read_text())]
     if all(importlib.util.find_spec(name) for name in ("transformers", "rich")):
-        found.append(str(ROOT / "tests" / "toolkit" / "test_bench.py"))
+        found.append(str(ROOT / "tests" / "simdiff" / "speed" / "test_decoding.py"))
     return found
 
 
@@ -163,5 +171,8 @@ def _demo(settings: Settings, left: Callable[[], float]) -> Iterator[Result]:
         results = json.loads((output / "results.json").read_text())
         plan = json.loads((output / "plan.json").read_text())
         perplexities = {name: results[name]["perplexity"] for name in ("dense", "pruned")}
-        yield {"seconds": time.monotonic() - start, "perplexity": perplexities,
-               "removed": plan["removed"]}  # fmt: skip
+        yield {
+            "seconds": time.monotonic() - start,
+            "perplexity": perplexities,
+            "removed": plan["removed"],
+        }

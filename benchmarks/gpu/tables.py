@@ -40,12 +40,12 @@ def goals(results: list[Result]) -> list[Goal]:
     return [*_update_goals(results), *_peer_goals(results), *_other_goals(results)]
 
 
-def _of(results: list[Result], part: str) -> list[Result]:
+def _part(results: list[Result], part: str) -> list[Result]:
     return [result for result in results if result["part"] == part]
 
 
 def _update_goals(results: list[Result]) -> Iterator[Goal]:
-    measured = {result["case"]: result for result in _of(results, "update")}
+    measured = {result["case"]: result for result in _part(results, "update")}
     shares = {
         (case, backend): found["share"]
         for case, result in measured.items()
@@ -72,7 +72,7 @@ def _peer_goals(results: list[Result]) -> Iterator[Goal]:
                 found.append(seconds[other] / seconds["update, cuda"])
         return found
 
-    peers = [result for result in _of(results, "peers") if "subjects" in result]
+    peers = [result for result in _part(results, "peers") if "subjects" in result]
     long = [r for r in peers if (r["dtype"], r["hidden_size"]) == ("bf16", 4096)]
     for name, other, wanted, chosen in (
         ("torch.compile in one pass", "torch.compile, one pass", TIMES_COMPILED, peers),
@@ -84,18 +84,18 @@ def _peer_goals(results: list[Result]) -> Iterator[Goal]:
 
 
 def _other_goals(results: list[Result]) -> Iterator[Goal]:
-    blocks = {result["case"]: result.get("seconds") for result in _of(results, "blocks")}
+    blocks = {result["case"]: result.get("seconds") for result in _part(results, "blocks")}
     for name in VARIANTS:
         yield Goal(f"all blocks, {name}: seconds", BLOCKS_SECONDS, blocks.get(name), at_most=True)
-    shares: Result = next((r["share"] for r in _of(results, "pass") if "share" in r), {})
+    shares: Result = next((r["share"] for r in _part(results, "pass") if "share" in r), {})
     for name, wanted in PASS_SHARES.items():
         yield Goal(f"pass, {name}: above the bare forward", wanted, shares.get(name), at_most=True)
-    tools = _of(results, "compute-sanitizer")
+    tools = _part(results, "compute-sanitizer")
     faults = sum(result.get("errors", 0) + result.get("warnings", 0) for result in tools)
     all_ran = sum("errors" in result for result in tools) == len(TOOLS)
     reached = faults if faults or all_ran else None
     yield Goal("compute-sanitizer: errors and warnings", 0, reached, at_most=True)
-    tests = _of(results, "tests")
+    tests = _part(results, "tests")
     failed = sum(len(result.get("failed_tests", ())) for result in tests)
     all_ran = bool(tests) and all(result.get("ended") and result["passed"] for result in tests)
     yield Goal("tests: failed", 0, failed if failed or all_ran else None, at_most=True)
@@ -125,8 +125,10 @@ def markdown(content: Result) -> str:
     if not on_gpu:
         lines += ["**No GPU: this shows that the program runs, and no figure of a GPU.**", ""]
     versions = ", ".join(f"{name} {value}" for name, value in content["versions"].items())
-    lines += [f"{content['machine']}; {versions}; commit {content['commit']}.",
-              f"The limit is {content['limit']}."]  # fmt: skip
+    lines += [
+        f"{content['machine']}; {versions}; commit {content['commit']}.",
+        f"The limit is {content['limit']}.",
+    ]
     if not content.get("complete"):
         lines += ["", "**It has not ended: here is what there is so far.**"]
     if on_gpu and not content["quick"]:
@@ -136,8 +138,12 @@ def markdown(content: Result) -> str:
             reached = "" if goal.reached is None else f"{goal.reached:.3g}"
             lines.append(f"| {goal.name} | {bound} | {reached} | {goal.met} |")
     for part, (header, rows) in _TABLES.items():
-        found = [row for result in results if result["part"] == part and "failed" not in result
-                 for row in rows(result)]  # fmt: skip
+        found = [
+            row
+            for result in results
+            if result["part"] == part and "failed" not in result
+            for row in rows(result)
+        ]
         if found:
             names = header.split(", ")
             table = [names, ["---"] * len(names), *found]
@@ -153,8 +159,12 @@ Rows = Iterator[list[str]]
 
 def _update_rows(result: Result) -> Rows:
     read = result["read_seconds"]
-    start = [result["case"], f"{1e6 * read:.1f}", f"{result['bytes'] / read / 1e9:.0f}",
-             f"{read / result['copy_seconds']:.2f}"]  # fmt: skip
+    start = [
+        result["case"],
+        f"{1e6 * read:.1f}",
+        f"{result['bytes'] / read / 1e9:.0f}",
+        f"{read / result['copy_seconds']:.2f}",
+    ]
     for operator, by_backend in result["ours"].items():
         for backend, found in by_backend.items():
             if "wrong" in found:
@@ -197,9 +207,13 @@ def _pass_rows(result: Result) -> Rows:
     for name, seconds in result["seconds"].items():
         share, end = result["share"].get(name), result["finish_seconds"].get(name)
         peak = result["peak_bytes"][name]
-        yield [f"{what}, {name}", f"{seconds:.4f}", "" if share is None else f"{share:.2%}",
-               "" if peak is None else f"{peak / 1e9:.2f}",
-               "" if end is None else f"{end:.2f}"]  # fmt: skip
+        yield [
+            f"{what}, {name}",
+            f"{seconds:.4f}",
+            "" if share is None else f"{share:.2%}",
+            "" if peak is None else f"{peak / 1e9:.2f}",
+            "" if end is None else f"{end:.2f}",
+        ]
 
 
 def _inference_rows(result: Result) -> Rows:

@@ -15,7 +15,7 @@
 // Warp instructions per token of 33 states of 4096 bf16 entries, from the machine code for sm_90:
 //   loops over tiles   196,000   of which 151,000 are the float32 operations of 7 quads of squares
 //                                and 2 of triangles (135,000 of the 528 pairs); counted by
-//                                tests/test_cuda_compile.py
+//                                tests/kernels/test_cuda_compile.py
 //   units beside them   20,000   12 a slice: where rows lie, ratios, adding up lanes
 //   copies              11,000   first slices once more for lengths, barriers: 3,000
 //   end of the token    11,000   float64: 528 pairs, 32 layers

@@ -30,15 +30,15 @@ void row_sums_cuda(Tensor sums, const Tensor& before, const Tensor& after,
                  static_cast<double*>(sums.mutable_data_ptr()), device, current_stream(device));
 }
 
-void fold_cuda(Tensor moments, Tensor tallies, const Tensor& sums, int64_t hidden_size,
+void fold_cuda(Tensor moments, Tensor counts, const Tensor& sums, int64_t hidden_size,
                const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
                int64_t tokens_per_state, bool apart, std::optional<Tensor> per_token) {
-  const Fold fold = checked_fold(moments, tallies, sums, hidden_size, kinds, first_state, offset,
+  const Fold fold = checked_fold(moments, counts, sums, hidden_size, kinds, first_state, offset,
                                  tokens_per_state, apart, per_token);
   const int32_t device = sums.get_device_index();
   const cuda::Stream stream = current_stream(device);
   cuda::fold(fold.sums, fold.num_layers, fold.num_tokens, hidden_size, fold.places, fold.moments,
-             fold.tallies, device, stream);
+             fold.counts, device, stream);
   if (fold.per_token != nullptr) {
     cuda::token_metrics(fold.sums, fold.num_layers, fold.num_tokens, hidden_size, fold.per_token,
                         fold.float64_tokens, device, stream);
@@ -67,10 +67,10 @@ Tensor token_metrics_cuda(const Tensor& before, const Tensor& after) {
   return out;
 }
 
-void accumulate_cuda(Tensor moments, Tensor tallies, const Tensor& before, const Tensor& after,
+void accumulate_cuda(Tensor moments, Tensor counts, const Tensor& before, const Tensor& after,
                      const std::optional<Tensor>& mask, std::optional<Tensor> per_token,
                      std::optional<Tensor> scratch) {
-  const auto update = checked_update(moments, tallies, before, after, mask, per_token);
+  const auto update = checked_update(moments, counts, before, after, mask, per_token);
   const int64_t num_tokens = update.states.num_tokens(), num_parts = update.num_parts;
   if (num_tokens == 0) return;
   const int32_t device = before.get_device_index();
@@ -82,7 +82,7 @@ void accumulate_cuda(Tensor moments, Tensor tallies, const Tensor& before, const
   const auto* kinds = reinterpret_cast<const uint8_t*>(update.mask);  // false and true
   const int64_t tokens_per_part = (num_tokens + num_parts - 1) / num_parts;
   cuda::fold(sums, 1, num_tokens, update.states.hidden_size,
-             {kinds, num_parts, 0, 0, tokens_per_part, false}, update.moments, update.tallies,
+             {kinds, num_parts, 0, 0, tokens_per_part, false}, update.moments, update.counts,
              device, stream);
   if (update.per_token != nullptr) {
     cuda::token_metrics(sums, 1, num_tokens, update.states.hidden_size, update.per_token,
@@ -90,11 +90,11 @@ void accumulate_cuda(Tensor moments, Tensor tallies, const Tensor& before, const
   }
 }
 
-void accumulate_blocks_cuda(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
+void accumulate_blocks_cuda(Tensor moments, Tensor counts, const std::vector<Tensor>& states,
                             const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
                             int64_t tokens_per_state, bool absolute, std::optional<Tensor> sums,
                             std::optional<Tensor> scratch) {
-  const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
+  const BlockUpdate update = checked_block_update(moments, counts, states, kinds, first_state,
                                                   offset, tokens_per_state, absolute, sums);
   const auto num_states = update.states.num_states(), num_tokens = update.states.num_tokens();
   if (num_tokens == 0) return;
@@ -103,13 +103,13 @@ void accumulate_blocks_cuda(Tensor moments, Tensor tallies, const std::vector<Te
   const int32_t device = states[0].get_device_index();
   const int64_t words = cuda::block_scratch_words(num_tokens, num_states, update.states.hidden_size,
                                                   update.states.dtype, absolute);
-  if (!scratch) scratch = torch::stable::new_empty(tallies, {words}, ScalarType::Long);
+  if (!scratch) scratch = torch::stable::new_empty(counts, {words}, ScalarType::Long);
   STD_TORCH_CHECK(scratch->scalar_type() == ScalarType::Long && scratch->is_contiguous() &&
                       scratch->numel() >= words,
                   "scratch must be contiguous int64 with at least ", words, " entries");
   check_same_device(*scratch, states[0], "scratch");
   cuda::accumulate_blocks(
-      update.states, {update.places, absolute, update.moments, update.tallies, update.sums},
+      update.states, {update.places, absolute, update.moments, update.counts, update.sums},
       static_cast<int64_t*>(scratch->mutable_data_ptr()), device, current_stream(device));
 }
 

@@ -99,13 +99,13 @@ inline TokenPlaces checked_places(const uint8_t* kinds, int64_t num_states, int6
 struct Update {
   LayerStates states;
   double* moments;
-  int64_t* tallies;
+  int64_t* counts;
   int64_t num_parts;
   const bool* mask;
   void* per_token;
 };
 
-inline Update checked_update(Tensor& moments, Tensor& tallies, const Tensor& before,
+inline Update checked_update(Tensor& moments, Tensor& counts, const Tensor& before,
                              const Tensor& after, const std::optional<Tensor>& mask,
                              std::optional<Tensor>& per_token) {
   const auto states = layer_states(before, after);
@@ -114,13 +114,13 @@ inline Update checked_update(Tensor& moments, Tensor& tallies, const Tensor& bef
                   kNumMetrics, ")");
   const int64_t num_parts = moments.size(0);
   check_buffer(moments, before, ScalarType::Double, num_parts * 3 * kNumMetrics, "moments");
-  check_buffer(tallies, before, ScalarType::Long, num_parts * (kNumMetrics + 3), "tallies");
+  check_buffer(counts, before, ScalarType::Long, num_parts * (kNumMetrics + 3), "counts");
   if (per_token) {
     check_buffer(*per_token, before, result_type(states), kNumMetrics * num_tokens, "per_token");
   }
   return {states,
           static_cast<double*>(moments.mutable_data_ptr()),
-          static_cast<int64_t*>(tallies.mutable_data_ptr()),
+          static_cast<int64_t*>(counts.mutable_data_ptr()),
           num_parts,
           checked_mask(mask, before, num_tokens),
           per_token ? per_token->mutable_data_ptr() : nullptr};
@@ -134,12 +134,12 @@ struct Fold {
   int64_t hidden_size;
   TokenPlaces places;
   double* moments;   // (num_states, num_layers, 3, kNumMetrics)
-  int64_t* tallies;  // (num_states, num_layers, kNumMetrics + 3)
+  int64_t* counts;  // (num_states, num_layers, kNumMetrics + 3)
   void* per_token;   // (num_layers, kNumMetrics, num_tokens) or null
   bool float64_tokens;
 };
 
-inline Fold checked_fold(Tensor& moments, Tensor& tallies, const Tensor& sums, int64_t hidden_size,
+inline Fold checked_fold(Tensor& moments, Tensor& counts, const Tensor& sums, int64_t hidden_size,
                          const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
                          int64_t tokens_per_state, bool apart, std::optional<Tensor>& per_token) {
   STD_TORCH_CHECK(sums.dim() == 4 && sums.size(3) == 4 && hidden_size > 0,
@@ -150,7 +150,7 @@ inline Fold checked_fold(Tensor& moments, Tensor& tallies, const Tensor& sums, i
   const int64_t num_states = moments.size(0), count = num_states * num_layers;
   check_buffer(sums, sums, ScalarType::Double, 4 * num_layers * num_tokens, "sums");
   check_buffer(moments, sums, ScalarType::Double, count * 3 * kNumMetrics, "moments");
-  check_buffer(tallies, sums, ScalarType::Long, count * (kNumMetrics + 3), "tallies");
+  check_buffer(counts, sums, ScalarType::Long, count * (kNumMetrics + 3), "counts");
   const bool float64_tokens = per_token && per_token->scalar_type() == ScalarType::Double;
   if (per_token) {
     check_buffer(*per_token, sums, float64_tokens ? ScalarType::Double : ScalarType::Float,
@@ -163,7 +163,7 @@ inline Fold checked_fold(Tensor& moments, Tensor& tallies, const Tensor& sums, i
           checked_places(checked_kinds(kinds, sums, num_tokens), num_states, first_state, offset,
                          tokens_per_state, apart),
           static_cast<double*>(moments.mutable_data_ptr()),
-          static_cast<int64_t*>(tallies.mutable_data_ptr()),
+          static_cast<int64_t*>(counts.mutable_data_ptr()),
           per_token ? per_token->mutable_data_ptr() : nullptr,
           float64_tokens};
 }
@@ -172,13 +172,13 @@ inline Fold checked_fold(Tensor& moments, Tensor& tallies, const Tensor& sums, i
 struct BlockUpdate {
   BlockStates states;
   double* moments;  // (num_states of places, kNumBlockMoments, L + 1, L + 1)
-  int64_t* tallies;
+  int64_t* counts;
   TokenPlaces places;
   bool absolute;
   double* sums;  // (L, num_tokens, 4) or null
 };
 
-inline BlockUpdate checked_block_update(Tensor& moments, Tensor& tallies,
+inline BlockUpdate checked_block_update(Tensor& moments, Tensor& counts,
                                         const std::vector<Tensor>& states,
                                         const std::optional<Tensor>& kinds, int64_t first_state,
                                         int64_t offset, int64_t tokens_per_state, bool absolute,
@@ -195,13 +195,13 @@ inline BlockUpdate checked_block_update(Tensor& moments, Tensor& tallies,
   const int64_t num_running = moments.size(0), num_tokens = rows.num_tokens();
   const int64_t num_moments = num_running * kNumBlockMoments * num_states * num_states;
   check_buffer(moments, first, ScalarType::Double, num_moments, "moments");
-  check_buffer(tallies, first, ScalarType::Long, num_running * kNumBlockTallies, "tallies");
+  check_buffer(counts, first, ScalarType::Long, num_running * kNumBlockTallies, "counts");
   if (sums) {
     check_buffer(*sums, first, ScalarType::Double, 4 * (num_states - 1) * num_tokens, "sums");
   }
   return {rows,
           static_cast<double*>(moments.mutable_data_ptr()),
-          static_cast<int64_t*>(tallies.mutable_data_ptr()),
+          static_cast<int64_t*>(counts.mutable_data_ptr()),
           checked_places(checked_kinds(kinds, first, num_tokens), num_running, first_state, offset,
                          tokens_per_state, false),
           absolute,

@@ -21,14 +21,14 @@ void row_sums_cpu(Tensor sums, const Tensor& before, const Tensor& after,
            static_cast<RowSums*>(sums.mutable_data_ptr()), &on_torch_threads);
 }
 
-void fold_cpu(Tensor moments, Tensor tallies, const Tensor& sums, int64_t hidden_size,
+void fold_cpu(Tensor moments, Tensor counts, const Tensor& sums, int64_t hidden_size,
               const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
               int64_t tokens_per_state, bool apart, std::optional<Tensor> per_token) {
-  const Fold fold = checked_fold(moments, tallies, sums, hidden_size, kinds, first_state, offset,
+  const Fold fold = checked_fold(moments, counts, sums, hidden_size, kinds, first_state, offset,
                                  tokens_per_state, apart, per_token);
   const auto* rows = reinterpret_cast<const RowSums*>(fold.sums);
   fold_sums(rows, fold.num_layers, fold.num_tokens, hidden_size, fold.places, fold.moments,
-            fold.tallies, &on_torch_threads);
+            fold.counts, &on_torch_threads);
   if (fold.per_token != nullptr) {
     token_metrics(rows, fold.num_layers, fold.num_tokens, hidden_size, fold.per_token,
                   fold.float64_tokens, &on_torch_threads);
@@ -42,25 +42,25 @@ Tensor token_metrics_cpu(const Tensor& before, const Tensor& after) {
   return out;
 }
 
-void accumulate_cpu(Tensor moments, Tensor tallies, const Tensor& before, const Tensor& after,
+void accumulate_cpu(Tensor moments, Tensor counts, const Tensor& before, const Tensor& after,
                     const std::optional<Tensor>& mask, std::optional<Tensor> per_token,
                     std::optional<Tensor> /*scratch*/) {
-  const auto update = checked_update(moments, tallies, before, after, mask, per_token);
-  RunningState state(update.moments, update.tallies);
+  const auto update = checked_update(moments, counts, before, after, mask, per_token);
+  RunningState state(update.moments, update.counts);
   accumulate(update.states, update.mask, state, update.per_token, &on_torch_threads);
-  state.store(update.moments, update.tallies);
+  state.store(update.moments, update.counts);
   for (int64_t part = 1; part < update.num_parts; ++part) {  // these took none of the tokens
-    update.tallies[(part + 1) * (kNumMetrics + 3) - 1] += update.states.num_tokens();
+    update.counts[(part + 1) * (kNumMetrics + 3) - 1] += update.states.num_tokens();
   }
 }
 
-void accumulate_blocks_cpu(Tensor moments, Tensor tallies, const std::vector<Tensor>& states,
+void accumulate_blocks_cpu(Tensor moments, Tensor counts, const std::vector<Tensor>& states,
                            const std::optional<Tensor>& kinds, int64_t first_state, int64_t offset,
                            int64_t tokens_per_state, bool absolute, std::optional<Tensor> sums,
                            std::optional<Tensor> /*scratch*/) {
-  const BlockUpdate update = checked_block_update(moments, tallies, states, kinds, first_state,
+  const BlockUpdate update = checked_block_update(moments, counts, states, kinds, first_state,
                                                   offset, tokens_per_state, absolute, sums);
-  accumulate_blocks(update.states, update.places, update.absolute, update.moments, update.tallies,
+  accumulate_blocks(update.states, update.places, update.absolute, update.moments, update.counts,
                     reinterpret_cast<RowSums*>(update.sums), &on_torch_threads);
 }
 

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simdiff.api import evaluate, plan, prune, recover, score
     from simdiff.errors import SimdiffError
-    from simdiff.quality import Quality
+    from simdiff.evaluation.quality import Quality
+    from simdiff.evaluation.tasks import TaskOptions
+    from simdiff.planning.plan import PruningPlan
     from simdiff.recovery.record import RecoveryRecord
-    from simdiff.scores import LayerScores
-    from simdiff.selection import PruningPlan
-    from simdiff.tasks import TaskOptions
+    from simdiff.scoring.scores import LayerScores
 
 _HOMES = {
-    "LayerScores": "simdiff.scores",
-    "PruningPlan": "simdiff.selection",
-    "Quality": "simdiff.quality",
+    "LayerScores": "simdiff.scoring.scores",
+    "PruningPlan": "simdiff.planning.selection",
+    "Quality": "simdiff.evaluation.quality",
     "RecoveryRecord": "simdiff.recovery.record",
     "SimdiffError": "simdiff.errors",
-    "TaskOptions": "simdiff.tasks",
+    "TaskOptions": "simdiff.evaluation.tasks",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
     "prune": "simdiff.api",
@@ -33,9 +33,18 @@ _HOMES = {
 }
 
 __all__ = [
-    "LayerScores", "PruningPlan", "Quality", "RecoveryRecord", "SimdiffError", "TaskOptions",
-    "evaluate", "plan", "prune", "recover", "score",
-]  # fmt: skip
+    "LayerScores",
+    "PruningPlan",
+    "Quality",
+    "RecoveryRecord",
+    "SimdiffError",
+    "TaskOptions",
+    "evaluate",
+    "plan",
+    "prune",
+    "recover",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,42 +11,38 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, overload
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.bootstrap import NUM_RESAMPLES
-from simdiff.budget import Budget
-from simdiff.calibrate import calibration_windows
-from simdiff.calibration import Text, TokenWindows, token_windows
-from simdiff.checkpoint import (
+from simdiff.checkpoints.cut import (
     DEFAULT_SHARD_SIZE,
-    check_output,
-    cut_checkpoint,
-    write_cut,
     write_pruned,
 )
-from simdiff.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION
+from simdiff.data.text import Text
+from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
-from simdiff.files import check_new_path, new_directory
-from simdiff.model_card import write_card
-from simdiff.models import check_same_model, load_model, source_directory
-from simdiff.plan_options import PlanOptions
-from simdiff.quality import Quality, Subject, TextChoice, evaluate_models
-from simdiff.recovery.job import recover as recover_by_name
+from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_models
+from simdiff.evaluation.tasks import TaskOptions
+from simdiff.io.outputs import check_new_path, new_directory
+from simdiff.jobs.calibrate import calibration_windows
+from simdiff.jobs.inputs import Model, resolve, saved_tokenizer, windows_of
+from simdiff.jobs.prune import prune_checkpoint
+from simdiff.jobs.recover import recover as recover_by_name
+from simdiff.jobs.stability import ScoringOptions
+from simdiff.models.identity import check_same_model
+from simdiff.planning.bootstrap import NUM_RESAMPLES
+from simdiff.planning.budget import Budget
+from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION
+from simdiff.planning.options import PlanOptions
+from simdiff.planning.plan import PruningPlan
+from simdiff.provenance.card import write_card
 from simdiff.recovery.record import RecoveryRecord
-from simdiff.scores import LayerScores
-from simdiff.scores import score as score_batches
-from simdiff.selection import PruningPlan
-from simdiff.stability import ScoringOptions
-from simdiff.sublayer_scores import score_with_sublayers
-from simdiff.surgery import remove_layers
-from simdiff.tasks import TaskOptions
-from simdiff.text_options import TextOptions
-
-Model: TypeAlias = PreTrainedModel | str | Path
-"""A causal language model of transformers, a directory, a hub name, or "demo"."""
+from simdiff.scoring.calibration_pass import score as score_batches
+from simdiff.scoring.scores import LayerScores
+from simdiff.sublayers.scores import score_with_sublayers
+from simdiff.surgery.layers import remove_layers
 
 
 def score(
@@ -79,7 +75,7 @@ def score(
         tokenizer: None takes the one saved beside the model.
         num_windows, window_length, seed: how much of the text, and its shuffle.
         batch_size: windows per forward.
-        dtype, device: of a model that is loaded by name; see `simdiff.models.load_model`.
+        dtype, device: of a model that is loaded by name; see `simdiff.models.loading.load_model`.
         backend: of simdiff_kernels; None takes the fastest.
         sublayers: also score the attention and the MLP of every layer.
         skip_leading: so many first tokens of each window are kept apart; not with `sublayers`.
@@ -255,40 +251,15 @@ def prune(
             write_card(scratch, plan, model.name_or_path)
         return directory
     prune_checkpoint(
-        str(model), plan, directory, dtype=dtype, device=device,
-        max_shard_size=max_shard_size, overwrite=overwrite,
-    )  # fmt: skip
+        str(model),
+        plan,
+        directory,
+        dtype=dtype,
+        device=device,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )
     return directory
-
-
-def prune_checkpoint(
-    name: str,
-    plan: PruningPlan,
-    output: Path,
-    *,
-    dtype: str = "auto",
-    device: str | None = None,
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-    overwrite: bool = False,
-) -> tuple[str, ...]:
-    """Write a model without the plan's layers; arguments as in `prune`.
-
-    Returns:
-        What was changed beside the layers or left behind, for people.
-    """
-    source = source_directory(name)
-    check_output(source, output)
-    if dtype == "auto":
-        cut = cut_checkpoint(source, plan, max_shard_size=max_shard_size)
-        with new_directory(output, overwrite) as scratch:
-            write_cut(cut, scratch)
-            write_card(scratch, plan, name)
-        return cut.notes
-    model, tokenizer = load_model(str(source), dtype=dtype, device=device)
-    with new_directory(output, overwrite) as scratch:
-        write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
-        write_card(scratch, plan, name)
-    return ()
 
 
 def evaluate(
@@ -406,58 +377,4 @@ def recover(
         overwrite=overwrite,
         restart=restart,
         loaded=loaded,
-    )
-
-
-def resolve(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    dtype: str = "auto",
-    device: str | None = None,
-) -> tuple[PreTrainedModel, str, PreTrainedTokenizerBase | None]:
-    """A model as an object, its name, and its tokenizer where one was given or loaded with it."""
-    if isinstance(model, PreTrainedModel):
-        return model, model.name_or_path, tokenizer
-    loaded, its_tokenizer = load_model(str(model), dtype=dtype, device=device)
-    return loaded, str(model), tokenizer or its_tokenizer
-
-
-def windows_of(
-    text: Text, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, **options: Any
-) -> TokenWindows:
-    """Token windows of a text, by the tokenizer given or the one saved beside the model."""
-    return token_windows(text, tokenizer or saved_tokenizer(model), **options)
-
-
-@overload
-def saved_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase: ...
-
-
-@overload
-def saved_tokenizer(
-    model: PreTrainedModel, *, required: bool
-) -> PreTrainedTokenizerBase | None: ...
-
-
-def saved_tokenizer(
-    model: PreTrainedModel, *, required: bool = True
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies where a model was loaded from.
-
-    Raises:
-        SimdiffError: there is none, and one is required.
-    """
-    where = model.name_or_path
-    try:
-        if where:
-            return AutoTokenizer.from_pretrained(where)
-        reason = "the model was not loaded from anywhere"
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error)
-    if not required:
-        return None
-    raise SimdiffError(
-        f"a text needs the model's tokenizer: give tokenizer=, or token ids (num_windows, "
-        f"window_length) instead of text; none was found at {where!r}: {reason}"
     )

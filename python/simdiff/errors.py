@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SimdiffError(ValueError):
-    """Input that cannot be used; the message says what was wanted and what came."""
+    """Raised for input that cannot be used; the message says what was expected and what came."""
 
 
 class SurgeryError(SimdiffError):

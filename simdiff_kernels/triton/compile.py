@@ -90,7 +90,7 @@ def _request(variant: dict[str, Any]) -> _Request:
         return _Request(_token_metrics_kernel, FOLD_THREADS, constants, pointers)
     constants["APART"] = variant["apart"]
     kinds = variant["kinds"] and f"*{variant['kinds']}"
-    pointers = {"p_moments": "*fp64", "p_tallies": "*i64", "p_sums": "*fp64", "p_kinds": kinds}
+    pointers = {"p_moments": "*fp64", "p_counts": "*i64", "p_sums": "*fp64", "p_kinds": kinds}
     return _Request(_fold_kernel, FOLD_THREADS, constants, pointers)
 
 

@@ -59,14 +59,23 @@ def _token_metrics_kernel(
     tl.store(p_out, b_metrics, mask=m_token[:, None] & (o_m < NUM_METRICS))
 
 
-_ARGUMENTS = ("p_moments", "p_tallies", "p_sums", "p_kinds", "num_tokens", "hidden_size",
-              "first_state", "offset", "tokens_per_state")  # fmt: skip
+_ARGUMENTS = (
+    "p_moments",
+    "p_counts",
+    "p_sums",
+    "p_kinds",
+    "num_tokens",
+    "hidden_size",
+    "first_state",
+    "offset",
+    "tokens_per_state",
+)
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS)
 def _fold_kernel(
     p_moments,
-    p_tallies,
+    p_counts,
     p_sums,
     p_kinds,
     num_tokens: tl.int64,
@@ -82,7 +91,7 @@ def _fold_kernel(
     p_sums += i_layer * num_tokens * 4
     i_running = i_state * tl.num_programs(1) + i_layer
     p_moments += i_running * (3 * NUM_METRICS)
-    p_tallies += i_running * (NUM_METRICS + 3)
+    p_counts += i_running * (NUM_METRICS + 3)
     first = (i_state - first_state) * tokens_per_state - offset
     end = tl.minimum(first + tokens_per_state, num_tokens)
     first = tl.maximum(first, 0)
@@ -130,21 +139,21 @@ def _fold_kernel(
     maximum = tl.load(p_moments + 2 * NUM_METRICS, mask=m_metric, other=float("-inf"))
     total_before = tl.load(p_moments, mask=m_metric, other=0.0)
     square_before = tl.load(p_moments + NUM_METRICS, mask=m_metric, other=0.0)
-    tally = tl.load(p_tallies + o_m)
-    num_seen = tl.load(p_tallies + COLUMNS)
+    tally = tl.load(p_counts + o_m)
+    num_seen = tl.load(p_counts + COLUMNS)
     argmax = tl.where(peak > maximum, where + num_seen, tally)
     count = tally + tl.where(m_metric, 0.0, total).to(tl.int64)
     tl.debug_barrier()  # the state is read by all threads before one of them replaces it
     tl.store(p_moments, total_before + total, mask=m_metric)
     tl.store(p_moments + NUM_METRICS, square_before + square, mask=m_metric)
     tl.store(p_moments + 2 * NUM_METRICS, tl.maximum(maximum, peak), mask=m_metric)
-    tl.store(p_tallies + o_m, tl.where(m_metric, argmax, count))
-    tl.store(p_tallies + COLUMNS, num_seen + num_tokens)
+    tl.store(p_counts + o_m, tl.where(m_metric, argmax, count))
+    tl.store(p_counts + COLUMNS, num_seen + num_tokens)
 
 
 def fold(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     sums: Tensor,
     hidden_size: int,
     kinds: Tensor | None = None,
@@ -165,12 +174,12 @@ def fold(
     num_tokens = sums.shape[1] * sums.shape[2]
     shape = (num_states, num_layers, num_tokens)
     places = (first_state, offset, tokens_per_state)
-    _fold(moments, tallies, sums, hidden_size, kinds, per_token, shape, places, apart)
+    _fold(moments, counts, sums, hidden_size, kinds, per_token, shape, places, apart)
 
 
 def _fold(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     sums: Tensor,
     hidden_size: int,
     kinds: Tensor | None,
@@ -180,7 +189,7 @@ def _fold(
     apart: bool,
 ) -> None:
     """Launch what `fold` needs; `shape` counts states, layers and tokens."""
-    for tensor in (moments, tallies, sums, kinds, per_token):
+    for tensor in (moments, counts, sums, kinds, per_token):
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f"fold: all tensors must be contiguous, got {tensor.stride()}")
     num_states, num_layers, num_tokens = shape
@@ -195,7 +204,7 @@ def _fold(
     launch(
         _fold_kernel,
         (num_states, num_layers, 1),
-        (moments, tallies, sums, kinds, *numbers),
+        (moments, counts, sums, kinds, *numbers),
         (THREADS, apart),
         (None if kinds is None else kinds.dtype,),
         THREADS,
@@ -228,7 +237,7 @@ def token_metrics(before: Tensor, after: Tensor) -> Tensor:
 
 def accumulate(
     moments: Tensor,
-    tallies: Tensor,
+    counts: Tensor,
     before: Tensor,
     after: Tensor,
     mask: Tensor | None = None,
@@ -260,4 +269,4 @@ def accumulate(
     num_parts = moments.shape[0]
     places = (0, 0, -(-num_tokens // num_parts))
     shape = (num_parts, 1, num_tokens)
-    _fold(moments, tallies, scratch, hidden_size, mask, per_token, shape, places, False)
+    _fold(moments, counts, scratch, hidden_size, mask, per_token, shape, places, False)

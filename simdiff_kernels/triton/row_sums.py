@@ -143,9 +143,19 @@ def _float32_is_enough(xx, xd, dd, ad):
 
 
 # Nothing is specialised on values: `launch` looks a compiled kernel up by types and constants.
-_ARGUMENTS = ("p_sums", "p_before", "p_after", "p_mask", "num_tokens", "inner", "hidden_size",
-              "before_outer_stride", "before_inner_stride", "after_outer_stride",
-              "after_inner_stride")  # fmt: skip
+_ARGUMENTS = (
+    "p_sums",
+    "p_before",
+    "p_after",
+    "p_mask",
+    "num_tokens",
+    "inner",
+    "hidden_size",
+    "before_outer_stride",
+    "before_inner_stride",
+    "after_outer_stride",
+    "after_inner_stride",
+)
 
 
 @triton.jit(do_not_specialize=_ARGUMENTS)

@@ -21,7 +21,7 @@ from simdiff.cli import (
     run,
     score,
     verify,
-)  # fmt: skip
+)
 from simdiff.errors import SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -89,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load_libraries() -> None:
     """Say what the first seconds are spent on."""
-    from simdiff.progress import step
+    from simdiff.io.progress import step
 
     with step("load torch and transformers"):
         try:
-            import simdiff.pipeline  # noqa: F401
+            import simdiff.jobs.run  # noqa: F401
         except ValueError as error:
             if not str(error).startswith("SIMDIFF_"):  # an environment variable of ours
                 raise
@@ -140,7 +140,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def version() -> str:
-    """Of the distribution."""
-    from importlib.metadata import version
+    """The version of the distribution, "unknown" where the source tree is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    return version("simdiff-kernels")
+    try:
+        return version("simdiff-kernels")
+    except PackageNotFoundError:
+        return "unknown"

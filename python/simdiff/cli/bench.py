@@ -11,7 +11,7 @@ from simdiff.cli.options import add_model, layer_list, show
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from simdiff.speed_protocol import Protocol
+    from simdiff.speed.protocol import Protocol
 
 TEXT = "Prefill and decoding of a model with and without some layers, beside the ideal."
 PRESETS = ("paper",)
@@ -20,12 +20,21 @@ PRESETS = ("paper",)
 def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff bench`."""
     add_model(sub)
-    sub.add_argument("pruned", nargs="?", metavar="PRUNED",
-                     help="the pruned model, a directory or a hub name")  # fmt: skip
-    sub.add_argument("--plan", type=Path, help="instead of PRUNED: file written by `simdiff plan`, "
-                     "applied in memory on the same weights")  # fmt: skip
-    sub.add_argument("--remove", type=layer_list, metavar="LAYERS", help="instead of PRUNED: "
-                     "layers such as 8-19, counted from 0")  # fmt: skip
+    sub.add_argument(
+        "pruned", nargs="?", metavar="PRUNED", help="the pruned model, a directory or a hub name"
+    )
+    sub.add_argument(
+        "--plan",
+        type=Path,
+        help="instead of PRUNED: file written by `simdiff plan`, "
+        "applied in memory on the same weights",
+    )
+    sub.add_argument(
+        "--remove",
+        type=layer_list,
+        metavar="LAYERS",
+        help="instead of PRUNED: layers such as 8-19, counted from 0",
+    )
     sub.add_argument(
         "--preset",
         choices=PRESETS,
@@ -37,10 +46,17 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
     sub.add_argument("--repeats", type=int, metavar="N", help="counted rounds (7 if not given)")
     sub.add_argument("--warm-up", type=int, metavar="N", help="rounds before (2 if not given)")
-    sub.add_argument("--max-seconds", type=float, metavar="S", help="generate fewer tokens where "
-                     "the whole would take longer")  # fmt: skip
-    sub.add_argument("--compile", action="store_true", help="decode both models through "
-                     "torch.compile with a static cache")  # fmt: skip
+    sub.add_argument(
+        "--max-seconds",
+        type=float,
+        metavar="S",
+        help="generate fewer tokens where the whole would take longer",
+    )
+    sub.add_argument(
+        "--compile",
+        action="store_true",
+        help="decode both models through torch.compile with a static cache",
+    )
     sub.add_argument(
         "--no-graphs",
         action="store_true",
@@ -49,24 +65,21 @@ def add(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--output", "-o", type=Path, help="new file for the results, such as bench.json"
     )
-    sub.add_argument("--plot", type=Path, help="new file for a plot, such as bench.png")
     sub.add_argument("--overwrite", action="store_true", help="replace earlier outputs")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff bench`."""
-    from simdiff.files import check_new_file, write_bytes, write_json
-    from simdiff.report.speed_plot import speed_plot
-    from simdiff.speed_bench import bench
-    from simdiff.speed_tables import memory_table, speed_notes, speed_table
+    from simdiff.io.json_files import write_json
+    from simdiff.io.outputs import check_new_file
+    from simdiff.report.terminal.speed import memory_table, speed_notes, speed_table
+    from simdiff.speed.bench import bench
 
     protocol = _protocol(arguments)
-    for path in filter(None, (arguments.output, arguments.plot)):
-        check_new_file(path.absolute(), arguments.overwrite)
+    if arguments.output is not None:
+        check_new_file(arguments.output.absolute(), arguments.overwrite)
     dense, pruned, names, removed = _models(arguments, protocol)
     content = bench(dense, pruned, protocol, names=names, removed=removed, preset=arguments.preset)
-    if arguments.plot is not None:
-        write_bytes(arguments.plot, speed_plot(content))
     if arguments.output is not None:
         write_json(arguments.output, content)
     show(
@@ -76,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         *speed_notes(content),
         "",
         memory_table(content),
-        *(f"Results: {path}" for path in (arguments.output, arguments.plot) if path is not None),
+        *([] if arguments.output is None else [f"Results: {arguments.output}"]),
     )
 
 
@@ -84,7 +97,7 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     """The preset or the default, with what was given besides."""
     from dataclasses import replace
 
-    from simdiff.speed_protocol import PRESETS, Protocol
+    from simdiff.speed.protocol import PRESETS, Protocol
 
     base = Protocol() if arguments.preset is None else PRESETS[arguments.preset]
     names = ("batch_sizes", "prompt_lengths", "new_tokens", "repeats", "warm_up", "max_seconds")
@@ -102,9 +115,10 @@ def _models(
 ) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], tuple[int, ...] | None]:
     """Both models, their names, and the removed layers where they are known."""
     from simdiff.errors import SimdiffError
-    from simdiff.models import check_same_model, load_model
-    from simdiff.selection import PruningPlan
-    from simdiff.speed_bench import sharing_copy
+    from simdiff.models.identity import check_same_model
+    from simdiff.models.loading import load_model
+    from simdiff.planning.plan import PruningPlan
+    from simdiff.surgery.copies import sharing_copy
 
     sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
     given = [name for name, value in sources.items() if value is not None]

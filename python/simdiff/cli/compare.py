@@ -24,33 +24,64 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff compare`."""
     add_model(sub)
     add_text(sub)
-    sub.add_argument("--held-out", metavar="TEXT", help="evaluate on this text (default: the half "
-                     "of --text that does not calibrate)")  # fmt: skip
-    sub.add_argument("--criteria", type=lambda text: tuple(text.split(",")), default=COMPARED,
-                     metavar="NAMES", help="separated by commas (default: all)")  # fmt: skip
-    sub.add_argument("--num-layers", type=layer_list, default=(), metavar="NUMBERS",
-                     help="numbers of layers to remove, such as 2,4,8-10 (default: six steps up to "
-                     "two fifths of the depth)")  # fmt: skip
-    sub.add_argument("--alpha", type=float, default=0.5,
-                     help="weight of difference against similarity, 0 to 1, for the paper's "
-                     "criteria; those named -swept sweep it")  # fmt: skip
-    sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
-                     help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
-    sub.add_argument("--random-seed", type=int, default=0, metavar="SEED",
-                     help="of the criterion random")  # fmt: skip
-    sub.add_argument("--search-windows", type=int, default=8, metavar="N",
-                     help="calibration windows on which searches and sweeps evaluate")  # fmt: skip
+    sub.add_argument(
+        "--held-out",
+        metavar="TEXT",
+        help="evaluate on this text (default: the half of --text that does not calibrate)",
+    )
+    sub.add_argument(
+        "--criteria",
+        type=lambda text: tuple(text.split(",")),
+        default=COMPARED,
+        metavar="NAMES",
+        help="separated by commas (default: all)",
+    )
+    sub.add_argument(
+        "--num-layers",
+        type=layer_list,
+        default=(),
+        metavar="NUMBERS",
+        help="numbers of layers to remove, such as 2,4,8-10 (default: six steps up to "
+        "two fifths of the depth)",
+    )
+    sub.add_argument(
+        "--alpha",
+        type=float,
+        default=0.5,
+        help="weight of difference against similarity, 0 to 1, for the paper's "
+        "criteria; those named -swept sweep it",
+    )
+    sub.add_argument(
+        "--protect",
+        type=layer_list,
+        default=(),
+        metavar="LAYERS",
+        help="layers that stay, such as 0,1,28-29 (counted from 0)",
+    )
+    sub.add_argument(
+        "--random-seed", type=int, default=0, metavar="SEED", help="of the criterion random"
+    )
+    sub.add_argument(
+        "--search-windows",
+        type=int,
+        default=8,
+        metavar="N",
+        help="calibration windows on which searches and sweeps evaluate",
+    )
     add_evaluation(sub)
-    sub.add_argument("--restart", action="store_true",
-                     help="forget what an interrupted call left in OUTPUT.journal")  # fmt: skip
+    sub.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what an interrupted call left in OUTPUT.journal",
+    )
     add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff compare`."""
-    from simdiff.comparison import ComparisonOptions
-    from simdiff.pipeline import run_comparison
-    from simdiff.tables import comparison_table
+    from simdiff.comparison.compare import ComparisonOptions
+    from simdiff.jobs.compare import run_comparison
+    from simdiff.report.terminal.tables import comparison_table
 
     comparison = run_comparison(
         arguments.model,

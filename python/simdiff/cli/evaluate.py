@@ -15,30 +15,62 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
     add_text(sub, optional=True)
-    sub.add_argument("--stride", type=int, metavar="TOKENS", help="from the start of one window "
-                     "to the next; what a window shares with the one before is context alone "
-                     "(default: the window's length, no overlap)")  # fmt: skip
-    sub.add_argument("--part", choices=("held-out", "calibration", "all"), default="held-out",
-                     help="part of the text; `score` does not read held-out")  # fmt: skip
-    sub.add_argument("--plan", type=Path, help="of layers or of sub-layers: the one model is "
-                     "measured as it is and with the plan applied in memory")  # fmt: skip
-    sub.add_argument("--tasks", type=names, metavar="NAMES", help="of lm_eval, such as "
-                     "piqa,arc_easy; needs simdiff-kernels[eval]")  # fmt: skip
-    sub.add_argument("--task-data", metavar="DIR", help="'demo' (what comes with the demo's text), "
-                     "or a directory with TASK/SPLIT.parquet (.arrow, .json, .jsonl), or "
-                     "TASK.parquet for the split that is evaluated; columns as on the hub, which "
-                     "is asked if this is not given")  # fmt: skip
-    sub.add_argument("--task-path", type=Path, metavar="DIR",
-                     help="with task files (YAML) of your own")  # fmt: skip
-    sub.add_argument("--limit", type=int, metavar="N",
-                     help="N items of each task, drawn at random, always the same")  # fmt: skip
-    sub.add_argument("--num-fewshot", type=int, default=0, metavar="N",
-                     help="solved examples before each item")  # fmt: skip
-    sub.add_argument("--metric", choices=("acc_norm", "acc"), default="acc_norm",
-                     help="what is averaged, where a task has it; otherwise acc")  # fmt: skip
+    sub.add_argument(
+        "--stride",
+        type=int,
+        metavar="TOKENS",
+        help="from the start of one window "
+        "to the next; what a window shares with the one before is context alone "
+        "(default: the window's length, no overlap)",
+    )
+    sub.add_argument(
+        "--part",
+        choices=("held-out", "calibration", "all"),
+        default="held-out",
+        help="part of the text; `score` does not read held-out",
+    )
+    sub.add_argument(
+        "--plan",
+        type=Path,
+        help="of layers or of sub-layers: the one model is "
+        "measured as it is and with the plan applied in memory",
+    )
+    sub.add_argument(
+        "--tasks",
+        type=names,
+        metavar="NAMES",
+        help="of lm_eval, such as piqa,arc_easy; needs simdiff-kernels[eval]",
+    )
+    sub.add_argument(
+        "--task-data",
+        metavar="DIR",
+        help="'demo' (what comes with the demo's text), "
+        "or a directory with TASK/SPLIT.parquet (.arrow, .json, .jsonl), or "
+        "TASK.parquet for the split that is evaluated; columns as on the hub, which "
+        "is asked if this is not given",
+    )
+    sub.add_argument(
+        "--task-path", type=Path, metavar="DIR", help="with task files (YAML) of your own"
+    )
+    sub.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="N items of each task, drawn at random, always the same",
+    )
+    sub.add_argument(
+        "--num-fewshot", type=int, default=0, metavar="N", help="solved examples before each item"
+    )
+    sub.add_argument(
+        "--metric",
+        choices=("acc_norm", "acc"),
+        default="acc_norm",
+        help="what is averaged, where a task has it; otherwise acc",
+    )
     sub.add_argument("--batch-size", type=int, default=8, help="requests of tasks per forward")
-    sub.add_argument("--output", "-o", type=Path, metavar="FILE",
-                     help="new JSON file for the results")  # fmt: skip
+    sub.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="new JSON file for the results"
+    )
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
 
 
@@ -50,11 +82,12 @@ def names(text: str) -> tuple[str, ...]:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
     from simdiff.errors import SimdiffError
-    from simdiff.files import check_new_file, write_json
-    from simdiff.plan_evaluation import with_plan
-    from simdiff.quality import Subject, TextChoice, evaluate_models
-    from simdiff.quality_table import quality_table
-    from simdiff.tasks import TaskOptions
+    from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
+    from simdiff.evaluation.tasks import TaskOptions
+    from simdiff.io.json_files import write_json
+    from simdiff.io.outputs import check_new_file
+    from simdiff.jobs.evaluate import with_plan
+    from simdiff.report.terminal.quality import quality_table
 
     text = tasks = None
     if arguments.text is not None:

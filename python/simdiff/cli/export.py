@@ -15,10 +15,14 @@ FORMATS = ("mergekit", "llama.cpp", "list")
 def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff export`."""
     sub.add_argument("plan", type=Path, help="file written by `simdiff plan`")
-    sub.add_argument("--format", choices=FORMATS, required=True,
-                     help="mergekit: a passthrough configuration; llama.cpp: the value of "
-                     "`llama-quantize --prune-layers`; list: one removed layer a line; all count "
-                     "from 0")  # fmt: skip
+    sub.add_argument(
+        "--format",
+        choices=FORMATS,
+        required=True,
+        help="mergekit: a passthrough configuration; llama.cpp: the value of "
+        "`llama-quantize --prune-layers`; list: one removed layer a line; all count "
+        "from 0",
+    )
     sub.add_argument("--model", help="how mergekit finds the model (default: the plan's name)")
     sub.add_argument("--output", "-o", type=Path, help="file to write (default: standard output)")
     sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
@@ -26,9 +30,10 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff export`."""
-    from simdiff.exports import export_plan, layer_runs
-    from simdiff.files import check_new_file, write_bytes
-    from simdiff.selection import PruningPlan
+    from simdiff.io.outputs import check_new_file, write_bytes
+    from simdiff.models.layer_indices import layer_runs
+    from simdiff.planning.export import export_plan
+    from simdiff.planning.plan import PruningPlan
 
     if arguments.output is not None:
         check_new_file(arguments.output.absolute(), arguments.overwrite)

@@ -20,8 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     import torch
 
-    from simdiff.machine import describe_machine
-    from simdiff.tables import backends_table
+    from simdiff.io.machine import describe_machine
+    from simdiff.report.terminal.tables import backends_table
     from simdiff_kernels import backend_status, default_backend
 
     statuses = backend_status()

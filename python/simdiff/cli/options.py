@@ -9,19 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simdiff.plan_options import PlanOptions
-    from simdiff.stability import ScoringOptions
-    from simdiff.text_options import TextOptions
+    from simdiff.data.text_options import TextOptions
+    from simdiff.jobs.stability import ScoringOptions
+    from simdiff.planning.options import PlanOptions
 
 CRITERIA = (
-    "simdiff", "simdiff-mssd", "simdiff-masd", "simdiff-max", "block-influence",
-    "relative-magnitude", "norm-ratio", "last-n", "random", "cosine-block", "angular-block",
+    "simdiff",
+    "simdiff-mssd",
+    "simdiff-masd",
+    "simdiff-max",
+    "block-influence",
+    "relative-magnitude",
+    "norm-ratio",
+    "last-n",
+    "random",
+    "cosine-block",
+    "angular-block",
     "angular-block-last",
-)  # fmt: skip
+)
 COMPARED = (
-    *CRITERIA, "simdiff-mssd-swept", "simdiff-masd-swept", "simdiff-max-swept",
-    "one-shot-perplexity", "greedy-perplexity",
-)  # fmt: skip
+    *CRITERIA,
+    "simdiff-mssd-swept",
+    "simdiff-masd-swept",
+    "simdiff-max-swept",
+    "one-shot-perplexity",
+    "greedy-perplexity",
+)
 SELECTIONS = ("lowest", "contiguous", "blocks")
 
 
@@ -32,10 +45,17 @@ def add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
         sub.add_argument("models", nargs="+", metavar="model", help=text)
     else:
         sub.add_argument("model", help=text)
-    sub.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                     help="of the weights in memory; auto is as stored")  # fmt: skip
-    sub.add_argument("--device", help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
-                     "if there is one and this is not given")  # fmt: skip
+    sub.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights in memory; auto is as stored",
+    )
+    sub.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
+        "if there is one and this is not given",
+    )
     sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
 
 
@@ -60,56 +80,121 @@ def add_text(
 
 def add_plan(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Criterion, and how many layers go."""
-    sub.add_argument("--criterion", choices=COMPARED, default=CRITERIA[0],
-                     help="what makes a layer important; those of perplexity, and those that sweep "
-                     "alpha, run the model without layers")  # fmt: skip
-    sub.add_argument("--alpha", type=float, default=0.5,
-                     help="weight of difference against similarity, 0 to 1")  # fmt: skip
+    sub.add_argument(
+        "--criterion",
+        choices=COMPARED,
+        default=CRITERIA[0],
+        help="what makes a layer important; those of perplexity, and those that sweep "
+        "alpha, run the model without layers",
+    )
+    sub.add_argument(
+        "--alpha", type=float, default=0.5, help="weight of difference against similarity, 0 to 1"
+    )
     amount = sub.add_mutually_exclusive_group()
-    amount.add_argument("--ratio", type=float, help="share of the layers to remove, rounded down "
-                        "(0.25 if neither this nor --num-layers is given)")  # fmt: skip
+    amount.add_argument(
+        "--ratio",
+        type=float,
+        help="share of the layers to remove, rounded down "
+        "(0.25 if neither this nor --num-layers is given)",
+    )
     amount.add_argument("--num-layers", type=int, help="number of layers to remove")
-    amount.add_argument("--parameter-ratio", type=float, metavar="RATIO",
-                        help="share of all parameters to remove, at least")  # fmt: skip
-    amount.add_argument("--speed-up", type=float, metavar="FACTOR",
-                        help="as many layers as decoding at batch 1 needs to get so much faster, "
-                        "predicted from the bytes it reads")  # fmt: skip
-    amount.add_argument("--max-memory", type=float, metavar="GB",
-                        help="as many layers as the weights need to fit (1e9 bytes)")  # fmt: skip
-    sub.add_argument("--random-seed", type=int, default=0, metavar="SEED",
-                     help="of the criterion random")  # fmt: skip
-    sub.add_argument("--selection", choices=SELECTIONS, help="the K lowest layers, the best "
-                     "contiguous block, or the best disjoint blocks (default: blocks for simdiff, "
-                     "contiguous for criteria of blocks, lowest for the others)")  # fmt: skip
-    sub.add_argument("--max-blocks", type=int, metavar="N",
-                     help="at most N separate blocks (with --selection blocks)")  # fmt: skip
-    sub.add_argument("--protect", type=layer_list, default=(), metavar="LAYERS",
-                     help="layers that stay, such as 0,1,28-29 (counted from 0)")  # fmt: skip
+    amount.add_argument(
+        "--parameter-ratio",
+        type=float,
+        metavar="RATIO",
+        help="share of all parameters to remove, at least",
+    )
+    amount.add_argument(
+        "--speed-up",
+        type=float,
+        metavar="FACTOR",
+        help="as many layers as decoding at batch 1 needs to get so much faster, "
+        "predicted from the bytes it reads",
+    )
+    amount.add_argument(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="as many layers as the weights need to fit (1e9 bytes)",
+    )
+    sub.add_argument(
+        "--random-seed", type=int, default=0, metavar="SEED", help="of the criterion random"
+    )
+    sub.add_argument(
+        "--selection",
+        choices=SELECTIONS,
+        help="the K lowest layers, the best "
+        "contiguous block, or the best disjoint blocks (default: blocks for simdiff, "
+        "contiguous for criteria of blocks, lowest for the others)",
+    )
+    sub.add_argument(
+        "--max-blocks",
+        type=int,
+        metavar="N",
+        help="at most N separate blocks (with --selection blocks)",
+    )
+    sub.add_argument(
+        "--protect",
+        type=layer_list,
+        default=(),
+        metavar="LAYERS",
+        help="layers that stay, such as 0,1,28-29 (counted from 0)",
+    )
 
-    sub.add_argument("--bootstrap", type=int, default=500, metavar="N",
-                     help="draws of the calibration sequences that tell how sure the plan is; 0 "
-                     "makes none")  # fmt: skip
+    sub.add_argument(
+        "--bootstrap",
+        type=int,
+        default=500,
+        metavar="N",
+        help="draws of the calibration sequences that tell how sure the plan is; 0 makes none",
+    )
 
 
 def add_scoring(sub: argparse.ArgumentParser) -> None:
     """What the calibration pass skips, and whether it reads until the plan is stable."""
-    sub.add_argument("--skip-leading", type=int, default=0, metavar="N",
-                     help="keep the statistics of the first N tokens of every window apart: a "
-                     "massive activation there dominates squared differences")  # fmt: skip
-    sub.add_argument("--groups", type=int, default=128, metavar="N",
-                     help="groups of windows whose statistics are kept for the bootstrap; of no "
-                     "more windows than that, each is a group")  # fmt: skip
-    sub.add_argument("--state-memory", metavar="SIZE",
-                     help="most that the hidden states of one forward may take, in bytes or such "
-                     "as 4GB; fewer windows run at a time where they would take more")  # fmt: skip
-    sub.add_argument("--calibrate-until-stable", action="store_true",
-                     help="read more windows, twice as many each time, until the plan of scores "
-                     "alone comes again in enough bootstrap draws; --windows are those of the "
-                     "first check")  # fmt: skip
-    sub.add_argument("--stable-confidence", type=float, default=0.95, metavar="SHARE",
-                     help="of the draws that must give the same plan")  # fmt: skip
-    sub.add_argument("--max-windows", type=int, default=128, metavar="N",
-                     help="read no more than that until the plan is stable")  # fmt: skip
+    sub.add_argument(
+        "--skip-leading",
+        type=int,
+        default=0,
+        metavar="N",
+        help="keep the statistics of the first N tokens of every window apart: a "
+        "massive activation there dominates squared differences",
+    )
+    sub.add_argument(
+        "--groups",
+        type=int,
+        default=128,
+        metavar="N",
+        help="groups of windows whose statistics are kept for the bootstrap; of no "
+        "more windows than that, each is a group",
+    )
+    sub.add_argument(
+        "--state-memory",
+        metavar="SIZE",
+        help="most that the hidden states of one forward may take, in bytes or such "
+        "as 4GB; fewer windows run at a time where they would take more",
+    )
+    sub.add_argument(
+        "--calibrate-until-stable",
+        action="store_true",
+        help="read more windows, twice as many each time, until the plan of scores "
+        "alone comes again in enough bootstrap draws; --windows are those of the "
+        "first check",
+    )
+    sub.add_argument(
+        "--stable-confidence",
+        type=float,
+        default=0.95,
+        metavar="SHARE",
+        help="of the draws that must give the same plan",
+    )
+    sub.add_argument(
+        "--max-windows",
+        type=int,
+        default=128,
+        metavar="N",
+        help="read no more than that until the plan is stable",
+    )
 
 
 def add_output(sub: argparse.ArgumentParser, text: str) -> None:
@@ -120,9 +205,14 @@ def add_output(sub: argparse.ArgumentParser, text: str) -> None:
 
 def add_evaluation(sub: argparse.ArgumentParser) -> None:
     """How a plan is chosen where the model is at hand."""
-    sub.add_argument("--evaluation-windows", type=int, default=4, metavar="N",
-                     help="calibration windows that searches by perplexity read; simdiff spends "
-                     "1/50 of greedy search on improving its plan (0: no evaluation)")  # fmt: skip
+    sub.add_argument(
+        "--evaluation-windows",
+        type=int,
+        default=4,
+        metavar="N",
+        help="calibration windows that searches by perplexity read; simdiff spends "
+        "1/50 of greedy search on improving its plan (0: no evaluation)",
+    )
 
 
 def layer_list(text: str) -> tuple[int, ...]:
@@ -141,15 +231,15 @@ def layer_list(text: str) -> tuple[int, ...]:
 
 def text_options(arguments: argparse.Namespace) -> TextOptions:
     """What `add_text` asked for."""
-    from simdiff.text_options import TextOptions
+    from simdiff.data.text_options import TextOptions
 
     return TextOptions(arguments.text, arguments.windows, arguments.window_length, arguments.seed)
 
 
 def plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """What `add_plan` asked for."""
-    from simdiff.budget import Budget
-    from simdiff.plan_options import PlanOptions
+    from simdiff.planning.budget import Budget
+    from simdiff.planning.options import PlanOptions
 
     memory = arguments.max_memory
     return PlanOptions(
@@ -173,8 +263,8 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
 
 def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     """What `add_scoring` asked for; refuses what cannot be."""
-    from simdiff.stability import ScoringOptions
-    from simdiff.streaming import parse_size
+    from simdiff.checkpoints.shards import parse_size
+    from simdiff.jobs.stability import ScoringOptions
 
     memory = arguments.state_memory
     options = ScoringOptions(

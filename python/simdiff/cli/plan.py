@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
 
 if TYPE_CHECKING:
-    from simdiff.scores import LayerScores
+    from simdiff.scoring.scores import LayerScores
 
 TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
 INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
@@ -19,23 +19,29 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff plan`."""
     sub.add_argument("scores", type=Path, help="file written by `simdiff score`")
     add_plan(sub)
-    sub.add_argument("--unit", choices=("layer", "attention", "mlp", "sublayer"), default="layer",
-                     help="what goes: whole layers, or attention or MLP sub-layers or both against "
-                     "each other (then --num-layers counts sub-layers, and the scores are of "
-                     "`simdiff score --sublayers`)")  # fmt: skip
-    sub.add_argument("--model", help="the model of the scores: simdiff then chooses among a few "
-                     "plans by perplexity on the text that calibrated")  # fmt: skip
+    sub.add_argument(
+        "--unit",
+        choices=("layer", "attention", "mlp", "sublayer"),
+        default="layer",
+        help="what goes: whole layers, or attention or MLP sub-layers or both against "
+        "each other (then --num-layers counts sub-layers, and the scores are of "
+        "`simdiff score --sublayers`)",
+    )
+    sub.add_argument(
+        "--model",
+        help="the model of the scores: simdiff then chooses among a few "
+        "plans by perplexity on the text that calibrated",
+    )
     add_evaluation(sub)
     add_output(sub, "file to write, such as plan.json")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
-    from simdiff.calibrate import calibrated
-    from simdiff.files import check_new_file
-    from simdiff.pipeline import search_journal
-    from simdiff.scores import LayerScores
-    from simdiff.tables import layers_table
+    from simdiff.io.outputs import check_new_file
+    from simdiff.jobs.calibrate import calibrated, search_journal
+    from simdiff.report.terminal.tables import layers_table
+    from simdiff.scoring.scores import LayerScores
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
@@ -62,8 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
     """`--unit` attention, mlp or sublayer."""
     from simdiff.errors import SimdiffError
-    from simdiff.sublayer_plans import plan_sublayers
-    from simdiff.sublayer_tables import plan_lines, sublayers_table
+    from simdiff.report.terminal.sublayers import plan_lines, sublayers_table
+    from simdiff.sublayers.plan import plan_sublayers
 
     others = ("ratio", "parameter_ratio", "speed_up", "max_memory", "max_blocks", "model")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]

@@ -19,10 +19,10 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff profile`."""
-    from simdiff.files import check_new_file
-    from simdiff.models import load_model
-    from simdiff.profiling import profile_pass
-    from simdiff.tables import profile_table
+    from simdiff.io.outputs import check_new_file
+    from simdiff.models.loading import load_model
+    from simdiff.report.terminal.tables import profile_table
+    from simdiff.scoring.profiling import profile_pass
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)

@@ -14,21 +14,25 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff prune`."""
     add_model(sub)
     sub.add_argument("--plan", type=Path, required=True, help="file written by `simdiff plan`")
-    sub.add_argument("--max-shard-size", default="50GB", metavar="SIZE",
-                     help="largest weight file, in bytes or such as 5GB")  # fmt: skip
+    sub.add_argument(
+        "--max-shard-size",
+        default="50GB",
+        metavar="SIZE",
+        help="largest weight file, in bytes or such as 5GB",
+    )
     add_output(sub, "new directory for the pruned checkpoint")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune`."""
+    from simdiff.checkpoints.gguf.cut import is_gguf
     from simdiff.cli import prune_gguf
-    from simdiff.gguf_files import is_gguf
 
     if is_gguf(arguments.model):
         return prune_gguf.run(arguments)
-    from simdiff.api import prune_checkpoint
-    from simdiff.files import check_new_path
-    from simdiff.selection import PruningPlan
+    from simdiff.io.outputs import check_new_path
+    from simdiff.jobs.prune import prune_checkpoint
+    from simdiff.planning.plan import PruningPlan
 
     output = arguments.output.absolute()
     check_new_path(output, arguments.overwrite)

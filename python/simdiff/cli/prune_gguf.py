@@ -10,10 +10,10 @@ from simdiff.cli.options import show
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune` on a GGUF file."""
+    from simdiff.checkpoints.gguf.cut import prune_gguf
     from simdiff.errors import SimdiffError
-    from simdiff.gguf_files import prune_gguf
-    from simdiff.progress import step
-    from simdiff.selection import PruningPlan
+    from simdiff.io.progress import step
+    from simdiff.planning.plan import PruningPlan
 
     for option in ("dtype", "device"):
         if getattr(arguments, option, None) not in (None, "auto"):

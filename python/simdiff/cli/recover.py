@@ -16,12 +16,19 @@ INTERRUPTED = "give the same command again: a training goes on where it stopped"
 
 # By name: type, or choices, and what help says. Defaults are those of the preset.
 TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
-    "preset": (tuple(dict.fromkeys(sum(TRAINING_PRESETS.values(), ()))),
-               "recipe that the other options change: text and paper of lora, distillation"),
-    "start": (STARTS, "train from the closed form's weights, or from the plain cut, as the "
-              "preset paper does"),
-    "training_text": (str, "other text to train on (its calibration half), or .json or .jsonl "
-                      "of objects with instruction, input and output"),
+    "preset": (
+        tuple(dict.fromkeys(sum(TRAINING_PRESETS.values(), ()))),
+        "recipe that the other options change: text and paper of lora, distillation",
+    ),
+    "start": (
+        STARTS,
+        "train from the closed form's weights, or from the plain cut, as the preset paper does",
+    ),
+    "training_text": (
+        str,
+        "other text to train on (its calibration half), or .json or .jsonl "
+        "of objects with instruction, input and output",
+    ),
     "examples": (int, "train on at most so many examples"),
     "train_on_prompts": (bool, "of instructions, predict the prompts too"),
     "train_length": (int, "tokens in an example"),
@@ -32,8 +39,10 @@ TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
     "alpha": (float, "the adapters' output is multiplied by alpha / rank"),
     "dropout": (float, "of an adapter's input"),
     "targets": (str, "last names of the projections, by commas (default: all linear ones)"),
-    "distillation_weight": (float, "of the divergence from the dense model, 0 to 1; the rest is "
-                            "the cross-entropy of the text"),
+    "distillation_weight": (
+        float,
+        "of the divergence from the dense model, 0 to 1; the rest is the cross-entropy of the text",
+    ),
     "temperature": (float, "of the distillation"),
     "epochs": (float, "passes over the examples"),
     "steps": (int, "so many updates, instead of epochs"),
@@ -48,9 +57,11 @@ TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
     "patience": (int, "evaluations without a better one that end training; 0 never"),
     "checkpoint_minutes": (float, "between states that an interrupted training goes on from"),
     "gradient_checkpointing": (bool, "compute activations twice instead of keeping them"),
-    "compute_dtype": (("auto", "float32", "bfloat16"), "of the products; auto is bfloat16 where "
-                      "it is fast"),
-}  # fmt: skip
+    "compute_dtype": (
+        ("auto", "float32", "bfloat16"),
+        "of the products; auto is bfloat16 where it is fast",
+    ),
+}
 
 
 def add(sub: argparse.ArgumentParser) -> None:
@@ -60,8 +71,11 @@ def add(sub: argparse.ArgumentParser) -> None:
     methods = "; ".join(f"{name}: {method.text}" for name, method in METHODS.items())
     sub.add_argument("--method", choices=tuple(METHODS), default="closed-form", help=methods)
     add_text(sub)
-    sub.add_argument("--held-out", metavar="TEXT", help="another text to evaluate on, whole "
-                     "(default: the held-out half of --text)")  # fmt: skip
+    sub.add_argument(
+        "--held-out",
+        metavar="TEXT",
+        help="another text to evaluate on, whole (default: the held-out half of --text)",
+    )
     add_output(sub, "new directory for the recovered checkpoint")
     _add_method_options(sub)
     sub.set_defaults(windows=64)
@@ -70,13 +84,21 @@ def add(sub: argparse.ArgumentParser) -> None:
 def _add_method_options(sub: argparse.ArgumentParser) -> None:
     """Options of single methods; None where not given, their defaults are the method's."""
     group = sub.add_argument_group("closed-form")
-    group.add_argument("--features", choices=("auto", "inputs", "outputs"),
-                       default=argparse.SUPPRESS, help="what the correction of a projection is "
-                       "linear in: its inputs, its outputs (cheaper, weaker), or outputs only "
-                       "where inputs would take over 8 GiB (default: auto)")  # fmt: skip
-    group.add_argument("--norm-power", type=float, metavar="P", default=argparse.SUPPRESS,
-                       help="tokens count by the dense state's norm to the power -P "
-                       "(default: 2)")  # fmt: skip
+    group.add_argument(
+        "--features",
+        choices=("auto", "inputs", "outputs"),
+        default=argparse.SUPPRESS,
+        help="what the correction of a projection is "
+        "linear in: its inputs, its outputs (cheaper, weaker), or outputs only "
+        "where inputs would take over 8 GiB (default: auto)",
+    )
+    group.add_argument(
+        "--norm-power",
+        type=float,
+        metavar="P",
+        default=argparse.SUPPRESS,
+        help="tokens count by the dense state's norm to the power -P (default: 2)",
+    )
     training = sub.add_argument_group("training (lora, distillation)")
     for name, (kind, text) in TRAINING_OPTIONS.items():
         kinds: dict[str, Any] = {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
@@ -86,8 +108,11 @@ def _add_method_options(sub: argparse.ArgumentParser) -> None:
             kinds = {"choices": kind}
         flag = f"--{name.replace('_', '-')}"
         training.add_argument(flag, **kinds, default=argparse.SUPPRESS, help=text)
-    training.add_argument("--restart", action="store_true", help="forget what an interrupted "
-                          "training left in OUTPUT.training")  # fmt: skip
+    training.add_argument(
+        "--restart",
+        action="store_true",
+        help="forget what an interrupted training left in OUTPUT.training",
+    )
 
 
 def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,9 +124,9 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff recover`."""
-    from simdiff.recovery.job import recover
-    from simdiff.selection import PruningPlan
-    from simdiff.tables import recovery_table
+    from simdiff.jobs.recover import recover
+    from simdiff.planning.plan import PruningPlan
+    from simdiff.report.terminal.tables import recovery_table
 
     record = recover(
         arguments.model,

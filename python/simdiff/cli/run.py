@@ -26,8 +26,11 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff run`."""
     add_model(sub)
     add_text(sub, default="demo")
-    sub.add_argument("--held-out", metavar="TEXT", help="evaluate on this text (default: the half "
-                     "of --text that does not calibrate)")  # fmt: skip
+    sub.add_argument(
+        "--held-out",
+        metavar="TEXT",
+        help="evaluate on this text (default: the half of --text that does not calibrate)",
+    )
     add_scoring(sub)
     add_plan(sub)
     add_evaluation(sub)
@@ -36,8 +39,8 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff run`."""
-    from simdiff.pipeline import run
-    from simdiff.tables import layers_table, results_table
+    from simdiff.jobs.run import run
+    from simdiff.report.terminal.tables import layers_table, results_table
 
     outcome = run(
         arguments.model,

@@ -23,8 +23,11 @@ def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff score`."""
     add_model(sub)
     add_text(sub)
-    sub.add_argument("--sublayers", action="store_true", help="also score the attention and the "
-                     "MLP of every layer, for `simdiff plan --unit`")  # fmt: skip
+    sub.add_argument(
+        "--sublayers",
+        action="store_true",
+        help="also score the attention and the MLP of every layer, for `simdiff plan --unit`",
+    )
     add_scoring(sub)
     add_plan(sub.add_argument_group("the plan that has to be stable"))
     add_output(sub, "file to write, such as scores.json")
@@ -32,11 +35,11 @@ def add(sub: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff score`."""
-    from simdiff.calibrate import calibrate
-    from simdiff.files import check_new_file
-    from simdiff.models import load_model
-    from simdiff.sublayer_tables import sublayers_table
-    from simdiff.tables import leading_table, scores_table
+    from simdiff.io.outputs import check_new_file
+    from simdiff.jobs.calibrate import calibrate
+    from simdiff.models.loading import load_model
+    from simdiff.report.terminal.sublayers import sublayers_table
+    from simdiff.report.terminal.tables import leading_table, scores_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scoring = scoring_options(arguments)

@@ -13,8 +13,11 @@ TEXT = "Check that a pruned directory is whole, loads in stock tools, and is wha
 def add(sub: argparse.ArgumentParser) -> None:
     """The options of `simdiff verify`."""
     sub.add_argument("directory", type=Path, help="written by `simdiff prune`, or any checkpoint")
-    sub.add_argument("--against", metavar="MODEL", help="the model before pruning: logits must be "
-                     "those of the plan applied to it in memory")  # fmt: skip
+    sub.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="the model before pruning: logits must be those of the plan applied to it in memory",
+    )
     sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
     sub.epilog = "exit codes: 0 every check held, 1 some check failed, 2 nothing to check"
 
@@ -23,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run `simdiff verify`; returns its exit code."""
     from dataclasses import asdict
 
-    from simdiff.verification import verify
+    from simdiff.provenance.verify import verify
 
     checks = verify(arguments.directory, arguments.against)
     failed = sum(check.passed is False for check in checks)

@@ -1,1 +1,1 @@
-"""What a cut cost, brought back: corrections of the weights that stay, solved for or trained."""
+"""Recover quality after a cut: correct the kept weights in closed form, or train them."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from simdiff.selection import PruningPlan
+    from simdiff.planning.plan import PruningPlan
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,41 @@ STARTS = ("closed-form", "cut")
 TRAINING_PRESETS = {"lora": ("text", "paper"), "distillation": ("distillation",)}
 """Recipes of the methods that train, the default first."""
 _TRAINING = (
-    "preset", "start", "training_text", "examples", "train_on_prompts", "train_length",
-    "train_batch_size", "micro_batch_size", "train_seed", "rank", "alpha", "dropout", "targets",
-    "steps", "epochs", "max_minutes", "learning_rate", "schedule", "warmup_steps", "weight_decay",
-    "max_gradient_norm", "set_apart", "evaluations", "patience", "checkpoint_minutes",
-    "gradient_checkpointing", "compute_dtype",
-)  # fmt: skip
-_TRAINED = "simdiff.recovery.trained"
+    "preset",
+    "start",
+    "training_text",
+    "examples",
+    "train_on_prompts",
+    "train_length",
+    "train_batch_size",
+    "micro_batch_size",
+    "train_seed",
+    "rank",
+    "alpha",
+    "dropout",
+    "targets",
+    "steps",
+    "epochs",
+    "max_minutes",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "max_gradient_norm",
+    "set_apart",
+    "evaluations",
+    "patience",
+    "checkpoint_minutes",
+    "gradient_checkpointing",
+    "compute_dtype",
+)
+_TRAINED = "simdiff.recovery.training.method"
 
 METHODS = {
     "closed-form": Method(
         "output projections of the layers that stay, corrected by ridge regression towards the "
         "dense model's hidden states; nothing is trained",
-        "simdiff.recovery.closed_form",
+        "simdiff.recovery.closed_form.method",
         ("features", "norm_power"),
     ),
     "lora": Method(

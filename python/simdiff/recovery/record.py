@@ -1,4 +1,4 @@
-"""RecoveryRecord: what recovery changed and what it brought; recovery.json beside the weights."""
+"""RecoveryRecord, the content of recovery.json: the changed parameters and the quality gained."""
 
 from __future__ import annotations
 
@@ -13,51 +13,50 @@ import torch
 from torch import Tensor, nn
 
 from simdiff.errors import SimdiffError
-from simdiff.files import header, read_json, write_json
+from simdiff.io.json_files import header, read_json, write_json
 
 RECORD = "recovery.json"
 SCHEMA = "simdiff.recovery"
-SCHEMA_VERSION = 1
 STAGES = ("dense", "pruned", "recovered")
 
 
 @dataclass(frozen=True)
 class RecoveryRecord:
-    """What was done to the layers that stay, with which result."""
+    """The method and the result of a recovery."""
 
     method: str
     formula: str
     trained: bool
     settings: dict[str, Any]
     changed: dict[str, str]
-    """SHA-256 (see `digest`) of every parameter that is not the dense model's, by its name in the
-    pruned model."""
+    """SHA-256 (see `digest`) of every parameter that differs from the dense model's, by its name in
+    the pruned model."""
     calibration: dict[str, Any]
-    """The text that the method saw (`TextIdentity`)."""
+    """Identity of the text that the method read (`TextIdentity`)."""
     evaluation: dict[str, Any]
-    """The text, disjoint from it, that `quality` was measured on."""
+    """Identity of the text on which `quality` was measured, disjoint from `calibration`."""
     quality: dict[str, dict[str, Any]]
     """Fields of `Perplexity` for each of `STAGES`: dense, plainly cut, recovered."""
     seconds: float
-    """That the method took, without loading and evaluation."""
+    """Time that the method took, without loading and evaluation."""
     machine: str
     details: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def perplexity(self, stage: str) -> float:
-        """Held-out perplexity of the dense, the plainly cut ("pruned") or the recovered model."""
+        """Held-out perplexity of the "dense", the "pruned" (plain cut) or the "recovered" model."""
         return float(self.quality[stage]["perplexity"])
 
     @property
     def recovered_share(self) -> float | None:
-        """Part of the way from the plain cut to the dense model, in log perplexity."""
+        """Share of the way from the plain cut back to the dense model, in log perplexity."""
         dense, pruned, recovered = (self.quality[stage]["nll"] for stage in STAGES)
         return (pruned - recovered) / (pruned - dense) if pruned > dense else None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of recovery.json."""
         return {
-            **header(SCHEMA, SCHEMA_VERSION),
+            **header(SCHEMA),
             "method": self.method,
             "formula": self.formula,
             "trained": self.trained,
@@ -82,9 +81,9 @@ class RecoveryRecord:
         """Read recovery.json.
 
         Raises:
-            SimdiffError: missing, corrupt, or written by a newer version.
+            SimdiffError: the file is missing, damaged, or of a newer version.
         """
-        content = read_json(path, SCHEMA, SCHEMA_VERSION)
+        content = read_json(path, SCHEMA)
         try:
             quality = {stage: dict(content["quality"][stage]) for stage in STAGES}
             for stage, values in quality.items():
@@ -112,7 +111,7 @@ class RecoveryRecord:
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 over a tensor's dtype, shape and bytes, as they are stored."""
+    """SHA-256 over a tensor's dtype, shape and bytes as stored in files."""
     flat = tensor.detach().cpu().contiguous()
     result = hashlib.sha256(f"{flat.dtype} {tuple(flat.shape)}".encode())
     result.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
@@ -120,7 +119,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def differing(model: nn.Module, other: nn.Module) -> Iterator[str]:
-    """Names of parameters that are not equal in both models, or only in one of them."""
+    """Yield names of parameters that differ between two models, or exist in only one of them."""
     wanted = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         if name not in wanted or not torch.equal(parameter, wanted.pop(name)):
@@ -129,10 +128,10 @@ def differing(model: nn.Module, other: nn.Module) -> Iterator[str]:
 
 
 def changed_parameters(model: nn.Module, plain: nn.Module) -> dict[str, str]:
-    """Digests of the parameters of a model that are not those of its plain cut.
+    """Digests of the parameters of a model that differ from its plain cut.
 
     Raises:
-        SimdiffError: parameters were added or lost, or are not finite.
+        SimdiffError: parameters were added or removed, or are not finite.
     """
     parameters = dict(model.named_parameters())
     names = list(differing(model, plain))
@@ -151,7 +150,7 @@ def changed_parameters(model: nn.Module, plain: nn.Module) -> dict[str, str]:
 
 
 def worse_notes(quality: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Says so where recovery did harm on the held-out text."""
+    """Notes that warn if recovery made the held-out perplexity worse; else empty."""
     pruned, recovered = (float(quality[stage]["perplexity"]) for stage in STAGES[1:])
     if recovered <= pruned:
         return ()

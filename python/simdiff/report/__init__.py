@@ -1,1 +1,1 @@
-"""The report of a run: plots over depth and one self-contained HTML page."""
+"""Pages, charts and terminal tables for people."""

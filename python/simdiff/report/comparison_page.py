@@ -1,21 +1,21 @@
-"""The page of a comparison: one HTML file without references to anything outside it."""
+"""The page of a comparison: one self-contained HTML file."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from simdiff.block_costs import block_costs
-from simdiff.block_selection import blocks_of
-from simdiff.comparison_results import ComparedCell, Comparison
-from simdiff.criteria import CRITERIA
-from simdiff.report.block_figure import heat_map
-from simdiff.report.comparison_plots import blocks_plot, layers_plot, perplexity_plot
-from simdiff.report.layers_figure import layers_chart
-from simdiff.report.style import document, facts_table, figure, image, tile
-from simdiff.searches import FORMULAS
+from simdiff.comparison.results import ComparedCell, Comparison
+from simdiff.planning.block_costs import block_costs
+from simdiff.planning.criteria import CRITERIA
+from simdiff.planning.perplexity_search import FORMULAS
+from simdiff.report.cells import cell_texts, duration, perplexity_text
+from simdiff.report.figures.blocks import heat_map
+from simdiff.report.figures.layers import layers_chart
+from simdiff.report.figures.perplexity import perplexity_chart
+from simdiff.report.html import document, facts_table, figure, tile
 
 _SEARCH_SOURCES = {
     "one-shot-perplexity": "Shortened LLaMA, arXiv 2402.02834",
@@ -24,22 +24,13 @@ _SEARCH_SOURCES = {
 
 
 def write_comparison(directory: Path, comparison: Comparison) -> None:
-    """Write compare.html, perplexity.png, layers.png and, where blocks were scored, blocks.png."""
-    plots = {
-        "perplexity.png": perplexity_plot(comparison),
-        "layers.png": layers_plot(comparison),
-    }
-    blocks = blocks_plot(comparison.scores)
-    if blocks is not None:
-        plots["blocks.png"] = blocks
-    for name, png in plots.items():
-        (directory / name).write_bytes(png)
-    page = render_comparison(comparison, plots)
+    """Write compare.html into a directory."""
+    page = render_comparison(comparison)
     (directory / "compare.html").write_text(page, encoding="utf-8")
 
 
-def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str:
-    """The page as text; pictures are embedded."""
+def render_comparison(comparison: Comparison) -> str:
+    """Render the page of a comparison as HTML."""
     name = html.escape(str(comparison.scores.model["name"]))
     counts = ", ".join(map(str, comparison.counts))
     sections = [
@@ -49,11 +40,7 @@ def render_comparison(comparison: Comparison, plots: Mapping[str, bytes]) -> str
         f"<div class='tiles'>{''.join(_tiles(comparison))}</div>",
         "<h2>Perplexity over removed layers</h2>",
         figure(
-            image(
-                plots["perplexity.png"],
-                f"Held-out perplexity of every criterion at {counts} removed layers; the numbers "
-                "are in the table below.",
-            ),
+            perplexity_chart(comparison),
             "Lower is better; bands are 95% intervals. Every number is in the tables below.",
             kind="wide",
         ),
@@ -225,58 +212,21 @@ def _criteria(comparison: Comparison) -> str:
 def _facts(comparison: Comparison) -> dict[str, Any]:
     known = comparison.provenance
     return {
-        **{f"model {key}": value for key, value in known["model"].items()
-           if not isinstance(value, list)},
+        **{
+            f"model {key}": value
+            for key, value in known["model"].items()
+            if not isinstance(value, list)
+        },
         **{f"calibration {key}": value for key, value in known["calibration"].items()},
         **{f"held-out {key}": value for key, value in known["held_out"].items()},
         "search windows": known["search_windows"],
-        **{key: value for key, value in known["options"].items()
-           if key not in ("criteria", "num_layers")},
+        **{
+            key: value
+            for key, value in known["options"].items()
+            if key not in ("criteria", "num_layers")
+        },
         "intervals": f"{100 * known['intervals']['confidence']:.0f}% by "
         f"{known['intervals']['of']}, {known['held_out']['num_windows']} of them; ratios paired",
         "times": f"{known['num_threads']} threads, {known['machine']}",
         **{f"version of {key}": value for key, value in comparison.to_dict()["versions"].items()},
-    }  # fmt: skip
-
-
-def cell_texts(entry: ComparedCell) -> list[str]:
-    """One cell of the comparison as text: the row of the table here and on the terminal."""
-    quality = entry.quality
-    removed = ", ".join(
-        str(start) if stop == start + 1 else f"{start}–{stop - 1}"
-        for start, stop in blocks_of(entry.removed)
-    )
-    if quality is None:
-        numbers = ["none", "", "", ""]
-        removed = f"{removed}: {entry.problem}" if removed else str(entry.problem)
-    else:
-        numbers = [
-            perplexity_text(quality.perplexity),
-            _interval(quality.low, quality.high, perplexity_text),
-            _ratio_text(quality.ratio),
-            _interval(quality.ratio_low, quality.ratio_high, _ratio_text),
-        ]
-    count, name = str(entry.cell.num_remove), entry.cell.criterion
-    return [count, name, *numbers, duration(entry.cell.seconds), removed]
-
-
-def _interval(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
-    return "" if low is None or high is None else f"{shown(low)}–{shown(high)}"
-
-
-def perplexity_text(value: float) -> str:
-    """Two decimals where they mean something."""
-    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
-
-
-def _ratio_text(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time in a unit that fits."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 else "< 1 ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min"
+    }

@@ -1,4 +1,4 @@
-"""The report: one HTML page without references to anything outside it."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,46 +7,44 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from simdiff.model_card import reproduction
-from simdiff.report.confidence_section import confidence
-from simdiff.report.cut_section import cut, layers
-from simdiff.report.depth_figures import metric_charts
-from simdiff.report.map_section import all_blocks
-from simdiff.report.plots import importance_plot, metrics_plot
-from simdiff.report.quality_section import perplexity_interval, quality
-from simdiff.report.recovery_section import recovery
+from simdiff.planning.plan import PruningPlan
+from simdiff.provenance.card import reproduction
+from simdiff.report.cells import stored_interval
+from simdiff.report.figures.depth import metric_charts
+from simdiff.report.html import document, facts_table, figure, tile
+from simdiff.report.sections.confidence import confidence_section
+from simdiff.report.sections.cut import cut_section, layers_section
+from simdiff.report.sections.map import map_section
+from simdiff.report.sections.quality import quality_section
+from simdiff.report.sections.recovery import recovery_section
+from simdiff.report.sections.speed import speed_pairs, speed_section
 from simdiff.report.sources import ReportSources, model_path, pruned_parameters
-from simdiff.report.speed_section import speed, speed_pairs
-from simdiff.report.style import document, facts_table, figure, tile
-from simdiff.scores import LayerScores
-from simdiff.selection import PruningPlan
+from simdiff.scoring.scores import LayerScores
 
 
 def write_report(
     directory: Path, scores: LayerScores, plan: PruningPlan, results: Mapping[str, Any]
 ) -> None:
-    """Write report.html, importance.png and metrics.png into the directory of a run."""
-    (directory / "importance.png").write_bytes(importance_plot(plan))
-    (directory / "metrics.png").write_bytes(metrics_plot(scores, plan))
+    """Write report.html into the directory of a run."""
     sources = ReportSources(plan, scores, results, model_path=model_path(directory))
     (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
 
 
 def render_page(sources: ReportSources) -> str:
-    """The page as text: a section for each source that is there."""
+    """Render the report as HTML, with a section for each source that exists."""
     plan = sources.plan
     name = html.escape(str(plan.model.get("name", "model")))
     sections = [
         f"<h1>{name}: {len(plan.removed)} of {plan.num_layers} layers removed</h1>",
         *_headline(sources),
-        *cut(plan),
-        *confidence(plan, sources.results),
+        *cut_section(plan),
+        *confidence_section(plan, sources.results),
         *_metrics(sources.scores, plan),
-        *all_blocks(sources.scores, plan),
-        *layers(plan, sources.scores),
-        *quality(sources),
-        *speed(sources),
-        *recovery(sources.recovery, plan.num_layers),
+        *map_section(sources.scores, plan),
+        *layers_section(plan, sources.scores),
+        *quality_section(sources),
+        *speed_section(sources),
+        *recovery_section(sources.recovery, plan.num_layers),
         *_generation(sources.results),
         *_provenance(sources),
     ]
@@ -78,7 +76,7 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
     results, plan = sources.results, sources.plan
     if results is not None:
         before, after = results["dense"], results["pruned"]
-        interval = perplexity_interval(after)
+        interval = stored_interval(after)
         yield tile(
             "held-out perplexity",
             f"{before['perplexity']:.2f} → {after['perplexity']:.2f}",
@@ -94,13 +92,17 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
         )
     whole, small = plan.model.get("num_parameters"), pruned_parameters(plan)
     if whole and small:
-        yield tile("parameters", f"{_millions(whole, small)} M",
-                   f"{100 * (1 - small / whole):.1f}% fewer")  # fmt: skip
+        yield tile(
+            "parameters", f"{_millions(whole, small)} M", f"{100 * (1 - small / whole):.1f}% fewer"
+        )
     for phase, pairs in speed_pairs(sources).items():
         pair = pairs[0]
         share = "" if pair.share is None else f", {100 * pair.share:.0f}% of the ideal"
-        yield tile(f"{phase}, tokens per second", f"{pair.dense:.3g} → {pair.pruned:.3g}",
-                   f"{pair.ratio:.2f} times{share}")  # fmt: skip
+        yield tile(
+            f"{phase}, tokens per second",
+            f"{pair.dense:.3g} → {pair.pruned:.3g}",
+            f"{pair.ratio:.2f} times{share}",
+        )
 
 
 def _millions(*counts: int) -> str:
@@ -155,10 +157,13 @@ def _provenance(sources: ReportSources) -> Iterator[str]:
 def _facts(sources: ReportSources) -> dict[str, Any]:
     plan, scores, results = sources.plan, sources.scores, sources.results
     facts: dict[str, Any] = {
-        **{f"model {key}": value for key, value in plan.model.items()
-           if not isinstance(value, list)},
+        **{
+            f"model {key}": value
+            for key, value in plan.model.items()
+            if not isinstance(value, list)
+        },
         **{f"calibration {key}": value for key, value in plan.calibration.items()},
-    }  # fmt: skip
+    }
     if scores is not None:
         known = scores.provenance
         facts["scored with"] = f"backend {known.get('backend')} on {known.get('device')}"
@@ -171,8 +176,11 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
             f"threads, {results['machine']}"
         )
         facts |= _versions("run", results)
-    for kind, content in (("evaluation", sources.evaluation), ("benchmark", sources.bench),
-                          ("recovery", sources.recovery)):  # fmt: skip
+    for kind, content in (
+        ("evaluation", sources.evaluation),
+        ("benchmark", sources.bench),
+        ("recovery", sources.recovery),
+    ):
         if content is None:
             continue
         if "machine" in content:

@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a run, an evaluation, a benchmark and a recovery."""
+"""Read and check the files of a report: run, evaluation, benchmark and recovery."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.files import MARKER, read_json
-from simdiff.scores import LayerScores
-from simdiff.selection import PruningPlan
+from simdiff.io.json_files import read_json
+from simdiff.io.outputs import PLAN_FILE
+from simdiff.planning.plan import PruningPlan
+from simdiff.scoring.scores import LayerScores
 
 Content = Mapping[str, Any]
 
 STAGES = ("dense", "pruned", "recovered")
-# In the directory of a run these are taken without being asked for.
+# Files that are read from the directory of a run without being named by the user.
 FOUND = {"evaluation": "evaluation.json", "bench": "bench.json", "recovery": "recovery.json"}
 
 
 @dataclass(frozen=True)
 class ReportSources:
-    """Content of the files, checked; None where there is none."""
+    """The checked contents of all files; None for each file that does not exist."""
 
     plan: PruningPlan
     scores: LayerScores | None = None
@@ -31,7 +32,7 @@ class ReportSources:
     bench: Content | None = None
     recovery: Content | None = None
     model_path: str | None = None
-    """Of the pruned checkpoint, from the directory of the page."""
+    """Path of the pruned checkpoint, relative to the directory of the page."""
 
 
 def read_sources(
@@ -41,11 +42,11 @@ def read_sources(
     bench: Path | None = None,
     recovery: Path | None = None,
 ) -> ReportSources:
-    """Read what a directory of `simdiff run`, `prune` or `recover` holds, and further files.
+    """Read the files of a report.
 
     Args:
-        directory: with plan.json; scores.json, results.json and those of `FOUND` are taken where
-            they are.
+        directory: a directory of `simdiff run`, `prune` or `recover` with plan.json; scores.json,
+            results.json and the files in `FOUND` are read from it if they exist.
         evaluation, bench: files that `simdiff eval` and `simdiff bench` wrote.
         recovery: recovery.json, or the directory that `simdiff recover` wrote.
 
@@ -53,8 +54,8 @@ def read_sources(
         SimdiffError: a file is missing, damaged, of another kind, or of another model or plan.
     """
     if not directory.is_dir():
-        raise SimdiffError(f"report: {directory} must be a directory with {MARKER}, got none")
-    plan = PruningPlan.load(directory / MARKER)
+        raise SimdiffError(f"report: {directory} must be a directory with {PLAN_FILE}, got none")
+    plan = PruningPlan.load(directory / PLAN_FILE)
     given = {"evaluation": evaluation, "bench": bench, "recovery": recovery}
     paths: dict[str, Path] = {}
     for kind, name in FOUND.items():
@@ -68,28 +69,31 @@ def read_sources(
         scores = LayerScores.load(directory / "scores.json")
         check_model(directory / "scores.json", scores.model, plan)
     if (directory / "results.json").is_file():
-        results = _read(directory / "results.json", "simdiff.results", 1, plan, check_results)
+        results = _read(directory / "results.json", "simdiff.results", plan, check_results)
     readers = {
-        "evaluation": ("simdiff.evaluation", 2, check_evaluation),
-        "bench": ("simdiff.bench", 1, check_bench),
-        "recovery": ("simdiff.recovery", 1, check_recovery),
+        "evaluation": ("simdiff.evaluation", check_evaluation),
+        "bench": ("simdiff.bench", check_bench),
+        "recovery": ("simdiff.recovery", check_recovery),
     }
-    read = {kind: _read(path, *readers[kind][:2], plan, readers[kind][2])
-            for kind, path in paths.items()}  # fmt: skip
+    read = {
+        kind: _read(path, schema, plan, check)
+        for kind, path in paths.items()
+        for schema, check in [readers[kind]]
+    }
     if "recovery" in paths:
-        _check_plan_beside(paths["recovery"], plan)
+        _check_stored_plan(paths["recovery"], plan)
     return ReportSources(plan, scores, results, model_path=model_path(directory), **read)
 
 
 def model_path(directory: Path) -> str | None:
-    """Where the pruned checkpoint lies, from the directory."""
+    """The path of the pruned checkpoint relative to a directory; None if there is none."""
     if (directory / "model" / "config.json").is_file():
         return "model"
     return "." if (directory / "config.json").is_file() else None
 
 
-def _read(path: Path, schema: str, version: int, plan: PruningPlan, check: Any) -> Content:
-    content = read_json(path, schema, version)
+def _read(path: Path, schema: str, plan: PruningPlan, check: Any) -> Content:
+    content = read_json(path, schema)
     try:
         check(path, content, plan)
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
@@ -103,7 +107,7 @@ def _read(path: Path, schema: str, version: int, plan: PruningPlan, check: Any) 
 
 
 def check_model(path: Path, model: Content, plan: PruningPlan) -> None:
-    """Refuse a file of another model, by its fingerprint or, without one, its size."""
+    """Refuse a file of another model, by the fingerprint or, without one, by the size."""
     for key in ("fingerprint", "num_layers", "num_parameters"):
         wanted, found = plan.model.get(key), model.get(key)
         if wanted is not None and found is not None and wanted != found:
@@ -114,7 +118,7 @@ def check_model(path: Path, model: Content, plan: PruningPlan) -> None:
 
 
 def pruned_parameters(plan: PruningPlan) -> int | None:
-    """Parameters of the model after the cut; None where the plan does not tell."""
+    """Number of parameters of the pruned model; None if the plan does not tell."""
     sizes = plan.model.get("layer_parameters")
     whole = plan.model.get("num_parameters")
     if not sizes or not whole:
@@ -123,7 +127,7 @@ def pruned_parameters(plan: PruningPlan) -> int | None:
 
 
 def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
-    """results.json: both models, with perplexity, size and speed."""
+    """Check results.json, which has perplexity, size and speed of both models."""
     check_model(path, {"num_parameters": content["dense"]["num_parameters"]}, plan)
     _check_pruned(path, content["pruned"]["num_parameters"], plan)
     for stage in ("dense", "pruned"):
@@ -134,7 +138,7 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
 
 
 def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
-    """The file of `simdiff eval`, of two or more models on one text or the same tasks."""
+    """Check a file of `simdiff eval`, which has two or more models on the same text or tasks."""
     models = content["models"]
     dense = content.get("dense", next(iter(models)))
     for model in models.values():
@@ -156,7 +160,7 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
 
 
 def check_bench(path: Path, content: Content, plan: PruningPlan) -> None:
-    """The file of `simdiff bench`: dense against pruned, for each setting."""
+    """Check a file of `simdiff bench`, which has both models for each setting."""
     check_model(path, content["models"]["dense"], plan)
     if content["removed"] is not None and sorted(content["removed"]) != sorted(plan.removed):
         raise SimdiffError(
@@ -172,12 +176,15 @@ def check_bench(path: Path, content: Content, plan: PruningPlan) -> None:
                 speed = setting[stage]["tokens_per_second"][phase]
                 _finite(speed["median"], speed["lower_quartile"], speed["upper_quartile"])
             ratio = setting["phases"][phase]
-            _finite(ratio["ideal"], ratio["share_of_ideal"], *(
-                ratio["ratio"][key] for key in ("median", "low", "high")))  # fmt: skip
+            _finite(
+                ratio["ideal"],
+                ratio["share_of_ideal"],
+                *(ratio["ratio"][key] for key in ("median", "low", "high")),
+            )
 
 
 def check_recovery(path: Path, content: Content, plan: PruningPlan) -> None:
-    """recovery.json: quality of the dense, pruned and recovered model, and the method's details."""
+    """Check recovery.json, which has the quality of three models and details of the method."""
     check_model(path, content.get("model", {}), plan)
     for stage in STAGES:
         _finite(content["quality"][stage]["perplexity"], content["quality"][stage]["nll"])
@@ -204,9 +211,9 @@ def _check_pruned(path: Path, found: int, plan: PruningPlan) -> None:
         )
 
 
-def _check_plan_beside(path: Path, plan: PruningPlan) -> None:
-    """A recovered checkpoint holds the plan of its cut."""
-    beside = path.with_name(MARKER)
+def _check_stored_plan(path: Path, plan: PruningPlan) -> None:
+    """Check that the plan in a recovered checkpoint's directory is the plan of the report."""
+    beside = path.with_name(PLAN_FILE)
     if not beside.is_file():
         return
     other = PruningPlan.load(beside)

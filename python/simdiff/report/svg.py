@@ -1,7 +1,7 @@
-"""Small charts as SVG: sharp at any size, and in the colours of the page that holds them.
+"""Draw small charts as SVG.
 
-Colours are the page's CSS classes, so that one picture serves light and dark; each chart has a
-title and a description for those who cannot see it.
+Colours are CSS classes of the page, so that one picture works in light and dark. Each chart has a
+title and a description for readers who cannot see it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-# Width of a chart in its own units, which are pixels where two stand side by side; on a phone it
-# shrinks to two thirds, where 13 units are still 9 pixels.
+# Width of a chart in its own units, which are pixels if two charts are side by side. On a phone it
+# shrinks to two thirds, where text of 13 units is still 9 pixels high.
 WIDTH = 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 16, 40
-# A logarithmic axis where positive values span more than this factor.
+# An axis is logarithmic if positive values span more than this factor.
 LOG_FROM = 20
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Values low ... high on the pixels start ... stop, linearly or by their logarithms."""
+    """Maps values low ... high to pixels start ... stop, linearly or by logarithms."""
 
     low: float
     high: float
@@ -30,16 +30,16 @@ class Scale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; values outside end at the edge."""
-        low, high = self._of(self.low), self._of(self.high)
+        """The pixel of a value; values outside the scale are moved to its end."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
         inside = min(max(value, self.low), self.high)
-        return self.start + (self._of(inside) - low) / (high - low) * (self.stop - self.start)
+        return self.start + (self._scaled(inside) - low) / (high - low) * (self.stop - self.start)
 
-    def _of(self, value: float) -> float:
+    def _scaled(self, value: float) -> float:
         return math.log10(value) if self.logarithmic else value
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values within, about as many as wanted."""
+        """About `wanted` round values within the scale."""
         if self.logarithmic:
             return _log_ticks(self.low, self.high, wanted)
         step = _round_step((self.high - self.low) / max(wanted, 1))
@@ -67,7 +67,7 @@ def _round_step(rough: float) -> float:
 def scale_for(
     values: Iterable[float], start: float, stop: float, *, from_zero: bool = False
 ) -> Scale:
-    """A scale that holds all values with a margin, logarithmic where they span much."""
+    """A scale for all values with a margin; logarithmic if they span a large factor."""
     known = [value for value in values if math.isfinite(value)]
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     if low > 0 and high > LOG_FROM * low and not from_zero:
@@ -93,16 +93,16 @@ class Chart:
 
     @property
     def x_range(self) -> tuple[float, float]:
-        """Pixels from the left to the right end of the area."""
+        """The pixels of the left and the right end of the drawing area."""
         return self.left, self.width - _RIGHT
 
     @property
     def y_range(self) -> tuple[float, float]:
-        """Pixels from the lower to the upper end of the area."""
+        """The pixels of the lower and the upper end of the drawing area."""
         return self.height - self.bottom, _TOP
 
     def add(self, name: str, kind: str = "", text: str | None = None, **values: object) -> None:
-        """A shape of a CSS class; `_` in the name of an attribute stands for `-`."""
+        """Add a shape with a CSS class; `_` in the name of an attribute stands for `-`."""
         attributes = "".join(
             f' {key.replace("_", "-")}="{_attribute(value)}"' for key, value in values.items()
         )
@@ -111,20 +111,20 @@ class Chart:
         self.shapes.append(f"<{name}{kind}{attributes}{end}")
 
     def text(self, x: float, y: float, text: str, kind: str = "tick", **values: object) -> None:
-        """Words at a place."""
+        """Add text at a point."""
         self.add("text", kind, text, x=x, y=y, **values)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
-        """A straight line."""
+        """Add a straight line."""
         self.add("line", kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """A line through points."""
+        """Add a line through points."""
         steps = " ".join(f"{'L' if n else 'M'}{x:.1f} {y:.1f}" for n, (x, y) in enumerate(points))
         self.add("path", kind, d=steps)
 
     def y_axis(self, scale: Scale, label: str) -> None:
-        """Grid lines with their values, and what they are above them."""
+        """Add horizontal grid lines with their values, and the axis label above them."""
         left, right = self.x_range
         for value in scale.ticks():
             y = scale(value)
@@ -133,7 +133,7 @@ class Chart:
         self.text(0, 10, label, "axis")
 
     def x_axis(self, scale: Scale, values: Iterable[float], label: str) -> None:
-        """Values below the area, and what they are below them."""
+        """Add values below the drawing area, and the axis label below them."""
         bottom, _ = self.y_range
         self.line(self.left, bottom, self.x_range[1], bottom, "base")
         for value in values:
@@ -143,7 +143,7 @@ class Chart:
         self.text(self.x_range[1], self.height - 4, label, "axis", text_anchor="end")
 
     def render(self) -> str:
-        """The SVG element."""
+        """The chart as an SVG element."""
         title, description = html.escape(self.title), html.escape(self.description)
         return (
             f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
@@ -157,7 +157,7 @@ def _attribute(value: object) -> str:
 
 
 def number(value: float) -> str:
-    """A value of an axis, as short as it can be read."""
+    """A value on an axis as short text."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -170,18 +170,18 @@ def number(value: float) -> str:
 
 
 def depth_scale(chart: Chart, num_layers: int) -> Scale:
-    """One place for each layer."""
+    """A horizontal scale with one place for each layer."""
     return Scale(-0.7, num_layers - 0.3, *chart.x_range)
 
 
 def depth_ticks(num_layers: int, most: int = 10) -> list[float]:
-    """Layers to name below an axis of depth."""
+    """The layers whose indices are written below an axis of depth."""
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 1000) if num_layers <= s * most)
     return [float(layer) for layer in range(0, num_layers, step)]
 
 
 def bar_row(chart: Chart, scale: Scale, y: float, name: str, value: float, shown: str) -> None:
-    """A horizontal bar from zero with its name before it and its value at the right edge."""
+    """Add a horizontal bar from zero, with its name on the left and its value on the right."""
     chart.text(chart.left - 7, y + 13.5, name, text_anchor="end")
     chart.add("rect", f"bar {name}", x=chart.left, y=y, width=scale(value) - chart.left, height=18)
     chart.text(chart.width - 2, y + 13.5, shown, "value", text_anchor="end")

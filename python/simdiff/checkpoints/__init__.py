@@ -1,0 +1,1 @@
+"""Apply a plan to checkpoint files: read headers, stream tensors, load no weights."""

@@ -1,0 +1,1 @@
+"""Compare criteria of one model at several numbers of removed layers."""

@@ -1,0 +1,1 @@
+"""Measure the quality of models: losses, perplexity, tasks, intervals, a journal of evaluations."""

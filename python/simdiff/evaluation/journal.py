@@ -1,0 +1,194 @@
+"""EvaluationJournal: stores evaluations in a file, so that an interruption repeats none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.errors import SimdiffError
+from simdiff.evaluation.losses import exponential
+from simdiff.io.json_files import header, read_json, write_json
+from simdiff.models.identity import model_identity
+
+SCHEMA = "simdiff.evaluations"
+# Least time between two writes. Each writes the whole file, and more often would cost more time
+# than an interruption can lose.
+SECONDS_BETWEEN_WRITES = 1.0
+
+# Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
+# base, at no noticeable cost.
+_SAMPLED_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The losses on all windows of the model without some layers."""
+
+    losses: tuple[float, ...]
+    """Mean negative log-likelihood of each window; NaN if it was NaN or Inf."""
+    seconds: float
+
+    @property
+    def nll(self) -> float:
+        """Mean loss over windows; NaN if that of any window is."""
+        return math.fsum(self.losses) / len(self.losses)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of `nll`; may be NaN or Inf."""
+        return exponential(self.nll)
+
+
+def evaluation_key(
+    model: PreTrainedModel, windows: Tensor, text: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything an evaluation depends on: model and weights, dtype, device, tokens.
+
+    Args:
+        model: the model that is evaluated.
+        windows: the token ids that it reads.
+        text: identity of the text, `TextIdentity.to_dict()`.
+    """
+    identity = model_identity(model, "")
+    device = model.get_input_embeddings().weight.device
+    return {
+        "model": {key: identity[key] for key in ("architecture", "num_layers", "fingerprint")},
+        "weights": _weights_digest(model),
+        "dtype": identity["dtype"],
+        "device": device.type,
+        "text": dict(text),
+        "tokens": hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest(),
+    }
+
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            flat = parameter.reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
+            digest.update(name.encode())
+            digest.update(sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class EvaluationJournal:
+    """Evaluations by set of removed layers, each computed once and stored in a file.
+
+    Inside a with block, new evaluations are written at most once a second, and at the end of the
+    block even after an error.
+
+    Args:
+        key: everything that the evaluations depend on, see `evaluation_key`.
+        path: path of the file; None stores evaluations in memory only.
+        compute: returns the losses of each window without some layers.
+
+    Raises:
+        SimdiffError: the file was made with another key, or is damaged.
+    """
+
+    def __init__(
+        self,
+        key: Mapping[str, Any],
+        path: Path | None,
+        compute: Callable[[frozenset[int]], list[float]],
+    ) -> None:
+        """Read the evaluations in the file."""
+        self._key = dict(key)
+        self._path = path
+        self._compute = compute
+        self._known: dict[frozenset[int], Evaluation] = {}
+        self._written = time.monotonic()
+        self._unwritten = False
+        self.computed = 0
+        """Number of evaluations computed, not read from the file."""
+        if path is not None and path.exists():
+            self._load(path)
+
+    def __call__(self, removed: Collection[int]) -> Evaluation:
+        """Evaluate the model without these layers, or return the stored evaluation."""
+        layers = frozenset(removed)
+        if layers not in self._known:
+            start = time.perf_counter()
+            losses = self._compute(layers)
+            seconds = time.perf_counter() - start
+            finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
+            self._known[layers] = Evaluation(finite, seconds)
+            self.computed += 1
+            self._unwritten = True
+            if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+                self.flush()
+        return self._known[layers]
+
+    def __enter__(self) -> EvaluationJournal:
+        """Return the journal; no file is opened, since it is written as a whole."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write new evaluations to the file."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the file if there are new evaluations."""
+        if self._path is None or not self._unwritten:
+            return
+        evaluations = [
+            {
+                "removed": sorted(layers),
+                "losses": [None if math.isnan(loss) else loss for loss in entry.losses],
+                "seconds": entry.seconds,
+            }
+            for layers, entry in self._known.items()
+        ]
+        content = {**header(SCHEMA), "key": self._key, "evaluations": evaluations}
+        write_json(self._path, content)
+        self._written, self._unwritten = time.monotonic(), False
+
+    def _load(self, path: Path) -> None:
+        content = read_json(path, SCHEMA)
+        check_key(path, content.get("key"), self._key)
+        try:
+            for entry in content["evaluations"]:
+                losses = tuple(math.nan if x is None else float(x) for x in entry["losses"])
+                if not losses:
+                    raise ValueError("an evaluation has no losses")
+                layers = frozenset(map(int, entry["removed"]))
+                self._known[layers] = Evaluation(losses, float(entry["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimdiffError(
+                f"{path}: must hold finished evaluations, but is damaged: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+
+def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
+    """Refuse a file that was made for other input.
+
+    Raises:
+        SimdiffError: names the differences.
+    """
+    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
+    if found == wanted:
+        return
+    found = found if isinstance(found, dict) else {}
+    differing = [key for key in (*wanted, *found) if found.get(key) != wanted.get(key)]
+    raise SimdiffError(
+        f"{path} holds evaluations of another run: it differs in "
+        f"{', '.join(dict.fromkeys(differing))}; remove it, or give another output"
+    )

@@ -1,0 +1,346 @@
+"""Measure several models on the same text and tasks, and compare them with the first, dense one."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.data.text import Text
+from simdiff.errors import SimdiffError
+from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.task_scores import (
+    CHANCE_ERRORS,
+    TaskAverage,
+    TaskDifference,
+    TaskScore,
+    above_chance,
+    average,
+    paired_difference,
+)
+from simdiff.evaluation.tasks import TaskOptions, load_tasks, run_tasks
+from simdiff.evaluation.text_perplexity import (
+    TextPerplexity,
+    TokenizedText,
+    read_text,
+    text_perplexity,
+)
+from simdiff.io.json_files import header
+from simdiff.io.machine import describe_machine
+from simdiff.models.loading import load_model
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate, which is loaded when its turn comes."""
+
+    name: str
+    opened: Callable[[], AbstractContextManager[Loaded]]
+    """Makes a context manager that yields model and tokenizer and at its end undoes all changes."""
+
+    @classmethod
+    def stored(cls, name: str, dtype: str = "auto", device: str | None = None) -> Subject:
+        """A model given by its directory or hub name, or "demo"; see `load_model`."""
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[Loaded]:
+            yield load_model(name, dtype=dtype, device=device)
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+        return cls(name, opened)
+
+    @classmethod
+    def given(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> Subject:
+        """A model in memory; it is not changed.
+
+        Raises:
+            SimdiffError: there is no tokenizer.
+        """
+        if tokenizer is None:
+            raise SimdiffError(f"Subject.given: tokenizer of {name!r} must be given, got None")
+        return cls(name, lambda: _evaluating(model, tokenizer))
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
+    training = model.training
+    model.eval()
+    try:
+        yield model, tokenizer
+    finally:
+        model.train(training)
+
+
+@dataclass(frozen=True)
+class TextChoice:
+    """The text on which perplexity is measured, and how it is divided; see `read_text`."""
+
+    source: Text
+    num_windows: int = 32
+    window_length: int = 512
+    stride: int | None = None
+    part: str = "held-out"
+    seed: int = 0
+
+    def read(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedText:
+        """Read the tokens and windows of the text."""
+        return read_text(
+            self.source,
+            tokenizer,
+            part=self.part,
+            num_windows=self.num_windows,
+            window_length=self.window_length,
+            stride=self.stride,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """The measurements of one model."""
+
+    name: str
+    num_parameters: int
+    dtype: str
+    text: dict[str, Any] | None
+    """Source and windows of the text, see `TokenizedText.identity`."""
+    perplexity: TextPerplexity | None
+    tasks: dict[str, TaskScore]
+
+
+@dataclass(frozen=True)
+class PerplexityRatio:
+    """A model's perplexity over the dense model's, with a 95% interval if there is one."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ModelComparison:
+    """The comparison of one model with the dense one."""
+
+    perplexity: PerplexityRatio | None
+    """Ratio of the perplexities; None without a text, or if the models read different tokens."""
+    differences: dict[str, TaskDifference]
+    all_tasks: TaskAverage
+    above_chance: TaskAverage
+    """Average over the tasks on which the dense model is above chance."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The measurements of several models on the same text and tasks; the first is the dense one."""
+
+    models: list[ModelQuality]
+    tasks: dict[str, Any] | None
+    """The tasks that were run and their settings, see `LoadedTasks.identity`."""
+
+    @property
+    def dense(self) -> ModelQuality:
+        """The dense model, with which the others are compared."""
+        return self.models[0]
+
+    def against_dense(self, model: ModelQuality) -> ModelComparison:
+        """Compare a model with the dense one."""
+        dense = self.dense
+        names = list(dense.tasks)
+        return ModelComparison(
+            _perplexity_ratio(model, dense),
+            {name: paired_difference(model.tasks[name], dense.tasks[name]) for name in names},
+            average(model.tasks, dense.tasks, names),
+            average(model.tasks, dense.tasks, above_chance(dense.tasks)),
+        )
+
+    def notes(self) -> list[str]:
+        """Notes that readers of the figures must know."""
+        return list(_notes(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a result file of schema simdiff.evaluation."""
+        return {
+            **header("simdiff.evaluation"),
+            "machine": describe_machine(),
+            "threads": torch.get_num_threads(),
+            "dense": self.dense.name,
+            "tasks": self.tasks,
+            "models": {model.name: self._model(model) for model in self.models},
+            "notes": self.notes(),
+        }
+
+    def _model(self, model: ModelQuality) -> dict[str, Any]:
+        found = self.against_dense(model)
+        result: dict[str, Any] = {
+            "num_parameters": model.num_parameters,
+            "dtype": model.dtype,
+        }
+        if model.perplexity is not None:
+            ratio = None if found.perplexity is None else asdict(found.perplexity)
+            result |= model.perplexity.to_dict()
+            result |= {"evaluation": model.text, "against_dense": ratio}
+        if model.tasks:
+            result["tasks"] = {
+                name: score.to_dict() | {"difference": asdict(found.differences[name])}
+                for name, score in model.tasks.items()
+            }
+            result["averages"] = {
+                "all_tasks": asdict(found.all_tasks),
+                "above_chance": asdict(found.above_chance),
+            }
+        return result
+
+
+def evaluate_models(
+    models: Sequence[str | Path | Subject],
+    *,
+    text: TextChoice | None = None,
+    tasks: TaskOptions | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> Quality:
+    """Measure models one after the other on the same text and the same items of the same tasks.
+
+    Args:
+        models: the dense model first; names as for `load_model`, or subjects in memory.
+        text: the text for perplexity; None measures none.
+        tasks: the tasks for accuracy, through lm_eval; None runs none.
+        dtype, device: dtype and device of the models given by name.
+
+    Raises:
+        SimdiffError: there is no model, two have one name, or there is neither text nor task; see
+            also `load_tasks`, `read_text`, `load_model`.
+    """
+    subjects = [
+        model if isinstance(model, Subject) else Subject.stored(str(model), dtype, device)
+        for model in models
+    ]
+    names = [subject.name for subject in subjects]
+    if not names or len(set(names)) != len(names):
+        raise SimdiffError(
+            f"evaluate_models: models must be at least one, each of its own name, got {names}"
+        )
+    if text is None and tasks is None:
+        raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+    loaded = None if tasks is None else load_tasks(tasks)
+    measured = []
+    for subject in subjects:
+        with subject.opened() as (model, tokenizer):
+            part = quality = None
+            if text is not None:
+                part = text.read(tokenizer)
+                quality = text_perplexity(model, part, description=f"perplexity, {subject.name}")
+            scores: dict[str, TaskScore] = {}
+            if loaded is not None:
+                scores = run_tasks(model, tokenizer, loaded, description=f"tasks, {subject.name}")
+            measured.append(
+                ModelQuality(
+                    subject.name,
+                    sum(p.numel() for p in model.parameters()),
+                    str(model.dtype).removeprefix("torch."),
+                    None if part is None else part.identity,
+                    quality,
+                    scores,
+                )
+            )
+            del model
+    return Quality(measured, None if loaded is None else loaded.identity())
+
+
+def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRatio | None:
+    if model.perplexity is None or dense.perplexity is None or model.text != dense.text:
+        return None
+    found = paired_mean_loss(model.perplexity.losses, dense.perplexity.losses)
+    return PerplexityRatio(found.perplexity, found.low, found.high)
+
+
+def _notes(quality: Quality) -> Iterator[str]:
+    dense = quality.dense
+    text = dense.text
+    if text is not None:
+        yield _text_note(text, dense.perplexity)
+    for model in quality.models[1:]:
+        if model.text != text:
+            yield (
+                f"{model.name} reads the text as other tokens than {dense.name}: perplexities per "
+                "token cannot be compared"
+            )
+    if quality.tasks is None:
+        return
+    yield _items_note(quality.tasks, dense.tasks)
+    yield from _chance_notes(dense.tasks)
+    if "boolq" in quality.tasks["tasks"]:
+        yield (
+            "boolq: its passages are the demo text, so that a model calibrated or repaired on "
+            "--text demo has seen half of them"
+        )
+    for name, task in quality.tasks["tasks"].items():
+        if task["few_shot_split"] == task["split"]:
+            yield f"{name}: few-shot examples are other items of the split that is evaluated"
+
+
+def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> str:
+    runs = 0 if perplexity is None else perplexity.num_runs
+    return (
+        f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
+        f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
+        f"{'all' if text['whole'] else 'the start'} of the {text['part']} part of "
+        f"{text['source']}; "
+        + (
+            f"95% interval by Student's t over {runs} runs of windows"
+            if runs > 1
+            else "no interval from a single run of windows"
+        )
+    )
+
+
+def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
+    drawn = f"{run['limit']} items of each, drawn at random"
+    limit = "all items" if run["limit"] is None else drawn
+    metrics = "; ".join(
+        f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
+        for metric in dict.fromkeys(score.metric for score in scores.values())
+    )
+    return (
+        f"tasks: lm_eval {run['versions']['lm_eval']}, {run['num_fewshot']}-shot, {limit}, the "
+        f"same for every model; {metrics}; ± is one standard error"
+    )
+
+
+def _chance_notes(dense: Mapping[str, TaskScore]) -> Iterator[str]:
+    out = [name for name, score in dense.items() if score.at_chance]
+    if out:
+        details = ", ".join(
+            f"{name} ({100 * dense[name].value:.1f}, chance {100 * dense[name].chance:.1f})"
+            for name in out
+        )
+        yield (
+            f"left out of the average without tasks at chance: {details}: the dense model is not "
+            f"more than {CHANCE_ERRORS:g} standard errors above chance, which is the mean of 1 / "
+            "number of choices over the items"
+        )
+    else:
+        yield "the dense model is above chance on every task: none is left out"
+    for name, score in dense.items():
+        error = score.standard_error or 0.0
+        constant = score.constant
+        if constant is None or score.at_chance:
+            continue
+        if score.value - constant <= CHANCE_ERRORS * error:
+            yield (
+                f"{name}: one and the same answer to every item would give {100 * constant:.1f}; "
+                f"the dense model's {100 * score.value:.1f} does not clearly exceed it"
+            )

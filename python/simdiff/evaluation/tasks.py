@@ -1,0 +1,341 @@
+"""Run tasks through lm_eval, zero-shot or few-shot, with the same items for all models."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.data.demo import DEMO
+from simdiff.errors import SimdiffError
+from simdiff.evaluation.task_files import (
+    demo_data,
+    lm_eval_tasks,
+    stock_names,
+    unknown_task,
+    write_task_files,
+)
+from simdiff.evaluation.task_scores import TaskScore, task_score
+from simdiff.io.progress import step, track
+
+# Seeds as lm_eval's command sets them: for random, numpy and torch, and few-shot examples.
+SEEDS = {
+    "random_seed": 0,
+    "numpy_random_seed": 1234,
+    "torch_random_seed": 1234,
+    "fewshot_random_seed": 1234,
+}
+# Number of bootstrap draws for standard errors without a formula (F1); means do not need it.
+_BOOTSTRAP_ITERATIONS = 1000
+
+
+# Seed of the draw of items.
+ITEM_SEED = 0
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The tasks to run, their items, and how a model is asked."""
+
+    names: tuple[str, ...]
+    data: str | None = None
+    """Source of the data: "demo" or a directory, see `write_task_files`; None takes the data that
+    the task files name."""
+    path: Path | None = None
+    """Directory of the user's own task files."""
+    limit: int | None = None
+    """Number of items of each task, drawn at random, see `LoadedTasks.drawn`; None takes all."""
+    num_fewshot: int = 0
+    batch_size: int = 8
+    """Number of requests in a forward. In bfloat16 it changes the last digits through padding."""
+    metric: str = "acc_norm"
+    """Metric that is averaged, if a task has it; else the task's first metric."""
+
+    def check(self) -> None:
+        """Refuse impossible options before a model is loaded.
+
+        Raises:
+            SimdiffError: there is no task, one is named twice, or a number is out of range.
+        """
+        if not self.names:
+            raise SimdiffError("tasks must be at least one name, got none")
+        if len(set(self.names)) != len(self.names):
+            raise SimdiffError(f"tasks must be named once, got {', '.join(self.names)}")
+        for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SimdiffError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """lm_eval's tasks with their items, for any number of models."""
+
+    options: TaskOptions
+    tasks: dict[str, Any]
+    """lm_eval's task objects, by name."""
+    rows: dict[str, tuple[str, ...]]
+    """Rows of a result table: a task alone, or all members of a group."""
+    sources: dict[str, list[dict[str, str]]]
+    """Data files of the tasks that read local files, each with its SHA-256."""
+
+    def identity(self) -> dict[str, Any]:
+        """The tasks and their settings, for the result file."""
+        return {
+            "names": list(self.options.names),
+            "data": self.options.data,
+            "limit": self.options.limit,
+            "item_seed": None if self.options.limit is None else ITEM_SEED,
+            "num_fewshot": self.options.num_fewshot,
+            "batch_size": self.options.batch_size,
+            "seeds": SEEDS,
+            "chat_template": False,
+            "versions": {name: version(name) for name in ("lm_eval", "datasets", "accelerate")},
+            "tasks": {name: self._task(name) for name in self.tasks},
+        }
+
+    def drawn(self) -> dict[str, list[int]] | None:
+        """The indices of the items to run, in order, by task; None takes all items.
+
+        They are drawn with the name of the task and `ITEM_SEED` as seed, the same in every run. The
+        first items of a data set would not do: they may all come from one of its sources.
+        """
+        limit = self.options.limit
+        if limit is None:
+            return None
+        counts = {name: len(task.eval_docs) for name, task in self.tasks.items()}
+        return {
+            name: sorted(random.Random(f"{ITEM_SEED} {name}").sample(range(n), min(limit, n)))
+            for name, n in counts.items()
+        }
+
+    def _task(self, name: str) -> dict[str, Any]:
+        config = self.tasks[name].config
+        split = config.test_split or config.validation_split
+        examples = config.fewshot_split or config.training_split or config.validation_split
+        return {
+            "version": str(self.tasks[name].VERSION),
+            "split": split,
+            "num_items": len(self.tasks[name].eval_docs),
+            "few_shot_split": (examples or split) if self.options.num_fewshot else None,
+            "data_set": [config.dataset_path, config.dataset_name],
+            "files": self.sources.get(name, []),
+        }
+
+
+def load_tasks(options: TaskOptions) -> LoadedTasks:
+    """Read the task files and their data.
+
+    Raises:
+        SimdiffError: lm_eval is not installed, a task is unknown, or data is missing or cannot be
+            reached; see also `TaskOptions.check`.
+    """
+    options.check()
+    lm_eval_tasks()
+    with _quiet(offline=options.data is not None), tempfile.TemporaryDirectory() as scratch:
+        own = _own_names(options.path)
+        served = [name for name in options.names if name not in own]
+        files: dict[str, list[Path]] = {}
+        if served and options.data is not None:
+            files = write_task_files(served, options.data, Path(scratch))
+        with step("load the tasks"):
+            manager = _manager(options, Path(scratch), own)
+            tasks: dict[str, Any] = {}
+            rows: dict[str, tuple[str, ...]] = {}
+            for name in options.names:
+                found, members = _load(manager, name)
+                tasks |= found
+                rows |= members
+    sources = {
+        name: [{"file": _within(options.data, path), "sha256": _sha256(path)} for path in paths]
+        for name, paths in files.items()
+    }
+    return LoadedTasks(options, tasks, rows, sources)
+
+
+def _own_names(path: Path | None) -> set[str]:
+    """The names of tasks, groups and tags in a user's directory of task files."""
+    if path is None:
+        return set()
+    if not path.is_dir():
+        raise SimdiffError(f"task path {path} must be a directory of task files, and is not there")
+    from lm_eval.tasks import TaskManager
+
+    return set(TaskManager(include_path=str(path), include_defaults=False).all_tasks)
+
+
+def _manager(options: TaskOptions, written: Path, own: set[str]) -> Any:
+    """Make lm_eval's index of the tasks that are needed."""
+    from lm_eval.tasks import TaskManager
+
+    paths = [str(written)] + ([] if options.path is None else [str(options.path)])
+    stock = set() if options.data is not None else set(options.names) - own
+    if stock:
+        singles = stock_names()
+        # lm_eval's full index takes half a minute to build, so only groups and tags use it.
+        if stock <= set(singles):
+            for name in stock:
+                (written / f"{name}.yaml").write_text(f"include: {singles[name]}\ntask: {name}\n")
+            stock = set()
+    manager = TaskManager(include_path=paths, include_defaults=bool(stock))
+    for name in options.names:
+        if name not in manager.task_index:
+            raise unknown_task(name, manager.all_tasks, "a file in lm_eval or in --task-path")
+    return manager
+
+
+def _load(manager: Any, name: str) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+    """Load the tasks of a name; return them and their rows, one for a group, else one each."""
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # lm_eval, datasets, the hub's client or a user's file may raise any
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SimdiffError(
+            f"task {name!r}: its data must be at hand (--task-data) or within reach on the hub: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    tasks = dict(loaded["tasks"])
+    members = tuple(tasks)
+    if name in loaded.get("groups", {}):
+        return tasks, {name: members}
+    return tasks, {member: (member,) for member in members}
+
+
+def run_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedTasks,
+    *,
+    description: str = "tasks",
+) -> dict[str, TaskScore]:
+    """Run every item of every task on a model.
+
+    Returns:
+        A score for each of `loaded.rows`.
+
+    Raises:
+        SimdiffError: lm_eval refuses the model or an item.
+    """
+    from lm_eval import simple_evaluate
+
+    options = loaded.options
+    with _quiet(offline=options.data is not None):
+        harness = _harness(description)(
+            # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=options.batch_size,
+        )
+        try:
+            results = simple_evaluate(
+                model=harness,
+                tasks=list(loaded.tasks.values()),
+                num_fewshot=options.num_fewshot,
+                batch_size=options.batch_size,
+                samples=loaded.drawn(),
+                bootstrap_iters=_BOOTSTRAP_ITERATIONS,
+                log_samples=True,
+                **SEEDS,
+            )
+        except (ValueError, AssertionError, KeyError) as error:
+            raise SimdiffError(f"{description}: lm_eval refuses: {error}") from error
+    return {
+        row: task_score(row, members, results, options.metric)
+        for row, members in loaded.rows.items()
+    }
+
+
+def _harness(description: str) -> Any:
+    """Make lm_eval's model class with our progress bar."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Harness(HFLM):
+        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+            with _counted(self, len(requests), description):
+                return super().loglikelihood(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+            with _counted(self, len(requests), description):
+                return super().generate_until(requests, disable_tqdm=True)
+
+    return Harness
+
+
+class _Advance:
+    """A cache for lm_eval that only counts the finished requests it is told of."""
+
+    def __init__(self, bar: Iterator[int]) -> None:
+        self.bar = bar
+
+    def add_partial(self, attr: str, request: object, result: object) -> None:
+        next(self.bar, None)
+
+
+@contextlib.contextmanager
+def _counted(harness: Any, total: int, description: str) -> Iterator[None]:
+    before = harness.cache_hook
+    bar = track(range(total), description)
+    harness.set_cache_hook(_Advance(bar))
+    try:
+        yield
+        for _ in bar:  # counts the requests that lm_eval does not report
+            pass
+    finally:
+        harness.set_cache_hook(before)
+
+
+@contextlib.contextmanager
+def _quiet(offline: bool) -> Iterator[None]:
+    """Hide the progress bars and warnings of libraries; block the network if data are local."""
+    import datasets
+    from lm_eval.api import task as lm_eval_task
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
+    with contextlib.ExitStack() as stack:
+        if offline:  # set here: `datasets` reads the environment only when it is imported
+            for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+                stack.enter_context(_replaced(datasets.config, name, True))
+        stack.enter_context(_replaced(lm_eval_task, "tqdm", lambda items, **_: items))
+        logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bars:
+                datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _within(data: str | None, path: Path) -> str:
+    """The path of a data file within its package or directory, which no machine changes."""
+    folder = demo_data() if data == DEMO else Path(data or "").resolve()
+    return str(path.resolve().relative_to(folder.resolve()))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""The JSON files that the toolkit exchanges: written whole, read with their schema checked."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from simdiff.errors import SimdiffError
+from simdiff.io.outputs import write_bytes
+
+SCHEMAS = {
+    "simdiff.bench": 1,
+    "simdiff.comparison": 1,
+    "simdiff.comparison-cells": 1,
+    "simdiff.comparison-scoring": 1,
+    "simdiff.evaluation": 2,
+    "simdiff.evaluations": 1,
+    # Version 2 added selection and candidates; 3 added choice_agreement and dropped the decisive
+    # layers.
+    "simdiff.plan": 3,
+    "simdiff.recovery": 1,
+    "simdiff.results": 1,
+    # Version 2 added the blocks; 3 their angular distance, and the sequences and leading tokens
+    # apart; 4 may lack the absolute difference of blocks. Earlier files load without them.
+    "simdiff.scores": 4,
+    "simdiff.sublayer_plan": 1,
+}
+"""Every kind of JSON file, and the newest version of each that this code writes and reads."""
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that is either complete or absent."""
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_bytes(Path(path), (text + "\n").encode())
+
+
+def read_json(path: str | Path, schema: str) -> dict[str, Any]:
+    """Read a file written with `header(schema)`, of this version or an earlier one.
+
+    Raises:
+        SimdiffError: no such file, not JSON, another kind of file, or a newer version.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SimdiffError(f"{path}: must be a readable {schema} file: {error.strerror}") from None
+    except ValueError as error:
+        raise SimdiffError(f"{path}: must be a {schema} file, but is not JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != schema:
+        found = content.get("schema") if isinstance(content, dict) else type(content).__name__
+        raise SimdiffError(f"{path}: must be a {schema} file, got schema {found!r}")
+    schema_version = SCHEMAS[schema]
+    found = content.get("schema_version")
+    if not isinstance(found, int) or not 1 <= found <= schema_version:
+        raise SimdiffError(
+            f"{path}: must have schema_version 1 to {schema_version}, got {found!r}"
+            + ("; a newer simdiff wrote it" if isinstance(found, int) and found > 0 else "")
+        )
+    return content
+
+
+def header(schema: str) -> dict[str, Any]:
+    """The first entries of every JSON file: its schema, its version, and what wrote it."""
+    return {
+        "schema": schema,
+        "schema_version": SCHEMAS[schema],
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "simdiff-kernels": version("simdiff-kernels"),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+            "python": platform.python_version(),
+        },
+    }

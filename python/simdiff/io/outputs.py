@@ -1,0 +1,300 @@
+"""Output files and directories that appear whole or not at all, and locks on directories."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from simdiff.errors import SimdiffError
+
+# Every directory that the toolkit writes holds one of these two files. Only a directory with one of
+# them is overwritten.
+PLAN_FILE = "plan.json"
+COMPARISON_MARKER = "compare.json"
+
+
+def check_new_path(path: Path, overwrite: bool) -> None:
+    """Refuse an output that exists or cannot be made, before any work is done for it.
+
+    Raises:
+        SimdiffError: the output exists and may not be replaced, or the toolkit did not write it; it
+            is a symbolic link; its parent does not exist or may not be written to.
+    """
+    if not path.parent.is_dir():
+        raise SimdiffError(
+            f"output {path}: its parent directory must exist, {path.parent} does not"
+        )
+    effective = os.access in os.supports_effective_ids
+    if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
+        raise SimdiffError(
+            f"output {path}: its parent directory must be writable, {path.parent} is not "
+            f"(for user id {os.geteuid()}): give another path or change its permissions"
+        )
+    if path.is_symlink():
+        raise SimdiffError(
+            f"output {path} must not be a symbolic link (to {path.readlink()}): "
+            "give the path itself"
+        )
+    if not path.exists():
+        return
+    if not overwrite:
+        raise SimdiffError(f"output {path} must not exist yet; give another path or --overwrite")
+    markers = (PLAN_FILE, COMPARISON_MARKER)
+    ours = path.is_dir() and any((path / marker).is_file() for marker in markers)
+    if path.is_dir() and any(path.iterdir()) and not ours:
+        raise SimdiffError(
+            f"output {path} exists and holds no {' or '.join(markers)}, so simdiff did not write "
+            "it: it is not overwritten"
+        )
+
+
+def check_apart(source: Path, output: Path) -> None:
+    """Refuse an output directory that is the input directory, contains it, or lies in it.
+
+    Raises:
+        SimdiffError: the two are the same directory, or one lies in the other.
+    """
+    inside, outside = output.resolve(), source.resolve()
+    if inside == outside:
+        raise SimdiffError(f"output {output} must not be the input itself: give another path")
+    if inside.is_relative_to(outside):
+        raise SimdiffError(
+            f"output {output} must not lie inside the input {source}: give a path beside it"
+        )
+    if outside.is_relative_to(inside):
+        raise SimdiffError(
+            f"output {output} must not contain the input {source}, which it would replace: give "
+            "another path"
+        )
+
+
+def check_new_file(path: Path, overwrite: bool) -> None:
+    """Refuse an output file that exists or cannot be made, as `check_new_path` a directory.
+
+    Raises:
+        SimdiffError: see `check_new_path`; also when a directory has that name.
+    """
+    if path.is_dir():
+        raise SimdiffError(f"output {path} must be a file, but is a directory")
+    check_new_path(path, overwrite)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory next to `path` that is renamed to `path` when the body succeeds.
+
+    Its files are synced to the disk before the rename, which is atomic; an earlier output is
+    exchanged for it, atomically too. A process that is killed at any moment leaves at `path` either
+    what was there before or the complete output. A leftover directory with a temporary name may
+    remain; the next run for the same path removes it.
+
+    Raises:
+        SimdiffError: see `check_new_path`.
+    """
+    path = path.absolute()
+    check_new_path(path, overwrite)
+    remove_leftovers(path)
+    scratch, lock = _locked_directory(path)
+    try:
+        yield scratch
+        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _sync_tree(scratch)
+        _replace_directory(scratch, path, overwrite)
+        _sync(path.parent)
+    finally:
+        _discard(scratch)
+        os.close(lock)
+
+
+def remove_leftovers(path: Path) -> list[Path]:
+    """Remove the temporary directories that killed runs left next to an output; return their paths.
+
+    A running process holds a lock on its directory. The system releases the lock when the process
+    ends, however it ends, so an unlocked directory is a leftover.
+    """
+    pattern = re.compile(re.escape(f".{path.name}.") + "(partial|old)-[a-z0-9_]{8}")
+    removed = []
+    for leftover in path.parent.iterdir():
+        if not pattern.fullmatch(leftover.name) or leftover.is_symlink() or not leftover.is_dir():
+            continue
+        lock = _try_lock(leftover)
+        if lock is not None:
+            if (leftover / path.name).exists() and not path.exists():  # see _replace_directory
+                (leftover / path.name).rename(path)
+            _discard(leftover)
+            os.close(lock)
+            removed.append(leftover)
+    return removed
+
+
+def _locked_directory(path: Path, kind: str = "partial") -> tuple[Path, int]:
+    """Make a directory next to `path`; return it and the file descriptor that holds its lock."""
+    while True:
+        try:
+            scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.{kind}-", dir=path.parent))
+        except OSError as error:
+            raise SimdiffError(
+                f"output {path}: {path.parent} must let a directory be made: {error.strerror}"
+            ) from None
+        lock = _try_lock(scratch)
+        if lock is not None and scratch.exists():
+            return scratch, lock
+        if lock is not None:  # else another run took it for a leftover before it was locked
+            os.close(lock)
+
+
+def _try_lock(directory: Path) -> int | None:
+    """Lock a directory; return the descriptor, or None if another process holds the lock."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks: the directory may be in use
+        if any(directory.iterdir()):
+            os.close(descriptor)
+            return None
+    return descriptor
+
+
+def _discard(directory: Path) -> None:
+    """Remove a directory; files that make a partial copy look like a model are removed first."""
+    if not directory.is_dir():
+        directory.unlink(missing_ok=True)
+        return
+    for config in directory.rglob("config.json"):
+        config.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _replace_directory(scratch: Path, path: Path, overwrite: bool) -> None:
+    check_new_path(path, overwrite)  # somebody may have made it in the meantime
+    if not path.exists():
+        scratch.rename(path)
+    elif not _exchange(scratch, path):
+        # Without an atomic exchange: killed between the renames, the earlier output lies in
+        # `retired`, whole, and the next run puts it back.
+        retired, lock = _locked_directory(path, "old")
+        path.rename(retired / path.name)
+        scratch.rename(path)
+        _discard(retired)
+        os.close(lock)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one atomic operation; return False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    at_working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of Linux
+    status = rename(
+        at_working_directory,
+        os.fsencode(first),
+        at_working_directory,
+        os.fsencode(second),
+        ctypes.c_uint(exchange),
+    )
+    return bool(status == 0)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield the path of an empty file next to `path`, renamed to `path` when the body succeeds.
+
+    Its content is synced to the disk before the rename. A process that is killed at any moment
+    leaves at `path` either what was there before or the complete file.
+
+    Raises:
+        SimdiffError: see `check_new_file`; or the file cannot be written.
+    """
+    path = path.absolute()
+    check_new_file(path, overwrite)
+    scratch = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        os.close(handle)
+        scratch = Path(name)
+        yield scratch
+        _sync(scratch)
+        scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
+        check_new_file(path, overwrite)  # somebody may have made it in the meantime
+        os.replace(scratch, path)
+    except OSError as error:
+        raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextlib.contextmanager
+def held_directory(directory: Path, purpose: str) -> Iterator[None]:
+    """Make a directory and lock it against other processes; the lock ends with this process.
+
+    Args:
+        directory: the path; its parent must exist.
+        purpose: what the run does, for messages, such as "comparison".
+
+    Raises:
+        SimdiffError: another process holds the lock, or the directory cannot be made.
+    """
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise SimdiffError(
+            f"{directory} must be a directory for the state of a {purpose}: {error.strerror}"
+        ) from None
+    lock = _try_lock(directory)
+    if lock is None:
+        raise SimdiffError(
+            f"{directory} must be used by one {purpose} at a time, and another one runs"
+        )
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either complete or absent."""
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(scratch, 0o666 & ~_umask())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise

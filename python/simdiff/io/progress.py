@@ -1,0 +1,101 @@
+"""Progress on standard error: bars on a terminal, one line per step elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+Item = TypeVar("Item")
+
+console = Console(stderr=True)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Hide all progress inside the with block; also usable as a decorator."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items; a bar shows how many are done and how long the others will take."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if not console.is_terminal:
+        with step(description):
+            yield from items
+        return
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)
+
+
+@contextlib.contextmanager
+def step(description: str) -> Iterator[None]:
+    """Show that a step without countable parts is running, and at its end how long it took."""
+    if console.is_terminal:
+        columns = TextColumn("{task.description:<34}"), SpinnerColumn(), TimeElapsedColumn()
+        with Progress(*columns, console=console) as progress:
+            progress.add_task(description, total=None)
+            yield
+        return
+    start = time.monotonic()
+    yield
+    console.print(f"{description}: {time.monotonic() - start:.1f} s", highlight=False)
+
+
+@contextlib.contextmanager
+def track_bytes(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the number of bytes just done; show bytes, speed and time left.
+
+    Without a terminal, one line at the end tells the time and the speed.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda count: progress.advance(task, count)
+        return
+    start = time.monotonic()
+    yield lambda count: None
+    seconds = time.monotonic() - start
+    console.print(
+        f"{description}: {seconds:.1f} s, {total / 1e9:.2f} GB, "
+        f"{total / 1e6 / max(seconds, 1e-9):.0f} MB/s",
+        highlight=False,
+    )

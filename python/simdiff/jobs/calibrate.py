@@ -1,0 +1,109 @@
+"""The calibration pass of a job, and its windows read again from the record of the scores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.data.text import IN_MEMORY, TokenWindows, token_windows
+from simdiff.data.text_options import TextOptions
+from simdiff.errors import SimdiffError
+from simdiff.jobs.stability import ScoringOptions, score_windows
+from simdiff.models.identity import check_same_model, model_identity
+from simdiff.models.loading import load_model
+from simdiff.planning.bootstrap import NUM_RESAMPLES
+from simdiff.planning.options import PlanOptions
+from simdiff.planning.searched_criteria import SEARCHED
+from simdiff.scoring.scores import LayerScores
+
+
+def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]:
+    """The model that scores were made for, and the token windows they were made on.
+
+    Raises:
+        SimdiffError: another model, or a text that has changed or gone.
+    """
+    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
+    check_same_model(model, scores.model, "file of scores")
+    return model, calibration_windows(scores, tokenizer)
+
+
+def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The token windows that scores were made on, read again.
+
+    Raises:
+        SimdiffError: no text in their record, or one that has changed or gone.
+    """
+    text = scores.calibration
+    if "source" not in text:
+        raise SimdiffError("the scores must name their calibration text, got none in their record")
+    if text["source"].startswith(IN_MEMORY):
+        raise SimdiffError(
+            f"the scores were made on {text['source']}, which cannot be read again: give their "
+            "token windows (windows=), or score a text file"
+        )
+    windows = token_windows(
+        text["source"],
+        tokenizer,
+        part=text["part"],
+        num_windows=text["num_windows"],
+        window_length=text["window_length"],
+        seed=text["seed"],
+    )
+    text = {key: value for key, value in text.items() if key != "skip_leading"}
+    if windows.identity.to_dict() != text:
+        raise SimdiffError(
+            f"text {text['source']}: must be as it was when the scores were made, {text}, "
+            f"got {windows.identity.to_dict()}"
+        )
+    return windows.tokens
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    *,
+    text: TextOptions,
+    plan: PlanOptions,
+    scoring: ScoringOptions | None = None,
+    batch_size: int = 8,
+) -> tuple[LayerScores, TokenWindows]:
+    """The calibration pass of a model, and the windows that it read.
+
+    Args:
+        model, tokenizer, name: of the dense model.
+        text: how many windows; those of the first check where more are read until `plan` is stable.
+        plan: what has to be stable.
+        scoring: what is skipped, and whether more text is read.
+        batch_size: windows per forward.
+    """
+    scoring = scoring or ScoringOptions()
+    scoring.check(text.num_windows, text.window_length)
+    if scoring.until_stable:
+        if plan.criterion in SEARCHED:
+            raise SimdiffError(
+                f"calibration until the plan is stable needs a criterion of scores, got "
+                f"{plan.criterion}, which searches"
+            )
+        plan.count(model_identity(model, name))
+    most = replace(text, num_windows=scoring.num_windows(text.num_windows))
+    return score_windows(
+        model,
+        most.windows(tokenizer, "calibration"),
+        scoring,
+        plan.first_plan,
+        first=text.num_windows,
+        name=name,
+        batch_size=batch_size,
+        num_resamples=plan.num_resamples or NUM_RESAMPLES,
+    )
+
+
+def search_journal(output: Path) -> Path:
+    """Where the evaluations of a search are kept until its output is written."""
+    output = output.absolute()
+    return output.with_name(output.name + ".search.json")

@@ -1,0 +1,57 @@
+"""`simdiff compare` from beginning to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simdiff.comparison.compare import ComparisonOptions, compare, remove_journal
+from simdiff.comparison.results import Comparison
+from simdiff.data.text_options import TextOptions, both_parts
+from simdiff.io.outputs import check_new_path, new_directory
+from simdiff.io.progress import step
+from simdiff.models.loading import load_model
+from simdiff.models.structure import find_decoder_layers
+from simdiff.report.comparison_page import write_comparison
+
+
+def run_comparison(
+    name: str,
+    directory: Path,
+    *,
+    text: TextOptions,
+    options: ComparisonOptions,
+    held_out_source: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+) -> Comparison:
+    """Compare criteria on one model, see `simdiff.comparison.compare.compare`.
+
+    Writes into `directory`: compare.html, compare.csv, compare.json, scores.json and
+    plans/. What is finished before an interruption is kept beside it,
+    in a directory of the same name that ends with .journal, and removed at the end.
+
+    Args:
+        name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
+        options: what is compared.
+        restart: forget what an interrupted comparison left.
+    """
+    directory = directory.absolute()
+    check_new_path(directory, overwrite)
+    journal = directory.with_name(directory.name + ".journal")
+    if restart:
+        remove_journal(journal)
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    options.counts(len(find_decoder_layers(model)))
+    calibration, held_out = both_parts(text, tokenizer, held_out_source)
+    comparison = compare(
+        model, calibration, held_out, options, journal, name=name, batch_size=batch_size
+    )
+    with new_directory(directory, overwrite) as scratch:
+        comparison.save(scratch)
+        with step("write the report"):
+            write_comparison(scratch, comparison)
+    remove_journal(journal)
+    return comparison

@@ -1,0 +1,208 @@
+"""The job of `simdiff recover`: cut, repair, measure, write a stock checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.checkpoints.cut import check_output, quantization
+from simdiff.data.text import Text, TokenWindows
+from simdiff.data.text_options import TextOptions, both_parts
+from simdiff.errors import SimdiffError
+from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io.machine import describe_machine
+from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory
+from simdiff.io.progress import step
+from simdiff.models.identity import check_same_model
+from simdiff.models.loading import load_model
+from simdiff.planning.plan import PruningPlan
+from simdiff.provenance.card import write_card
+from simdiff.recovery.methods import RecoveryContext, check_options
+from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
+from simdiff.recovery.training.state import remove_state
+from simdiff.surgery.copies import sharing_copy
+from simdiff.surgery.layers import layers_removed
+
+
+def recover(
+    name: str,
+    directory: Path,
+    *,
+    plan: PruningPlan,
+    method: str,
+    text: TextOptions,
+    held_out_source: Text | None = None,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+) -> RecoveryRecord:
+    """Cut a model, repair what stays, and write the result as a stock checkpoint.
+
+    `directory` appears whole or not at all: weights, tokenizer, plan.json, recovery.json and the
+    model card. Perplexity of the dense, the plainly cut and the recovered model is measured on
+    held-out text; a result that is worse than the plain cut says so in its notes and its card.
+
+    Args:
+        name: the dense model: a local directory, a hub name, or "demo".
+        directory: must not exist, unless `overwrite`.
+        plan: made for this model.
+        method: a name in `METHODS`.
+        text: its calibration half is what the method sees, its other half is held out.
+        held_out_source: another text to evaluate on, whole.
+        options: of the method, by name.
+        batch_size: windows per forward.
+        dtype, device: see `simdiff.models.loading.load_model`.
+        restart: forget what an interrupted training left.
+        loaded: the model and its tokenizer, where they are in memory already.
+
+    What training needs to go on after an interruption is kept beside the output, in a directory of
+    the same name that ends with .training, and removed at the end.
+
+    Raises:
+        SimdiffError: options, plan, model or text that cannot be used; NaN or Inf.
+        SurgeryError: stock classes cannot express the cut.
+    """
+    options = dict(options or {})
+    check_options(method, options)
+    check_batch_size(batch_size)
+    check_new_path(directory.absolute(), overwrite)
+    if Path(name, "config.json").is_file():
+        check_output(Path(name), directory)
+    training = directory.absolute().with_name(directory.name + ".training")
+    if restart:
+        remove_state(training)
+    model, tokenizer = loaded or load_model(name, dtype=dtype, device=device)
+    check_same_model(model, plan.model, "plan")
+    check_recoverable(model)
+    calibration, held_out = both_parts(text, tokenizer, held_out_source)
+    context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training)
+    pruned, record = recovered(
+        model,
+        plan,
+        calibration,
+        held_out,
+        method=method,
+        options=options,
+        batch_size=batch_size,
+        context=context,
+    )
+    with new_directory(directory, overwrite) as scratch:
+        write_recovered(pruned, tokenizer, plan, record, scratch, name)
+    with contextlib.suppress(SimdiffError):  # somebody else's files in it stay
+        remove_state(training)
+    return record
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse batches of nothing."""
+    if batch_size < 1:
+        raise SimdiffError(f"batch_size must be at least 1, got {batch_size}")
+
+
+def check_recoverable(model: PreTrainedModel) -> None:
+    """Refuse weights that cannot be changed as they are stored.
+
+    Raises:
+        SimdiffError: a quantised model.
+    """
+    if quantization(model.config) is not None or getattr(model, "is_quantized", False):
+        raise SimdiffError(
+            "recovery needs weights in floating point, got a quantised model: recover the "
+            "unquantised model and quantise the result"
+        )
+
+
+def recovered(
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    calibration: TokenWindows,
+    held_out: TokenWindows,
+    *,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+    context: RecoveryContext | None = None,
+) -> tuple[PreTrainedModel, RecoveryRecord]:
+    """The pruned and repaired model, in memory, and the record of what was done.
+
+    The dense model stays as it is; parameters that were not changed are shared with it.
+
+    Args:
+        model: the dense model.
+        plan, method, options, batch_size: see `recover`.
+        calibration: what the method sees.
+        held_out: what all three models are measured on.
+        context: tokenizer and a directory, see `RecoveryContext`; None gives the method the tokens
+            alone and keeps nothing of an interrupted training.
+    """
+    options = dict(options or {})
+    function = check_options(method, options).function()
+    pruned = sharing_copy(model, plan.removed)
+    dense_quality = _quality(model, held_out.tokens, "dense")
+    plain_quality = _quality(pruned, held_out.tokens, "plain cut")
+    start = time.monotonic()
+    context = context or RecoveryContext(text=calibration.identity.to_dict())
+    outcome = function(
+        model,
+        plan,
+        calibration.tokens,
+        pruned=pruned,
+        options=options,
+        batch_size=batch_size,
+        context=context,
+    )
+    seconds = time.monotonic() - start
+    pruned.eval()
+    with layers_removed(model, plan.removed):
+        changed = changed_parameters(pruned, model)
+    quality = {
+        "dense": dense_quality,
+        "pruned": plain_quality,
+        "recovered": _quality(pruned, held_out.tokens, "recovered"),
+    }
+    return pruned, RecoveryRecord(
+        method=method,
+        formula=outcome.formula,
+        trained=outcome.trained,
+        settings=outcome.settings | {"batch_size": batch_size},
+        changed=changed,
+        calibration=calibration.identity.to_dict(),
+        evaluation=held_out.identity.to_dict(),
+        quality=quality,
+        seconds=seconds,
+        machine=describe_machine(),
+        details=outcome.details,
+        notes=outcome.notes + worse_notes(quality),
+    )
+
+
+def _quality(model: PreTrainedModel, windows: Tensor, what: str) -> dict[str, Any]:
+    return asdict(perplexity(model, windows, description=f"perplexity, {what}"))
+
+
+def write_recovered(
+    pruned: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PruningPlan,
+    record: RecoveryRecord,
+    directory: Path,
+    source: str,
+) -> None:
+    """Write a recovered model into an empty directory; see `files.new_directory`."""
+    with step("write the recovered checkpoint"):
+        pruned.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        plan.save(directory / PLAN_FILE)
+        record.save(directory / RECORD)
+        write_card(directory, plan, source, recovery=record)

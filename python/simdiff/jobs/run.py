@@ -1,0 +1,170 @@
+"""The main job: calibrate, score, plan, prune, reload, evaluate, report."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from simdiff.checkpoints.cut import check_output, cut_checkpoint, files_of, write_cut, write_pruned
+from simdiff.data.text import TokenWindows
+from simdiff.data.text_options import TextOptions, held_out_windows
+from simdiff.errors import SurgeryError
+from simdiff.evaluation.generation import generate
+from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io.json_files import header, write_json
+from simdiff.io.machine import describe_machine
+from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory
+from simdiff.io.progress import step
+from simdiff.jobs.calibrate import calibrate, search_journal
+from simdiff.jobs.stability import ScoringOptions
+from simdiff.models.identity import model_identity
+from simdiff.models.loading import load_model
+from simdiff.planning.bootstrap import amounts_of_text
+from simdiff.planning.options import PlanOptions
+from simdiff.planning.plan import PruningPlan
+from simdiff.planning.searched_criteria import SEARCHED
+from simdiff.provenance.card import write_card
+from simdiff.report.page import write_report
+from simdiff.scoring.scores import LayerScores
+from simdiff.speed.run_speed import measure_speed
+from simdiff.surgery.copies import sharing_copy
+
+PROMPT = "The history of the steam engine began"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run found; `directory` holds the same as files."""
+
+    directory: Path
+    scores: LayerScores
+    plan: PruningPlan
+    results: dict[str, Any]
+
+
+def run(
+    name: str,
+    directory: Path,
+    *,
+    text: TextOptions,
+    plan: PlanOptions,
+    scoring: ScoringOptions | None = None,
+    held_out_source: str | None = None,
+    batch_size: int = 8,
+    dtype: str = "auto",
+    device: str | None = None,
+    overwrite: bool = False,
+) -> RunOutcome:
+    """Make a smaller model and prove what it is worth.
+
+    Writes into `directory`: model/ (the pruned checkpoint), scores.json, plan.json, results.json,
+    report.html. They appear together, or not at all.
+
+    Args:
+        name: a local directory, a hub name, or "demo".
+        directory: must not exist, unless `overwrite`.
+        text: calibration text; its other half is held out for evaluation.
+        plan: criterion and number of layers.
+        scoring: what is skipped, and whether more text is read until the plan is stable.
+        held_out_source: another text to evaluate on, whole.
+        batch_size: windows per forward while scoring.
+        dtype, device: see `simdiff.models.loading.load_model`.
+    """
+    check_new_path(directory.absolute(), overwrite)
+    if scoring is not None:
+        scoring.check(text.num_windows, text.window_length)
+    if Path(name, "config.json").is_file():
+        check_output(Path(name), directory)
+    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    plan.count(model_identity(model, name))
+    scores, calibration = calibrate(
+        model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
+    )
+    held_out = held_out_windows(text, tokenizer, held_out_source)
+    journal = search_journal(directory)
+    chosen = plan.plan(scores, model, calibration.tokens, journal)
+    with new_directory(directory, overwrite) as scratch:
+        scores.save(scratch / "scores.json")
+        chosen.save(scratch / PLAN_FILE)
+        (scratch / "model").mkdir()
+        _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
+        dense, pruned = _measure_dense(model, chosen, held_out)
+        del model
+        gc.collect()
+        pruned |= _measure_pruned(scratch / "model", held_out, dtype, device)
+        results = {
+            **header("simdiff.results"),
+            "machine": describe_machine(),
+            "num_layers": scores.num_layers,
+            "removed": list(chosen.removed),
+            "evaluation": held_out.identity.to_dict()
+            | {"num_predicted_tokens": dense.pop("num_tokens")},
+            "dense": dense,
+            "pruned": pruned,
+            "amounts_of_text": [
+                asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
+            ]
+            if plan.num_resamples and plan.criterion not in SEARCHED
+            else [],
+        }
+        write_json(scratch / "results.json", results)
+        write_card(scratch / "model", chosen, name, scores, results)
+        with step("write the report"):
+            write_report(scratch, scores, chosen, results)
+    journal.unlink(missing_ok=True)
+    return RunOutcome(directory, scores, chosen, results)
+
+
+def _write_model(
+    name: str,
+    dtype: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PruningPlan,
+    directory: Path,
+) -> None:
+    """From the model's own files where they can be cut, from memory otherwise."""
+    source = files_of(name, dtype)
+    try:
+        cut = None if source is None else cut_checkpoint(source, plan)
+    except SurgeryError:  # of what spans layers only a model in memory can be cut
+        cut = None
+    if cut is None:
+        write_pruned(model, tokenizer, plan, directory)
+    else:
+        write_cut(cut, directory)
+
+
+def _measure_dense(
+    model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Quality of the dense model, and the speed of both, interleaved on the same weights."""
+    quality = perplexity(model, held_out.tokens, description="perplexity, dense")
+    pruned = sharing_copy(model, plan.removed)
+    speed = measure_speed(model, pruned, prompt_length=min(128, held_out.tokens.shape[1]))
+    dense = asdict(quality) | {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "speed": asdict(speed["dense"]),
+    }
+    return dense, {"speed": asdict(speed["pruned"])}
+
+
+def _measure_pruned(
+    directory: Path, held_out: TokenWindows, dtype: str, device: str | None
+) -> dict[str, Any]:
+    """Reload the checkpoint with stock classes and measure what it is."""
+    model, tokenizer = load_model(
+        str(directory), dtype=dtype, device=device, description="reload the pruned checkpoint"
+    )
+    quality = asdict(perplexity(model, held_out.tokens, description="perplexity, pruned"))
+    del quality["num_tokens"]
+    with step("generate"):
+        sample = generate(model, tokenizer, PROMPT)
+    return quality | {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "generation": asdict(sample),
+    }

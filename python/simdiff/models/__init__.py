@@ -1,0 +1,1 @@
+"""Transformers models: load them, find their layers, read their configs, tell them apart."""

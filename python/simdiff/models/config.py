@@ -1,0 +1,63 @@
+"""Find the part of a config that describes the decoder, and the number of layers in it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from simdiff.errors import SimdiffError
+
+DEPTH_NAMES = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "num_decoder_layers",
+    "num_blocks",
+)
+"""Names of the layer count; a config class maps its own name to the first by attribute_map."""
+
+
+def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a config that describes the decoder; the object itself, not a copy."""
+    part = config.get_text_config(decoder=True)
+    return part if any(part is found for found in _parts(config)) else config
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    found = [config]
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            found += _parts(value)
+    return found
+
+
+def layer_counts(text: PreTrainedConfig) -> dict[str, int]:
+    """Config entries that may hold the number of decoder layers, by their stored names.
+
+    Raises:
+        SimdiffError: there is no such entry.
+    """
+    names: tuple[str, ...] = DEPTH_NAMES
+    if isinstance(getattr(text, "decoder_layers", None), int):
+        names = ("decoder_layers",)  # num_hidden_layers then counts those of the encoder
+    counts = {}
+    for name in names:
+        value = getattr(text, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            counts[text.attribute_map.get(name, name)] = value
+    if not counts:
+        raise SimdiffError(
+            f"{type(text).__name__} must have a number of layers under one of the names "
+            f"{', '.join(DEPTH_NAMES)}, got none above 0"
+        )
+    return counts
+
+
+def layer_count(config: PreTrainedConfig) -> int:
+    """The number of decoder layers that a config states.
+
+    Raises:
+        SimdiffError: the config does not state it.
+    """
+    # LongCat-Flash has two attentions per layer, and num_hidden_layers counts the attentions.
+    return min(layer_counts(text_part(config)).values())

@@ -1,0 +1,68 @@
+"""The identity of a model as result files store it, and the check that a model still has it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+)
+
+from simdiff.errors import SimdiffError
+from simdiff.models.structure import find_decoder_layers, text_config
+
+
+def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    """The identity of a model, as scores, plans and results store it.
+
+    `fingerprint` is a SHA-256 over the names and shapes of all parameters. Copies, other dtypes and
+    fine-tuned versions of a model have the same fingerprint; other models have another one.
+    """
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
+    return {
+        "name": name,
+        "architecture": type(model).__name__,
+        "num_layers": len(find_decoder_layers(model)),
+        "hidden_size": text_config(model).hidden_size,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "layer_parameters": [
+            sum(p.numel() for p in layer.parameters())
+            for layer in find_decoder_layers(model).modules
+        ],
+        "embedding_parameters": _lookup_parameters(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": digest.hexdigest(),
+    }
+
+
+def _lookup_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the input embedding if it is not tied to the head; else 0.
+
+    Decoding reads only one row of such an embedding per token.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:
+        return 0
+    return int(embedding.weight.numel())
+
+
+def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str) -> None:
+    """Refuse scores or plans that were made for another model.
+
+    Raises:
+        SimdiffError: the fingerprints differ.
+    """
+    identity = model_identity(model, "")
+    if identity["fingerprint"] != made_for.get("fingerprint"):
+        differing = ", ".join(
+            f"{key} {made_for.get(key)} against {identity[key]}"
+            for key in ("architecture", "num_layers", "hidden_size", "num_parameters")
+            if made_for.get(key) != identity[key]
+        )
+        raise SimdiffError(
+            f"the {what} was made for another model, {made_for.get('name')!r}: "
+            f"{differing or 'parameters have other names or shapes'}"
+        )

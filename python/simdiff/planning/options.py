@@ -1,0 +1,133 @@
+"""PlanOptions: the user's wishes for a plan (criterion, budget, protected layers) and the function
+that makes the plan from them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.errors import SimdiffError
+from simdiff.io.progress import step
+from simdiff.planning.bootstrap import NUM_RESAMPLES, bootstrap_plan
+from simdiff.planning.budget import Budget
+from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
+from simdiff.planning.make_plan import check_planning, make_plan
+from simdiff.planning.plan import PruningPlan
+from simdiff.planning.searched_criteria import SEARCHED, needs_model, search_plan
+from simdiff.planning.selection import check_selection
+from simdiff.scoring.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The user's wishes for a plan: how many layers to remove, which not, and by what criterion."""
+
+    criterion: str = DEFAULT_CRITERION
+    alpha: float = DEFAULT_ALPHA
+    budget: Budget = field(default_factory=Budget)
+    protect: Collection[int] = field(default_factory=tuple)
+    selection: str | None = None
+    max_blocks: int | None = None
+    random_seed: int = 0
+    evaluation_windows: int = 4
+    """Number of calibration windows for searches; `simdiff` reads 1/50 of what greedy search would
+    read on them. 0 runs no search."""
+    num_resamples: int = NUM_RESAMPLES
+    """Number of bootstrap draws of the calibration sequences for the plan's confidence; 0 skips
+    it."""
+
+    def count(self, model: Mapping[str, Any]) -> int:
+        """The number of layers to remove; refuses impossible options before any scoring.
+
+        Args:
+            model: identity of the model, see `model_identity`.
+        """
+        count = self.budget.layers(model)
+        if self.criterion not in SEARCHED:
+            check_criterion(self.criterion, self.alpha)
+        check_planning(self.criterion, self.selection, self.max_blocks)
+        check_selection(int(model["num_layers"]), count, self.protect)
+        if self.num_resamples < 0:
+            raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.num_resamples}")
+        if self.evaluation_windows < 0:
+            raise SimdiffError(
+                f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
+            )
+        if self.criterion in SEARCHED and self.evaluation_windows == 0:
+            raise needs_model(self.criterion)
+        return count
+
+    def plan(
+        self,
+        scores: LayerScores,
+        model: PreTrainedModel | None = None,
+        windows: Tensor | None = None,
+        journal: Path | None = None,
+    ) -> PruningPlan:
+        """Make the plan for scores, with its confidence if scores alone give a plan.
+
+        Args:
+            scores: scores; the confidence needs their `sequences`.
+            model, windows: the dense model and its calibration windows; searches need them, see
+                `make_plan` for the other criteria.
+            journal: file of a search's finished evaluations, see
+                `simdiff.planning.searched_criteria.search_plan`.
+        """
+        if model is None or windows is None or self.evaluation_windows == 0:
+            model = windows = None
+        else:
+            windows = windows[: self.evaluation_windows]
+        if self.criterion in SEARCHED:
+            if model is None or windows is None:
+                raise needs_model(self.criterion)
+            return search_plan(
+                model,
+                scores,
+                windows,
+                self.criterion,
+                self.count(scores.model),
+                protect=self.protect,
+                journal=journal,
+            )
+        plan = self.first_plan(scores, model, windows)
+        notes = [] if scores.stability is None else [str(scores.stability["note"])]
+        confidence = None
+        if self.num_resamples:
+            with step(f"{self.num_resamples} bootstrap resamples"):
+                confidence = bootstrap_plan(
+                    scores, self.first_plan, num_resamples=self.num_resamples
+                )
+            if confidence is None:
+                few = scores.sequences is not None
+                notes.append(
+                    "no bootstrap: the scores must hold two sequences or more apart, got "
+                    + ("one group" if few else "none; score the model again for that")
+                )
+            else:
+                notes.append(confidence.note(plan.removed))
+        return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
+
+    def first_plan(
+        self,
+        scores: LayerScores,
+        model: PreTrainedModel | None = None,
+        windows: Tensor | None = None,
+    ) -> PruningPlan:
+        """Make the plan without its confidence; without a model, from scores alone."""
+        return make_plan(
+            scores,
+            self.count(scores.model),
+            criterion=self.criterion,
+            alpha=self.alpha,
+            selection=self.selection,
+            protect=self.protect,
+            max_blocks=self.max_blocks,
+            random_seed=self.random_seed,
+            model=model,
+            windows=windows,
+        )

@@ -1,0 +1,1 @@
+"""Document and check a pruned directory: its model card, its origin, its verification."""

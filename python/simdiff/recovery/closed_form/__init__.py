@@ -1,0 +1,1 @@
+"""Solve for output projections with which pruned layers reproduce the dense model's states."""

@@ -1,0 +1,237 @@
+"""Correct a pruned model layer by layer, so that its states come closer to the dense model's."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from simdiff.data.batches import token_mask
+from simdiff.errors import SimdiffError
+from simdiff.models.partial_forward import PartialForward
+from simdiff.models.structure import find_decoder_layers
+from simdiff.recovery.closed_form.normal_equations import Fit, NormalEquations, best_ridge
+from simdiff.recovery.closed_form.projections import (
+    OutputProjection,
+    find_projection,
+    recorded_calls,
+    rms,
+)
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+FEATURES = ("auto", "inputs", "outputs")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the correction depends on besides model, plan and text."""
+
+    strengths: tuple[float, ...] = STRENGTHS
+    """Ridge penalties to try, see `normal_equations.ridge`."""
+    norm_power: float = 2.0
+    """Exponent p of the weights ‖h‖^−p of tokens, by which massive activations do not dominate."""
+    features: str = "auto"
+    """Features of the correction: "inputs" z of the projection; "outputs" o = Wz, which are fewer
+    and can correct less (W + VᵀW); "auto" takes outputs if inputs exceed the memory budget."""
+    memory_budget: int = 8 << 30
+    """Limit of the bytes of Gram matrices: of the two parts of the text, and the factorised one."""
+    unseen_share: float = 1 / 8
+    """Share of the windows that are not fitted; they choose λ and the number of corrections."""
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """The result of correcting one layer."""
+
+    layer: int
+    """Index of the layer in the dense model, from 0."""
+    projection: str | None
+    features: str | None
+    strength: float | None
+    relative_error: float
+    """Squared error of the states on unseen tokens over the error without the correction."""
+
+
+def precision(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
+    """Context manager with the precision of forwards that only guide the correction."""
+    if not autocasts(model):
+        return contextlib.nullcontext()
+    device = model.get_input_embeddings().weight.device
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def autocasts(model: PreTrainedModel) -> bool:
+    """Whether forwards multiply in bfloat16: for float32 models on devices that support it."""
+    device = model.get_input_embeddings().weight.device
+    if model.dtype != torch.float32:
+        return False
+    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@dataclass(frozen=True)
+class Change:
+    """The new and the old parameters of a corrected module."""
+
+    position: int
+    """Index of the layer in the pruned model."""
+    module: nn.Module
+    old: dict[str, nn.Parameter | None]
+    new: dict[str, nn.Parameter | None]
+
+
+@dataclass
+class Correction:
+    """A correction in progress; see `correct` for the fields."""
+
+    model: PreTrainedModel
+    pruned: PreTrainedModel
+    kept: list[int]
+    fitted: list[dict[str, Tensor]]
+    unseen: list[dict[str, Tensor]]
+    settings: Settings
+    fits: list[LayerFit] = field(default_factory=list)
+    most_features: int = 0
+    """Largest number of features of a regression so far."""
+    corrections: list[Change] = field(default_factory=list)
+    targets: list[Tensor] = field(default_factory=list)
+    """For each batch, the dense states that enter the next kept layer."""
+    states: list[Tensor] = field(default_factory=list)
+    """For each batch, the states that enter the current layer of the model corrected so far."""
+
+    @property
+    def batches(self) -> list[dict[str, Tensor]]:
+        """All batches: those to fit, then the unseen ones."""
+        return [*self.fitted, *self.unseen]
+
+    @property
+    def first(self) -> int:
+        """Position of the last layer before the first cut; 0 if layer 0 is cut."""
+        gap = next((i for i, layer in enumerate(self.kept) if layer != i), len(self.kept))
+        return max(0, gap - 1)
+
+    def target_depth(self, position: int) -> int:
+        """Index of the dense layer whose input the layer at a position should reproduce."""
+        following = position + 1
+        num_layers = len(find_decoder_layers(self.model))
+        return self.kept[following] if following < len(self.kept) else num_layers
+
+    def check(self) -> None:
+        """Refuse text that consists only of padding."""
+        for name, batches in (("fitted", self.fitted), ("unseen", self.unseen)):
+            if not any(bool(token_mask(batch).any()) for batch in batches):
+                raise SimdiffError(f"correct: {name} must leave some token, got none")
+
+    def layer(self, position: int, dense: PartialForward, student: PartialForward) -> None:
+        """Correct one layer and advance the states past it."""
+        start = self.kept[position]
+        if position == self.first:
+            self.targets = [dense.run(b, None, 0, start) for b in self.batches]
+            self.states = list(self.targets)
+            if start != position:  # layer 0 is cut, so the dense states are already further
+                self.states = [student.run(b, None, 0, position) for b in self.batches]
+        stop = self.target_depth(position)
+        for index, batch in enumerate(self.batches):
+            self.targets[index] = dense.run(batch, self.targets[index], start, stop)
+        self.fits.append(self._fit(position, student))
+        for index, batch in enumerate(self.batches):
+            self.states[index] = student.run(batch, self.states[index], position, position + 1)
+
+    def _fit(self, position: int, student: PartialForward) -> LayerFit:
+        layer = student.layers[position]
+        batch = {name: value[:1] for name, value in self.batches[0].items()}
+        few = self.states[0][:1]
+        projection = find_projection(
+            layer,
+            lambda: student.run(batch, few, position, position + 1),
+            int(self.states[0].shape[-1]),
+        )
+        if projection is None or self._tied(projection):
+            return LayerFit(self.kept[position], None, None, None, 1.0)
+        features = self._features(projection)
+        fitted, unseen = (self._equations(projection, features) for _ in range(2))
+        with recorded_calls(projection) as seen:
+            for index, batch in enumerate(self.batches):
+                output = student.run(batch, self.states[index], position, position + 1)
+                equations = fitted if index < len(self.fitted) else unseen
+                rows = token_mask(batch).flatten()
+                x, r, w = self._rows(
+                    projection, seen[0], features, output, self.targets[index], rows
+                )
+                equations.update(x, r, w)
+        fit = best_ridge(fitted, unseen, self.settings.strengths)
+        if fit.correction is not None and features == "outputs":
+            fit = replace(fit, correction=projection.from_outputs(fit.correction))
+        self._apply(position, projection, fit)
+        return LayerFit(
+            self.kept[position], projection.name, features, fit.strength, fit.relative_error
+        )
+
+    def _tied(self, projection: OutputProjection) -> bool:
+        """Whether other modules share the projection's weight."""
+        weight = projection.module.weight
+        held = [p for m in self.pruned.modules() for p in m._parameters.values()]
+        return sum(parameter is weight for parameter in held) > 1
+
+    def _features(self, projection: OutputProjection) -> str:
+        if self.settings.features != "auto":
+            return self.settings.features
+        num_bytes = 4 * 8 * (projection.in_features + projection.has_bias) ** 2
+        return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
+
+    def _equations(self, projection: OutputProjection, features: str) -> NormalEquations:
+        hidden_size = int(self.states[0].shape[-1])
+        width = projection.in_features if features == "inputs" else hidden_size
+        self.most_features = max(self.most_features, width)
+        return NormalEquations(width + projection.has_bias, hidden_size, self.states[0].device)
+
+    def _rows(
+        self,
+        projection: OutputProjection,
+        seen: tuple[Tensor, Tensor],
+        kind: str,
+        output: Tensor,
+        target: Tensor,
+        rows: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, residuals to fit and weights of a batch's tokens, in float64."""
+        device = self.states[0].device  # with several GPUs the other tensors may be elsewhere
+
+        def counted(states: Tensor) -> Tensor:
+            return states.reshape(len(rows), -1)[rows.to(states.device)].to(device).double()
+
+        entered, written, wanted, left = map(counted, (*seen, target, output))
+        residuals = (wanted - left) / projection.scale
+        features = entered if kind == "inputs" else written
+        if projection.has_bias:
+            features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+        if projection.gain is not None:  # first order: rms(o) is taken as constant
+            features = features / rms(written)
+            gain = projection.gain.to(residuals.device)
+            residuals = residuals / gain.where(gain.abs() > 1e-3 * gain.abs().max(), torch.inf)
+        norms = wanted.norm(dim=1)
+        weights = torch.where(norms > 0, norms, torch.inf) ** -self.settings.norm_power
+        return features, residuals, weights
+
+    def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> None:
+        if fit.correction is None:
+            return
+        module = projection.module
+        old = dict(module._parameters)
+        projection.correct(fit.correction)
+        new = dict(module._parameters)
+        self.corrections.append(Change(position, module, old, new))
+
+    def keep(self, count: int) -> None:
+        """Apply the first `count` corrections and undo the others."""
+        for index, correction in enumerate(self.corrections):
+            chosen = correction.new if index < count else correction.old
+            correction.module._parameters.update(chosen)
+
+    def closes_cut(self, position: int) -> bool:
+        """Whether the layer at a position is the last one before a cut."""
+        return self.target_depth(position) != self.kept[position] + 1

@@ -1,0 +1,1 @@
+"""Train the kept weights on text or on the dense model's predictions."""

@@ -1,0 +1,173 @@
+"""Cells of tables as text, the same on a page and in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simdiff.comparison.results import ComparedCell
+from simdiff.models.layer_indices import spans
+from simdiff.planning.plan import PruningPlan
+from simdiff.scoring.scores import LayerScores
+
+
+def cell_texts(entry: ComparedCell) -> list[str]:
+    """One cell of the comparison as text: the row of the table here and on the terminal."""
+    quality = entry.quality
+    removed = spans(entry.removed)
+    if quality is None:
+        numbers = ["none", "", "", ""]
+        removed = f"{removed}: {entry.problem}" if removed else str(entry.problem)
+    else:
+        numbers = [
+            perplexity_text(quality.perplexity),
+            _interval(quality.low, quality.high, perplexity_text),
+            _ratio_text(quality.ratio),
+            _interval(quality.ratio_low, quality.ratio_high, _ratio_text),
+        ]
+    count, name = str(entry.cell.num_remove), entry.cell.criterion
+    return [count, name, *numbers, duration(entry.cell.seconds), removed]
+
+
+def _interval(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f"{shown(low)}–{shown(high)}"
+
+
+def perplexity_text(value: float) -> str:
+    """Two decimals where they mean something."""
+    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
+
+
+def _ratio_text(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that fits."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 else "< 1 ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min"
+
+
+def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]:
+    """The numbers of one layer, formatted: the columns of the table here and on the terminal."""
+    cosine, squared = scores.metrics["cosine_distance"], scores.metrics["squared_difference"]
+    error = cosine.error[layer]
+    return [
+        str(layer),
+        f"{cosine.mean[layer]:.4g}",
+        "" if error is None else f"{error:.1g}",
+        f"{squared.mean[layer]:.4g}",
+        f"{squared.maximum[layer]:.4g}",
+        f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
+        f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
+        f"{plan.importance[layer]:.6g}",
+        *([f"{plan.confidence.plan_frequency[layer]:.0%}"] if plan.confidence is not None else []),
+    ]
+
+
+def stored_interval(values: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95% interval of a perplexity in a file of results; None where it has none."""
+    low, high = values.get("low"), values.get("high")
+    return None if low is None or high is None else (low, high)
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """An interval in words, empty where there is none."""
+    return "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    return f"{100 * value:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """A line of the table of `simdiff eval`: a label and a cell for each model."""
+
+    label: str
+    cells: tuple[str, ...]
+    group: str
+    """"size", "perplexity", "tasks" or "averages"."""
+
+
+def quality_rows(content: Mapping[str, Any]) -> tuple[list[str], list[QualityRow]]:
+    """Names of the models, the dense one first, and the lines of their table.
+
+    Args:
+        content: of a file of results, see `Quality.to_dict`.
+    """
+    models: Mapping[str, Any] = content["models"]
+    first = content.get("dense", next(iter(models)))
+    names = [first, *(name for name in models if name != first)]
+    columns = [models[name] for name in names]
+    dense = columns[0]
+    rows = [QualityRow("parameters", tuple(map(_size, columns)), "size")]
+
+    def add(label: str, cells: Iterable[str], group: str) -> None:
+        rows.append(QualityRow(label, tuple(cells), group))
+
+    if "perplexity" in dense:
+        add("perplexity, 95% interval", map(_perplexity, columns), "perplexity")
+        if len(columns) > 1:
+            ratios = (_ratio_to_dense(model, dense) for model in columns[1:])
+            add("× dense, 95% interval", ("", *ratios), "perplexity")
+    for name, task in dense.get("tasks", {}).items():
+        mark = ", dense at chance" if task.get("at_chance") else ""
+        label = f"{name}, {task['metric']}, % (chance {100 * task['chance']:.1f}{mark})"
+        add(label, (_task(model, name, model is dense) for model in columns), "tasks")
+    if dense.get("tasks"):
+        for key, label in (
+            ("all_tasks", "average of all tasks"),
+            ("above_chance", "average without tasks at chance"),
+        ):
+            count = len(dense["averages"][key]["tasks"])
+            averages = [model.get("averages", {}).get(key, {}) for model in columns]
+            means = (_percent(one, "average", "standard_error") for one in averages)
+            add(f"{label} ({count}), %", means, "averages")
+            if len(columns) > 1:
+                kept = (_percent(one, "retained", "retained_error") for one in averages[1:])
+                add("retained of dense, %", ("", *kept), "averages")
+    return names, rows
+
+
+def _size(model: Mapping[str, Any]) -> str:
+    count = model.get("num_parameters")
+    return "" if count is None else f"{count / 1e6:.1f} M"
+
+
+def _perplexity(model: Mapping[str, Any]) -> str:
+    if "perplexity" not in model:
+        return ""
+    interval = interval_text(stored_interval(model))
+    return f"{model['perplexity']:.2f}" + (f" ({interval})" if interval else "")
+
+
+def _ratio_to_dense(model: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    found = model.get("against_dense")
+    if found is None:
+        same = "perplexity" in model and model.get("evaluation") == dense.get("evaluation")
+        return f"{model['perplexity'] / dense['perplexity']:.3f}" if same else "other tokens"
+    if found.get("low") is None:
+        return f"{found['ratio']:.3f}"
+    return f"{found['ratio']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _task(model: Mapping[str, Any], name: str, is_dense: bool) -> str:
+    """A score and, in brackets, its difference from the dense one's on the same items."""
+    score = model.get("tasks", {}).get(name)
+    if score is None:
+        return ""
+    text = _with_error(score["value"], score.get("standard_error"))
+    gap = score.get("difference")
+    if is_dense or gap is None:
+        return text
+    return f"{text} ({_with_error(gap['value'], gap.get('standard_error'), '+')})"
+
+
+def _percent(average: Mapping[str, Any], value: str, error: str) -> str:
+    found = average.get(value)
+    return "none" if found is None else _with_error(found, average.get(error))

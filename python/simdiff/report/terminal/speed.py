@@ -1,0 +1,169 @@
+"""Tables of `simdiff bench` for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+# Shares are of the median ratio. "whole" is the measure of the paper: new tokens over all seconds.
+_UNITS = {"prefill": "prefill", "decode": "decode", "whole": "both"}
+
+
+def speed_table(content: Mapping[str, Any]) -> Table:
+    """A table of tokens per second of every setting, their ratio, and its share of the ideal."""
+    table = Table(
+        title=_title(content),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for column in (
+        "batch",
+        "prompt",
+        "new",
+        "phase",
+        "dense, tok/s",
+        "pruned, tok/s",
+        "ratio",
+        "interval",
+        "ideal",
+        "share",
+        "roofline",
+        "share",
+    ):
+        table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
+    for setting in content["settings"]:
+        for phase, what in _UNITS.items():
+            found = setting["phases"][phase]
+            ratio = found["ratio"]
+            new = f"{setting['new_tokens']}{'*' if setting['shortened'] else ''}"
+            head = (str(setting["batch_size"]), str(setting["prompt_length"]), new)
+            shares = (
+                (
+                    f"{found['ideal']:.3f}",
+                    f"{found['share_of_ideal']:.3f}",
+                    f"{found['roofline_ideal']:.3f}",
+                    f"{found['share_of_roofline_ideal']:.3f}",
+                )
+                if "ideal" in found
+                else ("", "", "", "")
+            )
+            table.add_row(
+                *(head if phase == "prefill" else ("", "", "")),
+                what,
+                *(
+                    _spread(setting[name]["tokens_per_second"][phase])
+                    for name in ("dense", "pruned")
+                ),
+                f"{ratio['median']:.3f}",
+                f"{ratio['low']:.3f}-{ratio['high']:.3f}",
+                *shares,
+                end_section=phase == "whole",
+            )
+    return table
+
+
+def memory_table(content: Mapping[str, Any]) -> Table:
+    """A table of the bytes of weights and KV cache."""
+    table = Table(title="Memory", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "dense", "pruned", "ratio"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    dense, pruned = content["models"]["dense"], content["models"]["pruned"]
+    for name, key, unit, scale in (
+        ("layers", "num_layers", "", 1.0),
+        ("parameters", "num_parameters", " M", 1e6),
+        ("weights", "weight_bytes", " MB", 1e6),
+        ("KV cache, per token", "cache_bytes_per_token", " kB", 1e3),
+    ):
+        table.add_row(name, *_bytes(dense[key], pruned[key], unit, scale))
+    for setting in content["settings"]:
+        tokens = setting["prompt_length"] + setting["new_tokens"] - 1
+        before, after = (setting[name]["cache_bytes"] for name in ("dense", "pruned"))
+        name = f"KV cache, batch {setting['batch_size']}, {tokens} tokens"
+        table.add_row(name, *_bytes(before, after, " MB", 1e6))
+    return table
+
+
+def speed_notes(content: Mapping[str, Any]) -> list[str]:
+    """Notes that readers of the numbers must know."""
+    settings = content["settings"]
+    rounds = ", ".join(dict.fromkeys(str(setting["repeats"]) for setting in settings))
+    coverage = min(s["phases"]["decode"]["ratio"]["coverage"] for s in settings)
+    notes = [
+        f"{rounds} rounds after {content['protocol']['warm_up']} of warm-up; dense and pruned take "
+        "turns, in alternating order; tokens per second: median and quartiles.",
+        f"ratio: median of the rounds' ratios, with its {100 * coverage:.0f}% interval; ideal: "
+        "ratio of bytes (decode), of flops (prefill); roofline: with the read and matmul rates "
+        "measured here; share: ratio / ideal; both: new tokens by the seconds of both phases.",
+    ]
+    if any(
+        "ideal" in p and p["share_of_ideal"] > 1 for s in settings for p in s["phases"].values()
+    ):
+        notes.append(
+            "A share above 1: the layers cost more time per byte or flop than embedding and head."
+        )
+    notes += [
+        f"* Shortened: {s['new_tokens']} instead of {s['wanted_new_tokens']} new tokens at batch "
+        f"{s['batch_size']}, prompt {s['prompt_length']}, to end within "
+        f"{content['protocol']['max_seconds']:g} s on this machine."
+        for s in settings
+        if s["shortened"]
+    ]
+    notes += [
+        f"Ended after {s['repeats']} of {content['protocol']['repeats']} rounds at batch "
+        f"{s['batch_size']}, prompt {s['prompt_length']}: the time was up."
+        for s in settings
+        if s["repeats"] < content["protocol"]["repeats"]
+    ]
+    for setting in settings:
+        for name in ("dense", "pruned"):
+            held, counted = (setting[name][k] for k in ("cache_bytes", "cache_bytes_by_formula"))
+            if held != counted:
+                notes.append(
+                    f"The KV cache of {name} holds {held} bytes where the formula of the ideal "
+                    f"counts {counted}."
+                )
+            if not setting["tokens_equal_generate"][name]:
+                notes.append(
+                    f"{name}: some tokens differ from generate's where two logits nearly tie."
+                )
+    cores = content["other_processes_cores"]
+    if cores is not None and cores > 0.1:
+        notes.append(
+            f"Other processes kept {cores:.1f} cores busy in the meantime: measure again on an "
+            "idle machine."
+        )
+    return notes
+
+
+def _title(content: Mapping[str, Any]) -> str:
+    threads = "" if content["device"].startswith("cuda") else f"{content['num_threads']} threads, "
+    preset = f"preset {content['preset']}, " if content["preset"] else ""
+    names = " against ".join(content["models"][key]["name"] for key in ("dense", "pruned"))
+    return (
+        f"Speed of {names}: {preset}{content['dtype']}, {threads}{content['decoding']}, "
+        f"{content['attention']} attention\n{content['machine']}"
+    )
+
+
+def _spread(value: Mapping[str, float]) -> str:
+    low, median, high = (value[k] for k in ("lower_quartile", "median", "upper_quartile"))
+    return f"{_short(median)} [{_short(low)}-{_short(high)}]"
+
+
+def _short(value: float) -> str:
+    """A number with three significant digits; thousands are written in full."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(dense: float, pruned: float, unit: str, scale: float) -> tuple[str, str, str]:
+    digits = 0 if scale == 1 else 2
+    return (
+        f"{dense / scale:.{digits}f}{unit}",
+        f"{pruned / scale:.{digits}f}{unit}",
+        f"{pruned / dense:.3f}" if dense else "",
+    )

@@ -1,0 +1,1 @@
+"""The calibration pass: read the hidden states of a model and write scores.json."""

@@ -1,0 +1,1 @@
+"""Measure the speed of models and compare it with the ideal."""

@@ -1,0 +1,213 @@
+"""SublayerPlan: which attention and MLP sub-layers are removed, chosen from their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simdiff.errors import SimdiffError
+from simdiff.io.json_files import header, read_json, write_json
+from simdiff.models.layer_indices import check_layers
+from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, Importance, importance
+from simdiff.planning.plan import SUBLAYER_SCHEMA
+from simdiff.scoring.scores import LayerScores
+from simdiff.sublayers.scores import SublayerScores
+from simdiff.sublayers.structure import KINDS, SublayerName, check_unit, unit_includes
+
+# Criteria that do not apply: the cost of a run of layers, or their order, has no meaning for
+# sub-layers.
+NOT_OF_SUBLAYERS = ("cosine-block", "angular-block", "angular-block-last")
+
+
+@dataclass(frozen=True)
+class SublayerPlan:
+    """The sub-layers to remove and how they were chosen; layers count from 0, not renumbered."""
+
+    unit: str
+    """Kinds of sub-layers that could be removed: one of `simdiff.sublayers.structure.UNITS`."""
+    removed: tuple[SublayerName, ...]
+    """Sub-layers to remove, in the order of removal, the least important first."""
+    ranking: tuple[SublayerName, ...]
+    """All sub-layers of the unit, the least important first, ties resolved."""
+    importance: tuple[float, ...]
+    """Importance of each entry of `ranking`."""
+    num_layers: int
+    protected: tuple[int, ...]
+    """Layers of which both sub-layers stay."""
+    criterion: str
+    formula: str
+    alpha: float | None
+    notes: tuple[str, ...]
+    model: dict[str, Any]
+    calibration: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further options of `simdiff plan` with which the plan was made, by their names there."""
+
+    def reason(self, name: SublayerName) -> str:
+        """Why a sub-layer is removed or kept, in a few words."""
+        rank = f"rank {self.ranking.index(name) + 1} of {len(self.ranking)}"
+        if name.layer in self.protected:
+            return f"{rank}, protected"
+        return rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the plan's file."""
+        return {
+            **header(SUBLAYER_SCHEMA),
+            "model": self.model,
+            "calibration": self.calibration,
+            "unit": self.unit,
+            "criterion": self.criterion,
+            "formula": self.formula,
+            "alpha": self.alpha,
+            "num_layers": self.num_layers,
+            "removed": [list(name) for name in self.removed],
+            "sublayers": [
+                {
+                    "layer": name.layer,
+                    "kind": name.kind,
+                    "importance": value,
+                    "removed": name in self.removed,
+                    "reason": self.reason(name),
+                }
+                for name, value in zip(self.ranking, self.importance, strict=True)
+            ],
+            "protected": list(self.protected),
+            "notes": list(self.notes),
+            "options": self.options,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the plan to a file."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path) -> SublayerPlan:
+        """Read a plan from a file.
+
+        Raises:
+            SimdiffError: the file is missing, damaged, inconsistent, or of a newer version.
+        """
+        content = read_json(path, SUBLAYER_SCHEMA)
+        try:
+            num_layers = content["num_layers"]
+            ranking = _names([(s["layer"], s["kind"]) for s in content["sublayers"]], num_layers)
+            removed = _names(content["removed"], num_layers)
+            if not removed or not set(removed) <= set(ranking):
+                raise ValueError("removed must name some of the sub-layers")
+            check_unit(content["unit"])
+            return cls(
+                unit=content["unit"],
+                removed=removed,
+                ranking=ranking,
+                importance=tuple(float(entry["importance"]) for entry in content["sublayers"]),
+                num_layers=num_layers,
+                protected=tuple(content["protected"]),
+                criterion=content["criterion"],
+                formula=content["formula"],
+                alpha=content["alpha"],
+                notes=tuple(content["notes"]),
+                model=dict(content["model"]),
+                calibration=dict(content["calibration"]),
+                options=dict(content["options"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SimdiffError(
+                f"{path}: must be a complete plan of sub-layers, but is damaged: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+
+def _names(entries: Sequence[Any], num_layers: int) -> tuple[SublayerName, ...]:
+    names = tuple(SublayerName(layer, kind) for layer, kind in entries)
+    check_layers({name.layer for name in names}, num_layers)
+    if len(set(names)) != len(names) or not {name.kind for name in names} <= set(KINDS):
+        raise ValueError(f"sub-layers must be named once each, their kinds {', '.join(KINDS)}")
+    return names
+
+
+def plan_sublayers(
+    scores: LayerScores,
+    unit: str,
+    num_remove: int,
+    *,
+    criterion: str = DEFAULT_CRITERION,
+    alpha: float = DEFAULT_ALPHA,
+    protect: Collection[int] = (),
+    random_seed: int = 0,
+) -> SublayerPlan:
+    """Choose the sub-layers of lowest importance, in one shot.
+
+    A criterion treats the sub-layers of the unit as the layers of a model. The default criterion is
+    the cost of cutting one sub-layer, mean ||y - x||^2 / (2 ||x|| ||y||).
+
+    Args:
+        scores: scores that include sub-layers.
+        unit: "attention", "mlp" or "sublayer" (both kinds compared with each other).
+        num_remove: number of sub-layers to remove.
+        criterion, alpha, random_seed: see `simdiff.planning.criteria.importance`.
+        protect: layers of which both sub-layers stay.
+
+    Raises:
+        SimdiffError: a name is unknown, the number is impossible, or the scores lack sub-layers.
+
+    Source: LLM-Drop, arXiv 2406.15786, for attention and MLP by 1 - cos; SimDiff for the criteria.
+    """
+    check_unit(unit)
+    if criterion in NOT_OF_SUBLAYERS:
+        raise SimdiffError(
+            f"criterion {criterion} is of blocks of layers and not defined for sub-layers: take "
+            "simdiff, block-influence or another criterion of single units"
+        )
+    check_layers(protect, scores.num_layers, "protected layers")
+    table = SublayerScores.from_scores(scores)
+    rows = [row for row, name in enumerate(table.names) if unit_includes(unit, name)]
+    ranked = importance(table.as_layers(scores, rows), criterion, alpha, seed=random_seed)
+    ranking = [table.names[rows[index]] for index in ranked.ranking()]
+    free = [n for n in ranking if n.layer not in protect]
+    if not 1 <= num_remove <= len(free) or num_remove >= len(table.names):
+        raise SimdiffError(
+            f"the number of sub-layers to remove must be 1 to the {len(free)} free ones of "
+            f"{len(ranking)} ({unit}; {len(protect)} layers are protected), got {num_remove}"
+        )
+    removed = tuple(free[:num_remove])
+    return SublayerPlan(
+        unit=unit,
+        removed=removed,
+        ranking=tuple(ranking),
+        importance=tuple(ranked.values[index] for index in ranked.ranking()),
+        num_layers=scores.num_layers,
+        protected=tuple(sorted(protect)),
+        criterion=criterion,
+        formula=ranked.formula,
+        alpha=ranked.alpha,
+        notes=tuple(_notes(ranked, [table.names[row] for row in rows], removed)),
+        model=scores.model,
+        calibration=scores.calibration,
+    )
+
+
+def _notes(
+    ranked: Importance,
+    names: Sequence[SublayerName],
+    removed: Sequence[SublayerName],
+) -> list[str]:
+    notes = []
+    if ranked.saturated:
+        notes.append(
+            f"saturation: sigmoid(L_diff) is exactly 1 for {len(ranked.saturated)} of "
+            f"{len(names)} sub-layers, whose difference no longer tells them apart"
+        )
+    for group in ranked.ties:
+        tied = ", ".join(str(names[index]) for index in group)
+        notes.append(f"tie: {tied} have equal importance")
+    layers = [name.layer for name in removed]
+    whole = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if whole:
+        notes.append(
+            f"layers {', '.join(map(str, whole))} lose both sub-layers: a plan of layers takes "
+            "those from a checkpoint too"
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""The GPU kernels as compiled, executed without a GPU by `tools/ptxcheck`."""

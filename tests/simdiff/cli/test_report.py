@@ -1,0 +1,38 @@
+"""`simdiff report` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from support.commands import simdiff
+from support.pages import Structure
+
+
+def test_the_command_joins_a_benchmark(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
+) -> None:
+    out, page, bench = tmp_path / "out", tmp_path / "page.html", tmp_path / "b.json"
+    small = ("--windows", "4", "--window-length", "16")
+
+    assert (
+        simdiff("run", tiny_checkpoint, "--text", tiny_text, *small, "--ratio", 0.4, "-o", out) == 0
+    )
+    quick = ("--prompt-lengths", 8, "--new-tokens", 4, "--repeats", 2, "--warm-up", 0)
+    plan = ("--plan", out / "plan.json")
+    assert simdiff("bench", tiny_checkpoint, *plan, *quick, "-o", bench) == 0
+    capsys.readouterr()
+    assert simdiff("report", out, "--bench", bench, "-o", page) == 0
+    assert "from plan, scores, results, bench" in " ".join(capsys.readouterr().out.split())
+    measured = json.loads(bench.read_text())["settings"][0]
+    text = Structure(page.read_text()).text
+    assert 'AutoTokenizer.from_pretrained("model")' in text
+    for phase in ("prefill", "decode"):
+        found = measured["phases"][phase]
+        assert f"{found['ideal']:.3f} {100 * found['share_of_ideal']:.1f}%" in text
+        assert f"{measured['pruned']['tokens_per_second'][phase]['median']:.4g}" in text
+    assert simdiff("report", out, "-o", page) == 2  # it exists
+    other = ("--remove", "1", *quick, "-o", bench, "--overwrite")
+    assert simdiff("bench", tiny_checkpoint, *other) == 0
+    assert simdiff("report", out, "--bench", bench, "-o", page, "--overwrite") == 2
+    assert "must be of the plan's cut" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Files that a page is made of: damaged, of another model, of another cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simdiff.errors import SimdiffError
+from simdiff.io.json_files import write_json
+from simdiff.planning.plan import PruningPlan
+from simdiff.report.sources import read_sources
+from support.report_files import NAME, evaluation, recovery
+
+
+def _spoil(content: dict[str, Any], way: list[str], value: Any) -> None:
+    *outer, last = way
+    for key in outer:
+        content = content[key]
+    if value is None:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "value", "message"),
+    [
+        ("evaluation", ["schema"], "simdiff.plan", "must be a simdiff.evaluation file, got schema"),
+        ("evaluation", ["schema_version"], 9, "a newer simdiff wrote it"),
+        ("evaluation", ["models"], None, "but is damaged: KeyError: 'models'"),
+        ("evaluation", ["models", "out/model", "perplexity"], "many", "but is damaged: TypeError"),
+        (
+            "evaluation",
+            ["models", "out/model", "num_parameters"],
+            12,
+            "must hold the plan's model without",
+        ),
+        ("evaluation", ["models", NAME, "num_parameters"], 12, "must be of the plan's model, tiny"),
+        ("recovery", ["quality", "recovered"], None, "but is damaged: KeyError: 'recovered'"),
+        ("recovery", ["quality", "pruned", "nll"], 10**400, "but is damaged: OverflowError"),
+        ("recovery", ["model"], {"fingerprint": "other"}, "with fingerprint .* got other"),
+        ("results", ["dense", "num_parameters"], 12, "with num_parameters .* got 12"),
+        ("results", ["pruned", "speed"], {}, "but is damaged: KeyError: 'prefill'"),
+        ("scores", ["model", "fingerprint"], "other", "with fingerprint .* got other"),
+    ],
+)
+def test_damaged_and_foreign_files(
+    run: tuple[Path, PruningPlan], kind: str, way: list[str], value: Any, message: str
+) -> None:
+    directory, plan = run
+    file = directory / f"{kind}.json"
+    made = {"evaluation": lambda: evaluation(plan), "recovery": recovery}
+    content = made[kind]() if kind in made else json.loads(file.read_text())
+    _spoil(content, way, value)
+    file.write_text(json.dumps(content))
+    with pytest.raises(SimdiffError, match=message):
+        read_sources(directory)
+
+
+def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path) -> None:
+    directory, plan = run
+    other = tmp_path / "recovered"
+    other.mkdir()
+    write_json(other / "recovery.json", recovery())
+    assert read_sources(directory, recovery=other).recovery is not None
+    content = plan.to_dict()
+    kept = next(layer for layer in range(1, 6) if layer not in plan.removed)
+    content["removed"] = [plan.removed[0], kept]
+    write_json(other / "plan.json", content)
+    with pytest.raises(SimdiffError, match="must be a recovery of the plan's cut"):
+        read_sources(directory, recovery=other / "recovery.json")
+    with pytest.raises(SimdiffError, match="must be a directory with plan.json"):
+        read_sources(tmp_path / "none")

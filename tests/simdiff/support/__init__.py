@@ -1,0 +1,1 @@
+"""What several test files need: models, files, texts and plans, and what looks at results."""

@@ -1,0 +1,1 @@
+"""Instructions, faults and whole kernels of ptxcheck itself."""
