@@ -8,7 +8,8 @@
 // positive, so all of its Chebyshev coefficients are; what is cut off is therefore largest at m =
 // 1, where f is 1/2 and the series is short of it by 6e-17: 1.2e-16 of f. Coefficients and
 // polynomial are rounded to within 2^-53 of it each, the root and its product likewise: the angle
-// is off by at most 6e-16 of itself. tests/kernels/test_angular_distance.py derives the coefficients.
+// is off by at most 6e-16 of itself. tests/kernels/test_angular_distance.py derives the
+// coefficients.
 #pragma once
 
 #include <cmath>

@@ -133,9 +133,9 @@ struct Fold {
   int64_t num_tokens;
   int64_t hidden_size;
   TokenPlaces places;
-  double* moments;   // (num_states, num_layers, 3, kNumMetrics)
+  double* moments;  // (num_states, num_layers, 3, kNumMetrics)
   int64_t* counts;  // (num_states, num_layers, kNumMetrics + 3)
-  void* per_token;   // (num_layers, kNumMetrics, num_tokens) or null
+  void* per_token;  // (num_layers, kNumMetrics, num_tokens) or null
   bool float64_tokens;
 };
 
