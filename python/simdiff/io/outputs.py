@@ -279,7 +279,8 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
     lock = _try_lock(directory)
     if lock is None:
         raise SimdiffError(
-            f"{directory} must be used by one {purpose} at a time, and another one runs"
+            f"{directory} must be used by one {purpose} at a time, and another one runs (or the "
+            "file system has no locks, and earlier work is there)"
         )
     try:
         yield

@@ -199,7 +199,7 @@ def write_recovered(
     directory: Path,
     source: str,
 ) -> None:
-    """Write a recovered model into an empty directory; see `files.new_directory`."""
+    """Write a recovered model into an empty directory; see `simdiff.io.outputs.new_directory`."""
     with step("write the recovered checkpoint"):
         pruned.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

@@ -2,11 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from simdiff.errors import SimdiffError
+
+Hooks = TypeVar("Hooks", bound="HookHandles")
+
+
+class HookHandles:
+    """Hooks that are on modules while it is entered: all of them, or after an error none."""
+
+    def __init__(self) -> None:
+        """Register nothing yet."""
+        self._handles: list[RemovableHandle] = []
+
+    def _register(self) -> Iterator[RemovableHandle]:
+        """Register one hook after the other."""
+        raise NotImplementedError
+
+    def __enter__(self: Hooks) -> Hooks:
+        """Register the hooks."""
+        try:
+            for handle in self._register():
+                self._handles.append(handle)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the hooks, also after an error."""
+        self._remove()
+
+    def _remove(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
 
 
 def entering(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

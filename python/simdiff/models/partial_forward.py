@@ -100,10 +100,6 @@ class PartialForward:
         finally:
             self._course = Course()
 
-    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The hidden states that enter layer 0 for a batch made by `model_inputs`."""
-        return self.run(batch, None, 0, 0)
-
     @torch.no_grad()
     def run(
         self, batch: Mapping[str, Tensor], states: Tensor | None, start: int, stop: int

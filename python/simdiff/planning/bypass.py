@@ -106,8 +106,10 @@ class BypassEvaluator:
 
     def _keep_base_states(self) -> None:
         kept = self._kept_layers()
-        if kept:
-            self._states = [self._partial.entering(ids, kept, self._base) for ids in self._windows]
+        for window, states in enumerate(self._states):
+            states.clear()  # those of the base before must not lie beside these
+            if kept:
+                states.update(self._partial.entering(self._windows[window], kept, self._base))
         self._base_states = True
 
     def _kept_layers(self) -> frozenset[int]:

@@ -145,14 +145,14 @@ METHODS = {
         "is the paper's recipe",
         _TRAINED,
         _TRAINING,
-        "by_text",
+        "train_on_text",
         "check",
     ),
     "distillation": Method(
         "low-rank adapters trained on the dense model's predictions, and merged",
         _TRAINED,
         (*_TRAINING, "distillation_weight", "temperature"),
-        "by_distillation",
+        "distill",
         "check",
     ),
 }

@@ -118,10 +118,10 @@ class Chart:
         """Add a straight line."""
         self.add("line", kind, x1=x1, y1=y1, x2=x2, y2=y2)
 
-    def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """Add a line through points."""
+    def path(self, points: Sequence[tuple[float, float]], kind: str, dashes: str = "") -> None:
+        """Draw a line through points, dashed as `stroke-dasharray` says."""
         steps = " ".join(f"{'L' if n else 'M'}{x:.1f} {y:.1f}" for n, (x, y) in enumerate(points))
-        self.add("path", kind, d=steps)
+        self.add("path", kind, d=steps, **({"stroke_dasharray": dashes} if dashes else {}))
 
     def y_axis(self, scale: Scale, label: str) -> None:
         """Add horizontal grid lines with their values, and the axis label above them."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from simdiff.errors import SimdiffError
-from simdiff.models.layer_calls import entering, leaving
+from simdiff.models.layer_calls import HookHandles, entering, leaving
 
 
 class LayerSink(Protocol):
@@ -32,7 +32,7 @@ class BlockSink(Protocol):
         """Add the tokens of a batch, by the hidden states before, between and after all layers."""
 
 
-class LayerHooks:
+class LayerHooks(HookHandles):
     """Context manager in which every forward of the given layers updates `scores`.
 
     The hidden states are those of the layers themselves, so the last layer is measured before
@@ -60,6 +60,7 @@ class LayerHooks:
         blocks: BlockSink | None = None,
     ) -> None:
         """Store the arguments; no hook is registered yet."""
+        super().__init__()
         if len(layers) != scores.num_layers:
             raise SimdiffError(
                 f"LayerHooks: scores must have {len(layers)} layers like the model, "
@@ -73,36 +74,15 @@ class LayerHooks:
         self._scores = scores
         self._blocks = blocks
         self._states: list[tuple[Tensor, int | None]] = []
-        self._handles: list[Any] = []
         self._versions: dict[int, int | None] = {}
 
-    def __enter__(self) -> LayerHooks:
-        """Register the hooks."""
-        try:
-            for index, layer in enumerate(self._layers):
-                self._handles.append(
-                    layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
-                )
-                self._handles.append(
-                    layer.register_forward_hook(self._after(index), with_kwargs=True)
-                )
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Remove the hooks, also after an error."""
-        self._remove()
+    def _register(self) -> Iterator[RemovableHandle]:
+        for index, layer in enumerate(self._layers):
+            yield layer.register_forward_pre_hook(self._before(index), with_kwargs=True)
+            yield layer.register_forward_hook(self._after(index), with_kwargs=True)
 
     def _remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        super()._remove()
         self._states.clear()
 
     def _before(self, index: int) -> Any:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.models.layer_calls import entering, leaving
+from simdiff.models.layer_calls import HookHandles, entering, leaving
 from simdiff.models.structure import decoder_body, find_decoder_layers
 from simdiff.sublayers.stand_ins import first_states
 from simdiff.sublayers.structure import ATTENTION, MLP, LayerSteps, Sublayer, SublayerMap
 from simdiff_kernels import RunningScores, TokenMetrics, token_metrics
 
 
-class SublayerHooks:
+class SublayerHooks(HookHandles):
     """Context manager in which every forward of the decoder updates the scores of its sub-layers.
 
     For each sub-layer the hidden state before and after its contribution is compared; post-norms
@@ -45,6 +46,7 @@ class SublayerHooks:
         norm_changes: RunningNormChanges,
     ) -> None:
         """Store the arguments; no hook is registered yet."""
+        super().__init__()
         if scores.num_layers != len(found.names):
             raise SimdiffError(
                 f"SublayerHooks: scores must have {len(found.names)} states, one for each "
@@ -55,36 +57,15 @@ class SublayerHooks:
         self._scores = scores
         self._norm_changes = norm_changes
         self._mask: Tensor | None = None
-        self._handles: list[Any] = []
 
-    def __enter__(self) -> SublayerHooks:
-        """Register the hooks."""
+    def _register(self) -> Iterator[RemovableHandle]:
+        body = decoder_body(self._model)
+        yield body.register_forward_pre_hook(self._begin, with_kwargs=True)
         layers = find_decoder_layers(self._model).modules
-        try:
-            body = decoder_body(self._model)
-            self._handles.append(body.register_forward_pre_hook(self._begin, with_kwargs=True))
-            first = 0
-            for layer, steps in zip(layers, self._found.layers, strict=True):
-                watch = _Watch(self, first, steps)
-                self._handles += watch.register(layer)
-                first += len(steps.sublayers)
-        except BaseException:
-            self._remove()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Remove the hooks, also after an error."""
-        self._remove()
-
-    def _remove(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+        first = 0
+        for layer, steps in zip(layers, self._found.layers, strict=True):
+            yield from _Watch(self, first, steps).register(layer)
+            first += len(steps.sublayers)
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")
@@ -113,18 +94,15 @@ class _Watch:
         self._before: tuple[Tensor, int | None] | None = None
         self._alone: dict[str, Tensor] = {}  # by kind, in parallel layers
 
-    def register(self, layer: nn.Module) -> list[Any]:
-        handles = [
-            layer.register_forward_pre_hook(self._enter, with_kwargs=True),
-            layer.register_forward_hook(self._leave),
-        ]
+    def register(self, layer: nn.Module) -> Iterator[RemovableHandle]:
+        yield layer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        yield layer.register_forward_hook(self._leave)
         if self._steps.entry is not None:
             entry = layer.get_submodule(self._steps.entry)
-            handles.append(entry.register_forward_pre_hook(self._pass, with_kwargs=True))
+            yield entry.register_forward_pre_hook(self._pass, with_kwargs=True)
         elif self._steps.parallel:
             for sublayer in self._steps.sublayers:
-                handles += self._follow(layer, sublayer)
-        return handles
+                yield from self._follow(layer, sublayer)
 
     def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._hold(entering(self._first, args, kwargs))
@@ -139,7 +117,7 @@ class _Watch:
         self._hooks.update(self._first, before, states)
         self._hold(states)
 
-    def _follow(self, layer: nn.Module, sublayer: Sublayer) -> list[Any]:
+    def _follow(self, layer: nn.Module, sublayer: Sublayer) -> Iterator[RemovableHandle]:
         """Register hooks that compute the layer's input plus one parallel sub-layer's output."""
         kind = sublayer.name.kind
 
@@ -150,8 +128,9 @@ class _Watch:
             # Summed at once, since Falcon later adds the attention's output to the MLP's in place.
             self._alone[kind] = state + output.detach().view(state.shape)
 
-        adding = [part.path for part in sublayer.parts if part.adds]
-        return [layer.get_submodule(path).register_forward_hook(added) for path in adding]
+        for part in sublayer.parts:
+            if part.adds:
+                yield layer.get_submodule(part.path).register_forward_hook(added)
 
     def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         after = leaving(self._first, output)

@@ -79,7 +79,7 @@ def test_states_of_every_depth(model: Model) -> None:
     batch = {"input_ids": IDS}
     with PartialForward(model) as depths:
         assert [layer.runs for layer in model.layers] == [1, 1, 1]  # told what they return
-        assert torch.equal(depths.embed(batch), wanted[0])
+        assert torch.equal(depths.run(batch, None, 0, 0), wanted[0])
         for stop in range(4):
             assert torch.equal(depths.run(batch, None, 0, stop), wanted[stop])
             for start in range(stop + 1):
@@ -123,7 +123,7 @@ def test_other_states_are_refused(model: Model) -> None:
         PartialForward(model) as depths,
         pytest.raises(SimdiffError, match="that enter layer 0 of 3$"),
     ):
-        depths.embed(batch)
+        depths.run(batch, None, 0, 0)
 
 
 def test_batches_as_a_model_takes_them() -> None:

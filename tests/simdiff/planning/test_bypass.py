@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,24 @@ def test_only_layers_after_the_first_change_run(
         counts[budget] = (evaluator.layers_run - before) // 3
     # All states kept: layer l is passed by and 5 - l others run. Two kept, before layers 2 and 4.
     assert list(counts.values()) == [6 * 5, 5 + 5 + 3 + 3 + 1 + 1, 5 + 4 + 3 + 2 + 1 + 0]
+
+
+def test_states_of_the_last_base_go_before_those_of_the_next(
+    llama: PreTrainedModel, windows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else both lie in memory at once, twice what was allowed."""
+    evaluator = BypassEvaluator(llama, windows)
+    entering, held = evaluator._partial.entering, []
+
+    def counted(*given: Any) -> Any:
+        held.append([len(states) for states in evaluator._states])
+        return entering(*given)
+
+    monkeypatch.setattr(evaluator._partial, "entering", counted)
+    evaluator.losses(())
+    evaluator.rebase((3,))
+    evaluator.losses((3, 4))
+    assert held == [[0, 0, 0], [5, 0, 0], [5, 5, 0], [0, 5, 5], [5, 0, 5], [5, 5, 0]]
 
 
 def test_states_written_over_are_not_reused(llama: PreTrainedModel, windows: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -20,7 +21,13 @@ from simdiff.evaluation.journal import check_key, evaluation_key
 from simdiff.io.outputs import write_bytes
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form import method as closed_form
-from simdiff.recovery.methods import STARTS, TRAINING_PRESETS, RecoveryContext, RecoveryOutcome
+from simdiff.recovery.methods import (
+    STARTS,
+    TRAINING_PRESETS,
+    Recover,
+    RecoveryContext,
+    RecoveryOutcome,
+)
 from simdiff.recovery.training.data import (
     Examples,
     cut_windows,
@@ -38,43 +45,16 @@ _TEXT_OPTIONS = ("training_text", "examples", "train_on_prompts")
 _RENAMED = {"train_length": "length", "train_batch_size": "batch_size", "train_seed": "seed"}
 
 
-def by_text(
-    model: PreTrainedModel,
-    plan: PruningPlan,
-    windows: Tensor,
-    *,
-    pruned: PreTrainedModel,
-    options: Mapping[str, Any],
-    batch_size: int,
-    context: RecoveryContext | None = None,
-) -> RecoveryOutcome:
-    """Train adapters on text or on instructions; see `simdiff.recovery.methods.Recover`."""
-    return _recover("lora", model, plan, windows, pruned, options, batch_size, context)
-
-
-def by_distillation(
-    model: PreTrainedModel,
-    plan: PruningPlan,
-    windows: Tensor,
-    *,
-    pruned: PreTrainedModel,
-    options: Mapping[str, Any],
-    batch_size: int,
-    context: RecoveryContext | None = None,
-) -> RecoveryOutcome:
-    """Train adapters on the dense model's predictions; see `simdiff.recovery.methods.Recover`."""
-    return _recover("distillation", model, plan, windows, pruned, options, batch_size, context)
-
-
 def _recover(
     method: str,
     model: PreTrainedModel,
     plan: PruningPlan,
     windows: Tensor,
+    *,
     pruned: PreTrainedModel,
     options: Mapping[str, Any],
     batch_size: int,
-    context: RecoveryContext | None,
+    context: RecoveryContext | None = None,
 ) -> RecoveryOutcome:
     context = context or RecoveryContext()
     if not plan.removed:
@@ -97,6 +77,12 @@ def _recover(
         teacher=None if recipe.distillation is None else model,
     )
     return _outcome(method, recipe, result, begun, start, text, train, set_apart)
+
+
+train_on_text: Recover = functools.partial(_recover, "lora")
+"""LoRA on the text or on instructions; see `simdiff.recovery.methods.Recover`."""
+distill: Recover = functools.partial(_recover, "distillation")
+"""LoRA taught by the dense model's predictions; see `simdiff.recovery.methods.Recover`."""
 
 
 def check(method: str, options: Mapping[str, Any]) -> tuple[FineTuningOptions, str, dict[str, Any]]:

@@ -104,8 +104,7 @@ def _line(
     chart: Chart, points: list[tuple[float, float]], kind: str, dashes: str, marker: str
 ) -> None:
     if len(points) > 1:
-        steps = " ".join(f"{'L' if n else 'M'}{a:.1f} {b:.1f}" for n, (a, b) in enumerate(points))
-        chart.add("path", kind, d=steps, **({"stroke_dasharray": dashes} if dashes else {}))
-    if marker:
+        chart.path(points, kind, dashes)
+    if marker and points:
         shapes = "".join(f"M{a:.1f} {b:.1f}{_MARKERS[marker]}" for a, b in points)
         chart.add("path", f"{kind} marker", d=shapes)
