@@ -140,7 +140,7 @@ class Chart:
             x = scale(value)
             self.line(x, bottom, x, bottom + 4, "base")
             self.text(x, bottom + 17, number(value), text_anchor="middle")
-        self.text(self.x_range[1], self.height - 4, label, "axis", text_anchor="end")
+        self.text(self.x_range[1], bottom + 36, label, "axis", text_anchor="end")
 
     def render(self) -> str:
         """The chart as an SVG element."""

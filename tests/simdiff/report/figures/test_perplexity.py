@@ -53,6 +53,8 @@ def test_places_are_logarithms() -> None:
     assert len({y for _, y in name}) == 1  # the sample beside its name
     assert len(lines_of(chart, "blind")) == 1  # one point makes no line: the sample alone, dashed
     assert chart.count("stroke-dasharray") == 1
+    # What the axis counts stands above the names, which begin at 368 + 52.
+    assert re.search(r'y="404"[^>]*>removed layers of 30<', chart)
     for words in ("simdiff: 2 layers 20, 4 layers 40", "random: 2 layers 30", "dense 10", "of 30"):
         assert words in chart
 
