@@ -56,7 +56,7 @@ bench: $(VENV)/.test
 		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
 compare: $(VENV)/.demo
-	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --windows 16 --search-windows 4 \
+	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --num-windows 16 --evaluation-windows 4 \
 		--num-layers 2,4,6,8,10,12 --output comparison --overwrite
 
 # With the environment of this tree where there is one; else with what the machine has.

@@ -254,7 +254,7 @@ def memory_lines() -> list[str]:
     text = (
         f"Memory of a pass with blocks over batches of {SEQUENCES} × {LENGTH} tokens, in GB beside "
         f"the model and its own activations, {GROUPS} groups of sequences. The hidden states are "
-        "those of the forward, kept until its last layer has run, not copies; `--state-memory` "
+        "those of the forward, kept until its last layer has run, not copies; `--max-state-bytes` "
         "bounds them by running fewer sequences at a time."
     )
     return [*textwrap.wrap(text, 100), "", *gpu_page.table(columns, rows)]

@@ -13,8 +13,7 @@ from types import ModuleType
 
 import torch
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-"""The names of all backends."""
+from simdiff_kernels.names import BACKENDS
 
 # The fastest first; the first that is available for the tensor's device is the default.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}

@@ -18,8 +18,8 @@ import yaml
 import simdiff
 import simdiff_kernels
 from simdiff.cli import parser
-from simdiff.cli.options import COMPARED
 from simdiff.planning.criteria import CRITERIA
+from simdiff.planning.names import ALL_CRITERIA
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -200,7 +200,7 @@ def test_criteria_are_those_of_the_code() -> None:
     text = " ".join((DOCS / "method.md").read_text().split())
     for criterion in CRITERIA.values():
         assert f"- `{criterion.name}`: `{criterion.formula}`. Source: {criterion.source}." in text
-    assert {name for name in COMPARED if f"`{name}`" not in text} == set()
+    assert {name for name in ALL_CRITERIA if f"`{name}`" not in text} == set()
 
 
 @pytest.mark.parametrize("page", [CONTRIBUTING, *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name)

@@ -11,20 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simdiff.api import evaluate, plan, prune, recover, score
+    from simdiff.data.text_options import TextOptions
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Quality
     from simdiff.evaluation.tasks import TaskOptions
+    from simdiff.jobs.stability import ScoringOptions
+    from simdiff.planning.budget import Budget
+    from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
     from simdiff.recovery.record import RecoveryRecord
     from simdiff.scoring.scores import LayerScores
 
 _HOMES = {
+    "Budget": "simdiff.planning.budget",
     "LayerScores": "simdiff.scoring.scores",
-    "PruningPlan": "simdiff.planning.selection",
+    "PlanOptions": "simdiff.planning.options",
+    "PruningPlan": "simdiff.planning.plan",
     "Quality": "simdiff.evaluation.quality",
     "RecoveryRecord": "simdiff.recovery.record",
+    "ScoringOptions": "simdiff.jobs.stability",
     "SimdiffError": "simdiff.errors",
     "TaskOptions": "simdiff.evaluation.tasks",
+    "TextOptions": "simdiff.data.text_options",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
     "prune": "simdiff.api",
@@ -33,12 +41,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "Budget",
     "LayerScores",
+    "PlanOptions",
     "PruningPlan",
     "Quality",
     "RecoveryRecord",
+    "ScoringOptions",
     "SimdiffError",
     "TaskOptions",
+    "TextOptions",
     "evaluate",
     "plan",
     "prune",

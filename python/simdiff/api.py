@@ -4,7 +4,11 @@ They do what the commands of these names do.
 
 A model is an object of transformers, or what the commands take: a directory, a hub name or "demo".
 A text is what the commands take ("demo", a text file, a .jsonl file) or a list of documents; where
-only tokens matter, token ids `(num_windows, window_length)` serve too.
+only tokens matter, token ids `(num_windows, window_length)` serve too. It may be left out for the
+model "demo" alone, which then reads "demo".
+
+Options are plain arguments, or objects that hold them all: `TextOptions` in place of a text,
+`ScoringOptions` and `PlanOptions` as `options`. An option is given in one of the two ways.
 """
 
 from __future__ import annotations
@@ -27,14 +31,13 @@ from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_mo
 from simdiff.evaluation.tasks import TaskOptions
 from simdiff.io.outputs import check_new_path, new_directory
 from simdiff.jobs.calibrate import calibration_windows
-from simdiff.jobs.inputs import Model, resolve, saved_tokenizer, windows_of
+from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
 from simdiff.jobs.prune import prune_checkpoint
 from simdiff.jobs.recover import recover as recover_by_name
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import check_same_model
-from simdiff.planning.bootstrap import NUM_RESAMPLES
 from simdiff.planning.budget import Budget
-from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES
 from simdiff.planning.options import PlanOptions
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
@@ -47,8 +50,9 @@ from simdiff.surgery.layers import remove_layers
 
 def score(
     model: Model,
-    text: Text | Tensor = "demo",
+    text: Text | TextOptions | Tensor | None = None,
     *,
+    options: ScoringOptions | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_windows: int = 32,
     window_length: int = 512,
@@ -70,8 +74,10 @@ def score(
 
     Args:
         model: an object, a directory, a hub name, or "demo".
-        text: calibration text, of which one half is read and the other stays held out; or token
-            ids `(num_windows, window_length)`, all of which are read.
+        text: calibration text, of which one half is read and the other stays held out, or its
+            `TextOptions`; or token ids `(num_windows, window_length)`, all of which are read.
+        options: `sublayers`, `skip_leading` and `max_state_bytes` in one object, with the number of
+            groups of sequences that are kept apart; `until_stable` is for the command alone.
         tokenizer: None takes the one saved beside the model.
         num_windows, window_length, seed: how much of the text, and its shuffle.
         batch_size: windows per forward.
@@ -94,29 +100,44 @@ def score(
             f"score: text as token ids must be integers (num_windows, window_length), got "
             f"{text.dtype} of shape {tuple(text.shape)}"
         )
-    length = text.shape[1] if isinstance(text, Tensor) else window_length
-    ScoringOptions(skip_leading, sublayers=sublayers, max_state_bytes=max_state_bytes).check(
-        num_windows, length
-    )
-    model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
-    if isinstance(text, Tensor):
-        batches, record = list(text.split(batch_size)), {}
-    else:
-        windows = windows_of(
-            text,
-            model,
-            tokenizer,
-            num_windows=num_windows,
-            window_length=window_length,
-            seed=seed,
+    plain = {
+        "skip_leading": skip_leading,
+        "sublayers": sublayers,
+        "max_state_bytes": max_state_bytes,
+    }
+    chosen = one_way("score", options, ScoringOptions(), plain)
+    if chosen.until_stable:
+        raise SimdiffError(
+            "score: until_stable is an option of `simdiff score` and `simdiff run` alone"
         )
+    source = (
+        text
+        if isinstance(text, Tensor)
+        else text_of(
+            "score",
+            model,
+            text,
+            {"num_windows": num_windows, "window_length": window_length, "seed": seed},
+        )
+    )
+    length = source.shape[1] if isinstance(source, Tensor) else source.window_length
+    chosen.check(num_windows, length)
+    model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
+    if isinstance(source, Tensor):
+        batches, record = list(source.split(batch_size)), {}
+    else:
+        windows = source.windows(tokenizer or saved_tokenizer(model), "calibration")
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
-    options: dict[str, Any] = {"backend": backend, "progress": progress}
-    options["max_state_bytes"] = max_state_bytes
-    if sublayers:
-        return score_with_sublayers(model, batches, name=name, calibration=record, **options)
-    return score_batches(
-        model, batches, name=name, calibration=record, skip_leading=skip_leading, **options
+    return (score_with_sublayers if chosen.sublayers else score_batches)(
+        model,
+        batches,
+        name=name,
+        calibration=record,
+        backend=backend,
+        progress=progress,
+        groups=chosen.groups,
+        skip_leading=chosen.skip_leading,
+        max_state_bytes=chosen.max_state_bytes,
     )
 
 
@@ -124,6 +145,7 @@ def plan(
     scores: LayerScores | str | Path,
     num_layers: int | None = None,
     *,
+    options: PlanOptions | None = None,
     ratio: float | None = None,
     parameter_ratio: float | None = None,
     speed_up: float | None = None,
@@ -138,7 +160,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
-    bootstrap: int = NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> PruningPlan:
     """Choose the layers that go.
 
@@ -147,6 +169,7 @@ def plan(
         num_layers, ratio, parameter_ratio, speed_up, max_memory: how much goes: a number of layers,
             a share of the layers or of the parameters, or what decoding speed (a factor) or memory
             (GB of 1e9 bytes) is to be reached; at most one, and a quarter of the layers if none.
+        options: all of what chooses the layers in one object, in place of the plain arguments.
         criterion, alpha, selection, max_blocks, random_seed: as the options of `simdiff plan`.
         protect: layers that stay, counted from 0.
         model: the model of the scores; `simdiff` then improves its plan by perplexity.
@@ -154,7 +177,7 @@ def plan(
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
             that calibrated, if their text can be read again.
         evaluation_windows: that searches read, and of the greedy search of which it spends 1/50.
-        bootstrap: resamples of the calibration windows that tell how sure the plan is; 0 is none.
+        num_resamples: draws of the calibration windows that tell how sure the plan is; 0 is none.
 
     Raises:
         SimdiffError: a budget that cannot be met, unknown names, scores that lack what the
@@ -162,30 +185,25 @@ def plan(
     """
     if not isinstance(scores, LayerScores):
         scores = LayerScores.load(Path(scores))
-    options = PlanOptions(
-        criterion=criterion,
-        alpha=alpha,
-        budget=Budget(
-            num_layers=num_layers,
-            ratio=ratio,
-            parameter_ratio=parameter_ratio,
-            speed_up=speed_up,
-            memory=None if max_memory is None else 1e9 * max_memory,
-        ),
-        protect=protect,
-        selection=selection,
-        max_blocks=max_blocks,
-        random_seed=random_seed,
-        evaluation_windows=evaluation_windows,
-        num_resamples=bootstrap,
-    )
+    plain = {
+        "criterion": criterion,
+        "alpha": alpha,
+        "budget": Budget(num_layers, ratio, parameter_ratio, speed_up, max_memory),
+        "protect": tuple(protect),
+        "selection": selection,
+        "max_blocks": max_blocks,
+        "random_seed": random_seed,
+        "evaluation_windows": evaluation_windows,
+        "num_resamples": num_resamples,
+    }
+    chosen = one_way("plan", options, PlanOptions(), plain)
     if model is None:
-        return options.plan(scores)
+        return chosen.plan(scores)
     loaded, _, tokenizer = resolve(model, tokenizer, dtype=str(scores.model["dtype"]))
     check_same_model(loaded, scores.model, "file of scores")
     if windows is None:
         windows = calibration_windows(scores, tokenizer or saved_tokenizer(loaded))
-    return options.plan(scores, loaded, windows)
+    return chosen.plan(scores, loaded, windows)
 
 
 @overload
@@ -264,7 +282,7 @@ def prune(
 
 def evaluate(
     models: Model | Sequence[Model],
-    text: Text | None = "demo",
+    text: Text | TextOptions | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     part: str = "held-out",
@@ -280,8 +298,9 @@ def evaluate(
 
     Args:
         models: objects, directories, hub names, or "demo".
-        text: for perplexity, exp(mean negative log-likelihood per predicted token); None measures
-            none. Half of it is held out from `score` with the same seed.
+        text: for perplexity, exp(mean negative log-likelihood per predicted token), or its
+            `TextOptions`; None measures none where there are tasks. Half of it is held out from
+            `score` with the same seed.
         tokenizer: of models given as objects; None takes the ones saved beside them.
         part: "held-out", "calibration" or "all" of the text.
         num_windows: of the text, 0 for all of it.
@@ -295,6 +314,12 @@ def evaluate(
         SimdiffError: no such model, text or task; a text shorter than a window; NaN or Inf.
     """
     several = [models] if isinstance(models, (PreTrainedModel, str, Path)) else list(models)
+    amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
+    source = None
+    if text is not None or (tasks is None and any(map(is_demo, several[:1]))):
+        source = text_of("evaluate", several[0] if several else "", text, amount)
+    elif tasks is None:
+        raise SimdiffError("evaluate: text, tasks or both must be given, got neither")
     subjects: list[str | Path | Subject] = []
     for index, model in enumerate(several):
         if isinstance(model, PreTrainedModel):
@@ -303,9 +328,11 @@ def evaluate(
             subjects.append(Subject.given(model, tokenizer or saved_tokenizer(model), name))
         else:
             subjects.append(model)
-    choice = (
-        None if text is None else TextChoice(text, num_windows, window_length, stride, part, seed)
-    )
+    choice = None
+    if source is not None:
+        choice = TextChoice(
+            source.source, source.num_windows, source.window_length, stride, part, source.seed
+        )
     options = (
         tasks if tasks is None or isinstance(tasks, TaskOptions) else TaskOptions(tuple(tasks))
     )
@@ -316,7 +343,7 @@ def recover(
     model: Model,
     plan: PruningPlan | str | Path,
     output: str | Path,
-    text: Text = "demo",
+    text: Text | TextOptions | None = None,
     *,
     method: str = "closed-form",
     held_out: Text | None = None,
@@ -337,7 +364,8 @@ def recover(
         model: the dense model: an object, a directory, a hub name, or "demo".
         plan: of `plan`, or a plan.json; made for this model.
         output: a new directory; it appears whole or not at all.
-        text: one half of it is what the method sees, the other measures what it brought.
+        text: one half of it is what the method sees, the other measures what it brought; or its
+            `TextOptions`.
         method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (output projections by
             ridge regression, nothing trained), "lora" or "distillation".
         held_out: another text to measure on, whole.
@@ -356,6 +384,8 @@ def recover(
         SimdiffError: options, plan, model or text that cannot be used; NaN or Inf.
         SurgeryError: stock classes cannot express the cut.
     """
+    amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
+    source = text_of("recover", model, text, amount, num_windows=64)
     if not isinstance(plan, PruningPlan):
         plan = PruningPlan.load(Path(plan))
     loaded = None
@@ -368,7 +398,7 @@ def recover(
         Path(output),
         plan=plan,
         method=method,
-        text=TextOptions(text, num_windows, window_length, seed),
+        text=source,
         held_out_source=held_out,
         options=options,
         batch_size=batch_size,

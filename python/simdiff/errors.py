@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class SimdiffError(ValueError):
     """Raised for input that cannot be used; the message says what was expected and what came."""
@@ -9,3 +11,11 @@ class SimdiffError(ValueError):
 
 class SurgeryError(SimdiffError):
     """The cut would leave a model that stock transformers cannot express."""
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """For a message about an unknown name: the known one that it may be meant for, if any is."""
+    import difflib
+
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{found[0]}?" if found else ""

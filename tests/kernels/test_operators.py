@@ -151,11 +151,13 @@ def test_instruction_set_is_chosen_by_environment(name: str) -> None:
 
     if name not in extension.available_instruction_sets():
         pytest.skip(f"this processor does not run {name}")
-    code = "import simdiff_kernels, simdiff_kernels._C as c; print(c.selected_instruction_set())"
+    code = (
+        "import simdiff_kernels.ops, simdiff_kernels._C as c; print(c.selected_instruction_set())"
+    )
     assert run_python(code, SIMDIFF_CPU_ISA=name).stdout.strip() == name
 
 
 def test_unknown_instruction_set_is_refused() -> None:
-    result = run_python("import simdiff_kernels", SIMDIFF_CPU_ISA="sse9")
+    result = run_python("import simdiff_kernels.ops", SIMDIFF_CPU_ISA="sse9")
     assert "SIMDIFF_CPU_ISA: instruction set must be one of baseline" in result.stderr
     assert "got 'sse9'" in result.stderr

@@ -17,7 +17,7 @@ from simdiff.io.json_files import read_json
 from simdiff.scoring.scores import SCHEMA
 
 SMALL = {"num_windows": 4, "window_length": 16, "batch_size": 2}
-FLAGS = ("--windows", "4", "--window-length", "16", "--batch-size", "2")
+FLAGS = ("--num-windows", "4", "--window-length", "16", "--batch-size", "2")
 
 
 def content(value: dict[str, object]) -> dict[str, object]:
@@ -135,7 +135,7 @@ def test_evaluate_takes_objects_and_names(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "quality.json"
-    flags = ("--text", str(tiny_text), "--windows", "4", "--window-length", "16")
+    flags = ("--text", str(tiny_text), "--num-windows", "4", "--window-length", "16")
     model = loaded(tiny_checkpoint)
     scores = simdiff.score(model, tiny_text, progress=False, **SMALL)
     small = simdiff.prune(model, simdiff.plan(scores, 2), tmp_path / "small")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from simdiff.checkpoints.tensor_names import LayerNumbers, renumber_names
 from simdiff.errors import SimdiffError
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.outputs import CONFIG, PLAN_FILE
 
 # Files that are copied: tokenizers, chat templates, processors, generation config, code, licences.
 _COPIED = (
@@ -35,6 +35,7 @@ _COPIED_FOLDERS = ("additional_chat_templates",)
 _LEFT_BEHIND = (
     ("config.json", None),  # written by the cut
     (PLAN_FILE, None),
+    (CONFIG, "repeats the command that wrote it"),
     ("optimizer*", "state of a training"),
     ("scheduler.*", "state of a training"),
     ("rng_state*", "state of a training"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from simdiff.cli import (
     bench,
@@ -22,6 +22,8 @@ from simdiff.cli import (
     score,
     verify,
 )
+from simdiff.cli.config import apply_config, config_path
+from simdiff.cli.parsing import CommandParser
 from simdiff.errors import SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -62,29 +64,47 @@ examples:
   simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
   simdiff report out --evaluation eval.json --bench bench.json -o report.html       one page
 
+Every option can stand in a YAML file: --config run.yaml. What a command writes into a directory is
+repeated by the config.yaml in it.
+
 exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    arguments = parser().parse_args(argv)
-    arguments.command_line = shlex.join(["simdiff", *(sys.argv[1:] if argv is None else argv)])
-    handler: Callable[[argparse.Namespace], int | None] = arguments.handler
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words[0] if words and words[0] in COMMANDS else None
     try:
-        _load_libraries()
-        _set_threads(getattr(arguments, "threads", None))
-        return handler(arguments) or 0
+        arguments = _parsed(command, words)
+        arguments.command_line = shlex.join(["simdiff", *words])
+        module = COMMANDS[arguments.command]
+        if getattr(module, "needs_torch", lambda given: True)(arguments):
+            _load_libraries()
+            _set_threads(getattr(arguments, "threads", None))
+        return module.run(arguments) or 0
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
         if not isinstance(error, SimdiffError) and not _is_for_users(error):
             raise
-        print(f"simdiff {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"simdiff {command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        consequence = getattr(COMMANDS[arguments.command], "INTERRUPTED", "nothing was written")
-        print(f"simdiff {arguments.command}: interrupted, {consequence}", file=sys.stderr)
+        consequence = getattr(COMMANDS[command or "run"], "INTERRUPTED", "nothing was written")
+        print(f"simdiff {command}: interrupted, {consequence}", file=sys.stderr)
         return 130
+
+
+def _parsed(command: str | None, words: Sequence[str]) -> argparse.Namespace:
+    """What the command line says, and for what it does not say the file of `--config`."""
+    root, commands = _parsers()
+    path = config_path(words)
+    if command is not None and path is not None:
+        apply_config(commands[command], path, words)
+    arguments, unknown = root.parse_known_args(words)
+    if unknown:
+        commands[arguments.command].refuse(unknown)
+    return arguments
 
 
 def _load_libraries() -> None:
@@ -101,42 +121,45 @@ def _load_libraries() -> None:
 
 
 def _set_threads(count: int | None) -> None:
-    import torch
-
     if count is None:
         return
     if count < 1:
         raise SimdiffError(f"--threads must be at least 1, got {count}")
+    import torch
+
     torch.set_num_threads(count)
 
 
 def _is_for_users(error: ValueError) -> bool:
-    from simdiff_kernels import NonFiniteError
-
-    return isinstance(error, (SimdiffError, NonFiniteError))
+    scorers = sys.modules.get("simdiff_kernels.running")  # not imported for this alone
+    return scorers is not None and isinstance(error, scorers.NonFiniteError)
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
+    return _parsers()[0]
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
+    """The parser of all commands, and that of each."""
     result = argparse.ArgumentParser(
         prog="simdiff",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     result.add_argument("--version", action="version", version=f"%(prog)s {version()}")
-    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = result.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
+    parsers: dict[str, CommandParser] = {}
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=module.TEXT,
-            description=module.TEXT,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        sub.set_defaults(handler=module.run)
-        sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+        parsers[name] = sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)
         module.add(sub)
-    return result
+        sub.add_general()
+        sub.set_defaults(parser=sub)
+    return result, parsers
 
 
 def version() -> str:

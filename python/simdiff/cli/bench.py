@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.options import add_model, layer_list, show
+from simdiff.cli.options import add_model, add_output, show
+from simdiff.cli.parsing import CommandParser, layer_list, rare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,55 +18,60 @@ TEXT = "Prefill and decoding of a model with and without some layers, beside the
 PRESETS = ("paper",)
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff bench`."""
     add_model(sub)
     sub.add_argument(
         "pruned", nargs="?", metavar="PRUNED", help="the pruned model, a directory or a hub name"
     )
-    sub.add_argument(
+    group = sub.group("instead of PRUNED")
+    group.add_argument(
         "--plan",
         type=Path,
-        help="instead of PRUNED: file written by `simdiff plan`, "
-        "applied in memory on the same weights",
+        metavar="FILE",
+        help="file written by `simdiff plan`, applied in memory on the same weights",
     )
-    sub.add_argument(
+    group.add_argument(
         "--remove",
         type=layer_list,
         metavar="LAYERS",
-        help="instead of PRUNED: layers such as 8-19, counted from 0",
+        help="layers such as 8-19, counted from 0",
     )
-    sub.add_argument(
+    _add_protocol(sub)
+    add_output(sub, "new file for the results, such as bench.json", required=False)
+
+
+def _add_protocol(sub: CommandParser) -> None:
+    group = sub.group("measurement")
+    group.add_argument(
         "--preset",
         choices=PRESETS,
         help="paper: batch 16, prompt 4, 2048 new tokens, shortened where that takes more than "
         "--max-seconds (600)",
     )
-    sub.add_argument("--batch-sizes", type=_counts, metavar="N,N", help="(1 if not given)")
-    sub.add_argument("--prompt-lengths", type=_counts, metavar="N,N", help="(128 if not given)")
-    sub.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
-    sub.add_argument("--repeats", type=int, metavar="N", help="counted rounds (7 if not given)")
-    sub.add_argument("--warm-up", type=int, metavar="N", help="rounds before (2 if not given)")
-    sub.add_argument(
+    group.add_argument("--batch-sizes", type=_counts, metavar="N,N", help="(1 if not given)")
+    group.add_argument("--prompt-lengths", type=_counts, metavar="N,N", help="(128 if not given)")
+    group.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
+    rare(group, "--repeats", type=int, metavar="N", help="counted rounds (7 if not given)")
+    rare(group, "--warm-up", type=int, metavar="N", help="rounds before (2 if not given)")
+    group.add_argument(
         "--max-seconds",
         type=float,
         metavar="S",
         help="generate fewer tokens where the whole would take longer",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--compile",
         action="store_true",
         help="decode both models through torch.compile with a static cache",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--no-graphs",
         action="store_true",
         help="on a GPU, launch kernels one by one instead of CUDA graphs",
     )
-    sub.add_argument(
-        "--output", "-o", type=Path, help="new file for the results, such as bench.json"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace earlier outputs")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,76 +5,53 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from simdiff.cli.config import config_text
 from simdiff.cli.options import (
-    COMPARED,
+    add_choice,
     add_evaluation,
+    add_held_out,
     add_model,
     add_output,
     add_text,
-    layer_list,
     show,
     text_options,
 )
+from simdiff.cli.parsing import CommandParser, layer_list, names
+from simdiff.planning.names import ALL_CRITERIA
 
 TEXT = "Criteria against numbers of removed layers: quality, layers, time to plan."
 INTERRUPTED = "give the same command again to go on where it stopped"
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff compare`."""
     add_model(sub)
     add_text(sub)
-    sub.add_argument(
-        "--held-out",
-        metavar="TEXT",
-        help="evaluate on this text (default: the half of --text that does not calibrate)",
-    )
-    sub.add_argument(
+    add_held_out(sub)
+    group = sub.group("layers to remove")
+    group.add_argument(
         "--criteria",
-        type=lambda text: tuple(text.split(",")),
-        default=COMPARED,
+        type=names,
+        default=ALL_CRITERIA,
         metavar="NAMES",
-        help="separated by commas (default: all)",
+        help=f"separated by commas, of {', '.join(ALL_CRITERIA)} (default: all)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--num-layers",
         type=layer_list,
         default=(),
         metavar="NUMBERS",
-        help="numbers of layers to remove, such as 2,4,8-10 (default: six steps up to "
-        "two fifths of the depth)",
+        help="numbers of layers to remove, such as 2,4,8-10 (default: six steps up to two fifths "
+        "of the depth)",
     )
-    sub.add_argument(
-        "--alpha",
-        type=float,
-        default=0.5,
-        help="weight of difference against similarity, 0 to 1, for the paper's "
-        "criteria; those named -swept sweep it",
-    )
-    sub.add_argument(
-        "--protect",
-        type=layer_list,
-        default=(),
-        metavar="LAYERS",
-        help="layers that stay, such as 0,1,28-29 (counted from 0)",
-    )
-    sub.add_argument(
-        "--random-seed", type=int, default=0, metavar="SEED", help="of the criterion random"
-    )
-    sub.add_argument(
-        "--search-windows",
-        type=int,
-        default=8,
-        metavar="N",
-        help="calibration windows on which searches and sweeps evaluate",
-    )
-    add_evaluation(sub)
-    sub.add_argument(
+    add_choice(sub)
+    add_evaluation(sub, None, " (default: 8 for searches and sweeps, 4 for simdiff)")
+    add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
+    sub.group("output").add_argument(
         "--restart",
         action="store_true",
         help="forget what an interrupted call left in OUTPUT.journal",
     )
-    add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -83,6 +60,9 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.jobs.compare import run_comparison
     from simdiff.report.terminal.tables import comparison_table
 
+    count = arguments.evaluation_windows
+    windows = {} if count is None else {"evaluation_windows": count}
+    windows |= {"search_windows": count} if count else {}
     comparison = run_comparison(
         arguments.model,
         arguments.output,
@@ -93,8 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
             alpha=arguments.alpha,
             protect=arguments.protect,
             random_seed=arguments.random_seed,
-            search_windows=arguments.search_windows,
-            evaluation_windows=arguments.evaluation_windows,
+            **windows,
         ),
         held_out_source=arguments.held_out,
         batch_size=arguments.batch_size,
@@ -102,6 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         overwrite=arguments.overwrite,
         restart=arguments.restart,
+        config=config_text(arguments),
     )
     output: Path = arguments.output
     show(

@@ -6,77 +6,76 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdiff.cli.options import add_model, add_text, show
+from simdiff.cli.options import add_batch_size, add_model, add_output, add_text, show
+from simdiff.cli.parsing import CommandParser, names, rare
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
+    sub.group("model").add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="of layers or of sub-layers: the one model is measured as it is and with the plan "
+        "applied in memory",
+    )
     add_text(sub, optional=True)
-    sub.add_argument(
+    group = sub.group("text")
+    rare(
+        group,
         "--stride",
         type=int,
         metavar="TOKENS",
-        help="from the start of one window "
-        "to the next; what a window shares with the one before is context alone "
-        "(default: the window's length, no overlap)",
+        help="from the start of one window to the next; what a window shares with the one before "
+        "is context alone (default: the window's length, no overlap)",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--part",
         choices=("held-out", "calibration", "all"),
         default="held-out",
         help="part of the text; `score` does not read held-out",
     )
-    sub.add_argument(
-        "--plan",
-        type=Path,
-        help="of layers or of sub-layers: the one model is "
-        "measured as it is and with the plan applied in memory",
-    )
-    sub.add_argument(
+    _add_tasks(sub)
+    add_output(sub, "new JSON file for the results", required=False)
+
+
+def _add_tasks(sub: CommandParser) -> None:
+    group = sub.group("tasks")
+    group.add_argument(
         "--tasks",
         type=names,
         metavar="NAMES",
         help="of lm_eval, such as piqa,arc_easy; needs simdiff-kernels[eval]",
     )
-    sub.add_argument(
+    group.add_argument(
         "--task-data",
         metavar="DIR",
-        help="'demo' (what comes with the demo's text), "
-        "or a directory with TASK/SPLIT.parquet (.arrow, .json, .jsonl), or "
-        "TASK.parquet for the split that is evaluated; columns as on the hub, which "
-        "is asked if this is not given",
+        help="'demo' (what comes with the demo's text), or a directory with TASK/SPLIT.parquet "
+        "(.arrow, .json, .jsonl), or TASK.parquet for the split that is evaluated; columns as on "
+        "the hub, which is asked if this is not given",
     )
-    sub.add_argument(
-        "--task-path", type=Path, metavar="DIR", help="with task files (YAML) of your own"
-    )
-    sub.add_argument(
+    group.add_argument(
         "--limit",
         type=int,
         metavar="N",
         help="N items of each task, drawn at random, always the same",
     )
-    sub.add_argument(
+    group.add_argument(
         "--num-fewshot", type=int, default=0, metavar="N", help="solved examples before each item"
     )
-    sub.add_argument(
+    rare(group, "--task-path", type=Path, metavar="DIR", help="with task files (YAML) of your own")
+    rare(
+        group,
         "--metric",
         choices=("acc_norm", "acc"),
         default="acc_norm",
         help="what is averaged, where a task has it; otherwise acc",
     )
-    sub.add_argument("--batch-size", type=int, default=8, help="requests of tasks per forward")
-    sub.add_argument(
-        "--output", "-o", type=Path, metavar="FILE", help="new JSON file for the results"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    add_batch_size(group, "requests of tasks per forward")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.text is not None:
         text = TextChoice(
             arguments.text,
-            arguments.windows,
+            arguments.num_windows,
             arguments.window_length,
             arguments.stride,
             arguments.part,

@@ -5,27 +5,32 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import show
+from simdiff.cli.options import add_output, show
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "A plan for mergekit, for llama.cpp, or as a plain list."
 
 FORMATS = ("mergekit", "llama.cpp", "list")
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff export`."""
-    sub.add_argument("plan", type=Path, help="file written by `simdiff plan`")
-    sub.add_argument(
+    sub.add_argument("plan", type=Path, metavar="PLAN", help="file written by `simdiff plan`")
+    group = sub.group("format")
+    group.add_argument(
         "--format",
         choices=FORMATS,
         required=True,
         help="mergekit: a passthrough configuration; llama.cpp: the value of "
-        "`llama-quantize --prune-layers`; list: one removed layer a line; all count "
-        "from 0",
+        "`llama-quantize --prune-layers`; list: one removed layer a line; all count from 0",
     )
-    sub.add_argument("--model", help="how mergekit finds the model (default: the plan's name)")
-    sub.add_argument("--output", "-o", type=Path, help="file to write (default: standard output)")
-    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    group.add_argument("--model", help="how mergekit finds the model (default: the plan's name)")
+    add_output(sub, "file to write (default: standard output)", required=False)
+
+
+def needs_torch(arguments: argparse.Namespace) -> bool:
+    """A plan is numbers and names."""
+    return False
 
 
 def run(arguments: argparse.Namespace) -> None:

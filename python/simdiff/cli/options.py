@@ -8,187 +8,258 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simdiff.cli.parsing import CommandParser, layer_list, rare
+from simdiff.errors import SimdiffError
+from simdiff.planning.names import (
+    ALL_CRITERIA,
+    DEFAULT_ALPHA,
+    DEFAULT_CRITERION,
+    NUM_RESAMPLES,
+    SELECTIONS,
+)
+
 if TYPE_CHECKING:
     from simdiff.data.text_options import TextOptions
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.planning.options import PlanOptions
 
-CRITERIA = (
-    "simdiff",
-    "simdiff-mssd",
-    "simdiff-masd",
-    "simdiff-max",
-    "block-influence",
-    "relative-magnitude",
-    "norm-ratio",
-    "last-n",
-    "random",
-    "cosine-block",
-    "angular-block",
-    "angular-block-last",
-)
-COMPARED = (
-    *CRITERIA,
-    "simdiff-mssd-swept",
-    "simdiff-masd-swept",
-    "simdiff-max-swept",
-    "one-shot-perplexity",
-    "greedy-perplexity",
-)
-SELECTIONS = ("lowest", "contiguous", "blocks")
+DEMO = "demo"
+"""`simdiff.data.demo.DEMO`."""
 
 
-def add_model(sub: argparse.ArgumentParser, several: bool = False) -> None:
+def add_model(sub: CommandParser, several: bool = False) -> None:
     """The model argument, dtype, device and threads."""
     text = "a local directory, a hub name, or 'demo' (SmolLM2-135M-Instruct)"
     if several:
-        sub.add_argument("models", nargs="+", metavar="model", help=text)
+        sub.add_argument("models", nargs="+", metavar="MODEL", help=text)
     else:
-        sub.add_argument("model", help=text)
-    sub.add_argument(
+        sub.add_argument("model", metavar="MODEL", help=text)
+    group = sub.group("model")
+    group.add_argument(
+        "--device",
+        help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU if there is one and this "
+        "is not given",
+    )
+    rare(
+        group,
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="of the weights in memory; auto is as stored",
     )
-    sub.add_argument(
-        "--device",
-        help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU "
-        "if there is one and this is not given",
-    )
-    sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
+    add_threads(group)
 
 
-def add_text(
-    sub: argparse.ArgumentParser, default: str | None = None, optional: bool = False
-) -> None:
-    """Which text, and how much of it."""
-    sub.add_argument(
+def add_threads(group: argparse._ArgumentGroup) -> None:
+    """How many threads torch runs on."""
+    rare(group, "--threads", type=int, metavar="N", help="of the CPU (default: one for each core)")
+
+
+def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = False) -> None:
+    """Which text, and how much of it.
+
+    Args:
+        sub: parser of the command.
+        num_windows: unless it is given.
+        optional: whether the command may do without, as `eval` does.
+    """
+    group = sub.group("text")
+    missing = "" if optional else "; may be left out for the model 'demo' alone, which reads 'demo'"
+    group.add_argument(
         "--text",
-        default=default,
-        required=default is None and not optional,
         help="'demo', a text file (blank lines separate documents), or a .jsonl file of objects "
-        'with "text"; one half of the documents calibrates, the other is held out',
+        f'with "text"; one half of the documents calibrates, the other is held out{missing}',
     )
-    whole = " (0: all of the text)" if sub.prog.split()[-1] == "eval" else ""
-    sub.add_argument("--windows", type=int, default=32, help="number of windows of text" + whole)
-    sub.add_argument("--window-length", type=int, default=512, help="tokens in a window")
-    sub.add_argument("--seed", type=int, default=0, help="of the shuffle of documents")
-    if sub.prog.split()[-1] != "eval":
-        sub.add_argument("--batch-size", type=int, default=8, help="windows per forward")
+    whole = " (0: all of the text)" if optional else ""
+    group.add_argument(
+        "--num-windows",
+        type=int,
+        default=num_windows,
+        metavar="N",
+        help="windows of text" + whole,
+    )
+    rare(
+        group,
+        "--window-length",
+        type=int,
+        default=512,
+        metavar="TOKENS",
+        help="tokens in a window",
+    )
+    rare(
+        group,
+        "--seed",
+        type=int,
+        default=0,
+        help="of the shuffle of the text's documents, and of nothing else",
+    )
+    if not optional:
+        add_batch_size(group, "windows per forward")
 
 
-def add_plan(sub: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Criterion, and how many layers go."""
-    sub.add_argument(
-        "--criterion",
-        choices=COMPARED,
-        default=CRITERIA[0],
-        help="what makes a layer important; those of perplexity, and those that sweep "
-        "alpha, run the model without layers",
+def add_batch_size(group: argparse._ArgumentGroup, text: str) -> None:
+    """How much is run at a time."""
+    rare(group, "--batch-size", type=int, default=8, metavar="N", help=text)
+
+
+def add_held_out(sub: CommandParser) -> None:
+    """Another text to evaluate on."""
+    sub.group("text").add_argument(
+        "--held-out",
+        metavar="TEXT",
+        help="another text to evaluate on, whole (default: the half of --text that does not "
+        "calibrate)",
     )
-    sub.add_argument(
-        "--alpha", type=float, default=0.5, help="weight of difference against similarity, 0 to 1"
-    )
-    amount = sub.add_mutually_exclusive_group()
+
+
+def add_amount(sub: CommandParser, title: str) -> argparse._MutuallyExclusiveGroup:
+    """How many layers go, in the group of this title; returns what excludes it."""
+    amount = sub.group(title).add_mutually_exclusive_group()
+    amount.add_argument("--num-layers", type=int, metavar="N", help="number of layers to remove")
     amount.add_argument(
         "--ratio",
         type=float,
-        help="share of the layers to remove, rounded down "
-        "(0.25 if neither this nor --num-layers is given)",
+        help="share of the layers to remove, rounded down (0.25 if no amount is given)",
     )
-    amount.add_argument("--num-layers", type=int, help="number of layers to remove")
-    amount.add_argument(
-        "--parameter-ratio",
-        type=float,
-        metavar="RATIO",
-        help="share of all parameters to remove, at least",
+    return amount
+
+
+def add_criterion(sub: CommandParser) -> None:
+    """By what layers are chosen."""
+    sub.group("layers to remove").add_argument(
+        "--criterion",
+        choices=ALL_CRITERIA,
+        default=DEFAULT_CRITERION,
+        metavar="NAME",
+        help=f"what makes a layer important: {', '.join(ALL_CRITERIA)}; those of perplexity, and "
+        "those that sweep alpha, run the model without layers",
     )
-    amount.add_argument(
-        "--speed-up",
-        type=float,
-        metavar="FACTOR",
-        help="as many layers as decoding at batch 1 needs to get so much faster, "
-        "predicted from the bytes it reads",
-    )
-    amount.add_argument(
-        "--max-memory",
-        type=float,
-        metavar="GB",
-        help="as many layers as the weights need to fit (1e9 bytes)",
-    )
-    sub.add_argument(
-        "--random-seed", type=int, default=0, metavar="SEED", help="of the criterion random"
-    )
-    sub.add_argument(
-        "--selection",
-        choices=SELECTIONS,
-        help="the K lowest layers, the best "
-        "contiguous block, or the best disjoint blocks (default: blocks for simdiff, "
-        "contiguous for criteria of blocks, lowest for the others)",
-    )
-    sub.add_argument(
-        "--max-blocks",
-        type=int,
-        metavar="N",
-        help="at most N separate blocks (with --selection blocks)",
-    )
-    sub.add_argument(
+
+
+def add_choice(sub: CommandParser) -> None:
+    """What several commands take to choose layers by: alpha, protected layers, the random seed."""
+    group = sub.group("layers to remove")
+    group.add_argument(
         "--protect",
         type=layer_list,
         default=(),
         metavar="LAYERS",
         help="layers that stay, such as 0,1,28-29 (counted from 0)",
     )
-
-    sub.add_argument(
-        "--bootstrap",
+    rare(
+        group,
+        "--alpha",
+        type=float,
+        default=DEFAULT_ALPHA,
+        help="weight of difference against similarity, 0 to 1, for the paper's criteria; those "
+        "named -swept sweep it",
+    )
+    rare(
+        group,
+        "--random-seed",
         type=int,
-        default=500,
+        default=0,
+        metavar="SEED",
+        help="of the criterion random, and of nothing else",
+    )
+
+
+def add_plan(sub: CommandParser) -> None:
+    """Criterion, and how many layers go."""
+    add_criterion(sub)
+    amount = add_amount(sub, "layers to remove")
+    rare(
+        amount,
+        "--parameter-ratio",
+        type=float,
+        metavar="RATIO",
+        help="share of all parameters to remove, at least",
+    )
+    rare(
+        amount,
+        "--speed-up",
+        type=float,
+        metavar="FACTOR",
+        help="as many layers as decoding at batch 1 needs to get so much faster, predicted from "
+        "the bytes it reads",
+    )
+    rare(
+        amount,
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="as many layers as the weights need to fit (1e9 bytes)",
+    )
+    add_choice(sub)
+    group = sub.group("layers to remove")
+    rare(
+        group,
+        "--selection",
+        choices=SELECTIONS,
+        help="the K lowest layers, the best contiguous block, or the best disjoint blocks "
+        "(default: blocks for simdiff, contiguous for criteria of blocks, lowest for the others)",
+    )
+    rare(
+        group,
+        "--max-blocks",
+        type=int,
+        metavar="N",
+        help="at most N separate blocks (with --selection blocks)",
+    )
+    rare(
+        group,
+        "--num-resamples",
+        type=int,
+        default=NUM_RESAMPLES,
         metavar="N",
         help="draws of the calibration sequences that tell how sure the plan is; 0 makes none",
     )
 
 
-def add_scoring(sub: argparse.ArgumentParser) -> None:
+def add_scoring(sub: CommandParser) -> None:
     """What the calibration pass skips, and whether it reads until the plan is stable."""
-    sub.add_argument(
+    group = sub.group("calibration")
+    rare(
+        group,
         "--skip-leading",
         type=int,
         default=0,
         metavar="N",
-        help="keep the statistics of the first N tokens of every window apart: a "
-        "massive activation there dominates squared differences",
+        help="keep the statistics of the first N tokens of every window apart: a massive "
+        "activation there dominates squared differences",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--groups",
         type=int,
         default=128,
         metavar="N",
-        help="groups of windows whose statistics are kept for the bootstrap; of no "
-        "more windows than that, each is a group",
+        help="groups of windows whose statistics are kept for the bootstrap; of no more windows "
+        "than that, each is a group",
     )
-    sub.add_argument(
-        "--state-memory",
+    rare(
+        group,
+        "--max-state-bytes",
         metavar="SIZE",
-        help="most that the hidden states of one forward may take, in bytes or such "
-        "as 4GB; fewer windows run at a time where they would take more",
+        help="most that the hidden states of one forward may take, in bytes or such as 4GB; fewer "
+        "windows run at a time where they would take more",
     )
-    sub.add_argument(
+    group.add_argument(
         "--calibrate-until-stable",
         action="store_true",
-        help="read more windows, twice as many each time, until the plan of scores "
-        "alone comes again in enough bootstrap draws; --windows are those of the "
-        "first check",
+        help="read more windows, twice as many each time, until the plan of scores alone comes "
+        "again in enough bootstrap draws; --num-windows are those of the first check",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--stable-confidence",
         type=float,
         default=0.95,
         metavar="SHARE",
         help="of the draws that must give the same plan",
     )
-    sub.add_argument(
+    rare(
+        group,
         "--max-windows",
         type=int,
         default=128,
@@ -197,43 +268,49 @@ def add_scoring(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output(sub: argparse.ArgumentParser, text: str) -> None:
-    """Where the result goes."""
-    sub.add_argument("--output", "-o", type=Path, required=True, help=text)
-    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-
-
-def add_evaluation(sub: argparse.ArgumentParser) -> None:
-    """How a plan is chosen where the model is at hand."""
-    sub.add_argument(
+def add_evaluation(sub: CommandParser, default: int | None, text: str) -> None:
+    """How much text searches read; `text` ends the help."""
+    rare(
+        sub.group("layers to remove"),
         "--evaluation-windows",
         type=int,
-        default=4,
+        default=default,
         metavar="N",
-        help="calibration windows that searches by perplexity read; simdiff spends "
-        "1/50 of greedy search on improving its plan (0: no evaluation)",
+        help="calibration windows that searches by perplexity read; simdiff spends 1/50 of greedy "
+        f"search on improving its plan{text}",
     )
 
 
-def layer_list(text: str) -> tuple[int, ...]:
-    """Numbers such as 0,1,28-29."""
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        try:
-            layers += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"must be layers such as 0,1,28-29, got {text!r}"
-            ) from None
-    return tuple(dict.fromkeys(layers))
+def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
+    """Where the result goes."""
+    group = sub.group("output")
+    group.add_argument("--output", "-o", type=Path, required=required, metavar="PATH", help=text)
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+
+
+def text_of(arguments: argparse.Namespace) -> str:
+    """The text to read: the demo's own for the demo model alone.
+
+    Raises:
+        SimdiffError: a model of the user's own, and no text.
+    """
+    if arguments.text is not None:
+        return str(arguments.text)
+    if arguments.model == DEMO:
+        return DEMO
+    raise SimdiffError(
+        "--text must be given for a model of your own: a text file, a .jsonl file, or 'demo' for "
+        "the passages that come with the demo model"
+    )
 
 
 def text_options(arguments: argparse.Namespace) -> TextOptions:
     """What `add_text` asked for."""
     from simdiff.data.text_options import TextOptions
 
-    return TextOptions(arguments.text, arguments.windows, arguments.window_length, arguments.seed)
+    return TextOptions(
+        text_of(arguments), arguments.num_windows, arguments.window_length, arguments.seed
+    )
 
 
 def plan_options(arguments: argparse.Namespace) -> PlanOptions:
@@ -241,7 +318,6 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
 
-    memory = arguments.max_memory
     return PlanOptions(
         criterion=arguments.criterion,
         alpha=arguments.alpha,
@@ -250,14 +326,14 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
             ratio=arguments.ratio,
             parameter_ratio=arguments.parameter_ratio,
             speed_up=arguments.speed_up,
-            memory=None if memory is None else 1e9 * memory,
+            max_memory=arguments.max_memory,
         ),
         protect=arguments.protect,
         selection=arguments.selection,
         max_blocks=arguments.max_blocks,
         random_seed=arguments.random_seed,
-        evaluation_windows=getattr(arguments, "evaluation_windows", 0),
-        num_resamples=arguments.bootstrap,
+        evaluation_windows=arguments.evaluation_windows,
+        num_resamples=arguments.num_resamples,
     )
 
 
@@ -266,7 +342,7 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     from simdiff.checkpoints.shards import parse_size
     from simdiff.jobs.stability import ScoringOptions
 
-    memory = arguments.state_memory
+    memory = arguments.max_state_bytes
     options = ScoringOptions(
         max_state_bytes=None if memory is None else parse_size(memory),
         skip_leading=arguments.skip_leading,
@@ -276,7 +352,7 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
         max_windows=arguments.max_windows,
         sublayers=getattr(arguments, "sublayers", False),
     )
-    options.check(arguments.windows, arguments.window_length)
+    options.check(arguments.num_windows, arguments.window_length)
     return options
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
+from simdiff.cli.parsing import CommandParser
+from simdiff.planning.names import UNITS
 
 if TYPE_CHECKING:
     from simdiff.scoring.scores import LayerScores
@@ -15,31 +17,36 @@ TEXT = "Choose the layers that go, from saved scores; a model helps, but is not 
 INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff plan`."""
-    sub.add_argument("scores", type=Path, help="file written by `simdiff score`")
+    sub.add_argument("scores", type=Path, metavar="SCORES", help="file written by `simdiff score`")
     add_plan(sub)
-    sub.add_argument(
+    group = sub.group("layers to remove")
+    group.add_argument(
         "--unit",
-        choices=("layer", "attention", "mlp", "sublayer"),
-        default="layer",
-        help="what goes: whole layers, or attention or MLP sub-layers or both against "
-        "each other (then --num-layers counts sub-layers, and the scores are of "
-        "`simdiff score --sublayers`)",
+        choices=UNITS,
+        default=UNITS[0],
+        help="what goes: whole layers, or attention or MLP sub-layers or both against each other "
+        "(then --num-layers counts sub-layers, and the scores are of `simdiff score --sublayers`)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--model",
-        help="the model of the scores: simdiff then chooses among a few "
-        "plans by perplexity on the text that calibrated",
+        help="the model of the scores: simdiff then chooses among a few plans by perplexity on the "
+        "text that calibrated",
     )
-    add_evaluation(sub)
+    add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(sub, "file to write, such as plan.json")
+
+
+def needs_torch(arguments: argparse.Namespace) -> bool:
+    """Scores are numbers; only a model needs more."""
+    return arguments.model is not None
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
     from simdiff.io.outputs import check_new_file
-    from simdiff.jobs.calibrate import calibrated, search_journal
+    from simdiff.planning.options import search_journal
     from simdiff.report.terminal.tables import layers_table
     from simdiff.scoring.scores import LayerScores
 
@@ -52,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.model is None:
         plan = options.plan(scores)
     else:
+        from simdiff.jobs.calibrate import calibrated
+
         model, windows = calibrated(arguments.model, scores)
         plan = options.plan(scores, model, windows, journal)
     plan.save(arguments.output)

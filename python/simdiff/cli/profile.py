@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 
 from simdiff.cli.options import add_model, add_output, add_text, show, text_options
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "Time and memory of a calibration pass, layer by layer."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff profile`."""
     add_model(sub)
-    add_text(sub, default="demo")
-    sub.set_defaults(windows=8)
+    add_text(sub, num_windows=8)
     add_output(sub, "trace to write, .json or .json.gz; Perfetto opens it")
 
 
@@ -25,8 +25,9 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.scoring.profiling import profile_pass
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
+    text = text_options(arguments)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    windows = text_options(arguments).windows(tokenizer, "calibration")
+    windows = text.windows(tokenizer, "calibration")
     batches = windows.batches(arguments.batch_size)
     result = profile_pass(model, batches, arguments.output, overwrite=arguments.overwrite)
     show(

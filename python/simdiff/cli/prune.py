@@ -5,31 +5,43 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from simdiff.cli.config import config_text
 from simdiff.cli.options import add_model, add_output, show
+from simdiff.cli.parsing import CommandParser, rare
 
 TEXT = "Write the model without the layers of a plan."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff prune`."""
     add_model(sub)
-    sub.add_argument("--plan", type=Path, required=True, help="file written by `simdiff plan`")
-    sub.add_argument(
+    add_output(sub, "new directory for the pruned checkpoint, or new GGUF file")
+    group = sub.group("output")
+    group.add_argument(
+        "--plan", type=Path, required=True, metavar="FILE", help="file written by `simdiff plan`"
+    )
+    rare(
+        group,
         "--max-shard-size",
         default="50GB",
         metavar="SIZE",
         help="largest weight file, in bytes or such as 5GB",
     )
-    add_output(sub, "new directory for the pruned checkpoint")
+
+
+def needs_torch(arguments: argparse.Namespace) -> bool:
+    """The stock classes of transformers prove a cut of safetensors; GGUF has rules of its own."""
+    from simdiff.checkpoints.gguf.cut import is_gguf
+
+    return not is_gguf(arguments.model)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune`."""
     from simdiff.checkpoints.gguf.cut import is_gguf
-    from simdiff.cli import prune_gguf
 
     if is_gguf(arguments.model):
-        return prune_gguf.run(arguments)
+        return _run_gguf(arguments)
     from simdiff.io.outputs import check_new_path
     from simdiff.jobs.prune import prune_checkpoint
     from simdiff.planning.plan import PruningPlan
@@ -45,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         max_shard_size=arguments.max_shard_size,
         overwrite=arguments.overwrite,
+        config=config_text(arguments),
     )
     removed = ", ".join(map(str, sorted(plan.removed)))
     show(
@@ -58,4 +71,37 @@ def run(arguments: argparse.Namespace) -> None:
         f"Removed {len(plan.removed)} of {plan.num_layers} layers: {removed} (counted from 0)",
         *(f"Note: {note}" for note in notes),
         f"Checkpoint: {arguments.output}",
+    )
+
+
+def _run_gguf(arguments: argparse.Namespace) -> None:
+    """The same on a GGUF file: neither torch nor transformers is loaded."""
+    from simdiff.checkpoints.gguf.cut import prune_gguf
+    from simdiff.errors import SimdiffError
+    from simdiff.io.progress import step
+    from simdiff.planning.plan import PruningPlan
+
+    for option in ("dtype", "device"):
+        if getattr(arguments, option, None) not in (None, "auto"):
+            raise SimdiffError(
+                f"--{option} must not be given for a GGUF file: its tensors are copied as stored"
+            )
+    plan = PruningPlan.load(arguments.plan)
+    with step("cut the GGUF file"):
+        cut = prune_gguf(
+            Path(arguments.model), plan, arguments.output, overwrite=arguments.overwrite
+        )
+    removed = ", ".join(map(str, sorted(plan.removed)))
+    show(
+        arguments,
+        {
+            "output": str(arguments.output),
+            "removed": list(plan.removed),
+            "kept": list(cut.kept),
+            "changes": list(cut.changes),
+            "num_bytes": cut.num_bytes,
+        },
+        f"Removed {len(plan.removed)} of {plan.num_layers} blocks: {removed} (counted from 0)",
+        *(f"Metadata: {change}" for change in cut.changes),
+        f"GGUF file: {arguments.output} ({cut.num_bytes / 1e6:.1f} MB)",
     )

@@ -5,40 +5,47 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import show
+from simdiff.cli.options import add_output, show
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "One page of a run's files and, where given, of its evaluation, benchmark and recovery."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff report`."""
     sub.add_argument(
-        "directory", type=Path, help="directory that `simdiff run`, `prune` or `recover` wrote"
+        "directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="that `simdiff run`, `prune` or `recover` wrote",
     )
-    sub.add_argument(
+    group = sub.group("more to report")
+    group.add_argument(
         "--evaluation",
         type=Path,
         metavar="FILE",
-        help="file of `simdiff eval --output` (default: evaluation.json in the "
-        "directory, if there)",
+        help="file of `simdiff eval --output` (default: evaluation.json in the directory, if "
+        "there)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--bench",
         type=Path,
         metavar="FILE",
         help="file of `simdiff bench --output` (default: bench.json in the directory, if there)",
     )
-    sub.add_argument(
+    group.add_argument(
         "--recovery",
         type=Path,
         metavar="PATH",
-        help="directory of `simdiff recover`, or its recovery.json (default: that in "
-        "the directory, if there)",
+        help="directory of `simdiff recover`, or its recovery.json (default: that in the "
+        "directory, if there)",
     )
-    sub.add_argument(
-        "--output", "-o", type=Path, required=True, help="new file, such as report.html"
-    )
-    sub.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    add_output(sub, "new file, such as report.html")
+
+
+def needs_torch(arguments: argparse.Namespace) -> bool:
+    """A page is made of files."""
+    return False
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from simdiff.cli.config import config_text
 from simdiff.cli.options import (
     add_evaluation,
+    add_held_out,
     add_model,
     add_output,
     add_plan,
@@ -17,23 +19,20 @@ from simdiff.cli.options import (
     show,
     text_options,
 )
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
 INTERRUPTED = "nothing was written; a search goes on where it stopped if it is started again"
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff run`."""
     add_model(sub)
-    add_text(sub, default="demo")
-    sub.add_argument(
-        "--held-out",
-        metavar="TEXT",
-        help="evaluate on this text (default: the half of --text that does not calibrate)",
-    )
+    add_text(sub)
+    add_held_out(sub)
     add_scoring(sub)
     add_plan(sub)
-    add_evaluation(sub)
+    add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
 
 
@@ -53,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         device=arguments.device,
         overwrite=arguments.overwrite,
+        config=config_text(arguments),
     )
     plan, results = outcome.plan, outcome.results
     sample = results["pruned"]["generation"]

@@ -5,31 +5,33 @@ from __future__ import annotations
 import argparse
 
 from simdiff.cli.options import (
+    add_amount,
     add_model,
     add_output,
-    add_plan,
     add_scoring,
     add_text,
-    plan_options,
     scoring_options,
     show,
     text_options,
 )
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "Score every layer on calibration text; write scores.json."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff score`."""
     add_model(sub)
     add_text(sub)
-    sub.add_argument(
+    add_scoring(sub)
+    sub.group("calibration").add_argument(
         "--sublayers",
         action="store_true",
         help="also score the attention and the MLP of every layer, for `simdiff plan --unit`",
     )
-    add_scoring(sub)
-    add_plan(sub.add_argument_group("the plan that has to be stable"))
+    stable = "the plan that has to be stable, with --calibrate-until-stable"
+    sub.group(stable, "Of the default criterion; `simdiff run` takes any other.")
+    add_amount(sub, stable)
     add_output(sub, "file to write, such as scores.json")
 
 
@@ -38,18 +40,22 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.io.outputs import check_new_file
     from simdiff.jobs.calibrate import calibrate
     from simdiff.models.loading import load_model
+    from simdiff.planning.budget import Budget
+    from simdiff.planning.options import PlanOptions
     from simdiff.report.terminal.sublayers import sublayers_table
     from simdiff.report.terminal.tables import leading_table, scores_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     scoring = scoring_options(arguments)
+    plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
+    text = text_options(arguments)
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     scores, _ = calibrate(
         model,
         tokenizer,
         arguments.model,
-        text=text_options(arguments),
-        plan=plan_options(arguments),
+        text=text,
+        plan=plan,
         scoring=scoring,
         batch_size=arguments.batch_size,
     )

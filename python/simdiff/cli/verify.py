@@ -5,20 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import show
+from simdiff.cli.options import add_threads, show
+from simdiff.cli.parsing import CommandParser
 
 TEXT = "Check that a pruned directory is whole, loads in stock tools, and is what its plan says."
 
 
-def add(sub: argparse.ArgumentParser) -> None:
+def add(sub: CommandParser) -> None:
     """The options of `simdiff verify`."""
-    sub.add_argument("directory", type=Path, help="written by `simdiff prune`, or any checkpoint")
     sub.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="written by `simdiff prune`, or any checkpoint",
+    )
+    group = sub.group("model")
+    group.add_argument(
         "--against",
         metavar="MODEL",
         help="the model before pruning: logits must be those of the plan applied to it in memory",
     )
-    sub.add_argument("--threads", type=int, help="of the CPU (default: as many as cores)")
+    add_threads(group)
     sub.epilog = "exit codes: 0 every check held, 1 some check failed, 2 nothing to check"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from simdiff.comparison.plans import COMPARED, Cell, CellJournal, Planner
+from simdiff.comparison.plans import Cell, CellJournal, Planner
 from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.data.text import TokenWindows
 from simdiff.errors import SimdiffError
@@ -26,7 +26,8 @@ from simdiff.io.progress import track
 from simdiff.models.identity import model_identity
 from simdiff.models.structure import find_decoder_layers
 from simdiff.planning.bypass import BypassEvaluator
-from simdiff.planning.criteria import DEFAULT_ALPHA, check_criterion
+from simdiff.planning.criteria import check_criterion
+from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
 from simdiff.planning.selection import check_selection
 from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.scores import LayerScores
@@ -37,7 +38,7 @@ from simdiff.surgery.layers import layers_removed
 class ComparisonOptions:
     """The criteria and the numbers of layers to compare, and the text that searches read."""
 
-    criteria: tuple[str, ...] = COMPARED
+    criteria: tuple[str, ...] = ALL_CRITERIA
     num_layers: tuple[int, ...] = ()
     """Numbers of layers to remove; empty takes six steps up to two fifths of the depth."""
     alpha: float = DEFAULT_ALPHA
@@ -56,10 +57,11 @@ class ComparisonOptions:
             SimdiffError: a criterion is unknown, alpha is outside [0, 1], a layer does not exist,
                 or too few layers are not protected.
         """
-        unknown = [name for name in self.criteria if name not in COMPARED]
+        unknown = [name for name in self.criteria if name not in ALL_CRITERIA]
         if unknown or not self.criteria:
             raise SimdiffError(
-                f"criteria must be among {', '.join(COMPARED)}, got {', '.join(unknown) or 'none'}"
+                f"criteria must be among {', '.join(ALL_CRITERIA)}, got "
+                f"{', '.join(unknown) or 'none'}"
             )
         check_criterion("simdiff", self.alpha)
         if self.search_windows < 1:

@@ -15,15 +15,13 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key
 from simdiff.io.json_files import header, read_json, write_json
 from simdiff.planning.bypass import BypassEvaluator
-from simdiff.planning.criteria import CRITERIA
 from simdiff.planning.make_plan import make_plan
-from simdiff.planning.perplexity_search import SEARCHES
+from simdiff.planning.names import SEARCHED, SEARCHES
 from simdiff.planning.plan import PruningPlan
-from simdiff.planning.searched_criteria import SEARCHED, searched_plan
+from simdiff.planning.searched_criteria import searched_plan
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison-cells"
-COMPARED = (*CRITERIA, *SEARCHED)
 
 # Criteria that depend only on the number of layers.
 _WITHOUT_SCORES = ("last-n", "random")

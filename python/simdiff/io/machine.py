@@ -5,17 +5,36 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def describe_machine() -> str:
-    """One line that names the processor, the number of usable cores and the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{_processor()}, {cores} cores"]
+    """One line that names the processor, the number of usable cores and the GPUs of torch."""
+    import torch
+
+    parts = [describe_processor()]
     if torch.cuda.is_available():
         parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ", ".join(parts)
+
+
+def describe_processor() -> str:
+    """Processor and number of usable cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores"
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs that the driver tells of, without loading torch; empty without a driver."""
+    names = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                names.append(line.partition(":")[2].strip())
+    return names
 
 
 def _processor() -> str:
@@ -30,6 +49,8 @@ def _processor() -> str:
 def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated, or None where it cannot be told."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + unused)

@@ -18,6 +18,8 @@ from simdiff.errors import SimdiffError
 # them is overwritten.
 PLAN_FILE = "plan.json"
 COMPARISON_MARKER = "compare.json"
+# What a command that writes a directory puts into it, to be repeated with --config.
+CONFIG = "config.yaml"
 
 
 def check_new_path(path: Path, overwrite: bool) -> None:
@@ -299,3 +301,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+def write_config(directory: Path, config: str | None) -> None:
+    """Put the file that repeats a command into its output; None writes none."""
+    if config is not None:
+        write_bytes(directory / CONFIG, config.encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,9 +13,8 @@ from simdiff.errors import SimdiffError
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
 from simdiff.models.loading import load_model
-from simdiff.planning.bootstrap import NUM_RESAMPLES
+from simdiff.planning.names import NUM_RESAMPLES, SEARCHED
 from simdiff.planning.options import PlanOptions
-from simdiff.planning.searched_criteria import SEARCHED
 from simdiff.scoring.scores import LayerScores
 
 
@@ -101,9 +99,3 @@ def calibrate(
         batch_size=batch_size,
         num_resamples=plan.num_resamples or NUM_RESAMPLES,
     )
-
-
-def search_journal(output: Path) -> Path:
-    """Where the evaluations of a search are kept until its output is written."""
-    output = output.absolute()
-    return output.with_name(output.name + ".search.json")

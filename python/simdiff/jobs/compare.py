@@ -7,7 +7,7 @@ from pathlib import Path
 from simdiff.comparison.compare import ComparisonOptions, compare, remove_journal
 from simdiff.comparison.results import Comparison
 from simdiff.data.text_options import TextOptions, both_parts
-from simdiff.io.outputs import check_new_path, new_directory
+from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.loading import load_model
 from simdiff.models.structure import find_decoder_layers
@@ -26,6 +26,7 @@ def run_comparison(
     device: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    config: str | None = None,
 ) -> Comparison:
     """Compare criteria on one model, see `simdiff.comparison.compare.compare`.
 
@@ -37,6 +38,7 @@ def run_comparison(
         name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
         options: what is compared.
         restart: forget what an interrupted comparison left.
+        config: content of the config.yaml that repeats this; None writes none.
     """
     directory = directory.absolute()
     check_new_path(directory, overwrite)
@@ -50,6 +52,7 @@ def run_comparison(
         model, calibration, held_out, options, journal, name=name, batch_size=batch_size
     )
     with new_directory(directory, overwrite) as scratch:
+        write_config(scratch, config)
         comparison.save(scratch)
         with step("write the report"):
             write_comparison(scratch, comparison)

@@ -11,7 +11,7 @@ from simdiff.checkpoints.cut import (
     write_cut,
     write_pruned,
 )
-from simdiff.io.outputs import new_directory
+from simdiff.io.outputs import new_directory, write_config
 from simdiff.models.loading import load_model, source_directory
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
@@ -26,8 +26,11 @@ def prune_checkpoint(
     device: str | None = None,
     max_shard_size: int | str = DEFAULT_SHARD_SIZE,
     overwrite: bool = False,
+    config: str | None = None,
 ) -> tuple[str, ...]:
     """Write a model without the plan's layers; arguments as in `prune`.
+
+    `config` is the content of the config.yaml that repeats this, where a command asks for one.
 
     Returns:
         What was changed beside the layers or left behind, for people.
@@ -39,9 +42,11 @@ def prune_checkpoint(
         with new_directory(output, overwrite) as scratch:
             write_cut(cut, scratch)
             write_card(scratch, plan, name)
+            write_config(scratch, config)
         return cut.notes
     model, tokenizer = load_model(str(source), dtype=dtype, device=device)
     with new_directory(output, overwrite) as scratch:
         write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
         write_card(scratch, plan, name)
+        write_config(scratch, config)
     return ()

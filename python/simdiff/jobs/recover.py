@@ -18,7 +18,7 @@ from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory
+from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_model
@@ -46,6 +46,7 @@ def recover(
     overwrite: bool = False,
     restart: bool = False,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    config: str | None = None,
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
@@ -65,6 +66,7 @@ def recover(
         dtype, device: see `simdiff.models.loading.load_model`.
         restart: forget what an interrupted training left.
         loaded: the model and its tokenizer, where they are in memory already.
+        config: content of the config.yaml that repeats this; None writes none.
 
     What training needs to go on after an interruption is kept beside the output, in a directory of
     the same name that ends with .training, and removed at the end.
@@ -99,6 +101,7 @@ def recover(
     )
     with new_directory(directory, overwrite) as scratch:
         write_recovered(pruned, tokenizer, plan, record, scratch, name)
+        write_config(scratch, config)
     with contextlib.suppress(SimdiffError):  # somebody else's files in it stay
         remove_state(training)
     return record

@@ -17,16 +17,16 @@ from simdiff.evaluation.generation import generate
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.json_files import header, write_json
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory
+from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
 from simdiff.io.progress import step
-from simdiff.jobs.calibrate import calibrate, search_journal
+from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
 from simdiff.planning.bootstrap import amounts_of_text
-from simdiff.planning.options import PlanOptions
+from simdiff.planning.names import SEARCHED
+from simdiff.planning.options import PlanOptions, search_journal
 from simdiff.planning.plan import PruningPlan
-from simdiff.planning.searched_criteria import SEARCHED
 from simdiff.provenance.card import write_card
 from simdiff.report.page import write_report
 from simdiff.scoring.scores import LayerScores
@@ -58,6 +58,7 @@ def run(
     dtype: str = "auto",
     device: str | None = None,
     overwrite: bool = False,
+    config: str | None = None,
 ) -> RunOutcome:
     """Make a smaller model and prove what it is worth.
 
@@ -73,6 +74,7 @@ def run(
         held_out_source: another text to evaluate on, whole.
         batch_size: windows per forward while scoring.
         dtype, device: see `simdiff.models.loading.load_model`.
+        config: content of the config.yaml that repeats this; None writes none.
     """
     check_new_path(directory.absolute(), overwrite)
     if scoring is not None:
@@ -88,6 +90,7 @@ def run(
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:
+        write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
         (scratch / "model").mkdir()

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from simdiff.data.text import TokenWindows
 from simdiff.errors import SimdiffError
 from simdiff.io.progress import console
-from simdiff.planning.bootstrap import NUM_RESAMPLES, PlanOf, bootstrap_plan
+from simdiff.planning.bootstrap import PlanOf, bootstrap_plan
+from simdiff.planning.names import NUM_RESAMPLES
 from simdiff.scoring.calibration_pass import DEFAULT_GROUPS, CalibrationPass, score
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.scores import score_with_sublayers

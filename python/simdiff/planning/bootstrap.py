@@ -21,19 +21,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.confidence import AmountOfText, PlanConfidence
+from simdiff.planning.names import NUM_RESAMPLES
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.block_scores import BlockScores, Matrix
-from simdiff.scoring.group_scores import SequenceScores, is_maximum, to_matrix
+from simdiff.scoring.group_scores import Array, SequenceScores, is_maximum, to_matrix
 from simdiff.scoring.metric_tables import MetricTable
 from simdiff.scoring.scores import LayerScores
 
-# With this number of draws the standard error of a share of 0.95 is 0.01.
-NUM_RESAMPLES = 500
 # Number of draws for each smaller amount of text: the standard error of a share of 0.95 is 0.03.
 NUM_DRAWS_OF_AMOUNT = 60
 CONFIDENCE = 0.95
@@ -41,7 +40,9 @@ CONFIDENCE = 0.95
 PlanOf = Callable[[LayerScores], PruningPlan]
 
 
-def draws(num_groups: int, num_resamples: int, *, seed: int = 0, size: int | None = None) -> Tensor:
+def draws(
+    num_groups: int, num_resamples: int, *, seed: int = 0, size: int | None = None
+) -> NDArray[np.int64]:
     """Draw groups with replacement; return how often each is drawn.
 
     Args:
@@ -53,14 +54,15 @@ def draws(num_groups: int, num_resamples: int, *, seed: int = 0, size: int | Non
     Returns:
         Counts, int64 `(num_resamples, num_groups)`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     shape = num_resamples, num_groups if size is None else size
-    drawn = torch.randint(num_groups, shape, generator=generator)
-    counts = torch.zeros(num_resamples, num_groups, dtype=torch.int64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn))
+    drawn = generator.integers(num_groups, size=shape)
+    counts = np.zeros((num_resamples, num_groups), np.int64)
+    np.add.at(counts, (np.arange(num_resamples)[:, None], drawn), 1)
+    return counts
 
 
-def resampled(scores: LayerScores, weights: Tensor) -> Iterator[LayerScores]:
+def resampled(scores: LayerScores, weights: NDArray[np.int64]) -> Iterator[LayerScores]:
     """Yield the scores of each draw of sequences, without the standard errors.
 
     Args:
@@ -76,7 +78,7 @@ def resampled(scores: LayerScores, weights: Tensor) -> Iterator[LayerScores]:
             "resampled: scores must hold the statistics of single sequences, which these lack: "
             "score the model again with `simdiff score`"
         )
-    drawn = _Draws(sequences, weights.double(), scores.num_layers)
+    drawn = _Draws(sequences, weights.astype(np.float64), scores.num_layers)
     for draw in range(len(weights)):
         tables = {
             name: replace(
@@ -111,17 +113,17 @@ class _Draws:
     """The statistics of all draws; matrices of blocks are made when a criterion reads them."""
 
     sequences: SequenceScores
-    weights: Tensor
+    weights: Array
     num_layers: int
 
     def __post_init__(self) -> None:
         self.num_tokens = (self.weights * _column(self.sequences.num_tokens)).sum(1)
         self.means = {name: self._mean(rows) for name, rows in self.sequences.means.items()}
         self.maxima = {name: self._maximum(rows) for name, rows in self.sequences.maxima.items()}
-        self.blocks: dict[str, Tensor] = {}
+        self.blocks: dict[str, Array] = {}
 
     @cached_property
-    def last_token_angles(self) -> Tensor | None:
+    def last_token_angles(self) -> Array | None:
         """The last-token angles of each draw; every sequence has one last token."""
         angles = self.sequences.last_token_angles
         return None if angles is None else self._mean(angles, self.sequences.num_sequences)
@@ -129,18 +131,19 @@ class _Draws:
     def block(self, name: str, draw: int) -> Matrix:
         """One score of all blocks, for one draw."""
         if is_maximum(name):
-            upper = self.sequences.blocks[name][self.weights[draw] > 0].max(0).values
+            upper = self.sequences.blocks[name][self.weights[draw] > 0].max(0)
             return to_matrix(upper, self.num_layers)
         if name not in self.blocks:
             self.blocks[name] = self._mean(self.sequences.blocks[name])
         return to_matrix(self.blocks[name][draw], self.num_layers)
 
-    def _mean(self, rows: Tensor, counts: tuple[int, ...] | None = None) -> Tensor:
+    def _mean(self, rows: Array, counts: tuple[int, ...] | None = None) -> Array:
         shares = self.weights * _column(self.sequences.num_tokens if counts is None else counts)
-        return (shares / shares.sum(1, keepdim=True)) @ rows
+        means: Array = (shares / shares.sum(1, keepdims=True)) @ rows
+        return means
 
-    def _maximum(self, rows: Tensor) -> Tensor:
-        return torch.stack([rows[weights > 0].max(0).values for weights in self.weights])
+    def _maximum(self, rows: Array) -> Array:
+        return np.stack([rows[weights > 0].max(0) for weights in self.weights])
 
 
 class _Matrices(dict[str, Matrix]):
@@ -158,8 +161,8 @@ class _Matrices(dict[str, Matrix]):
         return self[name]
 
 
-def _column(counts: tuple[int, ...]) -> Tensor:
-    return torch.tensor(counts, dtype=torch.float64)
+def _column(counts: tuple[int, ...]) -> Array:
+    return np.array(counts, np.float64)
 
 
 def bootstrap_plan(
@@ -193,7 +196,7 @@ def bootstrap_plan(
     if not plans:  # the scores gave a plan, so the draws lack a score that the criterion needs
         raise SimdiffError(
             f"bootstrap: some of {num_resamples} draws of the calibration text must give a plan, "
-            f"got none (the last: {found[-1]}); --bootstrap 0 makes the plan without"
+            f"got none (the last: {found[-1]}); --num-resamples 0 makes the plan without"
         )
     times = [sum(layer in plan.removed for plan in plans) for layer in range(scores.num_layers)]
     low, high = _limits([plan.importance for plan in plans])
@@ -232,7 +235,7 @@ def amounts_of_text(
 
 
 def _plans(
-    scores: LayerScores, plan_of: PlanOf, weights: Tensor
+    scores: LayerScores, plan_of: PlanOf, weights: NDArray[np.int64]
 ) -> Iterator[PruningPlan | SimdiffError]:
     """Yield the plan of each draw, or the error that says why there is none."""
     for draw in resampled(scores, weights):
@@ -262,6 +265,6 @@ def _amount(
 def _limits(
     importances: list[tuple[float, ...]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    levels = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-    low, high = torch.tensor(importances, dtype=torch.float64).quantile(levels, dim=0).tolist()
+    levels = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(np.array(importances), levels, axis=0).tolist()
     return tuple(low), tuple(high)

@@ -29,8 +29,8 @@ class Budget:
     """Share of all parameters to remove at least."""
     speed_up: float | None = None
     """Factor by which decoding at batch size 1 becomes faster at least, by the bytes it reads."""
-    memory: float | None = None
-    """Number of bytes into which the weights must fit."""
+    max_memory: float | None = None
+    """Memory into which the weights must fit, in GB of 1e9 bytes."""
 
     def layers(self, model: Mapping[str, Any]) -> int:
         """The least number of layers whose removal meets the budget.
@@ -66,8 +66,8 @@ class Budget:
         if self.speed_up is not None:
             read = total - int(model["embedding_parameters"])
             return self._by_speed(model, read, self.speed_up)
-        assert self.memory is not None
-        return self._by_memory(model, total, self.memory)
+        assert self.max_memory is not None
+        return self._by_memory(model, total, self.max_memory)
 
     def _by_parameters(self, model: Mapping[str, Any], total: int, ratio: float) -> int:
         if not 0 < ratio < 1:
@@ -86,13 +86,14 @@ class Budget:
             f"decode {speed_up:.4g} times faster",
         )
 
-    def _by_memory(self, model: Mapping[str, Any], total: int, memory: float) -> int:
+    def _by_memory(self, model: Mapping[str, Any], total: int, max_memory: float) -> int:
         width = BYTES_OF[model["dtype"]]
-        if not 0 < memory < math.inf:
-            raise SimdiffError(f"memory must be a positive number of bytes, got {memory}")
+        if not 0 < max_memory < math.inf:
+            raise SimdiffError(f"max_memory must be a positive number of GB, got {max_memory}")
+        memory = 1e9 * max_memory
         if memory >= width * total:
             raise SimdiffError(
-                f"memory must be below the {width * total} bytes that the weights take now, "
+                f"max_memory must be below the {width * total} bytes that the weights take now, "
                 f"got {memory:.0f}: nothing has to go"
             )
         return _least(

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from simdiff.planning.names import NUM_RESAMPLES
+
 Plan = tuple[int, ...]
 
-NUM_RESAMPLES = 500
 # Length of the runs of tokens that are drawn, since losses of neighbours are not independent.
 RUN_OF_TOKENS = 32
 # Least number of runs in a window; the runs of a short window are shorter.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.block_costs import BLOCK_CRITERIA, block_costs
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION
 from simdiff.scoring.scores import LayerScores
 
 # exp(-37) is below half of the spacing of float64 at 1, so sigmoid(x) is 1 from about here on.
@@ -179,10 +180,6 @@ CRITERIA = {
         _block_criterion("angular-block-last", "last-token-angle"),
     )
 }
-
-
-DEFAULT_CRITERION = "simdiff"
-DEFAULT_ALPHA = 0.5
 
 
 def sigmoid(x: float) -> float:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
-
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
-from simdiff.planning.choice import NUM_RESAMPLES
-from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, importance
-from simdiff.planning.exchange import affordable_reads, exchange_search, losses_of_cuts
+from simdiff.planning.criteria import importance
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SELECTIONS
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection, select
 from simdiff.planning.shortlist import EXPONENT, Candidate, shortlist
 from simdiff.scoring.scores import LayerScores
 
-SELECTIONS = ("lowest", "contiguous", "blocks")
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 # Criteria of single layers, and the block costs that correspond to them.
 BLOCK_CRITERION_OF = {
@@ -109,11 +107,14 @@ def make_plan(
         if chosen == "contiguous":
             removed = best_contiguous_block(costs, num_remove, protect)
         elif criterion == "simdiff" and model is not None and windows is not None:
-            best, candidates, agreement = exchange_search(
-                losses_of_cuts(model, windows),
+            # Imported here: without a model nothing needs torch.
+            from simdiff.planning import exchange
+
+            best, candidates, agreement = exchange.exchange_search(
+                exchange.losses_of_cuts(model, windows),
                 shortlist(scores, num_remove, protect, max_blocks=max_blocks),
                 costs.raised(EXPONENT),
-                max_reads=affordable_reads(scores.num_layers, num_remove, len(windows)),
+                max_reads=exchange.affordable_reads(scores.num_layers, num_remove, len(windows)),
                 num_windows=len(windows),
                 protect=protect,
                 max_blocks=max_blocks,

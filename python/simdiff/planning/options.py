@@ -6,21 +6,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.progress import step
-from simdiff.planning.bootstrap import NUM_RESAMPLES, bootstrap_plan
+from simdiff.planning.bootstrap import bootstrap_plan
 from simdiff.planning.budget import Budget
-from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, check_criterion
+from simdiff.planning.criteria import check_criterion
 from simdiff.planning.make_plan import check_planning, make_plan
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SEARCHED
 from simdiff.planning.plan import PruningPlan
-from simdiff.planning.searched_criteria import SEARCHED, needs_model, search_plan
 from simdiff.planning.selection import check_selection
 from simdiff.scoring.scores import LayerScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PlanOptions:
                 f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
             )
         if self.criterion in SEARCHED and self.evaluation_windows == 0:
-            raise needs_model(self.criterion)
+            raise _needs_model(self.criterion)
         return count
 
     def plan(
@@ -84,7 +85,10 @@ class PlanOptions:
             windows = windows[: self.evaluation_windows]
         if self.criterion in SEARCHED:
             if model is None or windows is None:
-                raise needs_model(self.criterion)
+                raise _needs_model(self.criterion)
+            # Imported here: a plan of scores alone needs no torch.
+            from simdiff.planning.searched_criteria import search_plan
+
             return search_plan(
                 model,
                 scores,
@@ -131,3 +135,17 @@ class PlanOptions:
             model=model,
             windows=windows,
         )
+
+
+def _needs_model(criterion: str) -> SimdiffError:
+    """The error for a search without a model."""
+    return SimdiffError(
+        f"criterion {criterion} evaluates the model without layers on calibration text: give the "
+        "model of the scores too (--model) and at least one evaluation window"
+    )
+
+
+def search_journal(output: Path) -> Path:
+    """Where the evaluations of a search are kept until its output is written."""
+    output = output.absolute()
+    return output.with_name(output.name + ".search.json")

@@ -6,25 +6,24 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import Evaluation
 from simdiff.io.progress import track
 from simdiff.planning.criteria import Importance
+from simdiff.planning.names import GREEDY, ONE_SHOT
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection
 
-ONE_SHOT = "one-shot-perplexity"
-GREEDY = "greedy-perplexity"
-SEARCHES = (ONE_SHOT, GREEDY)
+if TYPE_CHECKING:
+    from simdiff.evaluation.journal import Evaluation
 
 FORMULAS = {
     ONE_SHOT: "nll of the model without the layer alone",
     GREEDY: "nll of the model without the layer and those removed before it",
 }
 
-Evaluate = Callable[[frozenset[int]], Evaluation]
+Evaluate = Callable[[frozenset[int]], "Evaluation"]
 
 
 @dataclass(frozen=True)

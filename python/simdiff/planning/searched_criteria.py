@@ -10,16 +10,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import EvaluationJournal, evaluation_key
 from simdiff.models.identity import check_same_model
 from simdiff.planning.alpha_sweep import sweep_alpha, sweep_plan
 from simdiff.planning.bypass import BypassEvaluator
-from simdiff.planning.criteria import CRITERIA
+from simdiff.planning.names import GREEDY, ONE_SHOT, SWEPT
 from simdiff.planning.perplexity_search import (
-    GREEDY,
-    ONE_SHOT,
-    SEARCHES,
     Evaluate,
     greedy_plan,
     greedy_search,
@@ -30,11 +26,6 @@ from simdiff.planning.perplexity_search import (
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import select
 from simdiff.scoring.scores import LayerScores
-
-_SWEPT = "-swept"
-SWEPT = tuple(name + _SWEPT for name, criterion in CRITERIA.items() if criterion.takes_alpha)
-SEARCHED = (*SWEPT, *SEARCHES)
-"""Criteria that evaluate the model without layers; those of `CRITERIA` need scores only."""
 
 
 def searched_plan(
@@ -49,7 +40,7 @@ def searched_plan(
 
     Args:
         scores: scores of all layers; a search takes only the identity of model and text from them.
-        criterion: a name in `SEARCHED`.
+        criterion: a name in `simdiff.planning.names.SEARCHED`.
         num_remove: number of layers to remove.
         evaluate: evaluates the model without a set of layers.
         rebase: called before every step with the layers removed so far, see
@@ -75,9 +66,12 @@ def searched_plan(
         step = one_shot_search(evaluate, scores.num_layers, num_remove, protect)
         ranked = one_shot_importance(step, scores.num_layers)
         return with_exclusions(select(scores, ranked, num_remove, protect), [step]), None
-    swept = criterion.removesuffix(_SWEPT)
     sweep = sweep_alpha(
-        scores, swept, num_remove, lambda gone: evaluate(frozenset(gone)).perplexity, protect
+        scores,
+        SWEPT[criterion],
+        num_remove,
+        lambda gone: evaluate(frozenset(gone)).perplexity,
+        protect,
     )
     return sweep_plan(scores, sweep, protect), sweep.to_dict()
 
@@ -98,7 +92,7 @@ def search_plan(
         model: the dense model for which the scores were made.
         scores: scores of all layers.
         windows: token ids `(num_windows, window_length)` of calibration text.
-        criterion: a name in `SEARCHED`.
+        criterion: a name in `simdiff.planning.names.SEARCHED`.
         num_remove: number of layers to remove.
         protect: layers that stay.
         journal: file that stores finished evaluations; None stores none. It is not removed at the
@@ -116,11 +110,3 @@ def search_plan(
     note = f"evaluated on the first {len(windows)} windows of the calibration text"
     options = {} if criterion in SWEPT else {"evaluation-windows": len(windows)}
     return replace(plan, notes=(*plan.notes, note), options={**plan.options, **options})
-
-
-def needs_model(criterion: str) -> SimdiffError:
-    """Make the error for a search without a model."""
-    return SimdiffError(
-        f"criterion {criterion} evaluates the model without layers on calibration text: give the "
-        "model of the scores too (--model) and at least one evaluation window"
-    )

@@ -265,7 +265,7 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
     options = "".join(
         f" --{option} {int(calibration[key])}"
         for option, key in (
-            ("windows", "num_windows"),
+            ("num-windows", "num_windows"),
             ("window-length", "window_length"),
             ("seed", "seed"),
             ("skip-leading", "skip_leading"),

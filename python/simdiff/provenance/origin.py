@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.utils.hub import cached_file
 
 from simdiff.data.demo import DEMO, demo_model
 from simdiff.planning.plan import PruningPlan
@@ -42,6 +41,8 @@ def source_folder(source: str | Path) -> Path | None:
         return demo_model()
     if Path(source).is_dir():
         return Path(source)
+    from transformers.utils.hub import cached_file
+
     found = None
     for name in ("config.json", CARD, *_LICENCE_FILES, "NOTICE"):
         try:

@@ -68,7 +68,7 @@ def recovery_command(recovery: RecoveryRecord, model: str) -> str:
     options = "".join(
         f" --{option} {int(text[key])}"
         for option, key in (
-            ("windows", "num_windows"),
+            ("num-windows", "num_windows"),
             ("window-length", "window_length"),
             ("seed", "seed"),
         )

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, nearest
+from simdiff.recovery.training.option_table import option_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,39 +99,6 @@ class Method:
         return function
 
 
-STARTS = ("closed-form", "cut")
-"""What training starts from."""
-TRAINING_PRESETS = {"lora": ("text", "paper"), "distillation": ("distillation",)}
-"""Recipes of the methods that train, the default first."""
-_TRAINING = (
-    "preset",
-    "start",
-    "training_text",
-    "examples",
-    "train_on_prompts",
-    "train_length",
-    "train_batch_size",
-    "micro_batch_size",
-    "train_seed",
-    "rank",
-    "alpha",
-    "dropout",
-    "targets",
-    "steps",
-    "epochs",
-    "max_minutes",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "weight_decay",
-    "max_gradient_norm",
-    "set_apart",
-    "evaluations",
-    "patience",
-    "checkpoint_minutes",
-    "gradient_checkpointing",
-    "compute_dtype",
-)
 _TRAINED = "simdiff.recovery.training.method"
 
 METHODS = {
@@ -144,14 +112,14 @@ METHODS = {
         "low-rank adapters trained on the text, or on instructions, and merged; the preset 'paper' "
         "is the paper's recipe",
         _TRAINED,
-        _TRAINING,
+        option_names("lora"),
         "train_on_text",
         "check",
     ),
     "distillation": Method(
         "low-rank adapters trained on the dense model's predictions, and merged",
         _TRAINED,
-        (*_TRAINING, "distillation_weight", "temperature"),
+        option_names("distillation"),
         "distill",
         "check",
     ),
@@ -162,10 +130,15 @@ def check_options(method: str, options: Mapping[str, Any]) -> Method:
     """The method of a name, if it reads all of these options.
 
     Raises:
-        SimdiffError: no such method, an option of another one, or one that the method refuses.
+        SimdiffError: no such method, an option of none or of another one, or one that the method
+            refuses.
     """
     if method not in METHODS:
         raise SimdiffError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    every = {name for entry in METHODS.values() for name in entry.options}
+    for name in options:
+        if name not in every:
+            raise SimdiffError(f"no method has an option {name!r}{nearest(name, sorted(every))}")
     unread = sorted(set(options) - set(METHODS[method].options))
     if unread:
         known = ", ".join(METHODS[method].options) or "none"

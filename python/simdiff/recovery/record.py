@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 RECORD = "recovery.json"
 SCHEMA = "simdiff.recovery"
@@ -112,6 +112,8 @@ class RecoveryRecord:
 
 def digest(tensor: Tensor) -> str:
     """SHA-256 over a tensor's dtype, shape and bytes as stored in files."""
+    import torch
+
     flat = tensor.detach().cpu().contiguous()
     result = hashlib.sha256(f"{flat.dtype} {tuple(flat.shape)}".encode())
     result.update(memoryview(flat.view(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
@@ -120,6 +122,8 @@ def digest(tensor: Tensor) -> str:
 
 def differing(model: nn.Module, other: nn.Module) -> Iterator[str]:
     """Yield names of parameters that differ between two models, or exist in only one of them."""
+    import torch
+
     wanted = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         if name not in wanted or not torch.equal(parameter, wanted.pop(name)):
@@ -133,6 +137,8 @@ def changed_parameters(model: nn.Module, plain: nn.Module) -> dict[str, str]:
     Raises:
         SimdiffError: parameters were added or removed, or are not finite.
     """
+    import torch
+
     parameters = dict(model.named_parameters())
     names = list(differing(model, plain))
     shapes = {name: p.shape for name, p in plain.named_parameters()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simdiff.comparison.results import ComparedCell
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
+
+if TYPE_CHECKING:
+    from simdiff.comparison.results import ComparedCell
 
 
 def cell_texts(entry: ComparedCell) -> list[str]:

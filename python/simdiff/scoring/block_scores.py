@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from simdiff_kernels import BLOCK_METRICS
 
-from simdiff_kernels import BLOCK_METRICS, BlockSummary
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simdiff_kernels import BlockSummary
 
 BLOCK_SCORES = (*BLOCK_METRICS, "squared_difference_maximum", "norm_change")
 OPTIONAL_SCORES = ("absolute_difference", "angular_distance")

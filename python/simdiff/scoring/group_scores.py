@@ -5,14 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from simdiff.scoring.block_scores import BLOCK_SCORES, BlockScores, Matrix
-from simdiff_kernels import METRICS, RunningSummary
+from simdiff_kernels import METRICS
+
+if TYPE_CHECKING:
+    from simdiff_kernels import RunningSummary
+
+Array: TypeAlias = NDArray[np.float64]
+"""numpy, not torch: who plans from a file of scores does not wait for torch."""
 
 ENCODING = "base64 of little-endian float32, one row for each group"
 
@@ -48,12 +53,12 @@ class SequenceScores:
     """Number of sequences in each group that have a token that counts."""
     num_tokens: tuple[int, ...]
     """Number of tokens in each group."""
-    means: dict[str, Tensor]
+    means: dict[str, Array]
     """Mean of each metric in `METRICS`, `(groups, num_layers)`, float64."""
-    maxima: dict[str, Tensor]
-    blocks: dict[str, Tensor]
+    maxima: dict[str, Array]
+    blocks: dict[str, Array]
     """Each score of blocks, `(groups, L (L + 1) / 2)`; empty if no blocks were scored."""
-    last_token_angles: Tensor | None
+    last_token_angles: Array | None
 
     def __eq__(self, other: object) -> bool:
         """Whether all values are equal."""
@@ -74,8 +79,10 @@ class SequenceScores:
             first=tuple(group.first for group in groups),
             num_sequences=tuple(group.num_sequences for group in groups),
             num_tokens=tuple(int(summary.num_tokens[0]) for summary in summaries),
-            means={name: _rounded([s[name].mean for s in summaries]) for name in METRICS},
-            maxima={name: _rounded([s[name].maximum for s in summaries]) for name in METRICS},
+            means={name: _rounded([s[name].mean.tolist() for s in summaries]) for name in METRICS},
+            maxima={
+                name: _rounded([s[name].maximum.tolist() for s in summaries]) for name in METRICS
+            },
             blocks={
                 name: _rounded([_upper(b.metrics[name]) for b in blocks])
                 for name in BLOCK_SCORES
@@ -119,7 +126,7 @@ class SequenceScores:
         if min(*counts["num_sequences"], *counts["num_tokens"]) < 1:
             raise ValueError("every group of sequences must have a sequence and a token")
 
-        def tables(key: str, width: int) -> dict[str, Tensor]:
+        def tables(key: str, width: int) -> dict[str, Array]:
             named = dict(content[key]).items()
             return {name: _decoded(f"{key} {name}", text, groups, width) for name, text in named}
 
@@ -153,11 +160,12 @@ class SequenceScores:
         groups = self.num_groups
         if groups < 2:
             return [None] * self.means[name].shape[1]
-        share = torch.tensor(self.num_tokens, dtype=torch.float64)
-        share = (share / share.sum()).unsqueeze(1)
+        tokens = np.array(self.num_tokens, np.float64)
+        share = (tokens / tokens.sum())[:, None]
         values = self.means[name]
         gaps = share * (values - (share * values).sum(0))
-        return (gaps.square().sum(0) * (groups / (groups - 1))).sqrt().tolist()
+        errors: list[float | None] = np.sqrt((gaps**2).sum(0) * (groups / (groups - 1))).tolist()
+        return errors
 
 
 def is_maximum(name: str) -> bool:
@@ -165,38 +173,38 @@ def is_maximum(name: str) -> bool:
     return name.endswith(_MAXIMUM)
 
 
-def _upper(matrix: Matrix) -> Tensor:
-    full = torch.tensor(matrix, dtype=torch.float64)
-    return full[_above_diagonal(len(matrix))]
+def _upper(matrix: Matrix) -> Array:
+    upper: Array = np.array(matrix, np.float64)[_above_diagonal(len(matrix))]
+    return upper
 
 
-def to_matrix(upper: Tensor, num_layers: int) -> Matrix:
+def to_matrix(upper: Array, num_layers: int) -> Matrix:
     """Make `matrix[start][stop]` from the entries above its diagonal."""
-    full = upper.new_zeros(num_layers + 1, num_layers + 1)
+    full = np.zeros((num_layers + 1, num_layers + 1))
     full[_above_diagonal(num_layers + 1)] = upper
     return tuple(map(tuple, full.tolist()))
 
 
-def _above_diagonal(size: int) -> Tensor:
-    return torch.ones(size, size, dtype=torch.bool).triu(1)
+def _above_diagonal(size: int) -> NDArray[np.bool_]:
+    return np.triu(np.ones((size, size), np.bool_), 1)
 
 
-def _rounded(rows: Sequence[Tensor]) -> Tensor:
-    largest = torch.finfo(torch.float32).max
-    return torch.stack(list(rows)).clamp(-largest, largest).float().double()
+def _rounded(rows: Sequence[Sequence[float]] | Sequence[Array]) -> Array:
+    largest = np.finfo(np.float32).max
+    return np.stack(list(map(np.asarray, rows))).clip(-largest, largest).astype("<f4").astype("<f8")
 
 
-def _encoded(values: Tensor) -> str:
-    return base64.b64encode(values.numpy().astype("<f4").tobytes()).decode()
+def _encoded(values: Array) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
-def _decoded(what: str, text: str, groups: int, width: int) -> Tensor:
+def _decoded(what: str, text: str, groups: int, width: int) -> Array:
     raw = base64.b64decode(text, validate=True)
     if len(raw) != 4 * groups * width:
         raise ValueError(
             f"{what} of sequences must have {groups} x {width} values, got {len(raw) / 4:g}"
         )
-    values = torch.from_numpy(np.frombuffer(raw, "<f4").astype(np.float64))
-    if not bool(values.isfinite().all()):
+    values = np.frombuffer(raw, "<f4").astype(np.float64)
+    if not bool(np.isfinite(values).all()):
         raise ValueError(f"{what} of sequences: a value is not finite")
-    return values.view(groups, width)
+    return values.reshape(groups, width)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from simdiff.scoring.group_scores import SequenceScores
-from simdiff_kernels import METRICS, RunningSummary
+from simdiff_kernels import METRICS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simdiff_kernels import RunningSummary
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header, read_json, write_json
 from simdiff.models.layer_indices import check_layers
-from simdiff.planning.criteria import DEFAULT_ALPHA, DEFAULT_CRITERION, Importance, importance
+from simdiff.planning.criteria import Importance, importance
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION
 from simdiff.planning.plan import SUBLAYER_SCHEMA
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.scores import SublayerScores

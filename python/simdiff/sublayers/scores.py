@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from simdiff.data.batches import Batch
 from simdiff.errors import SimdiffError
 from simdiff.scoring.block_scores import BLOCK_SCORES, BlockScores
-from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.metric_tables import MetricTable, metric_tables
 from simdiff.scoring.scores import LayerScores
-from simdiff.sublayers.hooks import RunningNormChanges, SublayerHooks
 from simdiff.sublayers.structure import KINDS, SublayerName, find_sublayers
-from simdiff_kernels import METRICS, RunningScores
+from simdiff_kernels import METRICS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from simdiff.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,12 @@ def score_with_sublayers(
         SimdiffError: the sub-layers of a layer cannot be told apart, or see `score`.
         simdiff_kernels.NonFiniteError: a hidden state contains NaN or Inf.
     """
+    from torch import Tensor
+
+    from simdiff.scoring.calibration_pass import score
+    from simdiff.sublayers.hooks import RunningNormChanges, SublayerHooks
+    from simdiff_kernels import RunningScores
+
     found = find_sublayers(model)
     running = RunningScores(len(found.names), backend=options.get("backend"))
     norm_changes = RunningNormChanges(len(found.names))

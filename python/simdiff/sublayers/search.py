@@ -14,7 +14,8 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import EvaluationJournal, evaluation_key
 from simdiff.evaluation.losses import window_losses
 from simdiff.models.identity import model_identity
-from simdiff.planning.perplexity_search import GREEDY, SearchStep, greedy_search
+from simdiff.planning.names import GREEDY
+from simdiff.planning.perplexity_search import SearchStep, greedy_search
 from simdiff.sublayers.plan import SublayerPlan
 from simdiff.sublayers.structure import check_unit, find_sublayers, unit_includes
 from simdiff.sublayers.surgery import sublayers_removed

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, NamedTuple
 
 from simdiff.errors import SimdiffError
-from simdiff.models.structure import find_decoder_layers
+from simdiff.planning.names import SUBLAYER_UNITS
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 ATTENTION = "attention"
 """Kind of the sub-layer that mixes tokens: attention, linear attention, a convolution or a state
@@ -19,7 +20,7 @@ MLP = "mlp"
 """Kind of the sub-layer that treats every token alone: dense, or a mixture of experts."""
 KINDS = (ATTENTION, MLP)
 ALL_KINDS = "sublayer"
-UNITS = (*KINDS, ALL_KINDS)
+UNITS = SUBLAYER_UNITS
 """Names of what a plan of sub-layers chooses among: one kind, or both."""
 
 
@@ -140,6 +141,7 @@ def find_sublayers(model: PreTrainedModel) -> SublayerMap:
     Raises:
         SimdiffError: a layer has another structure; its class is named.
     """
+    from simdiff.models.structure import find_decoder_layers
     from simdiff.sublayers.probe import layer_steps, recorded_inputs
 
     if model.training:

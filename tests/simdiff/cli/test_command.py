@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simdiff.cli import options
 from simdiff.data.text import token_windows
+from simdiff.planning import names
 from simdiff.planning.criteria import CRITERIA
 from simdiff_kernels import BACKENDS
 from support.commands import SMALL, simdiff
@@ -25,6 +25,7 @@ def test_run(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> 
     assert code == 0
     printed = capsys.readouterr().out
     assert sorted(entry.name for entry in out.iterdir()) == [
+        "config.yaml",
         "model",
         "plan.json",
         "report.html",
@@ -115,7 +116,7 @@ def test_json_output_is_json(
     out = tmp_path / "s.json"
     assert simdiff("score", tiny_checkpoint, "--text", tiny_text, *SMALL, "-o", out, "--json") == 0
     assert json.loads(capsys.readouterr().out)["num_layers"] == 6
-    assert simdiff("info", "--json") == 0
+    assert simdiff("info", "--backends", "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert [entry["name"] for entry in info["backends"]] == list(BACKENDS)
     assert info["default_backend"]["cpu"] == "cpu"
@@ -154,7 +155,7 @@ def refusals(checkpoint: Path, text: Path, folder: Path) -> list[tuple[list[obje
         (["run", checkpoint, "--text", empty, *SMALL, *out], "must hold text"),
         (["run", checkpoint, "--text", broken, *SMALL, *out], "line 1 must be a JSON object"),
         (["run", checkpoint, "--text", folder / "none.txt", *SMALL, *out], "'demo' or a UTF-8"),
-        (["run", checkpoint, "--text", text, "--windows", "0", *out], "at least 1"),
+        (["run", checkpoint, "--text", text, "--num-windows", "0", *out], "at least 1"),
         ([*run, *out, "--device", "cuda"], "without a GPU"),
         ([*run, *out, "--device", "warp"], "cpu, cuda, cuda:N or auto, got 'warp'"),
         (["plan", folder / "none.json", *out], "No such file"),
@@ -227,4 +228,5 @@ def test_help_is_quick_and_complete() -> None:
 
 
 def test_every_criterion_can_be_named() -> None:
-    assert tuple(CRITERIA) == options.CRITERIA
+    assert tuple(CRITERIA) == names.CRITERIA
+    assert set(names.SWEPT.values()) == {n for n, c in CRITERIA.items() if c.takes_alpha}

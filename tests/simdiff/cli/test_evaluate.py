@@ -9,7 +9,7 @@ import pytest
 
 from simdiff import cli
 
-SMALL = ("--windows", "6", "--window-length", "16")
+SMALL = ("--num-windows", "6", "--window-length", "16")
 
 
 def simdiff(*arguments: object) -> int:
@@ -67,7 +67,7 @@ def test_table_and_file(
 
 
 def test_the_whole_text(tiny_checkpoint: Path, tiny_text: Path, capsys) -> None:
-    options = ("--window-length", 16, "--windows", 0, "--stride", 8, "--json")
+    options = ("--window-length", 16, "--num-windows", 0, "--stride", 8, "--json")
     assert simdiff(tiny_checkpoint, "--text", tiny_text, *options) == 0
     result = json.loads(capsys.readouterr().out)["models"][str(tiny_checkpoint)]
     assert result["num_tokens"] == 19 * 30 - 1  # paragraphs behind the middle piece

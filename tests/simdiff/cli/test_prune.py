@@ -52,7 +52,7 @@ def test_another_dtype_takes_the_model_into_memory(
 def test_run_copies_files(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
     """What the stock model does not have comes along only where files are copied."""
     (tiny_checkpoint / "LICENSE").write_text("yours")
-    text = ("--text", tiny_text, "--windows", "4", "--window-length", "16")
+    text = ("--text", tiny_text, "--num-windows", "4", "--window-length", "16")
     assert simdiff("run", tiny_checkpoint, *text, "-o", tmp_path / "out") == 0
     assert (tmp_path / "out" / "model" / "LICENSE").read_text() == "yours"
     removed = json.loads((tmp_path / "out" / "plan.json").read_text())["removed"]

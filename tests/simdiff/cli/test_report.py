@@ -13,7 +13,7 @@ def test_the_command_joins_a_benchmark(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
 ) -> None:
     out, page, bench = tmp_path / "out", tmp_path / "page.html", tmp_path / "b.json"
-    small = ("--windows", "4", "--window-length", "16")
+    small = ("--num-windows", "4", "--window-length", "16")
 
     assert (
         simdiff("run", tiny_checkpoint, "--text", tiny_text, *small, "--ratio", 0.4, "-o", out) == 0

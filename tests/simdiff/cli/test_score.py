@@ -12,9 +12,9 @@ from support.commands import simdiff
 def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> None:
     """Until stable, then a plan with the model on the windows used, and its frequencies."""
     scores, plan = tmp_path / "s.json", tmp_path / "p.json"
-    text = ("--text", tiny_text, "--window-length", 16, "--windows", 2, "--batch-size", 2)
+    text = ("--text", tiny_text, "--window-length", 16, "--num-windows", 2, "--batch-size", 2)
     until = ("--calibrate-until-stable", "--max-windows", 8, "--stable-confidence", 1)
-    kind = ("--num-layers", 2, "--criterion", "simdiff")
+    kind = ("--num-layers", 2)
     command = ("score", tiny_checkpoint, *text, *until, *kind, "--skip-leading", 1, "-o", scores)
     assert simdiff(*command) == 0
     printed = capsys.readouterr()
@@ -32,7 +32,7 @@ def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
     assert "in draws" in printed.out
     for share in loaded.confidence.plan_frequency:
         assert f"{share:.0%}" in printed.out
-    assert simdiff("plan", scores, *kind, "--bootstrap", 0, "--overwrite", "-o", plan) == 0
+    assert simdiff("plan", scores, *kind, "--num-resamples", 0, "--overwrite", "-o", plan) == 0
     assert PruningPlan.load(plan).confidence is None
     assert "in draws" not in capsys.readouterr().out
     refused = ("score", tiny_checkpoint, *text, "--skip-leading", 16, "-o", tmp_path / "x.json")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from simdiff.cli import options
 from simdiff.comparison.compare import ComparisonOptions, remove_journal
-from simdiff.comparison.plans import COMPARED, CellJournal, Planner
+from simdiff.comparison.plans import CellJournal, Planner
 from simdiff.data.text import token_windows
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import window_losses
+from simdiff.planning.names import ALL_CRITERIA
 from simdiff.planning.plan import PruningPlan
 from simdiff.surgery.layers import layers_removed
 from support.browser import look_at, needs_chromium
@@ -27,21 +27,15 @@ from support.commands import simdiff
 from support.pages import References
 
 SMALL = (
-    "--windows",
+    "--num-windows",
     "4",
     "--window-length",
     "16",
     "--num-layers",
     "2,4",
-    "--search-windows",
-    "3",
     "--evaluation-windows",
     "2",
 )
-
-
-def test_names_need_no_torch() -> None:
-    assert COMPARED == options.COMPARED
 
 
 def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> None:
@@ -52,13 +46,14 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         "compare.csv",
         "compare.html",
         "compare.json",
+        "config.yaml",
         "plans",
         "scores.json",
     ]
     assert not out.with_name("out.journal").exists()
     content = json.loads((out / "compare.json").read_text())
     cells = {(cell["criterion"], cell["num_removed"]): cell for cell in content["cells"]}
-    assert list(cells) == [(name, count) for count in (2, 4) for name in COMPARED]
+    assert list(cells) == [(name, count) for count in (2, 4) for name in ALL_CRITERIA]
     rows = list(csv.DictReader(io.StringIO((out / "compare.csv").read_text())))
     assert len(rows) == len(cells)
 
@@ -80,8 +75,7 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         assert sorted(plan.removed) == removed
         assert len(removed) == int(row["num_removed"])
         looked = row["criterion"] == "simdiff" or row["criterion"].endswith(("swept", "perplexity"))
-        number = 2 if row["criterion"] == "simdiff" else 3
-        assert (f"evaluated on the first {number} windows" in " ".join(plan.notes)) == looked
+        assert ("evaluated on the first 2 windows" in " ".join(plan.notes)) == looked
         with layers_removed(model, removed):
             losses = window_losses(model, held_out, description=None)
         assert float(row["perplexity"]) == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)
@@ -196,7 +190,7 @@ def test_a_journal_of_other_input_is_refused(
         )
         assert simdiff(*command, "-o", tmp_path / "out") == 130
     for change, wanted in (
-        (("--windows", "3"), "differs in text, tokens"),
+        (("--num-windows", "3"), "differs in text, tokens"),
         (("--alpha", "0.1"), "differs in alpha"),
         (("--protect", "1"), "differs in protect"),
         (("--dtype", "bfloat16"), "differs in weights, dtype"),
@@ -229,7 +223,7 @@ def test_a_journal_of_other_input_is_refused(
         (("--num-layers", "2,6"), "1 to 5 of 6, got 6"),
         (("--num-layers", "0"), "1 to 5 of 6, got 0"),
         (("--protect", "0-3", "--num-layers", "3"), "3 layers must be free to remove, got 2"),
-        (("--search-windows", "0"), "search windows must be at least 1, got 0"),
+        (("--evaluation-windows", "-1"), "windows must be at least 1, got -1"),
     ],
 )
 def test_bad_input(

@@ -23,7 +23,7 @@ from support.commands import simdiff
 from support.own_text import decided, drawn
 from support.plans import plan_for
 
-SMALL = ("--windows", "64", "--window-length", "32")
+SMALL = ("--num-windows", "64", "--window-length", "32")
 
 
 REMOVED = (4, 1)
@@ -148,7 +148,7 @@ def test_bad_input(
     model = content["model"] | {"fingerprint": "0", "hidden_size": 64, "name": "large"}
     other.write_text(json.dumps(content | {"model": model}))
     refused("the plan was made for another model, 'large': hidden_size 64 against 32", plan=other)
-    refused("at least 2 windows of text", "--windows", "1")
+    refused("at least 2 windows of text", "--num-windows", "1")
     refused("must fill one window of 4096 tokens", "--window-length", "4096")
     refused("batch_size must be at least 1, got 0", "--batch-size", "0")
     weights = load_file(tiny_checkpoint / "model.safetensors")

@@ -42,12 +42,10 @@ def test_plan_frequencies_of_every_criterion(
 
         found = bootstrap_plan(scores, plan_of, num_resamples=8, seed=3)
         assert found is not None
-        plans = [
-            sorted(
-                plan_of(score(llama, [ids.repeat_interleave(row, dim=0)], progress=False)).removed
-            )
-            for row in weights
-        ]
+        plans = []
+        for row in weights:
+            drawn = ids.repeat_interleave(torch.from_numpy(row), dim=0)
+            plans.append(sorted(plan_of(score(llama, [drawn], progress=False)).removed))
         times = [sum(layer in plan for plan in plans) / 8 for layer in range(6)]
         assert found.plan_frequency == pytest.approx(times)
         assert list(found.removed) == sorted(plan_of(scores).removed)
@@ -55,10 +53,10 @@ def test_plan_frequencies_of_every_criterion(
 
 
 def test_draws_are_seeded_and_even() -> None:
-    assert torch.equal(draws(5, 40, seed=1), draws(5, 40, seed=1))
-    assert not torch.equal(draws(5, 40, seed=1), draws(5, 40, seed=2))
-    counts = draws(4, 20_000, seed=0).double()
-    assert counts.sum(1).unique().tolist() == [4]
+    assert np.array_equal(draws(5, 40, seed=1), draws(5, 40, seed=1))
+    assert not np.array_equal(draws(5, 40, seed=1), draws(5, 40, seed=2))
+    counts = draws(4, 20_000, seed=0)
+    assert np.unique(counts.sum(1)).tolist() == [4]
     # A count is binomial (4, 1/4): mean 1, variance 3/4.
     assert counts.mean(0).tolist() == pytest.approx([1] * 4, abs=0.03)
     assert counts.var(0).tolist() == pytest.approx([0.75] * 4, abs=0.04)

@@ -37,10 +37,10 @@ MODEL = {
         (Budget(speed_up=160 / 130), 2),
         (Budget(speed_up=1.6), 3),
         # 400 bytes in bfloat16, and 380, 340, 280.
-        (Budget(memory=399), 1),
-        (Budget(memory=380), 1),
-        (Budget(memory=379), 2),
-        (Budget(memory=280), 3),
+        (Budget(max_memory=399e-9), 1),
+        (Budget(max_memory=380e-9), 1),
+        (Budget(max_memory=379e-9), 2),
+        (Budget(max_memory=280e-9), 3),
     ],
 )
 def test_fewest_layers_that_reach_it(budget: Budget, wanted: int) -> None:
@@ -63,10 +63,16 @@ def test_fewest_layers_that_reach_it(budget: Budget, wanted: int) -> None:
             "removing 3 of 4 layers must decode 1.61 times faster, but it reaches only 1.6",
         ),
         (Budget(speed_up=math.inf), "speed_up must be above 1, got inf"),
-        (Budget(memory=279), "fit the weights into 279 bytes, but it reaches only 280 bytes"),
-        (Budget(memory=400), "below the 400 bytes that the weights take now, got 400: nothing"),
-        (Budget(memory=0.0), "positive number of bytes, got 0.0"),
-        (Budget(memory=math.inf), "positive number of bytes, got inf"),
+        (
+            Budget(max_memory=279e-9),
+            "fit the weights into 279 bytes, but it reaches only 280 bytes",
+        ),
+        (
+            Budget(max_memory=400e-9),
+            "below the 400 bytes that the weights take now, got 400: nothing",
+        ),
+        (Budget(max_memory=0.0), "positive number of GB, got 0.0"),
+        (Budget(max_memory=math.inf), "positive number of GB, got inf"),
     ],
 )
 def test_what_cannot_be_reached_is_refused(budget: Budget, message: str) -> None:
@@ -89,7 +95,7 @@ def test_sizes_are_those_of_the_model(llama: PreTrainedModel) -> None:
     assert model["num_parameters"] == 6 * 7744 + 2 * 97 * 32 + 32
     assert model["embedding_parameters"] == 97 * 32
     assert Budget(parameter_ratio=3 * 7744 / (6 * 7744 + 6240)).layers(model) == 3
-    assert Budget(memory=4 * (5 * 7744 + 6240) - 1).layers(model) == 2
+    assert Budget(max_memory=(4 * (5 * 7744 + 6240) - 1) / 1e9).layers(model) == 2
 
 
 def test_a_single_layer_stays() -> None:
@@ -103,8 +109,8 @@ def test_a_single_layer_stays() -> None:
 )
 def test_bytes_of_a_dtype(dtype: str, width: int) -> None:
     model = {**MODEL, "dtype": dtype}
-    assert Budget(memory=width * 190).layers(model) == 1
-    assert Budget(memory=width * 190 - 1).layers(model) == 2
+    assert Budget(max_memory=width * 190 / 1e9).layers(model) == 1
+    assert Budget(max_memory=(width * 190 - 1) / 1e9).layers(model) == 2
 
 
 def test_ratio() -> None:

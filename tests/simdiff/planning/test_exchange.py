@@ -17,7 +17,7 @@ from simdiff.evaluation.losses import token_losses
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.models.layer_indices import layer_runs
 from simdiff.models.structure import find_decoder_layers
-from simdiff.planning import make_plan as planning
+from simdiff.planning import exchange
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import BlockCosts, optimal_blocks
 from simdiff.planning.budget import Budget
@@ -174,7 +174,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch, reads: Reads, scores: LayerScores, num_layers: int, **more: Any
 ) -> PruningPlan:
     """By the options of the command, with a model and 60 windows at hand, scores apart."""
-    monkeypatch.setattr(planning, "losses_of_cuts", reads.of_cuts)
+    monkeypatch.setattr(exchange, "losses_of_cuts", reads.of_cuts)
     options = PlanOptions(budget=Budget(num_layers=num_layers), num_resamples=0, **more)
     return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
 

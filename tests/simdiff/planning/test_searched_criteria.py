@@ -16,8 +16,8 @@ from simdiff.jobs.calibrate import calibrated
 from simdiff.models.loading import load_model
 from simdiff.planning.alpha_sweep import alpha_intervals
 from simdiff.planning.bypass import BypassEvaluator
+from simdiff.planning.names import SEARCHED
 from simdiff.planning.plan import PruningPlan
-from simdiff.planning.searched_criteria import SEARCHED
 from simdiff.scoring.scores import LayerScores
 from simdiff.surgery.layers import layers_removed
 from support.commands import SMALL, simdiff

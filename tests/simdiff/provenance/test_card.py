@@ -18,7 +18,7 @@ from simdiff.provenance.card import card, config_changes, write_card
 from simdiff.scoring.scores import LayerScores
 from support.plans import ODD_NAMES, plan_for
 
-SMALL = ("--windows", "4", "--window-length", "16")
+SMALL = ("--num-windows", "4", "--window-length", "16")
 
 
 def parts(text: str) -> tuple[dict[str, Any], str]:

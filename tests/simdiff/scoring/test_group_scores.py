@@ -46,7 +46,7 @@ def test_sequences_apart_and_draws_of_them(tiny: PreTrainedModel, ids: torch.Ten
     states = hidden_states(tiny, [ids]).numpy()
     assert scores.sequences is not None
     assert scores.sequences.num_tokens == (12,) * 6
-    weights = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 3, 0, 1, 2, 0], [0, 0, 6, 0, 0, 0]])
+    weights = np.array([[1, 1, 1, 1, 1, 1], [0, 3, 0, 1, 2, 0], [0, 0, 6, 0, 0, 0]])
     for counts, drawn in zip(weights.tolist(), resampled(scores, weights), strict=True):
         rows = np.repeat(np.arange(6), counts)
         assert drawn.num_tokens == 72
@@ -73,7 +73,7 @@ def test_standard_errors_by_sequence(llama: PreTrainedModel, ids: torch.Tensor) 
     mask = (torch.arange(12) < torch.tensor([12, 5, 9, 12, 7, 10]).unsqueeze(1)).long()
     scores = score(llama, [{"input_ids": ids, "attention_mask": mask}], progress=False)
     assert scores.sequences is not None
-    n, m = mask.sum(1).numpy(), scores.sequences.means["cosine_distance"].numpy()
+    n, m = mask.sum(1).numpy(), scores.sequences.means["cosine_distance"]
     mean = (n[:, None] * m).sum(0) / n.sum()
     wanted = np.sqrt(6 / 5 * ((n[:, None] * (m - mean)) ** 2).sum(0)) / n.sum()
     table = scores.metrics["cosine_distance"]
@@ -155,7 +155,7 @@ def test_the_total_does_not_depend_on_the_run_or_on_batches(
     assert uneven.sequences.num_tokens == (24, 24, 24)
     for name in METRICS:
         assert uneven.metrics[name].mean == pytest.approx(first.metrics[name].mean, rel=1e-6)
-        assert grouped.sequences.maxima[name].max(0).values.tolist() == pytest.approx(
+        assert grouped.sequences.maxima[name].max(0).tolist() == pytest.approx(
             first.metrics[name].maximum, rel=1e-7
         )
 

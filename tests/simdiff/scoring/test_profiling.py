@@ -93,7 +93,7 @@ def test_bad_input(
 def test_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys) -> None:
     trace = tmp_path / "trace.json"
     arguments = ["profile", str(tiny_checkpoint), "--text", str(tiny_text), "--output", str(trace)]
-    arguments += ["--windows", "4", "--window-length", "16", "--threads", "1"]
+    arguments += ["--num-windows", "4", "--window-length", "16", "--threads", "1"]
     threads = torch.get_num_threads()
     try:
         assert cli.main(arguments) == 0
@@ -110,7 +110,7 @@ def test_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys)
 
 
 def test_an_unknown_instruction_set_is_told_in_one_line() -> None:
-    code = "import sys; from simdiff import cli; sys.exit(cli.main(['info']))"
+    code = "import sys; from simdiff import cli; sys.exit(cli.main(['info', '--backends']))"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "SIMDIFF_CPU_ISA": "sse9"},

@@ -26,7 +26,7 @@ def test_from_scores_to_perplexity(
     """The command, and the same by hand; where files are cut such a plan is refused."""
     scores, plan = str(tmp_path / "scores.json"), str(tmp_path / "plan.json")
     model, text = str(tiny_checkpoint), ["--text", str(tiny_text), "--window-length", "20"]
-    text += ["--windows", "4"]
+    text += ["--num-windows", "4"]
     assert main(["score", model, *text, "--sublayers", "-o", scores]) == 0
     assert "attention 3" in capsys.readouterr().out
     chosen = ["plan", scores, "--unit", "sublayer", "-o", plan]
@@ -66,7 +66,7 @@ def test_plans_of_layers_in_memory(
 ) -> None:
     scores, plan, small = (str(tmp_path / name) for name in ("s.json", "p.json", "small"))
     model, text = str(tiny_checkpoint), ["--text", str(tiny_text), "--window-length", "20"]
-    text += ["--windows", "4"]
+    text += ["--num-windows", "4"]
     assert main(["score", model, *text, "-o", scores]) == 0
     assert main(["plan", scores, "--num-layers", "2", "-o", plan]) == 0
     assert main(["prune", model, "--plan", plan, "-o", small]) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simdiff import cli
 
-SMALL = ("--windows", "4", "--window-length", "16")
+SMALL = ("--num-windows", "4", "--window-length", "16")
 
 
 def simdiff(*arguments: object) -> int:

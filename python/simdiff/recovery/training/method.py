@@ -21,13 +21,7 @@ from simdiff.evaluation.journal import check_key, evaluation_key
 from simdiff.io.outputs import write_bytes
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form import method as closed_form
-from simdiff.recovery.methods import (
-    STARTS,
-    TRAINING_PRESETS,
-    Recover,
-    RecoveryContext,
-    RecoveryOutcome,
-)
+from simdiff.recovery.methods import Recover, RecoveryContext, RecoveryOutcome
 from simdiff.recovery.training.data import (
     Examples,
     cut_windows,
@@ -36,13 +30,14 @@ from simdiff.recovery.training.data import (
 )
 from simdiff.recovery.training.loop import FineTuning, fine_tune
 from simdiff.recovery.training.lora import require_peft
+from simdiff.recovery.training.option_table import STARTS, TRAINING_PRESETS, parts_of
 from simdiff.recovery.training.options import FineTuningOptions, preset
 from simdiff.recovery.training.state import START, training_directory
 from simdiff.surgery.copies import replace_parameter
 
 _TEXT_OPTIONS = ("training_text", "examples", "train_on_prompts")
-# Names of these options on the command line, which also has those of the calibration.
-_RENAMED = {"train_length": "length", "train_batch_size": "batch_size", "train_seed": "seed"}
+# Settings that are not recorded: what gave the number of steps, and what changes no weight.
+_NOT_REMEMBERED = ("steps", "epochs", "max_minutes", "checkpoint_minutes")
 
 
 def _recover(
@@ -118,7 +113,7 @@ def training_recipe(method: str, name: str | None, changes: Mapping[str, Any]) -
         raise SimdiffError(
             f"preset of method {method} must be one of {', '.join(presets)}, got {name!r}"
         )
-    changes = {_RENAMED.get(key, key): value for key, value in changes.items()}
+    changes = {parts_of("").get(key, key): value for key, value in changes.items()}
     if isinstance(changes.get("targets"), str):
         changes["targets"] = tuple(part for part in changes["targets"].split(",") if part)
     return preset(name, **changes)
@@ -203,32 +198,18 @@ def _outcome(
     settings: dict[str, Any] = {
         "start": start,
         "steps": result.num_steps,  # the number that epochs or minutes gave, so that it repeats
-        "train_length": recipe.length,
-        "train_batch_size": recipe.batch_size,
-        "train_seed": recipe.seed,
-        **asdict(recipe.lora),
+        **{name: getattr(recipe.lora, field) for name, field in parts_of("lora").items()},
         "targets": ",".join(recipe.lora.targets) or None,
         **{
-            key: value
-            for key, value in asdict(recipe).items()
-            if key
-            not in (
-                "lora",
-                "distillation",
-                "length",
-                "batch_size",
-                "seed",
-                "steps",
-                "epochs",
-                "max_minutes",
-                "checkpoint_minutes",
-            )
+            name: getattr(recipe, field)
+            for name, field in parts_of("").items()
+            if name not in _NOT_REMEMBERED
         },
         **text,
     }
     if recipe.distillation is not None:
-        settings["distillation_weight"] = recipe.distillation.weight
-        settings["temperature"] = recipe.distillation.temperature
+        for name, field in parts_of("distillation").items():
+            settings[name] = getattr(recipe.distillation, field)
     return RecoveryOutcome(
         formula=f"W + (alpha / rank) B A on {len(result.targets)} projections, A and B trained on "
         f"{how}{after}",

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from simdiff.errors import SimdiffError
 from simdiff.recovery.training.head_loss import Distillation
 from simdiff.recovery.training.lora import LoraOptions
-
-SCHEDULES = ("cosine", "linear", "constant")
+from simdiff.recovery.training.option_table import COMPUTE_DTYPES, SCHEDULES, parts_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class FineTuningOptions:
             if number is not None and not 0 < number < math.inf:
                 raise SimdiffError(f"fine-tuning: {name} must be above 0 and finite, got {number}")
         _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         if self.distillation is not None:
             self.distillation.check()
 
@@ -132,8 +131,9 @@ def preset(name: str, **changes: object) -> FineTuningOptions:
 
     Args:
         name: in `PRESETS`.
-        changes: fields of `FineTuningOptions`, `LoraOptions` (rank, alpha, dropout, targets) or
-            `Distillation` (as distillation_weight and temperature).
+        changes: fields of `FineTuningOptions`, and by their names in `TRAINING_OPTIONS` those of
+            `LoraOptions` (rank, lora_alpha, dropout, targets) and of `Distillation`
+            (distillation_weight, temperature).
 
     Raises:
         SimdiffError: no such recipe or option, or a value out of its range.
@@ -141,15 +141,17 @@ def preset(name: str, **changes: object) -> FineTuningOptions:
     _check_choice("preset", name, tuple(PRESETS))
     options = PRESETS[name]
     lora = {
-        key: changes.pop(key) for key in ("rank", "alpha", "dropout", "targets") if key in changes
+        field_name: changes.pop(name)
+        for name, field_name in parts_of("lora").items()
+        if name in changes
     }
     if "rank" in lora and "alpha" not in lora:  # the update keeps its scale
         lora["alpha"] = options.lora.alpha * float(str(lora["rank"])) / options.lora.rank
     options = replace(options, lora=replace(options.lora, **lora))  # type: ignore[arg-type]
     distilled = {
-        field_name: changes.pop(key)
-        for key, field_name in (("distillation_weight", "weight"), ("temperature", "temperature"))
-        if key in changes
+        field_name: changes.pop(name)
+        for name, field_name in parts_of("distillation").items()
+        if name in changes
     }
     if distilled:
         distillation = replace(options.distillation or Distillation(), **distilled)  # type: ignore[arg-type]

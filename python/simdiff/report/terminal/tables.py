@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from simdiff.comparison.results import Comparison
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.cells import cell_texts, layer_cells
-from simdiff.scoring.profiling import PassProfile
 from simdiff.scoring.scores import LayerScores
-from simdiff_kernels import BackendStatus
+
+if TYPE_CHECKING:
+    from simdiff.comparison.results import Comparison
+    from simdiff.scoring.profiling import PassProfile
+    from simdiff_kernels import BackendStatus
 
 # Largest width of a table. A narrower screen shows fewer columns, not truncated ones.
 _WIDE = 100

@@ -24,7 +24,7 @@ from support.plans import plan_for
 from support.tiny_models import make_tiny
 
 # 160 documents of 32 words: 80 calibrate; the examples are 24 tokens long.
-TEXT = ("--windows", "32", "--window-length", "24")
+TEXT = ("--num-windows", "32", "--window-length", "24")
 TRAINING = (
     "--train-length",
     "24",
@@ -85,7 +85,14 @@ def test_distillation(given: tuple[object, ...], tmp_path: Path, capsys) -> None
     for key in ("tokens", "seconds", "train_loss", "set_apart_loss"):
         assert all(key in point for point in curve)
     assert record.details["start"]["layers"], "it started from the closed form"
-    for key in ("rank", "alpha", "learning_rate", "steps", "train_seed", "distillation_weight"):
+    for key in (
+        "rank",
+        "lora_alpha",
+        "learning_rate",
+        "steps",
+        "train_seed",
+        "distillation_weight",
+    ):
         assert key in record.settings
     assert not (tmp_path / "out.training").exists()
     card = (out / "README.md").read_text()

@@ -15,7 +15,7 @@ from simdiff.recovery.training.options import preset
     ("changes", "message"),
     [
         ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"alpha": 0.0}, "alpha must be above 0"),
+        ({"lora_alpha": 0.0}, "alpha must be above 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": math.nan}, "learning_rate must be above 0"),

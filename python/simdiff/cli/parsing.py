@@ -1,0 +1,134 @@
+"""The parser of one command: options in named groups; the first help shows the common ones.
+
+Built on argparse. `--help` shows what most calls need, `--help-all` everything; `--config FILE`
+reads options from a YAML file, see `simdiff.cli.config`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from simdiff.errors import nearest
+
+Container = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose options stand in named groups."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Options may not be abbreviated: an abbreviation would change its meaning with time."""
+        usual: dict[str, Any] = {
+            "add_help": False,
+            "allow_abbrev": False,
+            "formatter_class": _Formatter,
+        }
+        super().__init__(**usual | settings)
+        self._by_title: dict[str, argparse._ArgumentGroup] = {}
+
+    def group(self, title: str, text: str | None = None) -> argparse._ArgumentGroup:
+        """The group of this title, made when it is first asked for."""
+        if title not in self._by_title:
+            self._by_title[title] = self.add_argument_group(title, text)
+        return self._by_title[title]
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Exit, and tell which words are no option of the command, and what may have been meant."""
+        known = [flag[2:] for action in self._actions for flag in action.option_strings]
+        meant = ""
+        for word in unknown:
+            if word.startswith("--"):
+                meant = nearest(word[2:].partition("=")[0], known, "--")
+                break
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+
+    def add_general(self) -> None:
+        """The options that every command has; called last, so that help shows them last."""
+        general = self.group("general")
+        general.add_argument("--json", action="store_true", help="print JSON on standard output")
+        general.add_argument(
+            "--config",
+            type=Path,
+            metavar="FILE",
+            help="YAML file with options by name, such as the config.yaml of an earlier run; what "
+            "the command line says goes before",
+        )
+        general.add_argument("-h", "--help", action="help", help="show the common options")
+        general.add_argument("--help-all", action=_HelpAll, help="show all options")
+        self.usage = _usage(self)
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with every option, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for action in parser._actions:
+            action.help = getattr(action, "full_help", action.help)
+        parser.print_help()
+        parser.exit()
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Tells a default where there is one to tell; breaks no name at its hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        silent = default is None or default is False or default in ((), argparse.SUPPRESS)
+        if text is None or silent or action.required or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def rare(container: Any, *flags: str, help: str, **options: Any) -> argparse.Action:
+    """Add an option that only `--help-all` shows."""
+    action: argparse.Action = container.add_argument(*flags, help=argparse.SUPPRESS, **options)
+    action.full_help = help  # type: ignore[attr-defined]
+    return action
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What must be given, and that there are options."""
+    words = ["%(prog)s"]
+    for action in parser._actions:
+        name = str(action.metavar or action.dest.upper().replace("_", "-"))
+        if not action.option_strings:
+            several = f"{name} [{name} ...]" if action.nargs == "+" else name
+            words.append(f"[{name}]" if action.nargs == "?" else several)
+        elif action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+    return " ".join([*words, "[options]"])
+
+
+def layer_list(text: str) -> tuple[int, ...]:
+    """Numbers such as 0,1,28-29."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            layers += range(int(first), int(last) + 1) if dash else [int(first)]
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be layers such as 0,1,28-29, got {text!r}"
+            ) from None
+    return tuple(dict.fromkeys(layers))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
