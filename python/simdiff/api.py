@@ -160,7 +160,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
-    num_resamples: int = NUM_RESAMPLES,
+    bootstrap: int = NUM_RESAMPLES,
 ) -> PruningPlan:
     """Choose the layers that go.
 
@@ -177,7 +177,7 @@ def plan(
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
             that calibrated, if their text can be read again.
         evaluation_windows: that searches read, and of the greedy search of which it spends 1/50.
-        num_resamples: draws of the calibration windows that tell how sure the plan is; 0 is none.
+        bootstrap: draws of the calibration windows that tell how sure the plan is; 0 is none.
 
     Raises:
         SimdiffError: a budget that cannot be met, unknown names, scores that lack what the
@@ -194,7 +194,7 @@ def plan(
         "max_blocks": max_blocks,
         "random_seed": random_seed,
         "evaluation_windows": evaluation_windows,
-        "num_resamples": num_resamples,
+        "bootstrap": bootstrap,
     }
     chosen = one_way("plan", options, PlanOptions(), plain)
     if model is None:

@@ -73,6 +73,7 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
     whole = " (0: all of the text)" if optional else ""
     group.add_argument(
         "--num-windows",
+        "--windows",
         type=int,
         default=num_windows,
         metavar="N",
@@ -208,7 +209,7 @@ def add_plan(sub: CommandParser) -> None:
     )
     rare(
         group,
-        "--num-resamples",
+        "--bootstrap",
         type=int,
         default=NUM_RESAMPLES,
         metavar="N",
@@ -333,7 +334,7 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         max_blocks=arguments.max_blocks,
         random_seed=arguments.random_seed,
         evaluation_windows=arguments.evaluation_windows,
-        num_resamples=arguments.num_resamples,
+        bootstrap=arguments.bootstrap,
     )
 
 

@@ -97,5 +97,5 @@ def calibrate(
         first=text.num_windows,
         name=name,
         batch_size=batch_size,
-        num_resamples=plan.num_resamples or NUM_RESAMPLES,
+        num_resamples=plan.bootstrap or NUM_RESAMPLES,
     )

@@ -111,7 +111,7 @@ def run(
             "amounts_of_text": [
                 asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
             ]
-            if plan.num_resamples and plan.criterion not in SEARCHED
+            if plan.bootstrap and plan.criterion not in SEARCHED
             else [],
         }
         write_json(scratch / "results.json", results)

@@ -38,7 +38,7 @@ class PlanOptions:
     evaluation_windows: int = 4
     """Number of calibration windows for searches; `simdiff` reads 1/50 of what greedy search would
     read on them. 0 runs no search."""
-    num_resamples: int = NUM_RESAMPLES
+    bootstrap: int = NUM_RESAMPLES
     """Number of bootstrap draws of the calibration sequences for the plan's confidence; 0 skips
     it."""
 
@@ -53,8 +53,8 @@ class PlanOptions:
             check_criterion(self.criterion, self.alpha)
         check_planning(self.criterion, self.selection, self.max_blocks)
         check_selection(int(model["num_layers"]), count, self.protect)
-        if self.num_resamples < 0:
-            raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.num_resamples}")
+        if self.bootstrap < 0:
+            raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.bootstrap}")
         if self.evaluation_windows < 0:
             raise SimdiffError(
                 f"evaluation windows must be 0 or more, got {self.evaluation_windows}"
@@ -101,10 +101,10 @@ class PlanOptions:
         plan = self.first_plan(scores, model, windows)
         notes = [] if scores.stability is None else [str(scores.stability["note"])]
         confidence = None
-        if self.num_resamples:
-            with step(f"{self.num_resamples} bootstrap resamples"):
+        if self.bootstrap:
+            with step(f"{self.bootstrap} bootstrap resamples"):
                 confidence = bootstrap_plan(
-                    scores, self.first_plan, num_resamples=self.num_resamples
+                    scores, self.first_plan, num_resamples=self.bootstrap
                 )
             if confidence is None:
                 few = scores.sequences is not None

@@ -106,7 +106,7 @@ def test_files_that_are_none(
 @pytest.mark.parametrize(
     "words",
     [
-        ["run", "m", "--num-resamples", "0", "--protect", "0,3-5", "--seed", "0", "--ratio", "0.1"],
+        ["run", "m", "--bootstrap", "0", "--protect", "0,3-5", "--seed", "0", "--ratio", "0.1"],
         ["run", "m", "--calibrate-until-stable", "--max-memory", "1.5", "--text", "yes"],
         ["compare", "m", "--criteria", "last-n,random", "--num-layers", "2-4", "--text", "12"],
         ["compare", "m", "--evaluation-windows", "0", "--alpha", "1e-07"],
@@ -133,7 +133,7 @@ def without_time(path: Path) -> object:
 
 def test_a_run_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
-    more = ("--num-layers", 2, "--protect", "0", "--num-resamples", 20, "--threads", 1)
+    more = ("--num-layers", 2, "--protect", "0", "--bootstrap", 20, "--threads", 1)
     assert simdiff("run", tiny_checkpoint, "--text", tiny_text, *SMALL, *more, "-o", out) == 0
     lines = (out / "config.yaml").read_text().splitlines()
     assert {"command: run", f"model: {tiny_checkpoint}", "num_windows: 4"} <= {*lines}

@@ -84,7 +84,7 @@ def test_a_name_means_one_thing() -> None:
     [
         (["score", "demo", "-o", "s.json", "--criterion", "random"], ""),
         (["run", "demo", "-o", "out", "--num-lay", "3"], "; did you mean --num-layers?"),
-        (["run", "demo", "-o", "out", "--windows", "3"], "; did you mean --num-windows?"),
+        (["run", "demo", "-o", "out", "--num_windows", "3"], "; did you mean --num-windows?"),
         (
             ["recover", "demo", "-o", "out", "--plan", "p.json", "--speed", "3"],
             "; did you mean --seed?",

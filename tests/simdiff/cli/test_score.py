@@ -32,7 +32,7 @@ def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
     assert "in draws" in printed.out
     for share in loaded.confidence.plan_frequency:
         assert f"{share:.0%}" in printed.out
-    assert simdiff("plan", scores, *kind, "--num-resamples", 0, "--overwrite", "-o", plan) == 0
+    assert simdiff("plan", scores, *kind, "--bootstrap", 0, "--overwrite", "-o", plan) == 0
     assert PruningPlan.load(plan).confidence is None
     assert "in draws" not in capsys.readouterr().out
     refused = ("score", tiny_checkpoint, *text, "--skip-leading", 16, "-o", tmp_path / "x.json")

@@ -72,8 +72,8 @@ def test_objects_do_what_plain_arguments_do(
     few = simdiff.score(tiny_checkpoint, tokens, options=ScoringOptions(groups=2), progress=False)
     assert few.sequences is not None
     assert few.sequences.num_groups == 2
-    plan = simdiff.plan(plain, 2, criterion="simdiff-masd", alpha=0.25, num_resamples=9)
-    chosen = PlanOptions("simdiff-masd", 0.25, Budget(num_layers=2), num_resamples=9)
+    plan = simdiff.plan(plain, 2, criterion="simdiff-masd", alpha=0.25, bootstrap=9)
+    chosen = PlanOptions("simdiff-masd", 0.25, Budget(num_layers=2), bootstrap=9)
     other = simdiff.plan(plain, options=chosen)
     assert plan == other
     assert (plan.alpha, plan.confidence.num_resamples) == (0.25, 9)

@@ -175,7 +175,7 @@ def planned(
 ) -> PruningPlan:
     """By the options of the command, with a model and 60 windows at hand, scores apart."""
     monkeypatch.setattr(exchange, "losses_of_cuts", reads.of_cuts)
-    options = PlanOptions(budget=Budget(num_layers=num_layers), num_resamples=0, **more)
+    options = PlanOptions(budget=Budget(num_layers=num_layers), bootstrap=0, **more)
     return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
 
 
