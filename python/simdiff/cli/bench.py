@@ -49,11 +49,23 @@ def _add_protocol(sub: CommandParser) -> None:
         help="paper: batch 16, prompt 4, 2048 new tokens, shortened where that takes more than "
         "--max-seconds (600)",
     )
-    group.add_argument("--batch-sizes", type=_counts, metavar="N,N", help="(1 if not given)")
-    group.add_argument("--prompt-lengths", type=_counts, metavar="N,N", help="(128 if not given)")
-    group.add_argument("--new-tokens", type=int, metavar="N", help="(64 if not given)")
-    rare(group, "--repeats", type=int, metavar="N", help="counted rounds (7 if not given)")
-    rare(group, "--warm-up", type=int, metavar="N", help="rounds before (2 if not given)")
+    group.add_argument(
+        "--batch-sizes", type=_counts, metavar="N,N", help="sequences at a time (1 if not given)"
+    )
+    group.add_argument(
+        "--prompt-lengths", type=_counts, metavar="N,N", help="tokens read (128 if not given)"
+    )
+    group.add_argument(
+        "--new-tokens", type=int, metavar="N", help="tokens generated (64 if not given)"
+    )
+    rare(group, "--repeats", type=int, metavar="N", help="number of timed rounds (7 if not given)")
+    rare(
+        group,
+        "--warm-up",
+        type=int,
+        metavar="N",
+        help="number of rounds before them (2 if not given)",
+    )
     group.add_argument(
         "--max-seconds",
         type=float,

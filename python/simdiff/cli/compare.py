@@ -34,7 +34,7 @@ def add(sub: CommandParser) -> None:
         type=names,
         default=ALL_CRITERIA,
         metavar="NAMES",
-        help=f"separated by commas, of {', '.join(ALL_CRITERIA)} (default: all)",
+        help=f"names between commas, of {', '.join(ALL_CRITERIA)} (default: all)",
     )
     group.add_argument(
         "--num-layers",

@@ -19,7 +19,7 @@ def add(sub: CommandParser) -> None:
         "--plan",
         type=Path,
         metavar="FILE",
-        help="of layers or of sub-layers: the one model is measured as it is and with the plan "
+        help="plan of layers or sub-layers: the one model is measured as it is, and with the plan "
         "applied in memory",
     )
     add_text(sub, optional=True)
@@ -37,7 +37,7 @@ def add(sub: CommandParser) -> None:
         "--part",
         choices=("held-out", "calibration", "all"),
         default="held-out",
-        help="part of the text; `score` does not read held-out",
+        help="which part of the text to read; `score` reads calibration alone",
     )
     _add_tasks(sub)
     add_output(sub, "new JSON file for the results", required=False)
@@ -49,7 +49,7 @@ def _add_tasks(sub: CommandParser) -> None:
         "--tasks",
         type=names,
         metavar="NAMES",
-        help="of lm_eval, such as piqa,arc_easy; needs simdiff-kernels[eval]",
+        help="names of lm_eval's tasks, such as piqa,arc_easy; needs simdiff-kernels[eval]",
     )
     group.add_argument(
         "--task-data",
@@ -62,18 +62,28 @@ def _add_tasks(sub: CommandParser) -> None:
         "--limit",
         type=int,
         metavar="N",
-        help="N items of each task, drawn at random, always the same",
+        help="measure N items of each task, drawn at random, always the same",
     )
     group.add_argument(
-        "--num-fewshot", type=int, default=0, metavar="N", help="solved examples before each item"
+        "--num-fewshot",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of solved examples before each item",
     )
-    rare(group, "--task-path", type=Path, metavar="DIR", help="with task files (YAML) of your own")
+    rare(
+        group,
+        "--task-path",
+        type=Path,
+        metavar="DIR",
+        help="directory with task files (YAML) of your own",
+    )
     rare(
         group,
         "--metric",
         choices=("acc_norm", "acc"),
         default="acc_norm",
-        help="what is averaged, where a task has it; otherwise acc",
+        help="metric to average where a task has it; otherwise acc",
     )
     add_batch_size(group, "requests of tasks per forward")
 

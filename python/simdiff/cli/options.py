@@ -37,22 +37,28 @@ def add_model(sub: CommandParser, several: bool = False) -> None:
     group = sub.group("model")
     group.add_argument(
         "--device",
-        help="cpu, cuda, cuda:N, or auto (spread over all GPUs); the GPU if there is one and this "
-        "is not given",
+        help="where the model runs: cpu, cuda, cuda:N, or auto, spread over all GPUs (default: the "
+        "GPU if there is one)",
     )
     rare(
         group,
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="of the weights in memory; auto is as stored",
+        help="dtype of the weights in memory; auto keeps that of the files",
     )
     add_threads(group)
 
 
 def add_threads(group: argparse._ArgumentGroup) -> None:
     """How many threads torch runs on."""
-    rare(group, "--threads", type=int, metavar="N", help="of the CPU (default: one for each core)")
+    rare(
+        group,
+        "--threads",
+        type=int,
+        metavar="N",
+        help="number of threads on the CPU (default: one for each core)",
+    )
 
 
 def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = False) -> None:
@@ -77,7 +83,7 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
         type=int,
         default=num_windows,
         metavar="N",
-        help="windows of text" + whole,
+        help="number of windows of text to read" + whole,
     )
     rare(
         group,
@@ -85,14 +91,14 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
         type=int,
         default=512,
         metavar="TOKENS",
-        help="tokens in a window",
+        help="number of tokens in a window",
     )
     rare(
         group,
         "--seed",
         type=int,
         default=0,
-        help="of the shuffle of the text's documents, and of nothing else",
+        help="seed of the shuffle of the text's documents; nothing else depends on it",
     )
     if not optional:
         add_batch_size(group, "windows per forward")
@@ -161,7 +167,7 @@ def add_choice(sub: CommandParser) -> None:
         type=int,
         default=0,
         metavar="SEED",
-        help="of the criterion random, and of nothing else",
+        help="seed of the criterion random; nothing else depends on it",
     )
 
 
@@ -213,7 +219,8 @@ def add_plan(sub: CommandParser) -> None:
         type=int,
         default=NUM_RESAMPLES,
         metavar="N",
-        help="draws of the calibration sequences that tell how sure the plan is; 0 makes none",
+        help="number of draws of the calibration sequences that tell how sure the plan is; 0 "
+        "skips them",
     )
 
 
@@ -235,8 +242,8 @@ def add_scoring(sub: CommandParser) -> None:
         type=int,
         default=128,
         metavar="N",
-        help="groups of windows whose statistics are kept for the bootstrap; of no more windows "
-        "than that, each is a group",
+        help="number of groups of windows whose statistics are kept apart for the bootstrap; with "
+        "N windows or fewer every window is a group",
     )
     rare(
         group,
@@ -257,7 +264,7 @@ def add_scoring(sub: CommandParser) -> None:
         type=float,
         default=0.95,
         metavar="SHARE",
-        help="of the draws that must give the same plan",
+        help="share of the bootstrap draws that must give the same plan",
     )
     rare(
         group,
@@ -265,7 +272,7 @@ def add_scoring(sub: CommandParser) -> None:
         type=int,
         default=128,
         metavar="N",
-        help="read no more than that until the plan is stable",
+        help="read at most N windows until the plan is stable",
     )
 
 

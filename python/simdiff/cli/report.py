@@ -17,7 +17,7 @@ def add(sub: CommandParser) -> None:
         "directory",
         type=Path,
         metavar="DIRECTORY",
-        help="that `simdiff run`, `prune` or `recover` wrote",
+        help="directory that `simdiff run`, `prune` or `recover` wrote",
     )
     group = sub.group("more to report")
     group.add_argument(

@@ -17,7 +17,7 @@ def add(sub: CommandParser) -> None:
         "directory",
         type=Path,
         metavar="DIRECTORY",
-        help="written by `simdiff prune`, or any checkpoint",
+        help="directory written by `simdiff prune`, or any checkpoint",
     )
     group = sub.group("model")
     group.add_argument(

@@ -57,9 +57,9 @@ def test_help_is_short_and_help_all_is_whole(
 def test_defaults_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(printed("run", "--help-all", capsys).split())
     for words in (
-        "windows of text (default: 32)",
+        "number of windows of text to read (default: 32)",
         "for no default",
-        "tokens in a window (default: 512)",
+        "number of tokens in a window (default: 512)",
     ):
         assert (words in text) == (words != "for no default")
     assert "relative-magnitude" in text, "a name is not broken at its hyphen"

@@ -45,41 +45,44 @@ TRAINING_OPTIONS = {
         "instruction, input and output",
     ),
     "examples": TrainingOption(int, "train on at most so many examples"),
-    "train_on_prompts": TrainingOption(bool, "of instructions, predict the prompts too"),
+    "train_on_prompts": TrainingOption(bool, "predict the prompts of instructions too"),
     "train_length": TrainingOption(int, "tokens in an example", "length"),
     "train_batch_size": TrainingOption(int, "examples in a step", "batch_size"),
     "micro_batch_size": TrainingOption(
         int, "examples in a forward; gradients are added up", "micro_batch_size"
     ),
     "train_seed": TrainingOption(
-        int, "of the training alone: adapters, dropout and the order of examples", "seed"
+        int, "seed of the training alone: adapters, dropout and the order of examples", "seed"
     ),
-    "rank": TrainingOption(int, "of the adapters", "lora.rank"),
+    "rank": TrainingOption(int, "rank of the adapters", "lora.rank"),
     "lora_alpha": TrainingOption(
         float, "the adapters' output is multiplied by lora-alpha / rank", "lora.alpha"
     ),
-    "dropout": TrainingOption(float, "of an adapter's input", "lora.dropout"),
+    "dropout": TrainingOption(float, "dropout of an adapter's input", "lora.dropout"),
     "targets": TrainingOption(
         str, "last names of the projections, by commas (default: all linear ones)", "lora.targets"
     ),
     "distillation_weight": TrainingOption(
         float,
-        "of the divergence from the dense model, 0 to 1; the rest is the cross-entropy of the text",
+        "share of the divergence from the dense model in the loss, 0 to 1; the rest is the "
+        "cross-entropy of the text",
         "distillation.weight",
         ("distillation",),
     ),
     "temperature": TrainingOption(
-        float, "of the distillation", "distillation.temperature", ("distillation",)
+        float, "temperature of both distributions", "distillation.temperature", ("distillation",)
     ),
     "epochs": TrainingOption(float, "passes over the examples", "epochs"),
-    "steps": TrainingOption(int, "so many updates, instead of epochs", "steps"),
+    "steps": TrainingOption(int, "number of updates, instead of epochs", "steps"),
     "max_minutes": TrainingOption(
-        float, "as many steps as fit, by the measured time of one", "max_minutes"
+        float, "train as many steps as fit, by the measured time of one", "max_minutes"
     ),
-    "learning_rate": TrainingOption(float, "at its peak", "learning_rate"),
-    "schedule": TrainingOption(SCHEDULES, "of the learning rate after the warm-up", "schedule"),
+    "learning_rate": TrainingOption(float, "learning rate at its peak", "learning_rate"),
+    "schedule": TrainingOption(
+        SCHEDULES, "shape of the learning rate after the warm-up", "schedule"
+    ),
     "warmup_steps": TrainingOption(int, "steps until the peak", "warmup_steps"),
-    "weight_decay": TrainingOption(float, "of AdamW", "weight_decay"),
+    "weight_decay": TrainingOption(float, "weight decay of AdamW", "weight_decay"),
     "max_gradient_norm": TrainingOption(
         float, "longer gradients are shortened to it", "max_gradient_norm"
     ),
@@ -87,21 +90,23 @@ TRAINING_OPTIONS = {
         int, "examples that are not trained on, to choose the best weights by", "set_apart"
     ),
     "evaluations": TrainingOption(
-        int, "on the examples set apart, over the whole training", "evaluations"
+        int,
+        "number of evaluations on the examples set apart, over the whole training",
+        "evaluations",
     ),
     "patience": TrainingOption(
         int, "evaluations without a better one that end training; 0 never", "patience"
     ),
     "checkpoint_minutes": TrainingOption(
         float,
-        "between states that an interrupted training goes on from",
+        "minutes between states that an interrupted training goes on from",
         "checkpoint_minutes",
     ),
     "gradient_checkpointing": TrainingOption(
         bool, "compute activations twice instead of keeping them", "gradient_checkpointing"
     ),
     "compute_dtype": TrainingOption(
-        COMPUTE_DTYPES, "of the products; auto is bfloat16 where it is fast", "compute_dtype"
+        COMPUTE_DTYPES, "dtype of the products; auto is bfloat16 where it is fast", "compute_dtype"
     ),
 }
 
