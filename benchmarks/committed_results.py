@@ -13,6 +13,7 @@ from typing import Any
 import quality_tables
 
 ROOT = Path(__file__).resolve().parents[1]
+MACHINE = "epyc-2-cores"
 
 
 class Results:

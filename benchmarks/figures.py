@@ -3,9 +3,10 @@
     python benchmarks/figures.py            # writes all pages
     python benchmarks/figures.py --check    # says what differs from the files; exit code 1
 
-Sections of docs/figures.md are in figure_sections.py. Blocks of README.md and docs/limits.md, which
-stand there between `<!-- figures NAME -->` and `<!-- end -->`, are below, a function each. Tables
-of GPUs are on docs/gpu.md (gpu_page.py, predict.py).
+Sections of docs/figures.md are in figure_sections.py, quality_figures.py and scorer_sections.py.
+Blocks of README.md and docs/limits.md, which stand there between `<!-- figures NAME -->` and
+`<!-- end -->`, are below, a function each. Tables of GPUs are on docs/gpu.md (gpu_page.py,
+predict.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import figure_sections as sections
 import quality_figures
-from committed_results import ROOT, Results, extent, joined, lines, paragraph
+import scorer_sections
+from committed_results import MACHINE, ROOT, Results, extent, joined, lines, paragraph
 from gpu_page import table
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "figures.md"
@@ -37,7 +39,7 @@ def page(found: Results) -> str:
 
 
 def in_short(found: Results) -> str:
-    demo = found.json(f"demo-{sections.MACHINE}")
+    demo = found.json(f"demo-{MACHINE}")
     times = [
         demo["pruned"]["speed"][phase] / demo["dense"]["speed"][phase]
         for phase in ("decode", "prefill")
@@ -60,7 +62,7 @@ def in_short(found: Results) -> str:
 
 def results(found: Results) -> str:
     """All perplexities on the same held-out windows, those of the demo."""
-    demo = found.json(f"demo-{sections.MACHINE}")
+    demo = found.json(f"demo-{MACHINE}")
     text = demo["evaluation"]
     repair = sections.repair_of_the_demo(found)
     heads, *rows = (
@@ -72,7 +74,7 @@ def results(found: Results) -> str:
         heads.append(f"repaired, {repair.name}")
         for row in rows:
             row.append(f"{repair.perplexity:.2f}" if row[0] == "held-out perplexity" else "")
-    names = [f"demo-{sections.MACHINE}.json"] + ([repair.file] if repair else [])
+    names = [f"demo-{MACHINE}.json"] + ([repair.file] if repair else [])
     return joined(
         paragraph(
             f"SmolLM2-135M-Instruct without {len(demo['removed'])} of its {demo['num_layers']} "
@@ -86,7 +88,7 @@ def results(found: Results) -> str:
 
 
 def accuracy(found: Results) -> str:
-    errors = sections.accuracy_errors(found)
+    errors = scorer_sections.accuracy_errors(found)
     peers, ours = "1 - cosine_similarity", "ours, avx512"
     columns = {
         "float32, 1 − cosine_similarity": ("float32", peers),
@@ -115,7 +117,7 @@ def accuracy(found: Results) -> str:
 
 
 def limits(found: Results) -> str:
-    demo = found.json(f"demo-{sections.MACHINE}")
+    demo = found.json(f"demo-{MACHINE}")
     ratio = demo["pruned"]["perplexity"] / demo["dense"]["perplexity"]
     gone, of = len(demo["removed"]), demo["num_layers"]
     parts = [

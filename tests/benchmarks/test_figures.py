@@ -16,6 +16,7 @@ import figure_sections
 import figures
 import pytest
 import quality_tables
+import scorer_sections
 from committed_results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -365,7 +366,7 @@ def test_accuracy_is_what_this_processor_has() -> None:
     import accuracy
 
     limit: dict[str, float] = {}
-    for (_, _, way), error in figure_sections.accuracy_errors(Results()).items():
+    for (_, _, way), error in scorer_sections.accuracy_errors(Results()).items():
         digit = 10.0 ** math.floor(math.log10(error))
         limit[way] = max(limit.get(way, 0.0), (round(error / digit) + 0.5) * digit)
     ways = {k: v for k, v in accuracy.ways().items() if k.startswith("ours") and k in limit}
