@@ -37,8 +37,3 @@ def layer_runs(layers: Collection[int]) -> list[tuple[int, int]]:
         else:
             runs.append((layer, layer + 1))
     return runs
-
-
-def run_words(layers: Collection[int]) -> str:
-    """Write the half-open runs of consecutive layers for people: `[0, 3), [5, 6)`."""
-    return ", ".join(f"[{start}, {end})" for start, end in layer_runs(layers))

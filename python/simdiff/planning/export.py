@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
-from simdiff.models.layer_indices import layer_runs, run_words
+from simdiff.models.layer_indices import layer_runs, spans
 from simdiff.planning.plan import PruningPlan
 
 
@@ -44,10 +44,10 @@ def to_mergekit(plan: PruningPlan, model: str | None = None) -> str:
     """
     name = _model_name(plan, model)
     lines = [
-        "# mergekit: layers are counted from 0; layer_range is [start, end), the end not included.",
+        "# mergekit: layers are counted from 0; the end of a layer_range is not included.",
         f"# {comment(name)}: {len(plan.kept)} of {plan.num_layers} layers stay.",
-        f"# stay: {run_words(plan.kept)}",
-        f"# go:   {run_words(plan.removed)}",
+        f"# stay: {spans(plan.kept)}",
+        f"# go:   {spans(plan.removed)}",
         "# No dtype is given: the tensors keep theirs.",
         "merge_method: passthrough",
         "slices:",

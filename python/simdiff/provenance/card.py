@@ -18,7 +18,7 @@ import yaml
 
 from simdiff.data.demo import DEMO
 from simdiff.io.outputs import PLAN_FILE, write_bytes
-from simdiff.models.layer_indices import run_words
+from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.origin import CARD, licence_files, source_folder, source_metadata
 from simdiff.provenance.recovery_section import recovery_command, recovery_section, what_was_done
@@ -185,10 +185,10 @@ def _removed(plan: PruningPlan) -> str:
     alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
     lines = [
         "## What was removed\n",
-        "Layers are counted from 0, runs are half-open [start, end).\n",
+        "Layers are counted from 0.\n",
         f"- Removed: {order} (the least important first)",
-        f"- As runs: {run_words(plan.removed)}",
-        f"- Stayed: {run_words(plan.kept)}",
+        f"- In order: {spans(plan.removed)}",
+        f"- Stayed: {spans(plan.kept)}",
         f"- Criterion: {_code(plan.criterion)}{alpha}: {_code(plan.formula)}",
     ]
     if plan.protected:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from simdiff.cli import export
 from simdiff.errors import SimdiffError
-from simdiff.models.layer_indices import run_words
+from simdiff.models.layer_indices import spans
 from simdiff.planning.export import FORMATS, export_plan
 from simdiff.surgery.layers import layers_removed
 from support.plans import ODD_NAMES, plan_for
@@ -32,8 +32,8 @@ def test_mergekit_structure(removed: tuple[int, ...]) -> None:
         start, end = source["layer_range"]
         layers += range(start, end)
     assert tuple(layers) == plan.kept
-    assert "end not included" in text
-    assert f"# go:   {run_words(removed)}" in text
+    assert "end of a layer_range is not included" in text
+    assert f"# go:   {spans(removed)}" in text
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

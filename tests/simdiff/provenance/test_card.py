@@ -49,8 +49,8 @@ def test_hub_metadata() -> None:
     assert "No licence was found" in body
     assert body.startswith("\n# `model-7B` with 4 of 6 layers")
     assert "- Removed: 4, 1 (the least important first)" in body
-    assert "- As runs: [1, 2), [4, 5)" in body
-    assert "- Stayed: [0, 1), [2, 4), [5, 6)" in body
+    assert "- In order: 1, 4" in body
+    assert "- Stayed: 0, 2-3, 5" in body
     assert "`block-influence`: `mean(1 - cos)`" in body
 
 
