@@ -110,7 +110,7 @@ def load(folder: Path, prefix: str) -> list[Subject]:
     """
     named: dict[str, list[Path]] = {}
     for path in sorted(folder.glob(f"{prefix}-*.json"), key=lambda path: path.stem):
-        named.setdefault(path.stem.removesuffix("-all"), []).append(path)
+        named.setdefault(path.stem.removesuffix("-all").removesuffix("-greedy"), []).append(path)
     return [_joined(paths) for paths in named.values()]
 
 
