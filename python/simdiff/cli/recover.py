@@ -20,7 +20,10 @@ from simdiff.recovery.methods import METHODS
 from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
-INTERRUPTED = "give the same command again: a training goes on where it stopped"
+INTERRUPTED = (
+    "nothing was written; given again the command goes on where a training stopped, with --restart "
+    "it begins anew"
+)
 
 # Shown by the first help; the others are those of the preset for most trainings.
 _COMMON = ("preset", "training_text", "max_minutes")

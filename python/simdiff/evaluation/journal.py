@@ -187,8 +187,19 @@ def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     if found == wanted:
         return
     found = found if isinstance(found, dict) else {}
-    differing = [key for key in (*wanted, *found) if found.get(key) != wanted.get(key)]
     raise SimdiffError(
-        f"{path} holds evaluations of another run: it differs in "
-        f"{', '.join(dict.fromkeys(differing))}; remove it, or give another output"
+        f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
+        "remove it, give another output, or --restart where the command has that"
     )
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of what differs, those within a mapping as `options.length`."""
+    names = []
+    for key in dict.fromkeys((*wanted, *found)):
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differing(one, other, f"{prefix}{key}.")
+        elif one != other:
+            names.append(f"{prefix}{key}")
+    return names

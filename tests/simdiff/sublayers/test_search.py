@@ -61,7 +61,7 @@ def test_an_interrupted_search_goes_on(
     assert search_sublayers(llama, windows, "mlp", 2, text=TEXT, journal=path) == wanted
     assert calls == 6 + 5 + 1, "7 were known, one was interrupted"
     key = evaluation_key(llama, windows, TEXT)
-    with pytest.raises(SimdiffError, match="of another run: it differs in sublayers"):
+    with pytest.raises(SimdiffError, match="of another run, which differs in sublayers"):
         EvaluationJournal(key, path, lambda removed: [0.0])
 
 

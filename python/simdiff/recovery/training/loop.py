@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import evaluation_key
+from simdiff.io.progress import console
 from simdiff.recovery.training.data import Examples
 from simdiff.recovery.training.lora import require_peft
 from simdiff.recovery.training.options import FineTuningOptions
@@ -150,7 +151,9 @@ class _TrainingRun:
             self._begin()
         state = self.state
         with (
-            TrainingProgress(state.num_steps, state.step, shown=progress) as shown,
+            TrainingProgress(
+                state.num_steps, state.step, set_apart=self._last_loss(), shown=progress
+            ) as shown,
             _interruption() as interrupted,
         ):
             if self._fresh:
@@ -160,9 +163,13 @@ class _TrainingRun:
                 minutes = (time.monotonic() - self._saved) / 60
                 if state.stopped or interrupted or minutes >= self.options.checkpoint_minutes:
                     self._save()
-                if interrupted and state.stopped is None:
+                if interrupted:  # after the last step too: the same call then has the result
                     raise KeyboardInterrupt
         return self._result()
+
+    def _last_loss(self) -> float:
+        """The last loss on what is set apart; NaN before the first."""
+        return self.state.curve[-1]["set_apart_loss"] if self.state.curve else math.nan
 
     def _begin(self) -> None:
         """Evaluate the model before training, and fix the number of steps."""
@@ -284,7 +291,7 @@ class _TrainingRun:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """Defer the first Ctrl-C or termination to the end of a step; the second acts at once."""
+    """Defer the first Ctrl-C or termination to the end of a step, and say so; the second acts."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -293,6 +300,7 @@ def _interruption() -> Iterator[list[int]]:
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
+        console.print("train: interrupted, finishing this step to keep it; again stops at once")
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -20,14 +21,17 @@ class TrainingProgress:
     Args:
         num_steps: number of steps of the whole run.
         step: first step, above 0 after an interruption.
+        set_apart: last loss on what is set apart, in nats per token; NaN before the first.
         shown: False shows nothing.
     """
 
-    def __init__(self, num_steps: int, step: int = 0, *, shown: bool = True) -> None:
+    def __init__(
+        self, num_steps: int, step: int = 0, *, set_apart: float = math.nan, shown: bool = True
+    ) -> None:
         """Store the arguments; nothing is shown yet."""
         self._num_steps, self._first, self._shown = num_steps, step, shown
         self._start = self._line = time.monotonic()
-        self._set_apart = float("nan")
+        self._set_apart = set_apart
         self._bar: Progress | None = None
         if shown and console.is_terminal:
             self._bar = Progress(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,28 @@ def test_interrupted_anywhere_it_gives_the_same_weights(
     assert [[p[k] for k in keys] for p in result.curve] == [
         [p[k] for k in keys] for p in whole.curve
     ]
+
+
+def test_an_interruption_in_the_last_step_is_not_swallowed(
+    dense: PreTrainedModel,
+    text: tuple[Examples, Examples],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = replace(SMALL, steps=3)
+    step = Student.step
+
+    def interrupted(self: Student, number: int, rate: float) -> object:
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, number, rate)
+
+    monkeypatch.setattr(Student, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(dense, text, options, tmp_path / "state")
+    monkeypatch.setattr(Student, "step", lambda *_: pytest.fail("nothing is left to train"))
+    _, result = trained(dense, text, options, tmp_path / "state")
+    assert (result.steps, result.curve[-1]["step"]) == (3, 3)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "evaluation"])

@@ -167,7 +167,8 @@ def test_killed_then_interrupted_it_gives_the_same_weights(
         assert process.returncode == (-9 if number == signal.SIGKILL else 130), told
         reached.append(step_of(state))
         assert not out.exists()
-    assert "give the same command again: a training goes on where it stopped" in told
+    assert "interrupted, finishing this step to keep it; again stops at once" in told
+    assert "given again the command goes on where a training stopped, with --restart" in told
     assert 2 <= reached[0] < reached[1] < 16, reached
     assert (state.parent / START).exists()
     assert simdiff(*given, *options, "-o", out) == 0
