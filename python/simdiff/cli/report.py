@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         evaluation=arguments.evaluation,
         bench=arguments.bench,
         recovery=arguments.recovery,
+        page=output,
     )
     write_bytes(output, render_page(sources).encode())
     parts = ("scores", "results", "evaluation", "bench", "recovery")

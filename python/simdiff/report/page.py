@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,11 @@ from simdiff.report.sections.quality import quality_section
 from simdiff.report.sections.recovery import recovery_section
 from simdiff.report.sections.speed import speed_pairs, speed_section
 from simdiff.report.sources import ReportSources, model_path, pruned_parameters
+from simdiff.report.speed_notes import busy_note
 from simdiff.scoring.scores import LayerScores
+
+# What stands for some keys of a model's identity.
+_FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
 
 
 def write_report(
@@ -56,20 +61,24 @@ def _headline(sources: ReportSources) -> Iterator[str]:
     removed = ", ".join(map(str, sorted(plan.removed)))
     yield (
         f"<p class='lead'>Decoder layers {removed} (counted from 0) of "
-        f"{html.escape(str(plan.model.get('architecture', 'the model')))} were taken out; the "
-        "others are as they were, in an ordinary checkpoint.</p>"
+        f"{html.escape(str(plan.model.get('architecture', 'the model')))} were taken out; "
+        + (
+            "the others are as they were, in an ordinary checkpoint.</p>"
+            if sources.recovery is None
+            else "the others were repaired, which the section on recovery tells.</p>"
+        )
     )
     tiles = "".join(_tiles(sources))
     if tiles:
         yield f"<div class='tiles'>{tiles}</div>"
     if sources.model_path is not None:
-        where = "" if sources.model_path == "." else f"{sources.model_path}/ in "
-        yield (
-            f"<p>The smaller model is {where}the directory of this page:</p>"
-            "<pre tabindex='0'>from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{sources.model_path}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained("{sources.model_path}")</pre>'
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(sources.model_path)})\n"
+            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(sources.model_path)})"
         )
+        yield "<p>The smaller model, seen from the directory of this page:</p>"
+        yield f"<pre tabindex='0'>{html.escape(code)}</pre>"
 
 
 def _tiles(sources: ReportSources) -> Iterable[str]:
@@ -95,9 +104,11 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
         yield tile(
             "parameters", f"{_millions(whole, small)} M", f"{100 * (1 - small / whole):.1f}% fewer"
         )
+    busy = sources.bench is not None and busy_note(sources.bench) is not None
     for phase, pairs in speed_pairs(sources).items():
         pair = pairs[0]
         share = "" if pair.share is None else f", {100 * pair.share:.0f}% of the ideal"
+        share += ", on a busy machine" if busy else ""
         yield tile(
             f"{phase}, tokens per second",
             f"{pair.dense:.3g} → {pair.pruned:.3g}",
@@ -158,7 +169,7 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
     plan, scores, results = sources.plan, sources.scores, sources.results
     facts: dict[str, Any] = {
         **{
-            f"model {key}": value
+            f"model {_FACTS.get(key, key)}": value
             for key, value in plan.model.items()
             if not isinstance(value, list)
         },

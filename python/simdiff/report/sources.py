@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class ReportSources:
     bench: Content | None = None
     recovery: Content | None = None
     model_path: str | None = None
-    """Path of the pruned checkpoint, relative to the directory of the page."""
+    """Path of the pruned checkpoint, seen from the directory of the page."""
 
 
 def read_sources(
@@ -41,6 +42,7 @@ def read_sources(
     evaluation: Path | None = None,
     bench: Path | None = None,
     recovery: Path | None = None,
+    page: Path | None = None,
 ) -> ReportSources:
     """Read the files of a report.
 
@@ -49,6 +51,7 @@ def read_sources(
             results.json and the files in `FOUND` are read from it if they exist.
         evaluation, bench: files that `simdiff eval` and `simdiff bench` wrote.
         recovery: recovery.json, or the directory that `simdiff recover` wrote.
+        page: file of the page; None is one in the directory.
 
     Raises:
         SimdiffError: a file is missing, damaged, of another kind, or of another model or plan.
@@ -82,7 +85,10 @@ def read_sources(
     }
     if "recovery" in paths:
         _check_stored_plan(paths["recovery"], plan)
-    return ReportSources(plan, scores, results, model_path=model_path(directory), **read)
+    where = model_path(directory)
+    if where is not None and page is not None:
+        where = os.path.relpath(directory / where, page.absolute().parent)
+    return ReportSources(plan, scores, results, model_path=where, **read)
 
 
 def model_path(directory: Path) -> str | None:

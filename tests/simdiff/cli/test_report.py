@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from simdiff.io.json_files import write_json
 from support.commands import simdiff
 from support.pages import Structure
 
@@ -26,11 +27,17 @@ def test_the_command_joins_a_benchmark(
     assert "from plan, scores, results, bench" in " ".join(capsys.readouterr().out.split())
     measured = json.loads(bench.read_text())["settings"][0]
     text = Structure(page.read_text()).text
-    assert 'AutoTokenizer.from_pretrained("model")' in text
+    assert 'AutoTokenizer.from_pretrained("out/model")' in text, "seen from the page"
+    assert "the others are as they were" in text
     for phase in ("prefill", "decode"):
         found = measured["phases"][phase]
         assert f"{found['ideal']:.3f} {100 * found['share_of_ideal']:.1f}%" in text
         assert f"{measured['pruned']['tokens_per_second'][phase]['median']:.4g}" in text
+    for cores, times in ((1.25, 3), (0.0, 0)):  # above the table, and in a tile for each phase
+        write_json(bench, json.loads(bench.read_text()) | {"other_processes_cores": cores})
+        assert simdiff("report", out, "--bench", bench, "-o", page, "--overwrite") == 0
+        text = Structure(page.read_text()).text
+        assert text.count("kept 1.2 cores busy") + text.count("on a busy machine") == times
     assert simdiff("report", out, "-o", page) == 2  # it exists
     other = ("--remove", "1", *quick, "-o", bench, "--overwrite")
     assert simdiff("bench", tiny_checkpoint, *other) == 0

@@ -62,6 +62,7 @@ def test_numbers_are_those_of_the_files(
         "96.3%",
         "811.5",
         "68.1",  # speed
+        "the others were repaired",
         "52% of the way",
         "4.4700",
         "30,000",

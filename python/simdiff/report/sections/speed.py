@@ -6,8 +6,9 @@ import html
 from collections.abc import Iterator
 
 from simdiff.report.figures.speed import SpeedPair, speed_chart
-from simdiff.report.html import figure, table
+from simdiff.report.html import figure, notes_list, table
 from simdiff.report.sources import Content, ReportSources
+from simdiff.report.speed_notes import busy_note, measured_notes
 
 PHASES = {"prefill": "flops", "decode": "bytes"}
 
@@ -63,6 +64,9 @@ def speed_section(sources: ReportSources) -> Iterator[str]:
         return
     has_ideal = any(pair.ideal is not None for pairs in phases.values() for pair in pairs)
     yield f"<h2>Speed{' against the ideal' if has_ideal else ''}</h2>"
+    busy = None if sources.bench is None else busy_note(sources.bench)
+    if busy is not None:
+        yield f"<p class='note'>{busy}</p>"
     pictures = "".join(
         figure(
             speed_chart(phase.capitalize(), by if has_ideal else "", phases[phase]),
@@ -74,6 +78,8 @@ def speed_section(sources: ReportSources) -> Iterator[str]:
     yield f"<div class='pair'>{pictures}</div>"
     yield _table(phases)
     yield f"<p class='caption'>{_caption(sources, has_ideal)}</p>"
+    if sources.bench is not None:
+        yield notes_list(measured_notes(sources.bench))
 
 
 def _table(phases: dict[str, list[SpeedPair]]) -> str:

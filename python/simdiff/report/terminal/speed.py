@@ -8,6 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from simdiff.report.speed_notes import busy_note, measured_notes
+
 # Shares are of the median ratio. "whole" is the measure of the paper: new tokens over all seconds.
 _UNITS = {"prefill": "prefill", "decode": "decode", "whole": "both"}
 
@@ -100,44 +102,8 @@ def speed_notes(content: Mapping[str, Any]) -> list[str]:
         "ratio of bytes (decode), of flops (prefill); roofline: with the read and matmul rates "
         "measured here; share: ratio / ideal; both: new tokens by the seconds of both phases.",
     ]
-    if any(
-        "ideal" in p and p["share_of_ideal"] > 1 for s in settings for p in s["phases"].values()
-    ):
-        notes.append(
-            "A share above 1: the layers cost more time per byte or flop than embedding and head."
-        )
-    notes += [
-        f"* Shortened: {s['new_tokens']} instead of {s['wanted_new_tokens']} new tokens at batch "
-        f"{s['batch_size']}, prompt {s['prompt_length']}, to end within "
-        f"{content['protocol']['max_seconds']:g} s on this machine."
-        for s in settings
-        if s["shortened"]
-    ]
-    notes += [
-        f"Ended after {s['repeats']} of {content['protocol']['repeats']} rounds at batch "
-        f"{s['batch_size']}, prompt {s['prompt_length']}: the time was up."
-        for s in settings
-        if s["repeats"] < content["protocol"]["repeats"]
-    ]
-    for setting in settings:
-        for name in ("dense", "pruned"):
-            held, counted = (setting[name][k] for k in ("cache_bytes", "cache_bytes_by_formula"))
-            if held != counted:
-                notes.append(
-                    f"The KV cache of {name} holds {held} bytes where the formula of the ideal "
-                    f"counts {counted}."
-                )
-            if not setting["tokens_equal_generate"][name]:
-                notes.append(
-                    f"{name}: some tokens differ from generate's where two logits nearly tie."
-                )
-    cores = content["other_processes_cores"]
-    if cores is not None and cores > 0.1:
-        notes.append(
-            f"Other processes kept {cores:.1f} cores busy in the meantime: measure again on an "
-            "idle machine."
-        )
-    return notes
+    busy = busy_note(content)
+    return [*notes, *measured_notes(content), *([] if busy is None else [busy])]
 
 
 def _title(content: Mapping[str, Any]) -> str:

@@ -1,0 +1,54 @@
+"""What readers of a benchmark must know, on the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def busy_note(bench: Mapping[str, Any]) -> str | None:
+    """That other processes disturbed a benchmark; None where they hardly did."""
+    cores = bench["other_processes_cores"]
+    if cores is None or cores <= 0.1:
+        return None
+    return (
+        f"Other processes kept {cores:.1f} cores busy in the meantime: measure again on an idle "
+        "machine."
+    )
+
+
+def measured_notes(content: Mapping[str, Any]) -> list[str]:
+    """What is unusual about these measurements, beside a busy machine."""
+    settings, notes = content["settings"], []
+    if any(
+        "ideal" in p and p["share_of_ideal"] > 1 for s in settings for p in s["phases"].values()
+    ):
+        notes.append(
+            "A share above 1: the layers cost more time per byte or flop than embedding and head."
+        )
+    notes += [
+        f"* Shortened: {s['new_tokens']} instead of {s['wanted_new_tokens']} new tokens at batch "
+        f"{s['batch_size']}, prompt {s['prompt_length']}, to end within "
+        f"{content['protocol']['max_seconds']:g} s on this machine."
+        for s in settings
+        if s["shortened"]
+    ]
+    notes += [
+        f"Ended after {s['repeats']} of {content['protocol']['repeats']} rounds at batch "
+        f"{s['batch_size']}, prompt {s['prompt_length']}: the time was up."
+        for s in settings
+        if s["repeats"] < content["protocol"]["repeats"]
+    ]
+    for setting in settings:
+        for name in ("dense", "pruned"):
+            held, counted = (setting[name][k] for k in ("cache_bytes", "cache_bytes_by_formula"))
+            if held != counted:
+                notes.append(
+                    f"The KV cache of {name} holds {held} bytes where the formula of the ideal "
+                    f"counts {counted}."
+                )
+            if not setting["tokens_equal_generate"][name]:
+                notes.append(
+                    f"{name}: some tokens differ from generate's where two logits nearly tie."
+                )
+    return notes
