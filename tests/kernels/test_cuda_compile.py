@@ -97,7 +97,7 @@ def test_rows_come_by_asynchronous_copies_and_nothing_spills(machine_code: Path)
 
 def test_entries_are_summed_in_float32(machine_code: Path) -> None:
     """Between two widenings lie at most kShortSteps vectors of each input: 8 float64 operations."""
-    widths = {"f": 4, "NS0_8BFloat16E": 8, "6__half": 8}
+    widths = {"f": 4, "NS_8BFloat16E": 8, "NS_7Float16E": 8}
     for arch, kernels in by_architecture(machine_code, "-sass").items():
         for name, text in kernels.items():
             kind = next((kind for kind in widths if f"ringI{kind}L" in name), None)

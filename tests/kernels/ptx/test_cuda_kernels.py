@@ -28,8 +28,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 MANGLED = {
     torch.float32: "f",
     torch.float64: "d",
-    torch.bfloat16: "NS0_8BFloat16E",
-    torch.float16: "6__half",
+    torch.bfloat16: "NS_8BFloat16E",
+    torch.float16: "NS_7Float16E",
 }
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Of a block of threads at a time."""
+        """Of a CTA at a time."""
         return 32 * self.warps // self.row_lanes
 
 
@@ -93,7 +93,7 @@ def buffer_of(gpu: Gpu, tensor: Tensor, name: str) -> Any:
 def row_arguments(
     addresses: list[int], before: Tensor, after: Tensor, num_tokens: int, inner: int
 ) -> bytes:
-    """`Arguments` of row_sums.cu."""
+    """`RowArguments` of row_token.cuh."""
     size = before.element_size()
     strides = [stride * size for states in (before, after) for stride in states.stride()[:2]]
     return struct.pack("<4Q6qi4x", *addresses, *strides, num_tokens, inner, before.shape[-1])
