@@ -18,7 +18,7 @@ from ptxcheck.compilers import find_nvcc, nvcc_ptx
 from simdiff_kernels import METRICS, TokenMetrics, reference
 from simdiff_kernels.metrics import APART
 from simdiff_kernels.ops import as_rows
-from simdiff_kernels.running import empty_state
+from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import Case, cases, check_metrics, near
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptxcheck import Buffer, FaultError, Gpu, Kind, Report
 from simdiff_kernels import METRICS, reference
-from simdiff_kernels.running import empty_state
+from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import SHORT_SUMS, near
 from simdiff_kernels.triton.row_sums import CONFIGURATIONS, UNALIGNED, configuration
 
