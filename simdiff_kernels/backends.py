@@ -136,7 +136,8 @@ def backend_status() -> list[BackendStatus]:
 def num_parts(backend: str) -> int:
     """Among how many parts of a layer's state a backend deals out the tokens of an update.
 
-    A GPU has a block of threads for each part: 64 fold 131072 tokens in some 5 us (predicted).
+    A GPU has a CTA (a block of threads) for each part: 64 of them fold 131072 tokens in some 5 us
+    (predicted).
     """
     return 64 if backend in ("cuda", "triton") else 1
 
@@ -163,7 +164,11 @@ def block_scratch_words(backend: str, states: torch.Tensor, num_states: int, abs
 
 
 def num_block_parts(backend: str) -> int:
-    """The same for the state of all blocks, 87 KB for 33 hidden states."""
+    """Among how many parts of the state of all blocks of layers a backend deals out an update.
+
+    A part is 87 KB for 33 hidden states. 8 on a GPU: so many times more CTAs
+    (blocks of threads) fold.
+    """
     return 8 if backend == "cuda" else 1
 
 

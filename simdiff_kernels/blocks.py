@@ -33,9 +33,10 @@ from simdiff_kernels.summaries import BlockSummary, block_summary_of
 
 
 class BlockScratch:
-    """Memory that a GPU needs within an update of all blocks; it grows with the largest batch.
+    """Memory that a GPU needs within an update of all blocks of layers: at most some 320 MB.
 
-    Updates that share it must follow one another on one stream.
+    It grows with the largest batch and holds nothing between updates. Updates that share it must
+    follow one another on one stream.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,13 @@ class BlockScratch:
         self._words: list[Tensor] = []
 
     def words(self, backend: str, states: Sequence[Tensor], absolute: bool) -> Tensor | None:
-        """What an update of these states needs; None where it needs nothing."""
+        """int64 memory for an update by these hidden states, or None where the backend needs none.
+
+        Args:
+            backend: a name, not None.
+            states: h_0 ... h_L, the hidden states of the update.
+            absolute: whether the absolute difference is measured.
+        """
         if backend != "cuda":
             return None
         count = block_scratch_words(backend, states[0], len(states), absolute)

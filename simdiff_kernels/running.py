@@ -66,9 +66,9 @@ class RunningScores(RunningBase):
 
         Args:
             layer: 0 to num_layers - 1.
-            before: hidden states that enter the layer, `(..., hidden_size)`, any dtype and
-                strides that `token_metrics` takes.
-            after: hidden states that leave it.
+            before: hidden states that enter the layer, `(..., hidden_size)`; float32, bfloat16,
+                float16 or float64; any strides (a strided last dimension is copied first).
+            after: hidden states that leave it; shape, dtype and device of `before`.
             mask: `(...)`, bool or integer (an `attention_mask`); zero leaves a token out.
 
         Raises:
@@ -117,7 +117,12 @@ class RunningScores(RunningBase):
     def tokens(self, layer: int) -> TokenMetrics:
         """The metrics of every token seen by a layer, flat and in order; needs `keep_tokens`.
 
-        Masked and non-finite tokens are included, so that `argmax` points into these tensors.
+        Masked and non-finite tokens are included, so that `MetricSummary.argmax` points into these
+        tensors: `(num_tokens_seen,)`, float64 for float64 states, float32 otherwise.
+
+        Raises:
+            IndexError: no such layer.
+            ValueError: constructed without `keep_tokens`, or no token was seen.
         """
         self._check_layer("tokens", layer)
         if not self.keep_tokens:
@@ -164,7 +169,8 @@ class RunningScores(RunningBase):
         """Replace the state by one from `state_dict`; it moves to a device with the next update.
 
         Raises:
-            ValueError: of another version, other metrics, or another number of layers.
+            ValueError: a state of another version, of other metrics or another number of layers, or
+                with the metrics of every token where this one keeps none, or the other way round.
         """
         moments, counts = self._read(state)
         num_layers, parts = moments.shape[:2]

@@ -46,9 +46,11 @@ class MetricSummary:
     """One metric over the tokens of every layer; float64 CPU tensors of shape `(num_layers,)`."""
 
     mean: Tensor
+    """Over the tokens averaged, in the metric's own unit (`TokenMetrics`)."""
     standard_error: Tensor
     """Of the mean, tokens taken as independent; NaN for a single token."""
     maximum: Tensor
+    """Over the tokens averaged."""
     argmax: Tensor
     """int64: which token attained the maximum (the first, if several), counted over all tokens
     given to `RunningScores.update` for the layer, masked ones too, in row-major order."""
@@ -91,17 +93,21 @@ class BlockSummary:
     num_nonfinite: int
     """Tokens left out of all blocks because of a NaN or Inf in any state."""
     cosine_distance: Tensor
-    """Mean over tokens, as are the others but the maximum."""
+    """Mean over tokens of 1 - cos(x, y), in [0, 2]."""
     squared_difference: Tensor
+    """Mean over tokens of sum (y - x)^2 over the hidden dimension."""
     squared_difference_maximum: Tensor
-    """Of the squared difference, over tokens."""
+    """Maximum over tokens of sum (y - x)^2 over the hidden dimension."""
     absolute_difference: Tensor | None
-    """None where it was not asked for."""
+    """Mean over tokens of sum |y - x| / hidden_size; None where it was not asked for."""
     relative_difference: Tensor
+    """Mean over tokens of ||y - x|| / ||x||."""
     angular_distance: Tensor
-    """Mean of arccos(cos) / pi; a zero vector is at 0 of another and at 1/2 of anything else."""
+    """Mean over tokens of arccos(cos(x, y)) / pi; a zero vector is at 0 of another and at 1/2 of
+    anything else."""
     standard_error: dict[str, Tensor]
-    """Of each mean, by name, tokens taken as independent; NaN for a single token."""
+    """Of each mean, by the name of its metric, tokens taken as independent; NaN for a single
+    token."""
 
 
 def _mean_and_error(sums: Tensor, squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +119,13 @@ def _mean_and_error(sums: Tensor, squares: Tensor, count: Tensor) -> tuple[Tenso
 
 
 def summary_of(moments: Tensor, counts: Tensor, *, allow_nonfinite: bool = False) -> RunningSummary:
-    """Summarise the states of all layers, on the host: `(num_layers, 3, num_metrics)` and counts.
+    """Means, standard errors and maxima of every layer from its running state, on the host.
+
+    Args:
+        moments: float64 `(num_layers, 3, num_metrics)`: sums, sums of squares, maxima.
+        counts: int64 `(num_layers, num_metrics + 3)`: the token of each maximum, then tokens
+            averaged, left out as not finite, and seen. `join_states` makes one state of parts.
+        allow_nonfinite: summarise the finite tokens even if others held NaN or Inf.
 
     Raises:
         NonFiniteError: some token held NaN or Inf, and that is not allowed.
@@ -153,7 +165,14 @@ def block_summary_of(
     *,
     allow_nonfinite: bool = False,
 ) -> BlockSummary:
-    """Summarise one state on the host, `(2 * num_block_metrics + 1, L + 1, L + 1)` and counts.
+    """Means, standard errors and the maximum of every block of layers from its running state.
+
+    Args:
+        moments: float64 `(2 * num_block_metrics + 1, L + 1, L + 1)`, on the host: sums and sums of
+            squares in the order of `BLOCK_METRICS`, and the maximum of the squared difference.
+        counts: int64 `(3,)`: tokens averaged, left out as not finite, and seen.
+        absolute_difference: whether the state measured it; else the result has None for it.
+        allow_nonfinite: summarise the finite tokens even if others held NaN or Inf.
 
     Raises:
         NonFiniteError: some token held NaN or Inf, and that is not allowed.

@@ -65,14 +65,6 @@ def name_of(variant: dict[str, Any]) -> str:
     return "-".join(str(variant[key]) for key in ("element", "hidden_size", "aligned"))
 
 
-def float32_is_enough(sums: Tensor) -> Tensor:
-    """The test of csrc/common/short_sums.h for each token, from exact sums."""
-    x, y, d, absolute = sums.unbind(-1)
-    in_range = (x > 1e-24) & (x < 1e30) & (y > x / 16) & (y < 1e30) & (d < 1e30)
-    turned = (d >= 1e-24) & ((y - x).square() <= 0.9375 * d * (x + y))
-    return in_range & (((d == 0) & (absolute == 0)) | turned)
-
-
 def states(
     shape: tuple[int, int], hidden_size: int, dtype: torch.dtype, aligned: bool
 ) -> tuple[Tensor, Tensor]:
@@ -177,7 +169,7 @@ def test_row_sums(kernels: dict[str, Kernel], variant: dict[str, Any]) -> None:
     sums, report, buffers = run_rows(kernels[json.dumps(variant)], variant, before, after, mask)
     wanted = torch.empty_like(sums)
     reference.row_sums(wanted, before, after, mask)
-    short = float32_is_enough(wanted) & (dtype != torch.float64)
+    short = reference.float32_is_enough(wanted) & (dtype != torch.float64)
     assert torch.equal(sums[~mask], torch.zeros(2, 4, dtype=torch.float64))
     close = {"atol": 0, "equal_nan": True}
     assert torch.allclose(sums[~short], wanted[~short], rtol=1e-13, **close)
@@ -249,7 +241,7 @@ def test_which_tokens_are_summed_again(kernels: dict[str, Kernel]) -> None:
     before, after = doubtful()
     wanted = torch.empty(1, before.shape[1], 4, dtype=torch.float64)
     reference.row_sums(wanted, before, after)
-    enough = float32_is_enough(wanted)
+    enough = reference.float32_is_enough(wanted)
     assert 8 <= enough.sum() <= enough.numel() - 8
     sums, report, buffers = run_rows(kernels[json.dumps(PLAIN)], PLAIN, before, after)
     for buffer, tensor in zip(buffers, (before, after), strict=True):
