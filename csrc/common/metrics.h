@@ -94,7 +94,7 @@ SIMDIFF_INLINE TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_si
 }
 
 // The reduction over tokens. The same layout as the state tensors `moments` (3, kNumMetrics) and
-// `counts` (kNumMetrics + 3) in simdiff_kernels/running.py.
+// `counts` (kNumMetrics + 3) in simdiff_kernels/running_states.py.
 struct RunningState {
   double sum[kNumMetrics] = {};
   double sum_of_squares[kNumMetrics] = {};

@@ -1,7 +1,7 @@
 // Whether sums formed in float32 (short sums) may be used as they are, or must be formed again in
 // float64: the constants of every such test, with their derivation, and the tests of a token's two
-// rows and of a pair of hidden states; scaled_pair.h has that of scaled pairs. simdiff_kernels/
-// trust.py holds the same constants for Triton and the tests; tests/kernels/test_trust.py compares.
+// rows and of a pair of hidden states; scaled_pair.h has that of scaled pairs. Triton and the tests
+// take the same constants from simdiff_kernels/trust.py; tests/kernels/test_trust.py compares.
 //
 // With two rows x and y, d = y - x, a = |x|, b = |y| and v = 1 - cos(x, y):
 //       v = (sum d^2 - (b - a)^2) / (2 a b)

@@ -151,7 +151,7 @@ __device__ void estimate_lengths(const BlockArguments& args, const char* slice, 
 template <int count, class V>
 __device__ void store_sums(V (&sums)[count], double* target, bool first_slice, int lane) {
   constexpr int kOwn = count / kTileLanes;
-  double earlier[kOwn];
+  double earlier[kOwn];  // on its way while the lanes are joined
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) earlier[k] = first_slice ? 0.0 : target[lane * kOwn + k];
   join_lanes<count>(sums, lane);

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
   double* const moments = args.moments + (state * args.num_layers + layer) * 3 * kNumMetrics;
   int64_t* const counts = args.counts + (state * args.num_layers + layer) * (kNumMetrics + 3);
   const int64_t num_seen = counts[kNumMetrics + 2];
-  __syncthreads();
+  __syncthreads();  // read by all of these before one of them replaces it
   if (thread < kNumMetrics) {
     MetricState joined = shared[0][thread];
     for (int w = 1; w < kWarps; ++w) joined.append(shared[w][thread]);

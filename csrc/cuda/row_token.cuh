@@ -61,8 +61,8 @@ struct RowPair {
   const char* after;
 };
 
-// A number of tokens as so many times `inner` and the rest. The division of 64 bits takes as long
-// as a load from memory; rows that lie one behind the other, with the largest `inner`, need none.
+// A number of tokens as so many times `inner` and the rest. Rows that lie one behind the other,
+// with the largest `inner`, need no division.
 struct Place {
   int64_t outer, inner;
 
@@ -73,7 +73,8 @@ struct Place {
   }
 };
 
-// A token and its place in (outer, inner); the next one of a warp is `step` tokens on.
+// A token and its place in (outer, inner). The next one of a warp is `step` tokens on, and found by
+// additions alone: a division of 64 bits takes as long as a load from memory.
 struct RowCursor {
   int64_t token, outer, inner;
 

@@ -140,11 +140,11 @@ class Run:
 
     def _launch(self, first: int, last: int) -> None:
         num_states, count = len(self.states), last - first
-        blocks = -(-count // self.tokens_per_cta)
+        num_ctas = -(-count // self.tokens_per_cta)
         units = num_units(num_states, self.slice_bytes // STEP_BYTES) * (1 + self.absolute)
         num_pairs = num_states * (num_states - 1) // 2
         norms, pairs = np.empty((count, num_states)), np.empty((count, num_pairs, 2))
-        unit_sums, absolute = np.empty((blocks, units, UNIT_SUMS)), np.empty((count, num_pairs))
+        unit_sums, absolute = np.empty((num_ctas, units, UNIT_SUMS)), np.empty((count, num_pairs))
 
         gpu = compiled("block_sums.cu", self.arch)
         gpu.memory = type(gpu.memory)()
@@ -171,7 +171,7 @@ class Run:
         )
         name = kernel_name(gpu, MANGLED[self.dtype], f"Lb{int(self.absolute)}E")
         shared = 2 * num_states * self.slice_bytes
-        self.reports.append(gpu.launch(name, blocks, THREADS, [arguments], shared))
+        self.reports.append(gpu.launch(name, num_ctas, THREADS, [arguments], shared))
 
         gpu = compiled("block_fold.cu", self.arch)
         gpu.memory = type(gpu.memory)()

@@ -278,8 +278,8 @@ def test_rows_beyond_two_billion(kernels: dict[str, Kernel], variant: dict[str, 
     piece = {32 * (num_tokens - count): sums.numpy()}
     arguments["p_sums"] = gpu.sparse(32 * num_tokens, piece, "sums", initialised=False)
     grid = first_program + 1
-    blocks = range(first_program, grid)
-    kernels[json.dumps(variant)].launch(gpu, grid, arguments, blocks=blocks)
+    ctas = range(first_program, grid)
+    kernels[json.dumps(variant)].launch(gpu, grid, arguments, ctas=ctas)
     wanted = torch.empty(1, count, 4, dtype=torch.float64)
     reference.row_sums(wanted, rows[0][None], rows[1][None])
     assert torch.allclose(sums, wanted[0], rtol=SHORT_SUMS, atol=0)
@@ -393,7 +393,7 @@ def test_fold_beyond_two_billion_tokens(kernels: dict[str, Kernel]) -> None:
         "tokens_per_state": first,
     }
     # Programs count along the states first: the last is state 1 of layer 1.
-    kernels[json.dumps(FOLDS[1])].launch(gpu, (2, 2), arguments, blocks=range(3, 4))
+    kernels[json.dumps(FOLDS[1])].launch(gpu, (2, 2), arguments, ctas=range(3, 4))
     wanted[1][..., : len(METRICS)] += first
     wanted[1][..., -1] = num_tokens
     assert torch.equal(state[1][1, 1], wanted[1][0, 0])
