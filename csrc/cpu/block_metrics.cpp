@@ -1,7 +1,7 @@
 // accumulate_blocks on the CPU: deals the tokens of a batch out to threads in chunks, sums and
 // folds each token (block_sums_loop.h, block_fold_loop.h) into moments of its chunk, and joins the
 // chunks in order. Per token (L + 1) * hidden_size * element size bytes are read once; per chunk of
-// 64 tokens 11 (L + 1)^2 moments of 8 bytes are cleared, filled and joined, in the cache.
+// 64 tokens 11 (L + 1)^2 moments of 8 bytes are cleared, filled and joined: 87 KB for 31 states.
 #include "block_metrics.h"
 
 #include <algorithm>

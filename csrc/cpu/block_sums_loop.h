@@ -4,11 +4,11 @@
 //
 // Bytes per token: (L + 1) * hidden_size * element size read, each once; 8 written for each pair
 // (16 with sum |d|) and state, in the cache. Data path: rows from memory, part by part, converted
-// to float32 -> a buffer in the second cache -> a tile of pairs in registers, as many rows i and j
-// as these hold the sums of, so that a loaded register serves several pairs -> widened to float64
-// after each part -> matrices in the cache. Arithmetic is the limit: for each pair and register a
-// subtraction and a multiply-add, with sum |d| a magnitude and an addition too. Differences are
-// formed directly, never out of norms and products.
+// to float32 (float64 states stay so) -> a buffer in the second cache -> a tile of pairs in
+// registers, as many rows i and j as these hold the sums of, so that a loaded register serves
+// several pairs -> widened to float64 after each part -> matrices in the cache. Arithmetic is the
+// limit: for each pair and register a subtraction and a multiply-add, with sum |d| a magnitude and
+// an addition too. Differences are formed directly, never out of norms and products.
 //
 // What float32 costs is what it costs in row_sums_short.h: at most 48 additions, and 4 across a
 // register, before a sum is widened.
