@@ -24,11 +24,14 @@ _TRITON_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can be used here, and if not, why."""
+    """Whether a backend can be used on this machine, and if not, why."""
 
     name: str
+    """One of `BACKENDS`."""
     available: bool
+    """Whether it can run on some device here."""
     detail: str
+    """What it was built for or found, or what it lacks."""
 
 
 @functools.cache
@@ -124,7 +127,7 @@ def _gpu_problem(backend: str, index: int) -> str:
 
 
 def backend_status() -> list[BackendStatus]:
-    """One entry for each backend, in the order of `BACKENDS`."""
+    """Whether each backend can be used on this machine, in the order of `BACKENDS`."""
     return [
         BackendStatus("reference", True, "plain PyTorch in float64, any device"),
         _cpu_status(),

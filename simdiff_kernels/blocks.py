@@ -60,6 +60,9 @@ class BlockScratch:
 class RunningBlockScores(RunningBase):
     """Running reductions of `BLOCK_METRICS` over every pair i < j of the hidden states h_0 ... h_L.
 
+    The block of layers i ... j - 1 turns x = h_i into y = h_j. Of each token and block, with
+    d = y - x: 1 - cos(x, y), sum d^2, sum |d| / hidden_size, ||d|| / ||x||, arccos(cos(x, y)) / pi.
+
     One state of `11 (L + 1)^2 + 3` numbers however many tokens are seen (eight of them on a GPU):
     sums, sums of squares and a maximum, in float64. `update` never waits for the device and its
     result is bitwise the same in every run (on the CPU for any number of threads); states of

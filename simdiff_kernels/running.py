@@ -25,12 +25,14 @@ from simdiff_kernels.summaries import RunningSummary, summary_of
 class RunningScores(RunningBase):
     """Running reductions of `token_metrics` over any number of batches, one state per layer.
 
-    Keeps, for each layer and metric, the sum, the sum of squares, the maximum and the token that
-    attained it: 216 bytes a layer however many tokens are seen (14 KB on a GPU, in 64 parts, and
-    32 bytes for each token of the largest batch, in which an update leaves its row sums). Sums are
-    float64. `update` never waits for the device, allocates nothing there after a layer's largest
-    batch, and its result is bitwise the same in every run; states of different batches, devices or
-    processes are joined by `merge`.
+    Of each token, with x the hidden state that enters a layer, y the one that leaves it and d = y -
+    x: 1 - cos(x, y), sum d^2, sum |d| / hidden_size, ||d|| / ||x||, ||x|| and ||y||. Keeps, for
+    each layer and metric, the sum, the sum of squares, the maximum and the token that attained it:
+    216 bytes a layer however many tokens are seen (14 KB on a GPU, in 64 parts, and 32 bytes for
+    each token of the largest batch, in which an update leaves its row sums). Sums are float64.
+    `update` never waits for the device, allocates nothing there after a layer's largest batch, and
+    its result is bitwise the same in every run; states of different batches, devices or processes
+    are joined by `merge`.
 
     Args:
         num_layers: how many layers are scored.
