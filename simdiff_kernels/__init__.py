@@ -24,24 +24,22 @@ from simdiff_kernels.names import (
 
 if TYPE_CHECKING:
     from simdiff_kernels.backends import BackendStatus, backend_status, default_backend
-    from simdiff_kernels.blocks import (
-        BlockScratch,
-        BlockSummary,
-        RunningBlockScores,
-        accumulate_blocks,
-        block_summary_of,
-        empty_block_state,
-        join_block_states,
-    )
+    from simdiff_kernels.blocks import BlockScratch, RunningBlockScores, accumulate_blocks
     from simdiff_kernels.metrics import angular_distance
     from simdiff_kernels.ops import fold, row_sums, token_metrics
-    from simdiff_kernels.running import (
+    from simdiff_kernels.running import RunningScores
+    from simdiff_kernels.running_states import (
+        empty_block_state,
+        empty_state,
+        join_block_states,
+        join_states,
+    )
+    from simdiff_kernels.summaries import (
+        BlockSummary,
         MetricSummary,
         NonFiniteError,
-        RunningScores,
         RunningSummary,
-        empty_state,
-        join_states,
+        block_summary_of,
         summary_of,
     )
 
@@ -56,28 +54,21 @@ _MODULES = {
         "backend_status",
         "default_backend",
     ),
-    "blocks": (
-        "BlockScratch",
-        "BlockSummary",
-        "RunningBlockScores",
-        "accumulate_blocks",
-        "block_summary_of",
-        "empty_block_state",
-        "join_block_states",
-    ),
+    "blocks": ("BlockScratch", "RunningBlockScores", "accumulate_blocks"),
     "metrics": ("angular_distance",),
     "ops": (
         "fold",
         "row_sums",
         "token_metrics",
     ),
-    "running": (
+    "running": ("RunningScores",),
+    "running_states": ("empty_block_state", "empty_state", "join_block_states", "join_states"),
+    "summaries": (
+        "BlockSummary",
         "MetricSummary",
         "NonFiniteError",
-        "RunningScores",
         "RunningSummary",
-        "empty_state",
-        "join_states",
+        "block_summary_of",
         "summary_of",
     ),
 }

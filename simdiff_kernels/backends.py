@@ -24,11 +24,14 @@ _TRITON_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """Whether a backend can be used here, and if not, why."""
+    """Whether a backend can be used on this machine, and if not, why."""
 
     name: str
+    """One of `BACKENDS`."""
     available: bool
+    """Whether it can run on some device here."""
     detail: str
+    """What it was built for or found, or what it lacks."""
 
 
 @functools.cache
@@ -124,7 +127,7 @@ def _gpu_problem(backend: str, index: int) -> str:
 
 
 def backend_status() -> list[BackendStatus]:
-    """One entry for each backend, in the order of `BACKENDS`."""
+    """Whether each backend can be used on this machine, in the order of `BACKENDS`."""
     return [
         BackendStatus("reference", True, "plain PyTorch in float64, any device"),
         _cpu_status(),
@@ -136,7 +139,8 @@ def backend_status() -> list[BackendStatus]:
 def num_parts(backend: str) -> int:
     """Among how many parts of a layer's state a backend deals out the tokens of an update.
 
-    A GPU has a block of threads for each part: 64 fold 131072 tokens in some 5 us (predicted).
+    A GPU has a CTA (a block of threads) for each part: 64 of them fold 131072 tokens in some 5 us
+    (predicted).
     """
     return 64 if backend in ("cuda", "triton") else 1
 
@@ -163,7 +167,11 @@ def block_scratch_words(backend: str, states: torch.Tensor, num_states: int, abs
 
 
 def num_block_parts(backend: str) -> int:
-    """The same for the state of all blocks, 87 KB for 33 hidden states."""
+    """Among how many parts of the state of all blocks of layers a backend deals out an update.
+
+    A part is 87 KB for 33 hidden states. 8 on a GPU: so many times more CTAs
+    (blocks of threads) fold.
+    """
     return 8 if backend == "cuda" else 1
 
 

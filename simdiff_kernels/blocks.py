@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,59 +22,21 @@ from simdiff_kernels.ops import (
     check_hidden_states,
     has_implementation,
 )
-from simdiff_kernels.running import NonFiniteError
-
-_NUM_METRICS = len(BLOCK_METRICS)
-_NUM_MOMENTS = 2 * _NUM_METRICS + 1
-_ABSOLUTE = "absolute_difference"
-_STATE_VERSION = 2  # 1 always held the absolute difference
-
-
-class BlockNonFiniteError(NonFiniteError):
-    """Some token held NaN or Inf in one of its hidden states; which layers is not kept."""
-
-    def __init__(self, num_nonfinite: int, num_seen: int) -> None:
-        """Say how many tokens."""
-        self.tokens_by_layer = {}
-        self.num_nonfinite = num_nonfinite
-        ValueError.__init__(
-            self,
-            f"hidden states must be finite, found NaN or Inf in {num_nonfinite} of {num_seen} "
-            "tokens",
-        )
-
-
-@dataclass(frozen=True)
-class BlockSummary:
-    """The metrics of every block of layers; float64 CPU tensors of shape `(L + 1, L + 1)`.
-
-    Entry [i, j] with i < j is the block of layers i ... j - 1, which turns hidden state h_i into
-    h_j; all other entries are zero. Formulas: `TokenMetrics`, with x = h_i and y = h_j, and
-    `simdiff_kernels.angular_distance` of each token's cosine distance.
-    """
-
-    num_tokens: int
-    """Tokens averaged."""
-    num_nonfinite: int
-    """Tokens left out of all blocks because of a NaN or Inf in any state."""
-    cosine_distance: Tensor
-    """Mean over tokens, as are the others but the maximum."""
-    squared_difference: Tensor
-    squared_difference_maximum: Tensor
-    """Of the squared difference, over tokens."""
-    absolute_difference: Tensor | None
-    """None where it was not asked for."""
-    relative_difference: Tensor
-    angular_distance: Tensor
-    """Mean of arccos(cos) / pi; a zero vector is at 0 of another and at 1/2 of anything else."""
-    standard_error: dict[str, Tensor]
-    """Of each mean, by name, tokens taken as independent; NaN for a single token."""
+from simdiff_kernels.running_base import RunningBase, grown
+from simdiff_kernels.running_states import (
+    NUM_BLOCK_COUNTS,
+    NUM_BLOCK_MOMENTS,
+    empty_block_state,
+    join_block_states,
+)
+from simdiff_kernels.summaries import BlockSummary, block_summary_of
 
 
 class BlockScratch:
-    """Memory that a GPU needs within an update of all blocks; it grows with the largest batch.
+    """Memory that a GPU needs within an update of all blocks of layers: at most some 320 MB.
 
-    Updates that share it must follow one another on one stream.
+    It grows with the largest batch and holds nothing between updates. Updates that share it must
+    follow one another on one stream.
     """
 
     def __init__(self) -> None:
@@ -83,22 +44,24 @@ class BlockScratch:
         self._words: list[Tensor] = []
 
     def words(self, backend: str, states: Sequence[Tensor], absolute: bool) -> Tensor | None:
-        """What an update of these states needs; None where it needs nothing."""
+        """int64 memory for an update by these hidden states, or None where the backend needs none.
+
+        Args:
+            backend: a name, not None.
+            states: h_0 ... h_L, the hidden states of the update.
+            absolute: whether the absolute difference is measured.
+        """
         if backend != "cuda":
             return None
-        count, device = (
-            block_scratch_words(backend, states[0], len(states), absolute),
-            states[0].device,
-        )
-        kept = self._words
-        if not kept or kept[-1].device != device or kept[-1].numel() < count:
-            # The earlier one stays: a graph may still replay with it.
-            kept.append(torch.empty(count, dtype=torch.int64, device=device))
-        return kept[-1]
+        count = block_scratch_words(backend, states[0], len(states), absolute)
+        return grown(self._words, count, torch.int64, states[0].device)
 
 
-class RunningBlockScores:
+class RunningBlockScores(RunningBase):
     """Running reductions of `BLOCK_METRICS` over every pair i < j of the hidden states h_0 ... h_L.
+
+    The block of layers i ... j - 1 turns x = h_i into y = h_j. Of each token and block, with
+    d = y - x: 1 - cos(x, y), sum d^2, sum |d| / hidden_size, ||d|| / ||x||, arccos(cos(x, y)) / pi.
 
     One state of `11 (L + 1)^2 + 3` numbers however many tokens are seen (eight of them on a GPU):
     sums, sums of squares and a maximum, in float64. `update` never waits for the device and its
@@ -116,14 +79,14 @@ class RunningBlockScores:
     Section 3; the angular distance is their Eq. 7.
     """
 
+    _METRICS = BLOCK_METRICS
+    _VERSIONS = range(1, 3)  # 1 always held the absolute difference, and had no parts
+
     def __init__(
         self, num_layers: int, *, backend: str | None = None, absolute_difference: bool = False
     ) -> None:
         """Start with no tokens seen."""
-        if num_layers < 1:
-            raise ValueError(f"RunningBlockScores: num_layers must be at least 1, got {num_layers}")
-        self.num_layers = num_layers
-        self.backend = backend
+        super().__init__(num_layers, backend)
         self.absolute_difference = absolute_difference
         # The parts of the state live where the first update's states do; before it, nowhere. The
         # tokens seen are those of the first part: every part counts all of them.
@@ -184,12 +147,8 @@ class RunningBlockScores:
             ValueError: a different number of layers, or only one of the two measures the absolute
                 difference.
         """
-        if other.num_layers != self.num_layers:
-            raise ValueError(
-                f"RunningBlockScores.merge: other must have {self.num_layers} layers, "
-                f"got {other.num_layers}"
-            )
-        self._check_absolute("merge: other", other.absolute_difference)
+        self._check_num_layers("merge: other", other.num_layers)
+        self._check_option("merge: other", "absolute_difference", other.absolute_difference)
         if other._moments is None or other._counts is None:
             return
         device = other._moments.device if self._moments is None else self._moments.device
@@ -220,17 +179,8 @@ class RunningBlockScores:
         `moments` is `(parts, 2 * num_block_metrics + 1, L + 1, L + 1)`: parts are kept apart so
         that an interrupted pass ends with the same bits.
         """
-        if self._moments is None or self._counts is None:
-            moments, counts = empty_block_state(self.num_layers, torch.device("cpu"))
-        else:
-            moments = self._moments.to("cpu", copy=True)
-            counts = self._counts.to("cpu", copy=True)
-        return {
-            "version": _STATE_VERSION,
-            "metrics": list(BLOCK_METRICS),
-            "absolute_difference": self.absolute_difference,
-            "moments": moments,
-            "counts": counts,
+        return self._saved(*self._parts_on_host()) | {
+            "absolute_difference": self.absolute_difference
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -240,32 +190,20 @@ class RunningBlockScores:
             ValueError: of another version, other metrics, another number of layers, or with the
                 absolute difference and this one without, or the other way round.
         """
-        function = "RunningBlockScores.load_state_dict"
-        known = state.get("version") in range(1, _STATE_VERSION + 1)
-        if not known or list(state["metrics"]) != list(BLOCK_METRICS):
-            raise ValueError(
-                f"{function}: state must have version 1 to {_STATE_VERSION} and metrics "
-                f"{', '.join(BLOCK_METRICS)}, got version {state.get('version')} and "
-                f"{', '.join(state.get('metrics', []))}"
-            )
-        self._check_absolute("load_state_dict: state", state.get(_ABSOLUTE, True))
-        moments = state["moments"]
-        counts = state["counts"] if "counts" in state else state["tallies"]  # its earlier name
+        moments, counts = self._read(state)
+        what = "load_state_dict: state"
+        self._check_option(what, "absolute_difference", state.get("absolute_difference", True))
         if moments.dim() == 3:  # version 1 had no parts
             moments, counts = moments[None], counts[None]
-        wanted = (len(moments), _NUM_MOMENTS, self.num_layers + 1, self.num_layers + 1)
-        if tuple(moments.shape) != wanted or tuple(counts.shape) != (len(moments), 3):
+        side = moments.shape[-1]
+        shapes = (len(moments), NUM_BLOCK_MOMENTS, side, side), (len(moments), NUM_BLOCK_COUNTS)
+        if (tuple(moments.shape), tuple(counts.shape)) != shapes:
             raise ValueError(
-                f"{function}: state must have {self.num_layers} layers, got {moments.shape[-1] - 1}"
+                f"RunningBlockScores.{what} must have moments {shapes[0]} and counts {shapes[1]}, "
+                f"got {tuple(moments.shape)} and {tuple(counts.shape)}"
             )
-        self._moments, self._counts = moments.double().clone(), counts.long().clone()
-
-    def _check_absolute(self, what: str, theirs: bool) -> None:
-        if theirs != self.absolute_difference:
-            raise ValueError(
-                f"RunningBlockScores.{what} must have absolute_difference="
-                f"{self.absolute_difference}, got {theirs}"
-            )
+        self._check_num_layers(what, side - 1)
+        self._moments, self._counts = moments, counts
 
     def _state(self, device: torch.device, parts: int) -> tuple[Tensor, Tensor]:
         """The state on a device, of at least so many parts."""
@@ -279,77 +217,15 @@ class RunningBlockScores:
         self._moments, self._counts = moments, counts
         return moments, counts
 
+    def _parts_on_host(self) -> tuple[Tensor, Tensor]:
+        """A copy of the state as it is."""
+        if self._moments is None or self._counts is None:
+            return empty_block_state(self.num_layers, torch.device("cpu"))
+        return self._moments.to("cpu", copy=True), self._counts.to("cpu", copy=True)
+
     def _on_host(self) -> tuple[Tensor, Tensor]:
         """The parts joined, in order."""
-        if self._moments is None or self._counts is None:
-            moments, counts = empty_block_state(self.num_layers, torch.device("cpu"))
-        else:
-            moments = self._moments.to("cpu", copy=True)
-            counts = self._counts.to("cpu", copy=True)
-        return join_block_states(moments, counts)
-
-
-def join_block_states(moments: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """One state from several, the first axis, in their order; all have seen the same tokens."""
-    joined, joined_counts = moments[0].clone(), counts[0].clone()
-    for theirs, their_counts in zip(moments[1:], counts[1:], strict=True):
-        joined[:-1] += theirs[:-1]
-        joined[-1] = torch.maximum(joined[-1], theirs[-1])
-        joined_counts[:2] += their_counts[:2]
-    return joined, joined_counts
-
-
-def block_summary_of(
-    moments: Tensor,
-    counts: Tensor,
-    absolute_difference: bool = False,
-    *,
-    allow_nonfinite: bool = False,
-) -> BlockSummary:
-    """Summarise one state on the host, `(2 * num_block_metrics + 1, L + 1, L + 1)` and counts.
-
-    Raises:
-        NonFiniteError: some token held NaN or Inf, and that is not allowed.
-        ValueError: no token to average.
-    """
-    num_tokens, num_nonfinite, num_seen = counts.tolist()
-    if num_nonfinite and not allow_nonfinite:
-        raise BlockNonFiniteError(num_nonfinite, num_seen)
-    if num_tokens == 0:
-        raise ValueError(
-            f"RunningBlockScores.finish: there must be at least one token to average, got "
-            f"{num_seen} seen, of which {num_nonfinite} not finite and all others masked"
-        )
-    mean = moments[:_NUM_METRICS] / num_tokens
-    # Rounding may leave a variance of constant values just below zero.
-    spread = (moments[_NUM_METRICS:-1] / num_tokens - mean.square()).clamp_min(0)
-    error = (spread / (num_tokens - 1)).sqrt() if num_tokens > 1 else spread * torch.nan
-    measured = {
-        name: m for m, name in enumerate(BLOCK_METRICS) if name != _ABSOLUTE or absolute_difference
-    }
-    means: dict[str, Any] = {name: mean[m] for name, m in measured.items()}
-    return BlockSummary(
-        num_tokens=num_tokens,
-        num_nonfinite=num_nonfinite,
-        squared_difference_maximum=moments[-1],
-        standard_error={name: error[m].triu(1) for name, m in measured.items()},
-        **{_ABSOLUTE: None} | means,
-    )
-
-
-def empty_block_state(
-    num_layers: int, device: torch.device, num_running: int = 1
-) -> tuple[Tensor, Tensor]:
-    """`moments` and `counts` of `accumulate_blocks` before the first token.
-
-    Args:
-        num_layers: L.
-        device: of the hidden states that will come.
-        num_running: running states.
-    """
-    shape = (num_running, _NUM_MOMENTS, num_layers + 1, num_layers + 1)
-    moments = torch.zeros(shape, dtype=torch.float64, device=device)
-    return moments, torch.zeros(num_running, 3, dtype=torch.int64, device=device)
+        return join_block_states(*self._parts_on_host())
 
 
 def accumulate_blocks(
@@ -399,9 +275,9 @@ def accumulate_blocks(
             f"got {offset} and {tokens_per_state}"
         )
     num_running, tokens = len(moments), tuple(first.shape[:-1])
-    square = (num_running, _NUM_MOMENTS, num_states, num_states)
+    square = (num_running, NUM_BLOCK_MOMENTS, num_states, num_states)
     _check_buffer(function, "moments", moments, square, torch.float64, first)
-    _check_buffer(function, "counts", counts, (num_running, 3), torch.int64, first)
+    _check_buffer(function, "counts", counts, (num_running, NUM_BLOCK_COUNTS), torch.int64, first)
     if kinds is not None:
         _check_buffer(function, "kinds", kinds, tokens, torch.uint8, first)
     if sums is not None:

@@ -1,7 +1,8 @@
-"""Operator schemas, their registration, the validation of arguments, and `token_metrics`.
+"""The operators: registration, validation of arguments, `row_sums`, `fold` and `token_metrics`.
 
 Each operator has one overload per backend: `torch.ops.simdiff_kernels.token_metrics.cpu` and so
-on. All take hidden states `(outer, inner, hidden_size)` with a contiguous last dimension.
+on. All have the signature of the function of that name in `simdiff_kernels.reference`, and take
+hidden states `(outer, inner, hidden_size)` with a contiguous last dimension.
 """
 
 from __future__ import annotations
@@ -28,23 +29,21 @@ from simdiff_kernels.metrics import (
     result_dtype,
 )
 
-_PLACES = f"int first_state=0, int offset=0, int tokens_per_state={ALL_TOKENS}"
-_SCHEMAS = {
-    "row_sums": "(Tensor(a!) sums, Tensor before, Tensor after, Tensor? mask=None) -> ()",
-    "fold": (
-        "(Tensor(a!) moments, Tensor(b!) counts, Tensor sums, int hidden_size, "
-        f"Tensor? kinds=None, {_PLACES}, bool apart=False, Tensor(c!)? per_token=None) -> ()"
-    ),
-    "token_metrics": "(Tensor before, Tensor after) -> Tensor",
-    "accumulate": (
-        "(Tensor(a!) moments, Tensor(b!) counts, Tensor before, Tensor after, Tensor? mask=None, "
-        "Tensor(c!)? per_token=None, Tensor(d!)? scratch=None) -> ()"
-    ),
-    "accumulate_blocks": (
-        "(Tensor(a!) moments, Tensor(b!) counts, Tensor[] states, Tensor? kinds=None, "
-        f"{_PLACES}, bool absolute=False, Tensor(c!)? sums=None, Tensor(d!)? scratch=None) -> ()"
-    ),
+# Of each operator, the arguments that it writes. The signatures are those of the reference.
+_WRITTEN = {
+    "row_sums": ("sums",),
+    "fold": ("moments", "counts", "per_token"),
+    "token_metrics": (),
+    "accumulate": ("moments", "counts", "per_token", "scratch"),
+    "accumulate_blocks": ("moments", "counts", "sums", "scratch"),
 }
+
+
+def _schema(operator: str) -> str:
+    """Arguments and result of an operator as torch writes them: `(Tensor before) -> Tensor`."""
+    function = getattr(reference, operator)
+    schema: str = torch.library.infer_schema(function, mutates_args=_WRITTEN[operator])
+    return schema.replace("SymInt", "int")  # no int depends on a shape that is traced
 
 
 def _triton(operator: str) -> Callable[..., Any]:
@@ -70,14 +69,15 @@ def _token_metrics_fake(before: Tensor, after: Tensor) -> Tensor:
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     operator: {"reference": getattr(reference, operator)}
     | ({} if operator == "accumulate_blocks" else {"triton": _triton(operator)})
-    for operator in _SCHEMAS
+    for operator in _WRITTEN
 }
-_FAKES = dict.fromkeys(_SCHEMAS, _nothing) | {"token_metrics": _token_metrics_fake}
+_FAKES = dict.fromkeys(_WRITTEN, _nothing) | {"token_metrics": _token_metrics_fake}
 
 
 def _register() -> torch.library.Library:
     library = torch.library.Library("simdiff_kernels", "DEF")
-    for operator, schema in _SCHEMAS.items():
+    for operator in _WRITTEN:
+        schema = _schema(operator)
         for backend in BACKENDS:
             name = f"{operator}.{backend}"
             library.define(name + schema)
@@ -97,7 +97,7 @@ OPERATORS = {
         backend: getattr(getattr(torch.ops.simdiff_kernels, operator), backend)
         for backend in BACKENDS
     }
-    for operator in _SCHEMAS
+    for operator in _WRITTEN
 }
 
 
@@ -212,9 +212,12 @@ def row_sums(
     the hidden dimension: sum x^2, sum y^2, sum d^2, sum |d|. `fold` turns them into running scores.
 
     Args:
-        before, after, backend: see `token_metrics`.
+        before: hidden states x, `(..., hidden_size)`; float32, bfloat16, float16 or float64; any
+            strides (a strided last dimension is copied first).
+        after: hidden states y; shape, dtype and device of `before`.
         mask: `(...)`, bool or integer; where it is zero nothing is read and zeros are written.
         out: float64 `(..., 4)`, contiguous, on the same device; None allocates it.
+        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest one for the device.
 
     Returns:
         float64 `(..., 4)`, in the order of `ROW_SUMS`: `out` where it was given.
@@ -223,6 +226,8 @@ def row_sums(
         TypeError: wrong dtype.
         ValueError: shapes, dtypes or devices that do not fit, an empty tensor, a backend that is
             unknown or cannot run here.
+
+    Source: the sums behind SimDiff, arXiv 2604.19520, Eq. 1-5.
     """
     check_hidden_states("row_sums", before, after)
     mask = as_mask("row_sums", mask, before, "before")
@@ -257,9 +262,25 @@ def fold(
 ) -> None:
     """Fold the row sums of all layers of a batch into running states, in place, in one launch.
 
-    Arguments are those of `simdiff_kernels.reference.fold`, which says what belongs to which state;
-    by default `first_state` takes all tokens. `empty_state` makes the states,
-    `summary_of` reads them.
+    The sums of a token become its six metrics (`TokenMetrics`), and these are added to the sums,
+    sums of squares and maxima of the state that the token belongs to. Token t of the batch, counted
+    in row-major order, belongs to state `first_state + (offset + t) // tokens_per_state`, and to
+    none where there is no such state; tokens of kind `APART` belong to the last one instead, which
+    `apart` reserves for them. By default the first state takes all tokens. A token with a NaN or
+    Inf is counted and left out.
+
+    Args:
+        moments: float64 `(states, layers, 3, num_metrics)`, from `empty_state`.
+        counts: int64 `(states, layers, num_metrics + 3)`, from `empty_state`.
+        sums: float64 `(layers, outer, inner, 4)`, contiguous: what `row_sums` returned of hidden
+            states `(outer, inner, hidden_size)` before and after each layer.
+        hidden_size: of these hidden states.
+        kinds: uint8 `(outer, inner)`, contiguous: `LEFT_OUT`, `COUNTED` or `APART`; None counts
+            all tokens.
+        first_state, offset, tokens_per_state, apart: which token belongs to which state, see above.
+        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest one for the device.
+
+    `summary_of` reads the states. What they hold is told by `simdiff_kernels.reference.fold`.
 
     Raises:
         ValueError: a backend that is unknown or cannot run here.

@@ -1,5 +1,7 @@
 """The specification: all operators in plain PyTorch, in float64. Every backend is held to it.
 
+For a layer, x is a token's hidden state before it, y the one after it and d = y - x; for a block of
+layers i ... j - 1, x = h_i and y = h_j. The signatures are those of the registered operators.
 Hidden states are `(outer, inner, hidden_size)`; `simdiff_kernels.ops` brings any shape into it.
 """
 
@@ -20,6 +22,7 @@ from simdiff_kernels.metrics import (
     angular_distance,
     result_dtype,
 )
+from simdiff_kernels.trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
 
 
 def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
@@ -54,6 +57,24 @@ def metrics_of_sums(sums: Tensor, hidden_size: int) -> Tensor:
     cosine = torch.where(a * b == 0, (a != b).double(), cosine)
     relative = torch.where(a == 0, (d_squared != 0).double(), d_squared.sqrt() / a)
     return torch.stack([cosine, d_squared, d_absolute / hidden_size, relative, a, b])
+
+
+def float32_is_enough(sums: Tensor) -> Tensor:
+    """Whether a token's row sums may be formed in float32, else they are formed in float64.
+
+    This backend never does the former. `simdiff_kernels.trust` has the condition.
+
+    Args:
+        sums: `(..., 4)`, what `row_sums` writes.
+
+    Returns:
+        bool `(...)`; False where a sum is NaN or Inf.
+    """
+    x, y, d, absolute = sums.unbind(-1)
+    below = (sums[..., :3] < LARGEST_SHORT).all(-1)
+    in_range = below & (x > SMALLEST_SHORT) & (y > SHORTEST_AFTER * x)
+    turned = (d >= SMALLEST_SHORT) & ((y - x).square() <= MOST_CANCELLED * d * (x + y))
+    return in_range & (((d == 0) & (absolute == 0)) | turned)
 
 
 def _metrics(before: Tensor, after: Tensor) -> Tensor:
@@ -150,8 +171,10 @@ def accumulate(
     deal out the tokens of an update as it likes; together they are the state.
 
     Args:
-        moments: float64 `(parts, 3, num_metrics)`, see `fold`; here the first part takes all.
-        counts: int64 `(parts, num_metrics + 3)`.
+        moments: float64 `(parts, 3, num_metrics)`: sums, sums of squares and maxima of the metrics;
+            here the first part takes all tokens.
+        counts: int64 `(parts, num_metrics + 3)`: for each metric the index of the token with the
+            maximum, then the tokens averaged, left out as not finite, and seen.
         before, after: hidden states `(outer, inner, hidden_size)`.
         mask: bool `(outer, inner)`, True where a token counts; None counts all.
         per_token: receives the metrics of every token, `(num_metrics, outer, inner)`.
@@ -230,8 +253,8 @@ def accumulate_blocks(
                     moment[m, i, j] += kept[m].sum()
                     moment[num_metrics + m, i, j] += kept[m].square().sum()
                 moment[-1, i, j] = torch.maximum(moment[-1, i, j], kept[squared].max())
-    for running, tally in enumerate(counts):
+    for running, own_counts in enumerate(counts):
         belongs = counted & (own == running)
-        tally[0] += (belongs & finite).sum()
-        tally[1] += (belongs & ~finite).sum()
-        tally[2] += finite.numel()
+        own_counts[0] += (belongs & finite).sum()
+        own_counts[1] += (belongs & ~finite).sum()
+        own_counts[2] += finite.numel()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,70 +11,28 @@ from torch import Tensor
 from simdiff_kernels.backends import num_parts, resolve_backend
 from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
 from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
-
-_NUM_METRICS = len(METRICS)
-_NUM_COUNTS = _NUM_METRICS + 3
-_STATE_VERSION = 2  # 1 had no parts
-
-
-class NonFiniteError(ValueError):
-    """A hidden state held NaN or Inf; `tokens_by_layer` tells how many tokens of which layer."""
-
-    def __init__(self, tokens_by_layer: dict[int, int], seen_by_layer: dict[int, int]) -> None:
-        """Say which layers, and how many of their tokens."""
-        self.tokens_by_layer = tokens_by_layer
-        layers = ", ".join(
-            f"layer {layer}: {count} of {seen_by_layer[layer]} tokens"
-            for layer, count in tokens_by_layer.items()
-        )
-        super().__init__(f"hidden states must be finite, found NaN or Inf in {layers}")
+from simdiff_kernels.running_base import RunningBase, grown
+from simdiff_kernels.running_states import (
+    NUM_COUNTS,
+    NUM_METRICS,
+    append_state,
+    empty_state,
+    join_states,
+)
+from simdiff_kernels.summaries import RunningSummary, summary_of
 
 
-@dataclass(frozen=True)
-class MetricSummary:
-    """One metric over the tokens of every layer; float64 CPU tensors of shape `(num_layers,)`."""
-
-    mean: Tensor
-    standard_error: Tensor
-    """Of the mean, tokens taken as independent; NaN for a single token."""
-    maximum: Tensor
-    argmax: Tensor
-    """int64: which token attained the maximum (the first, if several), counted over all tokens
-    given to `RunningScores.update` for the layer, masked ones too, in row-major order."""
-
-
-@dataclass(frozen=True)
-class RunningSummary(Mapping[str, MetricSummary]):
-    """The result of `RunningScores.finish`: a `MetricSummary` for each name in `METRICS`."""
-
-    num_tokens: Tensor
-    """int64 `(num_layers,)`: tokens averaged."""
-    num_nonfinite: Tensor
-    """int64 `(num_layers,)`: tokens left out because of a NaN or Inf."""
-    metrics: dict[str, MetricSummary]
-
-    def __getitem__(self, name: str) -> MetricSummary:
-        """The summary of the metric called `name`."""
-        return self.metrics[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the metrics."""
-        return iter(self.metrics)
-
-    def __len__(self) -> int:
-        """The number of metrics."""
-        return len(self.metrics)
-
-
-class RunningScores:
+class RunningScores(RunningBase):
     """Running reductions of `token_metrics` over any number of batches, one state per layer.
 
-    Keeps, for each layer and metric, the sum, the sum of squares, the maximum and the token that
-    attained it: 216 bytes a layer however many tokens are seen (14 KB on a GPU, in 64 parts, and
-    32 bytes for each token of the largest batch, in which an update leaves its row sums). Sums are
-    float64. `update` never waits for the device, allocates nothing there after a layer's largest
-    batch, and its result is bitwise the same in every run; states of different batches, devices or
-    processes are joined by `merge`.
+    Of each token, with x the hidden state that enters a layer, y the one that leaves it and d = y -
+    x: 1 - cos(x, y), sum d^2, sum |d| / hidden_size, ||d|| / ||x||, ||x|| and ||y||. Keeps, for
+    each layer and metric, the sum, the sum of squares, the maximum and the token that attained it:
+    216 bytes a layer however many tokens are seen (14 KB on a GPU, in 64 parts, and 32 bytes for
+    each token of the largest batch, in which an update leaves its row sums). Sums are float64.
+    `update` never waits for the device, allocates nothing there after a layer's largest batch, and
+    its result is bitwise the same in every run; states of different batches, devices or processes
+    are joined by `merge`.
 
     Args:
         num_layers: how many layers are scored.
@@ -85,16 +42,16 @@ class RunningScores:
     Source: SimDiff, arXiv 2604.19520, Eq. 1-5, plus the maxima and standard errors.
     """
 
+    _METRICS = METRICS
+    _VERSIONS = range(2, 3)  # 1 had no parts
+
     def __init__(
         self, num_layers: int, *, keep_tokens: bool = False, backend: str | None = None
     ) -> None:
         """Start with no tokens seen."""
-        if num_layers < 1:
-            raise ValueError(f"RunningScores: num_layers must be at least 1, got {num_layers}")
-        self.num_layers = num_layers
+        super().__init__(num_layers, backend)
         self.keep_tokens = keep_tokens
-        self.backend = backend
-        # For the CPU all states are made here, in two blocks: small tensors made one by one in the
+        # For the CPU all states are made here, as two tensors: small ones made one by one in the
         # middle of a forward pin the heap between its large ones (+80 MB resident on SmolLM2).
         # On other devices a layer's state is made with its first batch, where the layer lives.
         self._host_moments, self._host_counts = empty_state(num_layers, 1)
@@ -111,9 +68,9 @@ class RunningScores:
 
         Args:
             layer: 0 to num_layers - 1.
-            before: hidden states that enter the layer, `(..., hidden_size)`, any dtype and
-                strides that `token_metrics` takes.
-            after: hidden states that leave it.
+            before: hidden states that enter the layer, `(..., hidden_size)`; float32, bfloat16,
+                float16 or float64; any strides (a strided last dimension is copied first).
+            after: hidden states that leave it; shape, dtype and device of `before`.
             mask: `(...)`, bool or integer (an `attention_mask`); zero leaves a token out.
 
         Raises:
@@ -128,7 +85,7 @@ class RunningScores:
         x, y = as_rows(before), as_rows(after)
         per_token = None
         if self.keep_tokens:
-            per_token = x.new_empty((_NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
+            per_token = x.new_empty((NUM_METRICS, *x.shape[:2]), dtype=result_dtype(x.dtype))
         parts = num_parts(backend)
         scratch = self._scratch_of(layer, x) if parts > 1 else None
         moments, counts = self._state(layer, before.device, parts)
@@ -144,16 +101,8 @@ class RunningScores:
         Raises:
             ValueError: a different number of layers, or only one of the two keeps tokens.
         """
-        if other.num_layers != self.num_layers:
-            raise ValueError(
-                f"RunningScores.merge: other must have {self.num_layers} layers, "
-                f"got {other.num_layers}"
-            )
-        if other.keep_tokens != self.keep_tokens:
-            raise ValueError(
-                f"RunningScores.merge: other must have keep_tokens={self.keep_tokens}, "
-                f"got {other.keep_tokens}"
-            )
+        self._check_num_layers("merge: other", other.num_layers)
+        self._check_option("merge: other", "keep_tokens", other.keep_tokens)
         for layer in range(self.num_layers):
             moments, counts = other._moments[layer], other._counts[layer]
             if moments is None or counts is None:
@@ -170,7 +119,12 @@ class RunningScores:
     def tokens(self, layer: int) -> TokenMetrics:
         """The metrics of every token seen by a layer, flat and in order; needs `keep_tokens`.
 
-        Masked and non-finite tokens are included, so that `argmax` points into these tensors.
+        Masked and non-finite tokens are included, so that `MetricSummary.argmax` points into these
+        tensors: `(num_tokens_seen,)`, float64 for float64 states, float32 otherwise.
+
+        Raises:
+            IndexError: no such layer.
+            ValueError: constructed without `keep_tokens`, or no token was seen.
         """
         self._check_layer("tokens", layer)
         if not self.keep_tokens:
@@ -204,16 +158,11 @@ class RunningScores:
             if ours is not None and our_counts is not None:
                 moments[layer, : len(ours)] = ours.cpu()
                 counts[layer, : len(our_counts)] = our_counts.cpu()
-                counts[layer, :, _NUM_METRICS + 2] = counts[layer, 0, _NUM_METRICS + 2]
-        state: dict[str, Any] = {
-            "version": _STATE_VERSION,
-            "metrics": list(METRICS),
-            "moments": moments,
-            "counts": counts,
-        }
+                counts[layer, :, NUM_METRICS + 2] = counts[layer, 0, NUM_METRICS + 2]
+        state = self._saved(moments, counts)
         if self.keep_tokens:
             state["tokens"] = [
-                torch.cat(tokens, dim=1).cpu() if tokens else torch.empty(_NUM_METRICS, 0)
+                torch.cat(tokens, dim=1).cpu() if tokens else torch.empty(NUM_METRICS, 0)
                 for tokens in self._tokens
             ]
         return state
@@ -222,30 +171,20 @@ class RunningScores:
         """Replace the state by one from `state_dict`; it moves to a device with the next update.
 
         Raises:
-            ValueError: of another version, other metrics, or another number of layers.
+            ValueError: a state of another version, of other metrics or another number of layers, or
+                with the metrics of every token where this one keeps none, or the other way round.
         """
-        if state.get("version") != _STATE_VERSION or list(state["metrics"]) != list(METRICS):
-            raise ValueError(
-                f"RunningScores.load_state_dict: state must have version {_STATE_VERSION} and "
-                f"metrics {', '.join(METRICS)}, got version {state.get('version')} and "
-                f"{', '.join(state.get('metrics', []))}"
-            )
-        moments = state["moments"]
-        counts = state["counts"] if "counts" in state else state["tallies"]  # its earlier name
-        parts = moments.shape[1]
-        shapes = (self.num_layers, parts, 3, _NUM_METRICS), (self.num_layers, parts, _NUM_COUNTS)
+        moments, counts = self._read(state)
+        num_layers, parts = moments.shape[:2]
+        shapes = (num_layers, parts, 3, NUM_METRICS), (num_layers, parts, NUM_COUNTS)
         if (tuple(moments.shape), tuple(counts.shape)) != shapes:
             raise ValueError(
-                f"RunningScores.load_state_dict: state must have {self.num_layers} layers, "
-                f"got {moments.shape[0]}"
+                f"RunningScores.load_state_dict: state must have moments {shapes[0]} and counts "
+                f"{shapes[1]}, got {tuple(moments.shape)} and {tuple(counts.shape)}"
             )
-        if self.keep_tokens != ("tokens" in state):
-            raise ValueError(
-                f"RunningScores.load_state_dict: state must be of a RunningScores with "
-                f"keep_tokens={self.keep_tokens}"
-            )
-        self._moments = [layer.clone() for layer in moments.double()]
-        self._counts = [layer.clone() for layer in counts.long()]
+        self._check_num_layers("load_state_dict: state", num_layers)
+        self._check_option("load_state_dict: state", "keep_tokens", "tokens" in state)
+        self._moments, self._counts = list(moments), list(counts)
         self._tokens = [[tokens.clone()] for tokens in state.get("tokens", ())] or [
             [] for _ in range(self.num_layers)
         ]
@@ -275,10 +214,7 @@ class RunningScores:
 
     def _scratch_of(self, layer: int, states: Tensor) -> Tensor:
         words = 4 * states.shape[0] * states.shape[1]
-        kept = self._scratch[layer]
-        if not kept or kept[-1].device != states.device or kept[-1].numel() < words:
-            kept.append(torch.empty(words, dtype=torch.float64, device=states.device))
-        return kept[-1]
+        return grown(self._scratch[layer], words, torch.float64, states.device)
 
     def _on_host(self) -> tuple[Tensor, Tensor]:
         moments, counts = (state[:, 0] for state in empty_state(self.num_layers, 1))
@@ -288,88 +224,3 @@ class RunningScores:
                 joined = join_states(theirs.cpu(), their_counts.cpu())
                 moments[layer], counts[layer] = joined
         return moments, counts
-
-
-def empty_state(
-    num_states: int, parts: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Moments `(num_states, parts, 3, num_metrics)` and counts of states that saw no token."""
-    moments = torch.zeros(num_states, parts, 3, _NUM_METRICS, dtype=torch.float64, device=device)
-    moments[..., 2, :].fill_(-torch.inf)
-    counts = torch.zeros(num_states, parts, _NUM_METRICS + 3, dtype=torch.int64, device=device)
-    counts[..., :_NUM_METRICS].fill_(-1)
-    return moments, counts
-
-
-def join_states(moments: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """One state from its parts, the first axis, in their order; all have seen the same tokens.
-
-    Of equal maxima the one with the earliest token counts, whichever part it is in.
-    """
-    joined, joined_counts = moments[0].clone(), counts[0].clone()
-    for theirs, their_counts in zip(moments[1:], counts[1:], strict=True):
-        joined[..., :2, :] += theirs[..., :2, :]
-        ours, argmax = joined[..., 2, :], joined_counts[..., :_NUM_METRICS]
-        others = their_counts[..., :_NUM_METRICS]
-        wins = (theirs[..., 2, :] > ours) | ((theirs[..., 2, :] == ours) & (others < argmax))
-        wins &= others >= 0
-        argmax.copy_(torch.where(wins, others, argmax))
-        ours.copy_(torch.maximum(ours, theirs[..., 2, :]))
-        joined_counts[..., _NUM_METRICS : _NUM_METRICS + 2] += their_counts[
-            ..., _NUM_METRICS : _NUM_METRICS + 2
-        ]
-    return joined, joined_counts
-
-
-def append_state(moments: Tensor, counts: Tensor, theirs: Tensor, their_counts: Tensor) -> None:
-    """Let a state of several parts, the first axis, see the tokens of a joined one after its own.
-
-    The first part takes them; all count them as seen.
-    """
-    num_seen = counts[0, _NUM_METRICS + 2]
-    ours, argmax = moments[0], counts[0, :_NUM_METRICS]
-    # The tokens of an equal maximum in another part came before: `join_states` finds the earliest.
-    higher = theirs[2] > ours[2]
-    argmax.copy_(torch.where(higher, their_counts[:_NUM_METRICS] + num_seen, argmax))
-    ours[:2] += theirs[:2]
-    ours[2] = torch.maximum(ours[2], theirs[2])
-    counts[0, _NUM_METRICS : _NUM_METRICS + 2] += their_counts[_NUM_METRICS : _NUM_METRICS + 2]
-    counts[:, _NUM_METRICS + 2] += their_counts[_NUM_METRICS + 2]
-
-
-def summary_of(moments: Tensor, counts: Tensor, *, allow_nonfinite: bool = False) -> RunningSummary:
-    """Summarise the states of all layers, on the host: `(num_layers, 3, num_metrics)` and counts.
-
-    Raises:
-        NonFiniteError: some token held NaN or Inf, and that is not allowed.
-        ValueError: a layer without a single token to average.
-    """
-    argmax = counts[:, :_NUM_METRICS]
-    num_tokens, num_nonfinite, num_seen = counts[:, _NUM_METRICS:].unbind(1)
-    if not allow_nonfinite and bool(num_nonfinite.any()):
-        bad = num_nonfinite.nonzero().flatten().tolist()
-        raise NonFiniteError(
-            {layer: int(num_nonfinite[layer]) for layer in bad},
-            {layer: int(num_seen[layer]) for layer in bad},
-        )
-    for layer in range(len(num_tokens)):
-        if num_tokens[layer] == 0:
-            raise ValueError(
-                f"RunningScores.finish: layer {layer} must have at least one token to "
-                f"average, got {int(num_seen[layer])} seen, of which "
-                f"{int(num_nonfinite[layer])} not finite and all others masked"
-            )
-    count = num_tokens.double().unsqueeze(1)
-    sums, squares, maxima = moments.unbind(1)
-    mean = sums / count
-    # Rounding may leave a variance of constant values just below zero.
-    variance = (squares / count - mean.square()).clamp_min(0) / (count - 1)
-    variance = torch.where(count > 1, variance, torch.nan)
-    return RunningSummary(
-        num_tokens=num_tokens,
-        num_nonfinite=num_nonfinite,
-        metrics={
-            name: MetricSummary(mean[:, m], variance[:, m].sqrt(), maxima[:, m], argmax[:, m])
-            for m, name in enumerate(METRICS)
-        },
-    )

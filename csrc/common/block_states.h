@@ -1,5 +1,6 @@
 // The hidden states h_0 ... h_L of one batch, between L layers, and the layout of what is
-// accumulated of every pair i < j of them: the block of layers i ... j - 1 turns h_i into h_j.
+// accumulated of every pair i < j of them: the block of layers i ... j - 1 turns x = h_i into
+// y = h_j. A block is a run of consecutive layers, here and everywhere.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +14,9 @@ namespace simdiff {
 inline constexpr int kNumBlockMetrics = 5;
 inline constexpr int kAngularDistance = 4;  // behind the first four of Metric
 // The state tensor `moments` is (kNumBlockMoments, L + 1, L + 1): sums, sums of squares, and the
-// maximum of the squared difference. `tallies`: tokens averaged, left out as not finite, seen.
+// maximum of the squared difference. `counts`: tokens averaged, left out as not finite, seen.
 inline constexpr int kNumBlockMoments = 2 * kNumBlockMetrics + 1;
-inline constexpr int kNumBlockTallies = 3;
+inline constexpr int kNumBlockCounts = 3;
 
 struct BlockStates {
   std::vector<HiddenStates> states;

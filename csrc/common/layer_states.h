@@ -1,15 +1,13 @@
-// The hidden states of one layer as both implementations take them: raw pointers, int64 sizes.
+// The hidden states x and y before and after one layer, as the CPU and the CUDA implementation take
+// them (raw pointers, int64 sizes), and which running state each of their tokens belongs to.
 #pragma once
 
 #include <cstdint>
 
+#include "dtypes.h"
 #include "metrics.h"
 
 namespace simdiff {
-
-enum class DType : int { kFloat32, kFloat64, kBFloat16, kFloat16 };
-inline constexpr int kNumDTypes = 4;
-inline constexpr int64_t kElementBytes[kNumDTypes] = {4, 8, 2, 2};
 
 // Hidden states (outer, inner, hidden_size); strides in elements, the last one is 1.
 struct HiddenStates {

@@ -1,5 +1,6 @@
 // What is measured of one token, and the running reduction over tokens. Plain C++, no torch; the
-// formulas are compiled by nvcc for the GPU as well.
+// formulas are compiled by nvcc for the GPU as well. Nothing here reads a hidden state: from four
+// sums of a token (32 bytes) come its six metrics, three square roots and four divisions.
 //
 // For a layer with input x and output y (hidden_size entries each) and d = y - x:
 //   cosine distance      1 - cos(x, y) = (|d|^2 - (|y| - |x|)^2) / (2 |x| |y|)
@@ -93,7 +94,7 @@ SIMDIFF_INLINE TokenMetrics token_metrics(const RowSums& sums, int64_t hidden_si
 }
 
 // The reduction over tokens. The same layout as the state tensors `moments` (3, kNumMetrics) and
-// `counts` (kNumMetrics + 3) in simdiff_kernels/running.py.
+// `counts` (kNumMetrics + 3) in simdiff_kernels/running_states.py.
 struct RunningState {
   double sum[kNumMetrics] = {};
   double sum_of_squares[kNumMetrics] = {};
@@ -110,28 +111,28 @@ struct RunningState {
     }
   }
 
-  RunningState(const double* moments, const int64_t* tallies) {
+  RunningState(const double* moments, const int64_t* counts) {
     for (int m = 0; m < kNumMetrics; ++m) {
       sum[m] = moments[m];
       sum_of_squares[m] = moments[kNumMetrics + m];
       maximum[m] = moments[2 * kNumMetrics + m];
-      argmax[m] = tallies[m];
+      argmax[m] = counts[m];
     }
-    num_tokens = tallies[kNumMetrics];
-    num_nonfinite = tallies[kNumMetrics + 1];
-    num_seen = tallies[kNumMetrics + 2];
+    num_tokens = counts[kNumMetrics];
+    num_nonfinite = counts[kNumMetrics + 1];
+    num_seen = counts[kNumMetrics + 2];
   }
 
-  void store(double* moments, int64_t* tallies) const {
+  void store(double* moments, int64_t* counts) const {
     for (int m = 0; m < kNumMetrics; ++m) {
       moments[m] = sum[m];
       moments[kNumMetrics + m] = sum_of_squares[m];
       moments[2 * kNumMetrics + m] = maximum[m];
-      tallies[m] = argmax[m];
+      counts[m] = argmax[m];
     }
-    tallies[kNumMetrics] = num_tokens;
-    tallies[kNumMetrics + 1] = num_nonfinite;
-    tallies[kNumMetrics + 2] = num_seen;
+    counts[kNumMetrics] = num_tokens;
+    counts[kNumMetrics + 1] = num_nonfinite;
+    counts[kNumMetrics + 2] = num_seen;
   }
 
   void add(const TokenMetrics& token, int64_t index) {

@@ -1,12 +1,20 @@
-// From the sums of a token's pairs to metrics, folded into the running moments of every pair;
-// compiled once for each instruction set. Several pairs at a time: one after the other, the 465 of
-// 31 states would take as long as their sums.
+// The fold of accumulate_blocks on the CPU: from the sums of a token's pairs (block_sums_loop.h) to
+// the metrics of BLOCK_METRICS, added to the running moments of every pair i < j. With x = h_i,
+// y = h_j, d = y - x:
+//   v = 1 - cos(x, y) = (sum d^2 - (|y| - |x|)^2) / (2 |x| |y|), sum d^2, sum |d| / hidden_size,
+//   |d| / |x|, and the angle of v (angular_distance.h)
+// Data path: sums of one row i of pairs, kPairLanes columns j side by side -> trust test, and pairs
+// that fail it summed again in float64 from the hidden states -> metrics in registers -> moments of
+// the chunk. All but the hidden states of such pairs stays in the cache: per pair 16 bytes are read
+// (24 with sum |d|), and 9 or 11 moments of 8 bytes read and written. Arithmetic is the limit, so
+// several pairs at a time: one after the other, the 465 of 31 states would take as long as their
+// sums. Compiled once for each instruction set.
 #pragma once
 
 #include <cmath>
 
 #include "../common/angular_distance.h"
-#include "../common/pair_sums.h"
+#include "../common/trust.h"
 #include "block_sums_loop.h"
 
 namespace simdiff {

@@ -1,3 +1,7 @@
+// accumulate_blocks on the CPU: deals the tokens of a batch out to threads in chunks, sums and
+// folds each token (block_sums_loop.h, block_fold_loop.h) into moments of its chunk, and joins the
+// chunks in order. Per token (L + 1) * hidden_size * element size bytes are read once; per chunk of
+// 64 tokens 11 (L + 1)^2 moments of 8 bytes are cleared, filled and joined: 87 KB for 31 states.
 #include "block_metrics.h"
 
 #include <algorithm>
@@ -28,7 +32,7 @@ struct TokenChunk {
   int64_t running;
 };
 
-struct ChunkTallies {
+struct ChunkCounts {
   int64_t used = 0;
   int64_t nonfinite = 0;
 };
@@ -55,7 +59,7 @@ std::vector<TokenChunk> chunks_of(int64_t num_tokens, const TokenPlaces& places,
 
 // Where the rows of one token lie, state by state.
 void find_rows(const BlockStates& states, int64_t token, const void** rows) {
-  const int64_t bytes = kElementBytes[static_cast<int>(states.dtype)];
+  const int64_t bytes = element_bytes(states.dtype);
   const int64_t outer = token / states.inner, inner = token % states.inner;
   for (int64_t k = 0; k < states.num_states(); ++k) {
     const HiddenStates& state = states.states[k];
@@ -83,7 +87,7 @@ struct Job {
   }
 
   // Folds a chunk into `moments`.
-  ChunkTallies fold(const TokenChunk& chunk, BlockWork& work, double* moments) const {
+  ChunkCounts fold(const TokenChunk& chunk, BlockWork& work, double* moments) const {
     int64_t read[kTokensPerChunk], num_read = 0;  // what is left out is not even read
     for (int64_t token = chunk.begin; token < chunk.end; ++token) {
       const bool counted = kind(token) == kCounted && chunk.running >= 0;
@@ -94,7 +98,7 @@ struct Job {
         clear_row_sums(token);
       }
     }
-    ChunkTallies tallies;
+    ChunkCounts counts;
     std::vector<const void*> rows(states.num_states()), next_rows(states.num_states());
     if (num_read > 0) find_rows(states, read[0], next_rows.data());
     for (int64_t t = 0; t < num_read; ++t) {
@@ -104,10 +108,10 @@ struct Job {
       RowSums* const sums = row_sums == nullptr ? nullptr : row_sums + read[t];
       const bool finite = token_function(rows.data(), next_rows.data(), work,
                                          counted ? moments : nullptr, sums, num_tokens());
-      tallies.used += counted && finite;
-      tallies.nonfinite += counted && !finite;
+      counts.used += counted && finite;
+      counts.nonfinite += counted && !finite;
     }
-    return tallies;
+    return counts;
   }
 };
 
@@ -130,7 +134,7 @@ void join(const double* chunk, int64_t num_states, bool absolute, double* moment
 }  // namespace
 
 void accumulate_blocks(const BlockStates& states, const TokenPlaces& places, bool absolute,
-                       double* moments, int64_t* tallies, RowSums* row_sums,
+                       double* moments, int64_t* counts, RowSums* row_sums,
                        const ParallelFor& parallel_for) {
   const int64_t num_states = states.num_states(), num_tokens = states.num_tokens();
   const int64_t size = kNumBlockMoments * num_states * pair_stride(num_states);
@@ -140,7 +144,7 @@ void accumulate_blocks(const BlockStates& states, const TokenPlaces& places, boo
   const int64_t most = std::max<int64_t>(1, kWaitingBytes / (size * sizeof(double)));
   const int64_t at_a_time = std::min(num_chunks, most);
   const auto waiting = aligned_array<double>(at_a_time * size);
-  std::vector<ChunkTallies> waiting_tallies(at_a_time);
+  std::vector<ChunkCounts> waiting_counts(at_a_time);
   const Job job{states, places.kinds, row_sums, block_token(states.dtype, absolute)};
 
   for (int64_t done = 0; done < num_chunks; done += at_a_time) {
@@ -150,7 +154,7 @@ void accumulate_blocks(const BlockStates& states, const TokenPlaces& places, boo
       for (int64_t c = first; c < last; ++c) {
         double* const chunk = waiting.get() + c * size;
         std::fill_n(chunk, size, 0.0);
-        waiting_tallies[c] = job.fold(chunks[done + c], work, chunk);
+        waiting_counts[c] = job.fold(chunks[done + c], work, chunk);
       }
     };
     if (count == 1) {
@@ -162,12 +166,12 @@ void accumulate_blocks(const BlockStates& states, const TokenPlaces& places, boo
       const int64_t running = chunks[done + c].running;
       if (running < 0) continue;
       join(waiting.get() + c * size, num_states, absolute, moments + running * running_size);
-      tallies[running * kNumBlockTallies] += waiting_tallies[c].used;
-      tallies[running * kNumBlockTallies + 1] += waiting_tallies[c].nonfinite;
+      counts[running * kNumBlockCounts] += waiting_counts[c].used;
+      counts[running * kNumBlockCounts + 1] += waiting_counts[c].nonfinite;
     }
   }
   for (int64_t running = 0; running < places.num_states; ++running) {
-    tallies[running * kNumBlockTallies + 2] += num_tokens;
+    counts[running * kNumBlockCounts + 2] += num_tokens;
   }
 }
 

@@ -1,5 +1,6 @@
-// What one token adds to the blocks of layers: every pair i < j of its hidden states h_0 ... h_L.
-// The loops are block_sums_loop.h and block_fold_loop.h, one implementation per instruction set.
+// What one token adds to the blocks of layers, every pair i < j of its hidden states h_0 ... h_L:
+// the memory that a thread needs for it, and the signature of the function that does it. Its two
+// halves are block_sums_loop.h and block_fold_loop.h, compiled once for each instruction set.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +17,9 @@ inline constexpr int64_t kPairLanes = 8;  // pairs folded together
 // Of a row, as much as is converted at a time, in steps of two registers: as many additions follow
 // each other in float32 as in row_sums_short.h, and 31 rows take 95 KB at most, which a
 // second-level cache holds.
-inline constexpr int64_t kBlockSteps = 24;
+inline constexpr int64_t kPartSteps = 24;
 inline constexpr int64_t kLargestRegister = 64;
-inline constexpr int64_t kRowPartBytes = 2 * kBlockSteps * kLargestRegister;
+inline constexpr int64_t kRowPartBytes = 2 * kPartSteps * kLargestRegister;
 inline constexpr int64_t kAlignment = 64;
 
 // A matrix of pairs: row i, column j, rows padded to a multiple of kPairLanes. Entries with j <= i

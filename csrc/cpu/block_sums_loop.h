@@ -1,12 +1,14 @@
-// Sums over the differences of every pair of a token's hidden states; compiled once for each
-// instruction set, like row_sums_loop.h.
+// The sums of accumulate_blocks on the CPU: for every pair i < j of a token's hidden states, with
+// x = h_i, y = h_j and d = y - x, sum d^2 and, where it is asked for, sum |d|; sum h_k^2 of each
+// state. Compiled once for each instruction set, like row_sums_loop.h.
 //
-// All rows are converted once, part by part, into a buffer that stays in the cache; each hidden
-// state is read from memory once, however many layers there are. A tile of pairs is measured from
-// the buffer: as many rows i and j as the registers hold the sums of, so that a loaded register
-// serves several pairs. For each pair and register: a subtraction and a multiply-add, and only
-// where sum |d| of all pairs is asked for a magnitude and an addition. Differences are formed
-// directly, never out of norms and products.
+// Bytes per token: (L + 1) * hidden_size * element size read, each once; 8 written for each pair
+// (16 with sum |d|) and state, in the cache. Data path: rows from memory, part by part, converted
+// to float32 (float64 states stay so) -> a buffer in the second cache -> a tile of pairs in
+// registers, as many rows i and j as these hold the sums of, so that a loaded register serves
+// several pairs -> widened to float64 after each part -> matrices in the cache. Arithmetic is the
+// limit: for each pair and register a subtraction and a multiply-add, with sum |d| a magnitude and
+// an addition too. Differences are formed directly, never out of norms and products.
 //
 // What float32 costs is what it costs in row_sums_short.h: at most 48 additions, and 4 across a
 // register, before a sum is widened.
@@ -50,20 +52,22 @@ struct DoubleRows {
   }
 };
 
-// What is needed next, asked for while there is arithmetic to do: without it a third of the time
-// went by waiting for memory (31 states of 576 float32 entries, AVX-512). One row for each tile,
-// one register's worth for each step of it.
-struct Ahead {
+// Prefetches the rows that are converted next (the next part of this token, or the first part of
+// the next token) while there is arithmetic to do: without it a third of the time went by waiting
+// for memory (31 states of 576 float32 entries, AVX-512). One row for each tile, one register's
+// worth for each step of it.
+struct PrefetchCursor {
   const void* const* rows;
   int64_t num_rows;
-  int64_t offset;          // bytes into a row
-  int64_t register_bytes;  // of what fills a register of the buffer
-  const void* instead;     // once all rows have been asked for
+  int64_t offset;            // bytes into a row
+  int64_t register_bytes;    // of what fills a register of the buffer
+  const void* fallback_row;  // prefetched by the tiles that follow the last row: in the cache
   int64_t tile = 0;
 
-  inline const char* next() {
+  // Where the next tile begins to prefetch.
+  inline const char* next_row() {
     const bool left = tile < num_rows;
-    const auto* row = static_cast<const char*>(left ? rows[tile] : instead);
+    const auto* row = static_cast<const char*>(left ? rows[tile] : fallback_row);
     ++tile;
     return left ? row + offset : row;
   }
@@ -130,15 +134,15 @@ struct TileSums {
 
 // The pairs (i + a, j + b) with a < num_i and b < num_j.
 template <class Vector, bool with_absolute, int num_i, int num_j>
-inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, Ahead& ahead,
+inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, PrefetchCursor& prefetch,
                  const PairSums& out) {
   using Register = typename Vector::Register;
   TileSums<Vector, num_i * num_j, with_absolute>
       sums;  // in registers: all loops over pairs are unrolled
   const Register *x = part.row(i), *y = part.row(j);
-  const char* upcoming = ahead.next();
-  for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
-    __builtin_prefetch(upcoming);
+  const char* prefetch_at = prefetch.next_row();
+  for (int64_t s = 0; s < part.size; ++s, prefetch_at += prefetch.register_bytes) {
+    __builtin_prefetch(prefetch_at);
     Register rows[num_i];
 #pragma GCC unroll 8
     for (int a = 0; a < num_i; ++a) rows[a] = x[a * part.size + s];
@@ -154,15 +158,15 @@ inline void tile(const RowPart<Vector>& part, int64_t i, int64_t j, Ahead& ahead
 
 // The pairs i <= a < b < i + num.
 template <class Vector, bool with_absolute, int num>
-inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, Ahead& ahead,
+inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, PrefetchCursor& prefetch,
                           const PairSums& out) {
   using Register = typename Vector::Register;
   if constexpr (num > 1) {
     TileSums<Vector, num*(num - 1) / 2, with_absolute> sums;
     const Register* x = part.row(i);
-    const char* upcoming = ahead.next();
-    for (int64_t s = 0; s < part.size; ++s, upcoming += ahead.register_bytes) {
-      __builtin_prefetch(upcoming);
+    const char* prefetch_at = prefetch.next_row();
+    for (int64_t s = 0; s < part.size; ++s, prefetch_at += prefetch.register_bytes) {
+      __builtin_prefetch(prefetch_at);
       Register rows[num];
 #pragma GCC unroll 8
       for (int a = 0; a < num; ++a) rows[a] = x[a * part.size + s];
@@ -183,32 +187,32 @@ inline void diagonal_tile(const RowPart<Vector>& part, int64_t i, Ahead& ahead,
 // The pairs of rows i ... i + num_i - 1 with the rows from j on, num_j at a time, then fewer.
 template <class Vector, bool with_absolute, int num_i, int num_j>
 inline void tiles(const RowPart<Vector>& part, int64_t i, int64_t j, int64_t num_states,
-                  Ahead& ahead, const PairSums& out) {
+                  PrefetchCursor& prefetch, const PairSums& out) {
   for (; j + num_j <= num_states; j += num_j) {
-    tile<Vector, with_absolute, num_i, num_j>(part, i, j, ahead, out);
+    tile<Vector, with_absolute, num_i, num_j>(part, i, j, prefetch, out);
   }
   if constexpr (num_j > 1) {
     constexpr int fewer = num_j > 3 ? num_j / 2 : num_j - 1;
-    tiles<Vector, with_absolute, num_i, fewer>(part, i, j, num_states, ahead, out);
+    tiles<Vector, with_absolute, num_i, fewer>(part, i, j, num_states, prefetch, out);
   }
 }
 
 template <class Vector, bool with_absolute>
-inline void all_pairs(const RowPart<Vector>& part, int64_t num_states, Ahead ahead,
+inline void all_pairs(const RowPart<Vector>& part, int64_t num_states, PrefetchCursor prefetch,
                       const PairSums& out) {
   constexpr int rows = Vector::tile_rows;
   constexpr int columns = with_absolute ? Vector::tile_columns : Vector::wide_tile_columns;
   static_assert(rows <= 4, "what is left over is enumerated here");
   int64_t i = 0;
   for (; i + rows <= num_states; i += rows) {
-    diagonal_tile<Vector, with_absolute, rows>(part, i, ahead, out);
-    tiles<Vector, with_absolute, rows, columns>(part, i, i + rows, num_states, ahead, out);
+    diagonal_tile<Vector, with_absolute, rows>(part, i, prefetch, out);
+    tiles<Vector, with_absolute, rows, columns>(part, i, i + rows, num_states, prefetch, out);
   }
   switch (num_states - i) {  // these rows are the last ones
     case 3:
-      return diagonal_tile<Vector, with_absolute, 3>(part, i, ahead, out);
+      return diagonal_tile<Vector, with_absolute, 3>(part, i, prefetch, out);
     case 2:
-      return diagonal_tile<Vector, with_absolute, 2>(part, i, ahead, out);
+      return diagonal_tile<Vector, with_absolute, 2>(part, i, prefetch, out);
   }
 }
 
@@ -309,7 +313,7 @@ void block_sums(const void* const* rows, const void* const* next_rows, WantedPai
 
   // Parts of equal length: few additions in a row make small errors.
   const int64_t num_steps = (work.hidden_size + step - 1) / step;
-  const int64_t num_parts = (num_steps + kBlockSteps - 1) / kBlockSteps;
+  const int64_t num_parts = (num_steps + kPartSteps - 1) / kPartSteps;
   const int64_t part_steps = (num_steps + num_parts - 1) / num_parts;
   auto* buffer = reinterpret_cast<Register*>(work.rows.get());
   for (int64_t begin = 0; begin < work.hidden_size; begin += part_steps * step) {
@@ -325,9 +329,9 @@ void block_sums(const void* const* rows, const void* const* next_rows, WantedPai
     }
     const bool last = end == work.hidden_size;
     const int64_t offset = last ? 0 : end * static_cast<int64_t>(sizeof(Element));
-    const Ahead ahead{last ? next_rows : rows, num_states, offset,
-                      Vector::lanes * static_cast<int64_t>(sizeof(Element)), buffer};
-    all_pairs<Vector, with_absolute>(part, num_states, ahead, out);
+    const PrefetchCursor prefetch{last ? next_rows : rows, num_states, offset,
+                                  Vector::lanes * static_cast<int64_t>(sizeof(Element)), buffer};
+    all_pairs<Vector, with_absolute>(part, num_states, prefetch, out);
     if (!with_absolute && wanted.neighbours) neighbours<Vector, false>(part, num_states, out);
   }
 }

@@ -1,3 +1,4 @@
+// Which instruction set is used: the widest that this processor runs, or the one that was selected.
 #include <stdexcept>
 
 #include "row_sums.h"

@@ -1,3 +1,10 @@
+// The scorers of one layer on the CPU, in chunks of tokens that are dealt out to threads.
+//
+// Formula: of each token the four sums of row_sums.h, from these the metrics of common/metrics.h,
+// from these the running state. Bytes per token: 2 * hidden_size * element size read once; 32
+// written by row_sums, 24 or 48 where the metrics are stored, nothing else leaves the cache.
+// Data path: rows of a chunk, several side by side -> sums in registers -> Chunk (second cache) ->
+// metrics -> state of the chunk on the thread's stack -> joined in order. Memory is the limit.
 #include "layer_metrics.h"
 
 #include <algorithm>
@@ -33,7 +40,7 @@ struct Rows {
 template <class Wanted>
 void collect_rows(const LayerStates& states, int64_t begin, int64_t end, Rows& rows,
                   const Wanted& wanted) {
-  const int64_t bytes = kElementBytes[static_cast<int>(states.dtype)];
+  const int64_t bytes = element_bytes(states.dtype);
   const int64_t before_step = states.before.inner_stride * bytes;
   const int64_t after_step = states.after.inner_stride * bytes;
   int64_t count = 0;
@@ -51,17 +58,18 @@ void collect_rows(const LayerStates& states, int64_t begin, int64_t end, Rows& r
   rows.count = count;
 }
 
-// Where the rows lie that are read first when [begin, end) is the next chunk of this thread.
-void announce(const LayerStates& states, int64_t begin, int64_t end, Chunk& chunk) {
+// Sets what is prefetched while a chunk is measured: the rows that are read first when [begin, end)
+// is the next chunk of this thread.
+void set_prefetch_targets(const LayerStates& states, int64_t begin, int64_t end, Chunk& chunk) {
   const int together = selected_instruction_set().rows_together;
-  const int64_t bytes = kElementBytes[static_cast<int>(states.dtype)];
+  const int64_t bytes = element_bytes(states.dtype);
   const int64_t stride = (end - begin) / together;
-  chunk.num_upcoming = 0;
+  chunk.num_prefetch_rows = 0;
   for (int r = 0; r < together && stride > 0; ++r) {
     const int64_t token = begin + r * stride;
     const int64_t outer = token / states.inner, inner = token % states.inner;
     for (const HiddenStates& side : {states.before, states.after}) {
-      chunk.upcoming[chunk.num_upcoming++] = row(side, outer, inner, bytes);
+      chunk.prefetch_rows[chunk.num_prefetch_rows++] = row(side, outer, inner, bytes);
     }
   }
 }
@@ -129,7 +137,8 @@ void for_each_chunk(const LayerStates& states, const ParallelFor& parallel_for, 
     Work work;  // on the thread's stack, not cleared: every chunk writes what it reads
     for (int64_t c = first; c < last; ++c) {
       const int64_t next = std::min(num_tokens, (c + 1) * size);
-      announce(states, next, c + 1 < last ? std::min(num_tokens, next + size) : next, work.chunk);
+      set_prefetch_targets(states, next, c + 1 < last ? std::min(num_tokens, next + size) : next,
+                           work.chunk);
       body(c, c * size, std::min(num_tokens, (c + 1) * size), work);
     }
   };
@@ -145,7 +154,7 @@ void for_each_chunk(const LayerStates& states, const ParallelFor& parallel_for, 
 void load_chunk(const RowSums* sums, int64_t begin, int64_t end, int64_t hidden_size,
                 Chunk& chunk) {
   std::copy(sums + begin, sums + end, chunk.sums);
-  chunk.num_upcoming = 0;
+  chunk.num_prefetch_rows = 0;
   selected_instruction_set().measure(chunk, end - begin, hidden_size);
 }
 
@@ -176,7 +185,7 @@ void row_sums(const LayerStates& states, const bool* mask, RowSums* sums,
 }
 
 void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
-               const TokenPlaces& places, double* moments, int64_t* tallies,
+               const TokenPlaces& places, double* moments, int64_t* counts,
                const ParallelFor& parallel_for) {
   parallel_for(places.num_states * num_layers, [&](int64_t first, int64_t last) {
     Chunk chunk;
@@ -186,12 +195,12 @@ void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int6
       const auto [begin, end] =
           apart ? TokenRange{0, num_tokens} : tokens_of(places, state, num_tokens);
       double* const own_moments = moments + place * 3 * kNumMetrics;
-      int64_t* const own_tallies = tallies + place * (kNumMetrics + 3);
-      RunningState running(own_moments, own_tallies);
+      int64_t* const own_counts = counts + place * (kNumMetrics + 3);
+      RunningState running(own_moments, own_counts);
       fold_range(sums + layer * num_tokens, begin, end, hidden_size, places.kinds,
                  apart ? kApart : kCounted, running, chunk);
       running.num_seen += num_tokens;
-      running.store(own_moments, own_tallies);
+      running.store(own_moments, own_counts);
     }
   });
 }

@@ -1,5 +1,5 @@
-// The CPU implementation of both operators over all tokens of one layer. Raw pointers, int64
-// sizes; threads come from the caller's pool.
+// The scorers of one layer on the CPU: row sums of all its tokens, their fold into running states,
+// and both at once. Raw pointers, int64 sizes; threads come from the caller's pool.
 #pragma once
 
 #include <functional>
@@ -18,10 +18,10 @@ void row_sums(const LayerStates& states, const bool* mask, RowSums* sums,
               const ParallelFor& parallel_for);
 
 // Folds row sums (num_layers, num_tokens) into the running states of all layers: `moments`
-// (num_states, num_layers, 3, kNumMetrics), `tallies` (num_states, num_layers, kNumMetrics + 3).
+// (num_states, num_layers, 3, kNumMetrics), `counts` (num_states, num_layers, kNumMetrics + 3).
 // Bitwise the same result for any number of threads.
 void fold_sums(const RowSums* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
-               const TokenPlaces& places, double* moments, int64_t* tallies,
+               const TokenPlaces& places, double* moments, int64_t* counts,
                const ParallelFor& parallel_for);
 
 // The metrics of every token from its sums, (num_layers, kNumMetrics, num_tokens).

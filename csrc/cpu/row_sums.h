@@ -1,4 +1,6 @@
-// The inner loop, one implementation per instruction set, chosen at run time.
+// The inner loops of all scorers on the CPU, compiled once for each instruction set and chosen at
+// run time. Of a token's rows x and y, d = y - x, sum_rows forms sum x^2, sum y^2, sum d^2, sum
+// |d|.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// AVX2 with FMA and F16C: four doubles a register.
+// Row sums and pairs (row_sums_short.h, block_sums_loop.h) with AVX2, FMA and F16C: four doubles or
+// eight floats a register.
 #if defined(__x86_64__)
 #include <cstring>
 #include <string>

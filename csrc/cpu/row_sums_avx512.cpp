@@ -1,4 +1,5 @@
-// AVX-512 (F, DQ, BW, VL): eight doubles a register.
+// Row sums and pairs (row_sums_short.h, block_sums_loop.h) with AVX-512 (F, DQ, BW, VL): eight
+// doubles or sixteen floats a register.
 #if defined(__x86_64__)
 #include <cstring>
 #include <string>

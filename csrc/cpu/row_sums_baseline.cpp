@@ -1,4 +1,5 @@
-// Portable C++: four independent lanes that any compiler can vectorise without reordering sums.
+// Row sums and pairs (row_sums_loop.h, block_sums_loop.h) in portable C++: four independent lanes
+// that any compiler can vectorise without reordering sums.
 #include <cmath>
 
 #include "block_fold_loop.h"

@@ -1,6 +1,12 @@
-// The loop shared by the instruction sets. Each includes this file after its own
-// `#pragma GCC target` and passes its vector type, so everything here has internal linkage: the
-// linker must never merge copies compiled for different processors.
+// Row sums in float64: sum x^2, sum y^2, sum d^2, sum |d| of a token's rows x and y, d = y - x. For
+// float64 states, for the baseline, and for rows that short sums do not serve (row_sums_short.h).
+// Bytes per token: 2 * hidden_size * element size read, once; 32 written, in the cache. Data path:
+// memory -> widened in registers -> two sets of four sums in registers -> one RowSums. Converting
+// entries of less than 64 bits takes longer than reading them.
+//
+// Each instruction set includes this file after its own `#pragma GCC target` and passes its vector
+// type, so everything here has internal linkage: the linker must never merge copies compiled for
+// different processors.
 //
 // A Vector offers: lanes, Register (lanes doubles), zero(), load(pointer to the element type),
 // multiply_add(a, b, c) = a * b + c, subtract, add, magnitude, and totals(a, b, c, d, out): the sum
@@ -14,13 +20,6 @@
 
 namespace simdiff {
 namespace {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
 
 template <class Vector>
 struct Accumulators {

@@ -1,5 +1,6 @@
-// NEON: two doubles a register, which come in pairs. Every AArch64 processor has it, with fused
-// multiply-add and the conversion of float16, so that nothing is asked of the compiler.
+// Row sums (row_sums_short.h) with NEON: two doubles a register, which come in pairs. Every AArch64
+// processor has it, with fused multiply-add and the conversion of float16, so that nothing is asked
+// of the compiler.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 

@@ -1,12 +1,14 @@
-// From sum d^2 and the cosine distance of each token and pair (block_sums.cu) to the running
-// states: sums and sums of squares of the metrics of BLOCK_METRICS (simdiff_kernels/metrics.py),
-// the maximum of the squared difference, counts of tokens. Bytes per token: 16 read for each pair
-// (24 with the absolute difference), 8 for each state.
+// The fold of accumulate_blocks on a GPU: from sum d^2 and v = 1 - cos(x, y) of each token and pair
+// x = h_i, y = h_j (block_sums.cu) to v, sum d^2, sum |d| / hidden_size, |d| / |x| and the angle of
+// v (common/angular_distance.h), and from these to the running states: sums and sums of squares,
+// the maximum of sum d^2, counts of tokens.
+// Bytes per token: 16 read for each pair (24 with the absolute difference), 8 for each state.
 //
-// The way of the data: a thread block takes four pairs and the tokens of one running state, a
-// consecutive range. Four lanes read 64 bytes in a row, eight such groups of a warp and all warps
-// take tokens in turns and keep sums in registers; these are added over the groups, then over the
-// warps, always in the same order, and to the state by one thread each.
+// Data path: a CTA takes four pairs and the tokens of one running state, a consecutive range.
+// Global memory, 64 bytes in a row by four lanes -> registers: the eight such groups of a warp and
+// all warps take tokens in turns -> groups, by shuffles -> warps, by shared memory, always in the
+// same order -> the state, by one thread each. By their counts (not measured) float64 operations
+// are the limit: two roots, a division and the 18 terms of the angle for each token and pair.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -22,7 +24,7 @@ namespace {
 
 constexpr int kFoldWarps = 8;
 constexpr int kFoldThreads = kFoldWarps * kLanes;
-constexpr int kFoldPairs = 4;  // of a thread block
+constexpr int kFoldPairs = 4;  // of a CTA
 constexpr int kFoldTokens = kFoldThreads / kFoldPairs;
 constexpr int kNumValues = kNumBlockMoments + 2;  // behind the moments: tokens averaged, not finite
 
@@ -30,12 +32,12 @@ struct Arguments {
   TokenPlaces places;
   BlockTokens tokens;
   double* moments;
-  int64_t* tallies;
+  int64_t* counts;
   int64_t num_tokens;  // of the update
   int64_t hidden_size;
   int64_t first_state;  // running states from here on have blocks
   int num_states;       // L + 1
-  int pair_blocks;      // for each running state
+  int pair_ctas;        // for each running state
 };
 
 struct PairMoments {
@@ -99,7 +101,7 @@ __device__ void add_to_state(const Arguments& args, int64_t state, int number, i
       moment += value;
     }
   } else if (number == 0) {  // whole numbers below 2^53
-    args.tallies[state * kNumBlockTallies + v - kNumBlockMoments] += static_cast<int64_t>(value);
+    args.counts[state * kNumBlockCounts + v - kNumBlockMoments] += static_cast<int64_t>(value);
   }
 }
 
@@ -109,11 +111,11 @@ __global__ void __launch_bounds__(kFoldThreads)
   const int thread = threadIdx.x, warp = thread / kLanes, lane = thread % kLanes;
   if (blockIdx.x == 0) {  // every running state has seen all tokens
     for (int64_t state = thread; state < args.places.num_states; state += kFoldThreads) {
-      args.tallies[state * kNumBlockTallies + 2] += args.tokens.last - args.tokens.first;
+      args.counts[state * kNumBlockCounts + 2] += args.tokens.last - args.tokens.first;
     }
   }
-  const int64_t state = args.first_state + blockIdx.x / args.pair_blocks;
-  const int first_pair = static_cast<int>(blockIdx.x % args.pair_blocks) * kFoldPairs;
+  const int64_t state = args.first_state + blockIdx.x / args.pair_ctas;
+  const int first_pair = static_cast<int>(blockIdx.x % args.pair_ctas) * kFoldPairs;
   const int num_pairs = pair_number(0, args.num_states);
   TokenRange range = tokens_of(args.places, state, args.num_tokens);
   range = {max(range.begin, args.tokens.first), min(range.end, args.tokens.last)};
@@ -150,16 +152,16 @@ void fold_blocks(const BlockStates& states, const BlockFold& fold, const BlockTo
                  Stream stream) {
   const TokenPlaces& places = fold.places;
   Arguments args{
-      places, tokens, fold.moments, fold.tallies, states.num_tokens(), states.hidden_size};
+      places, tokens, fold.moments, fold.counts, states.num_tokens(), states.hidden_size};
   args.num_states = static_cast<int>(states.num_states());
-  args.pair_blocks = static_cast<int>(ceil_div(pair_number(0, args.num_states), kFoldPairs));
+  args.pair_ctas = static_cast<int>(ceil_div(pair_number(0, args.num_states), kFoldPairs));
   // Only running states that tokens of these belong to; of none, one that adds nothing.
   const int64_t first = (places.offset + tokens.first) / places.tokens_per_state;
   const int64_t last = (places.offset + tokens.last - 1) / places.tokens_per_state;
   args.first_state = std::max<int64_t>(0, places.first_state + first);
   const int64_t end = std::min(places.num_states, places.first_state + last + 1);
-  const int64_t blocks = std::max<int64_t>(1, end - args.first_state) * args.pair_blocks;
-  block_fold_kernel<<<static_cast<unsigned>(blocks), kFoldThreads, 0, stream>>>(args);
+  const int64_t num_ctas = std::max<int64_t>(1, end - args.first_state) * args.pair_ctas;
+  block_fold_kernel<<<static_cast<unsigned>(num_ctas), kFoldThreads, 0, stream>>>(args);
   check(cudaGetLastError(), "launch of block_fold_kernel");
 }
 

@@ -1,4 +1,5 @@
-// How the pairs i < j of a token's hidden states h_0 ... h_L are dealt out to lanes and warps.
+// How the pairs i < j of a token's hidden states h_0 ... h_L are dealt out to lanes and warps of a
+// CTA: integers only, nothing of the states is read here.
 //
 // h_0, mostly far shorter than the others, stands alone; the others form groups of four, the last
 // one filled up with h_L. There are two kinds of tiles:
@@ -28,7 +29,7 @@ inline constexpr int kUnitSums = kQuad * kTriangleSums;
 inline constexpr int kStepBytes = 128;  // of a row that the lanes of a tile read at a time
 // 64 entries of 2 bytes for each lane: block_tiles.cuh says what that means for the error.
 inline constexpr int kMaxSliceBytes = 1024;
-inline constexpr int kWarps = 8;  // of a block
+inline constexpr int kWarps = 8;  // of a CTA
 
 // Where the sums of a triangle lie; of each kind four but for the last two.
 enum TriangleSum {

@@ -1,4 +1,7 @@
-// Deals the tokens of an update out to launches: block_sums.cu, then block_fold.cu.
+// accumulate_blocks on a GPU: deals the tokens of an update out to launches of block_sums.cu and
+// block_fold.cu, and the scratch memory between them out to both: for each token 16 bytes a pair
+// (24 with sum |d|) and 8 a state, 256 MB at most; for each CTA its sums in progress, 64 MB at
+// most.
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -11,13 +14,13 @@
 namespace simdiff::cuda {
 namespace {
 
-// Two slices of all rows for one of two blocks: a multiprocessor of an A100 has 164 KB, of which
-// each block takes 1 KB besides and 7712 bytes for the state of a token.
+// Two slices of all rows for one of two CTAs: a multiprocessor of an A100 has 164 KB, of which each
+// CTA takes 1 KB besides and 7712 bytes for the state of a token.
 constexpr int64_t kSliceBytes = 73 * 1024;
-// Four waves of two blocks on an H200 (132 multiprocessors): on other GPUs, with less of a wave
-// left over, not many multiprocessors run dry before the last block ends.
-constexpr int64_t kMaxBlocks = 1056;
-constexpr int64_t kMinBlocks = 132;
+// Four waves of two CTAs on an H200 (132 multiprocessors): on other GPUs, with less of a wave left
+// over, not many multiprocessors run dry before the last CTA ends.
+constexpr int64_t kMaxCtas = 1056;
+constexpr int64_t kMinCtas = 132;
 constexpr int64_t kUnitBytes = int64_t{64} << 20;
 constexpr int64_t kTokenBytes = int64_t{256} << 20;
 
@@ -25,7 +28,7 @@ int64_t words_of_token(int64_t num_states, bool absolute) {
   return num_states + num_states * (num_states - 1) / 2 * (absolute ? 3 : 2);
 }
 
-int64_t words_of_block(const BlockLaunchShape& shape, bool absolute) {
+int64_t words_of_cta(const BlockLaunchShape& shape, bool absolute) {
   return int64_t{shape.units} * kUnitSums * (absolute ? 2 : 1);
 }
 
@@ -33,7 +36,7 @@ int64_t words_of_block(const BlockLaunchShape& shape, bool absolute) {
 
 BlockLaunchShape block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidden_size,
                                     DType dtype, bool absolute) {
-  const int64_t row_bytes = hidden_size * kElementBytes[static_cast<int>(dtype)];
+  const int64_t row_bytes = hidden_size * element_bytes(dtype);
   const int64_t room = kSliceBytes / (2 * num_states) / kStepBytes * kStepBytes;
   const int64_t slices = ceil_div(row_bytes, std::min<int64_t>(room, kMaxSliceBytes));
   const int64_t slice_bytes = ceil_div(ceil_div(row_bytes, slices), kStepBytes) * kStepBytes;
@@ -43,11 +46,11 @@ BlockLaunchShape block_launch_shape(int64_t num_tokens, int64_t num_states, int6
 
   const int64_t most = kTokenBytes / 8 / words_of_token(num_states, absolute);
   shape.tokens_at_once = std::min(num_tokens, most);
-  const int64_t max_blocks =
-      std::clamp(kUnitBytes / 8 / words_of_block(shape, absolute), kMinBlocks, kMaxBlocks);
-  shape.tokens_per_block =
-      static_cast<int>(std::max<int64_t>(1, ceil_div(shape.tokens_at_once, max_blocks)));
-  shape.blocks = static_cast<int>(ceil_div(shape.tokens_at_once, shape.tokens_per_block));
+  const int64_t max_ctas =
+      std::clamp(kUnitBytes / 8 / words_of_cta(shape, absolute), kMinCtas, kMaxCtas);
+  shape.tokens_per_cta =
+      static_cast<int>(std::max<int64_t>(1, ceil_div(shape.tokens_at_once, max_ctas)));
+  shape.num_ctas = static_cast<int>(ceil_div(shape.tokens_at_once, shape.tokens_per_cta));
   return shape;
 }
 
@@ -55,7 +58,7 @@ int64_t block_scratch_words(int64_t num_tokens, int64_t num_states, int64_t hidd
                             DType dtype, bool absolute) {
   const auto shape = block_launch_shape(num_tokens, num_states, hidden_size, dtype, absolute);
   return shape.tokens_at_once * words_of_token(num_states, absolute) +
-         shape.blocks * words_of_block(shape, absolute);
+         shape.num_ctas * words_of_cta(shape, absolute);
 }
 
 void accumulate_blocks(const BlockStates& states, const BlockFold& fold, int64_t* scratch,

@@ -1,8 +1,9 @@
-// The CUDA implementation of accumulate_blocks: device pointers, int64 sizes, the caller's stream.
+// accumulate_blocks on a GPU, the metrics of every block of layers (a pair i < j of the hidden
+// states h_0 ... h_L): device pointers, int64 sizes, the caller's stream.
 //
-// The way of the data: block_sums.cu reads every state of a token once and writes, for each pair
-// i < j, sum d^2 and the cosine distance, and the row sums of every layer; block_fold.cu reads
-// these 16 bytes of each token and pair and adds them to the running states.
+// Data path: block_sums.cu reads every state of a token once and writes, for each pair i < j,
+// sum d^2 and the cosine distance, and the row sums of every layer; block_fold.cu reads these 16
+// bytes of each token and pair and adds them to the running states.
 #pragma once
 
 #include "../common/block_states.h"
@@ -20,8 +21,8 @@ inline constexpr int64_t kMaxStates = 160;
 // order in every run and on every GPU; what is measured of a token does not even depend on them.
 struct BlockLaunchShape {
   int64_t tokens_at_once;  // by one pair of launches, as many as the scratch holds
-  int blocks;              // of threads, for that many
-  int tokens_per_block;
+  int num_ctas;            // for that many
+  int tokens_per_cta;
   int slice_bytes;  // of each row, in shared memory twice
   int units;        // block_layout.h
 };
@@ -38,9 +39,9 @@ int64_t block_scratch_words(int64_t num_tokens, int64_t num_states, int64_t hidd
 struct BlockFold {
   TokenPlaces places;
   bool absolute;
-  double* moments;   // (places.num_states, kNumBlockMoments, L + 1, L + 1)
-  int64_t* tallies;  // (places.num_states, kNumBlockTallies)
-  double* sums;      // (L, num_tokens, 4), the row sums of each layer; or null
+  double* moments;  // (places.num_states, kNumBlockMoments, L + 1, L + 1)
+  int64_t* counts;  // (places.num_states, kNumBlockCounts)
+  double* sums;     // (L, num_tokens, 4), the row sums of each layer; or null
 };
 
 // Two launches for each `tokens_at_once`. Throws std::runtime_error with the words of the CUDA

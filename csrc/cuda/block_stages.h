@@ -1,4 +1,4 @@
-// What the two kernels of accumulate_blocks hand over, for some of the tokens of an update.
+// What block_sums.cu hands over to block_fold.cu, for some of the tokens of an update.
 #pragma once
 
 #include <cuda_runtime.h>

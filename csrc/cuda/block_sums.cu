@@ -1,16 +1,17 @@
 // What every block of layers does to each token, in one pass over the hidden states:
-//   sum d^2 and 1 - cos of every pair i < j, d = h_j - h_i, as in common/pair_trust.h, and
-//   sum h_k^2, sum h_(k+1)^2, sum d^2, sum |d| of every layer, as in common/short_sums.h.
+//   sum d^2 and 1 - cos(x, y) of every pair x = h_i, y = h_j, i < j, d = y - x, by the formula of
+//   common/scaled_pair.h, sum |d| where it is wanted, and
+//   sum x^2, sum y^2, sum d^2, sum |d| of every layer, x = h_k, y = h_(k+1).
 // Bytes per token: (L + 1) * hidden_size * element size read, each byte once; 16 written for each
-// pair and 32 for each layer.
+// pair (24 with sum |d|), 8 for each state and 32 for each layer.
 //
-// The way of the data: a thread block takes consecutive tokens. Slices of all rows, 1 KB of each,
-// go to one half of shared memory (cp.async) while its warps sum the slice in the other half, the
-// next token's first slice while this token is finished. Eight lanes add up a tile of pairs in
-// registers (block_tiles.cuh), are joined after each slice and add, as float64, to words of their
-// own in global memory, which stay in L1 and L2. After the last slice a thread each turns the sums
-// of a pair into its distance. Layers and pairs for which float32 is not enough are read again, out
-// of L2, and summed in float64 by a warp.
+// Data path: a CTA takes consecutive tokens. Global memory -> slices of all rows, 1 KB of each, in
+// one half of shared memory, by cp.async, while the warps sum the slice in the other half ->
+// registers, a tile of pairs to eight lanes (block_tiles.cuh) -> joined after each slice and added,
+// as float64, to words of their own in global memory, which stay in L1 and L2 -> after the last
+// slice, while the next token's first slice arrives, a thread for each pair forms its distance
+// (block_token.cuh). Layers and pairs for which float32 is not enough (common/trust.h,
+// scaled_pair.h) are read again, out of L2, and summed in float64 by a warp. Issue is the limit:
 //
 // Warp instructions per token of 33 states of 4096 bf16 entries, from the machine code for sm_90:
 //   loops over tiles   196,000   of which 151,000 are the float32 operations of 7 quads of squares
@@ -34,9 +35,8 @@
 namespace simdiff::cuda {
 namespace {
 
-// 128 registers a thread. While one block waits at a barrier or finishes a token the other
-// computes.
-constexpr int kBlocksPerMultiprocessor = 2;
+// 128 registers a thread. While one CTA waits at a barrier or finishes a token the other computes.
+constexpr int kCtasPerMultiprocessor = 2;
 // Vectors that a lane copies of each row.
 constexpr int kCopies = kMaxSliceBytes / (kLanes * kVectorBytes);
 
@@ -45,13 +45,13 @@ constexpr int kCopies = kMaxSliceBytes / (kLanes * kVectorBytes);
 template <class T>
 struct SliceReader {
   const BlockArguments& args;
-  int token, count;  // of the tokens of this thread block
+  int token, count;  // of the tokens of this CTA
   int slice = 0;     // of the token
   const char* row = nullptr;
 
   __device__ explicit SliceReader(const BlockArguments& arguments) : args(arguments), token(-1) {
     count =
-        static_cast<int>(min(int64_t{args.tokens_per_block}, args.tokens.last - first_token(args)));
+        static_cast<int>(min(int64_t{args.tokens_per_cta}, args.tokens.last - first_token(args)));
     find_token();
   }
 
@@ -151,7 +151,7 @@ __device__ void estimate_lengths(const BlockArguments& args, const char* slice, 
 template <int count, class V>
 __device__ void store_sums(V (&sums)[count], double* target, bool first_slice, int lane) {
   constexpr int kOwn = count / kTileLanes;
-  double earlier[kOwn];
+  double earlier[kOwn];  // on its way while the lanes are joined
 #pragma unroll
   for (int k = 0; k < kOwn; ++k) earlier[k] = first_slice ? 0.0 : target[lane * kOwn + k];
   join_lanes<count>(sums, lane);
@@ -209,7 +209,7 @@ __device__ void clear_sums(const BlockArguments& args) {
   if (args.kinds == nullptr || args.sums == nullptr) return;
   const int num_words = 4 * (args.num_states - 1);
   const int64_t first = first_token(args);
-  const int64_t end = min(args.tokens.last, first + args.tokens_per_block);
+  const int64_t end = min(args.tokens.last, first + args.tokens_per_cta);
   for (int64_t token = first; token < end; ++token) {
     if (is_read(args, token)) continue;
     for (int word = threadIdx.x; word < num_words; word += kThreads) {
@@ -219,7 +219,7 @@ __device__ void clear_sums(const BlockArguments& args) {
 }
 
 template <class T, bool absolute>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kCtasPerMultiprocessor)
     block_sums_kernel(const __grid_constant__ BlockArguments args) {
   extern __shared__ uint4 shared[];  // two slices of all rows
   __shared__ TokenState state;
@@ -275,8 +275,8 @@ void launch_as(const BlockArguments& args, const BlockLaunchShape& shape, Stream
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of block_sums_kernel");
   const int64_t count = args.tokens.last - args.tokens.first;
-  const auto blocks = static_cast<unsigned>(ceil_div(count, shape.tokens_per_block));
-  kernel<<<blocks, kThreads, shared_bytes, stream>>>(args);
+  const auto num_ctas = static_cast<unsigned>(ceil_div(count, shape.tokens_per_cta));
+  kernel<<<num_ctas, kThreads, shared_bytes, stream>>>(args);
   check(cudaGetLastError(), "launch of block_sums_kernel");
 }
 
@@ -298,21 +298,14 @@ void sum_blocks(const BlockStates& states, const BlockFold& fold, const BlockTok
   args.tokens = tokens;
   args.num_tokens = states.num_tokens();
   args.inner = states.inner;
-  args.row_bytes = states.hidden_size * kElementBytes[static_cast<int>(states.dtype)];
-  args.tokens_per_block = shape.tokens_per_block;
+  args.row_bytes = states.hidden_size * element_bytes(states.dtype);
+  args.tokens_per_cta = shape.tokens_per_cta;
   args.num_states = static_cast<int>(states.num_states());
   args.slice_bytes = shape.slice_bytes;
   args.units = shape.units * (fold.absolute ? 2 : 1);
-  switch (states.dtype) {
-    case DType::kFloat32:
-      return launch<float>(args, fold.absolute, shape, stream);
-    case DType::kFloat64:
-      return launch<double>(args, fold.absolute, shape, stream);
-    case DType::kBFloat16:
-      return launch<BFloat16>(args, fold.absolute, shape, stream);
-    case DType::kFloat16:
-      return launch<__half>(args, fold.absolute, shape, stream);
-  }
+  with_element(states.dtype, [&](auto element) {
+    launch<decltype(element)>(args, fold.absolute, shape, stream);
+  });
 }
 
 }  // namespace simdiff::cuda

@@ -1,9 +1,15 @@
 // The inner loops of block_sums.cu: the sums of a tile of pairs (block_layout.h) over a slice of
-// its rows in shared memory, by eight lanes.
+// its rows, by eight lanes. With rows x = h_i, y = h_j and a power of two r: sum (r x - y)^2 of a
+// pair (common/scaled_pair.h), sum |y - x| where it is wanted, and in a triangle also sum d^2,
+// sum h d and sum |d| of its layers and sum h^2 of its states.
+//
+// Data path: shared memory, 16 bytes of each row of the tile -> registers, where they stay as they
+// were loaded -> converted and summed there -> joined over the eight lanes, by shuffles. Bytes: a
+// square reads 8 rows of its slice for 16 pairs, a triangle 6 rows for 10 pairs and 4 layers.
 //
 // Entries stay as they were loaded, 16 bytes at a time, and are converted in registers. Per entry a
 // square costs 8 conversions and 16 times two float32 operations, d = r x - y and d d added, with a
-// ratio r of each row x (common/pair_trust.h); a triangle costs 6 and 35.
+// ratio r of each row x (common/scaled_pair.h); a triangle costs 6 and 35.
 //
 // What float32 costs is bounded: a lane adds at most 64 terms, and 3 more additions join the lanes,
 // before a sum is widened to float64. A sum of positive terms is off by at most 67 * 2^-24 of

@@ -1,11 +1,15 @@
-// What block_sums.cu knows of the token in progress, and how it turns the sums of the units
-// (block_layout.h) into row sums, norms, squared differences and cosine distances.
+// How block_sums.cu finishes a token: from the sums of the units (block_layout.h), which lie in
+// global memory and the caches, to the row sums of every layer, the norm of every state, and
+// sum d^2 and the cosine distance of every pair (common/scaled_pair.h), in float64.
+//
+// Data path: a lane for each layer -> norms and growths in shared memory -> a thread for each pair
+// -> global memory. What fails a trust test is summed again by all lanes of its warp.
 #pragma once
 
 #include <type_traits>
 
-#include "../common/pair_trust.h"
-#include "../common/short_sums.h"
+#include "../common/scaled_pair.h"
+#include "../common/trust.h"
 #include "block_layout.h"
 #include "block_stages.h"
 #include "block_tiles.cuh"
@@ -18,15 +22,15 @@ struct BlockArguments {
   HiddenStates states[kMaxStates];
   const uint8_t* kinds;
   double* sums;
-  double* unit_sums;  // (blocks, 1 or 2 times units, kUnitSums)
+  double* unit_sums;  // (CTAs, 1 or 2 times units, kUnitSums)
   BlockTokens tokens;
   int64_t num_tokens;  // of the update
   int64_t inner;
   int64_t row_bytes;
-  int tokens_per_block;
+  int tokens_per_cta;
   int num_states;
   int slice_bytes;
-  int units;  // all of a thread block, those of the absolute difference too
+  int units;  // all of a CTA, those of the absolute difference too
 };
 static_assert(sizeof(BlockArguments) <= 4096);
 
@@ -53,9 +57,9 @@ __device__ const T* row_of(const BlockArguments& args, int state, int64_t token)
          inner * states.inner_stride;
 }
 
-// Of this thread block.
+// Of this CTA.
 __device__ inline int64_t first_token(const BlockArguments& args) {
-  return args.tokens.first + static_cast<int64_t>(blockIdx.x) * args.tokens_per_block;
+  return args.tokens.first + static_cast<int64_t>(blockIdx.x) * args.tokens_per_cta;
 }
 
 __device__ inline bool is_read(const BlockArguments& args, int64_t token) {
@@ -142,15 +146,15 @@ __device__ LayerResult layer_result(const UnitSums& units, const Length* lengths
   }
   const RowSums sums = {before, before + growth, squared, absolute};
   // Of a far shorter state, what is left of the long one's square is less exact than its own.
-  enough = float32_is_enough(sums) && after > before / 4;
+  enough = float32_is_enough(sums) && after > kShortestLayer * before;
   if (enough) return {sums, after, growth, growth_scale_squared(before, squared)};
   // Two states of unlike lengths, such as h_0 and h_1, or before and after something massive is
   // written: by their pair, scaled, and the lengths themselves.
   const float ratio = pair_ratio<T>(lengths, layer, layer + 1);
   const double a = sqrt(before), b = sqrt(after);
   const ScaledPair pair = scaled_pair(units.pair(layer, layer + 1), ratio * a, b, false, 0, 0);
-  enough =
-      before > 1e-24 && before < 1e+30 && after > 1e-24 && after < 1e+30 && float32_is_enough(pair);
+  enough = before > kSmallestShort && before < kLargestShort && after > kSmallestShort &&
+           after < kLargestShort && float32_is_enough(pair);
   const double whole = ratio == 1 ? squared : squared_difference(a, b, cosine_distance(pair));
   const double scale = before + after;
   return {{before, after, whole, absolute}, after, after - before, scale * scale};
@@ -175,7 +179,7 @@ __device__ void finish_layers(const BlockArguments& args, int64_t token, const U
       result = {{exact.before_squared, exact.after_squared, exact.squared, exact.absolute},
                 exact.after_squared,
                 exact.growth,
-                1e-16 * growth_scale_squared(exact.before_squared, exact.squared)};
+                kExactGrowth * growth_scale_squared(exact.before_squared, exact.squared)};
     }
   }
   if (!exists) return;

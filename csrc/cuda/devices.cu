@@ -1,3 +1,5 @@
+// What was compiled for the GPU, and whether a GPU here can run it: an empty kernel is looked up,
+// not launched.
 #include <cuda_runtime.h>
 
 #include "devices.h"

@@ -1,4 +1,6 @@
-// Entries of a row as they are loaded, 16 bytes at a time, and their sums over the lanes of a warp.
+// The pieces of every data path on a GPU: 16 bytes of a row from global memory, to registers or by
+// cp.async to shared memory; entries of any dtype out of these 16 bytes, as float or double; sums
+// of lanes over a warp, by shuffles.
 #pragma once
 
 #include <cuda_fp16.h>
@@ -6,15 +8,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../common/dtypes.h"
+
 namespace simdiff::cuda {
 
 inline constexpr int kLanes = 32;
 inline constexpr unsigned kAllLanes = ~0u;
 inline constexpr int kVectorBytes = 16;
-
-struct BFloat16 {
-  uint16_t bits;
-};
 
 template <class T>
 inline constexpr int kVector = kVectorBytes / sizeof(T);  // entries
@@ -87,7 +87,9 @@ __device__ inline auto entry_value(const unsigned* words, int i) {
 // An entry that lies alone.
 __device__ inline double single_value(double value) { return value; }
 __device__ inline float single_value(float value) { return value; }
-__device__ inline float single_value(__half value) { return __half2float(value); }
+__device__ inline float single_value(Float16 value) {
+  return __half2float(__ushort_as_half(value.bits));
+}
 __device__ inline float single_value(BFloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }

@@ -1,11 +1,15 @@
-// From the four sums of each token (row_sums.cu) to its six metrics (common/metrics.h), and from
-// these to the running states: sums, sums of squares, maxima and their tokens, counts.
+// The fold of row sums on a GPU. With a = |x|, b = |y| from the sums of a token (row_sums.cu):
+//   1 - cos(x, y) = (sum d^2 - (b - a)^2) / (2 a b),   sum d^2,   sum |d| / hidden_size,   |d| / a,
+//   a, b   (common/metrics.h), and from these the running states: sums, sums of squares, maxima and
+//   their tokens, counts.
 // Bytes per token and layer: 32 read; 24 or 48 written where the metrics themselves are wanted.
 //
-// The way of the data: a block of threads for each running state and layer goes over the state's
-// own tokens, a consecutive range (TokenPlaces), or over all of them for the state of tokens kept
-// apart. Each thread folds every kThreads-th token into registers; then the lanes of a warp are
-// joined, then the warps, always in the same order: the result is bitwise the same in every run.
+// Data path: a CTA for each running state and layer goes over the state's own tokens, a consecutive
+// range (TokenPlaces), or over all of them for the state of tokens kept apart. Global memory ->
+// registers, every kThreads-th token to a thread, in float64 -> lanes of a warp, by shuffles ->
+// warps, by shared memory -> the state, by one thread for each number. The order is always the
+// same, and so are the bits. Latency is the limit, predicted and not measured: three roots and four
+// divisions in float64 a token, and one CTA for a layer where there is one state.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -26,7 +30,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 struct Arguments {
   const double* sums;
   double* moments;
-  int64_t* tallies;
+  int64_t* counts;
   int64_t num_layers;
   int64_t num_tokens;
   int64_t hidden_size;
@@ -77,7 +81,7 @@ struct MetricState {
 
 __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ Arguments args) {
   __shared__ MetricState shared[kWarps][kNumMetrics];
-  __shared__ int64_t counts[kWarps][2];  // averaged, left out as not finite
+  __shared__ int64_t warp_counts[kWarps][2];  // averaged, left out as not finite
   const int thread = threadIdx.x, warp = thread / kLanes, lane = thread % kLanes;
   const int64_t state = blockIdx.x, layer = blockIdx.y;
   const bool apart = args.places.apart && state == args.places.num_states - 1;
@@ -112,16 +116,16 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
   if (lane == 0) {
 #pragma unroll
     for (int m = 0; m < kNumMetrics; ++m) shared[warp][m] = metrics[m];
-    counts[warp][0] = num_used;
-    counts[warp][1] = num_nonfinite;
+    warp_counts[warp][0] = num_used;
+    warp_counts[warp][1] = num_nonfinite;
   }
   __syncthreads();
 
   // A thread for each metric and each count joins the warps, and these with the state.
   double* const moments = args.moments + (state * args.num_layers + layer) * 3 * kNumMetrics;
-  int64_t* const tallies = args.tallies + (state * args.num_layers + layer) * (kNumMetrics + 3);
-  const int64_t num_seen = tallies[kNumMetrics + 2];
-  __syncthreads();
+  int64_t* const counts = args.counts + (state * args.num_layers + layer) * (kNumMetrics + 3);
+  const int64_t num_seen = counts[kNumMetrics + 2];
+  __syncthreads();  // read by all of these before one of them replaces it
   if (thread < kNumMetrics) {
     MetricState joined = shared[0][thread];
     for (int w = 1; w < kWarps; ++w) joined.append(shared[w][thread]);
@@ -129,14 +133,14 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(const __grid_constant__ 
     moments[kNumMetrics + thread] += joined.sum_of_squares;
     if (joined.maximum > moments[2 * kNumMetrics + thread]) {
       moments[2 * kNumMetrics + thread] = joined.maximum;
-      tallies[thread] = num_seen + joined.index;
+      counts[thread] = num_seen + joined.index;
     }
   } else if (thread < kNumMetrics + 2) {
     int64_t count = 0;
-    for (int w = 0; w < kWarps; ++w) count += counts[w][thread - kNumMetrics];
-    tallies[thread] += count;
+    for (int w = 0; w < kWarps; ++w) count += warp_counts[w][thread - kNumMetrics];
+    counts[thread] += count;
   } else if (thread == kNumMetrics + 2) {
-    tallies[thread] = num_seen + args.num_tokens;
+    counts[thread] = num_seen + args.num_tokens;
   }
 }
 
@@ -167,19 +171,19 @@ void check_layers(int64_t num_layers) {
   }
 }
 
-dim3 grid_of(int64_t blocks, int64_t num_layers) {
-  return dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(num_layers));
+dim3 grid_of(int64_t num_ctas, int64_t num_layers) {
+  return dim3(static_cast<unsigned>(num_ctas), static_cast<unsigned>(num_layers));
 }
 
 }  // namespace
 
 void fold(const double* sums, int64_t num_layers, int64_t num_tokens, int64_t hidden_size,
-          const TokenPlaces& places, double* moments, int64_t* tallies, int device, Stream stream) {
+          const TokenPlaces& places, double* moments, int64_t* counts, int device, Stream stream) {
   if (num_layers == 0 || num_tokens == 0) return;
   check_layers(num_layers);
   const CurrentDevice current(device);
   fold_kernel<<<grid_of(places.num_states, num_layers), kThreads, 0, stream>>>(
-      {sums, moments, tallies, num_layers, num_tokens, hidden_size, places});
+      {sums, moments, counts, num_layers, num_tokens, hidden_size, places});
   check(cudaGetLastError(), "launch of fold");
 }
 
@@ -188,8 +192,8 @@ void token_metrics(const double* sums, int64_t num_layers, int64_t num_tokens, i
   if (num_layers == 0 || num_tokens == 0) return;
   check_layers(num_layers);
   const CurrentDevice current(device);
-  constexpr int64_t kMaxBlocks = 4096;
-  const dim3 grid = grid_of(std::min(ceil_div(num_tokens, kThreads), kMaxBlocks), num_layers);
+  constexpr int64_t kMaxCtas = 4096;  // of a layer: they go round
+  const dim3 grid = grid_of(std::min(ceil_div(num_tokens, kThreads), kMaxCtas), num_layers);
   if (float64) {
     token_metrics_kernel<<<grid, kThreads, 0, stream>>>(sums, num_tokens, hidden_size,
                                                         static_cast<double*>(per_token));

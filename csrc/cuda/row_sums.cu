@@ -1,194 +1,44 @@
-// One read of the two rows of each token. With x = before, y = after, d = y - x:
+// Row sums of a layer on a GPU. With a token's rows x = before, y = after and d = y - x:
 //   sum x^2, sum y^2, sum d^2, sum |d|   over the hidden dimension, in float64.
-// Bytes per token: 2 * hidden_size * element size read, 32 written.
+// Bytes per token: 2 * hidden_size * element size read, 32 written. Memory is the limit.
 //
-// The way of the data: 16 bytes of each row at a time go from memory into a ring of shared memory
-// that belongs to one lane (cp.async: no registers wait, no barrier is needed, and the next rows
-// are on their way while this one is reduced); from there into float32 sums of the lane, widened to
-// float64 once per kShortSteps vectors; at the end of a row the lanes that share it are added, in
-// float64, and one number is written by each of four lanes.
+// Data path: global memory -> a ring in shared memory that belongs to one lane, 16 bytes of each
+// row at a time (cp.async: no registers wait, no barrier is needed, and the next rows are on their
+// way while this one is reduced) -> registers, float32 sums of the lane, widened to float64 once
+// per kShortSteps vectors -> over the lanes that share the row, in float64 -> 8 bytes of the token
+// by each of four lanes (row_token.cuh).
 //
 // Per pair of entries, all float32: d = y - x, three multiply-adds (x^2, x d, d^2), one addition
 // (|d|). What that costs in accuracy is bounded: at most kShortSteps * 8 terms follow each other
 // before a sum is widened, so that it is off by at most 32 * 2^-24 of the sum of its absolute
-// terms, and typically by 1e-8. A row for which that is not enough (common/short_sums.h) is read
-// again, out of L2, and summed in float64, as float64 states are from the beginning.
+// terms, and typically by 1e-8. A row for which that is not enough (common/trust.h) is read again,
+// out of L2, and summed in float64, as float64 states are from the beginning.
 //
 // Rows that do not start at multiples of 16 bytes, and GPUs without cp.async, take row_sums_direct:
 // the same sums from loads into registers.
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <type_traits>
 
-#include "../common/short_sums.h"
 #include "entries.cuh"
 #include "row_sums.h"
+#include "row_token.cuh"
 #include "runtime.h"
 
 namespace simdiff::cuda {
 namespace {
 
-constexpr int kShortSteps = 4;  // vectors whose terms are added in float32
 // 24 warps of a multiprocessor leave 80 registers a thread, and their rings 192 KB of an H100.
 constexpr int kResidentWarps = 24;
 constexpr int kDirectWarps = 8;
 constexpr int kDirectLoads = 4;  // of each row in flight, 16 bytes a lane: 4 KB a warp
 
-struct Arguments {
-  const char* before;
-  const char* after;
-  const bool* mask;
-  double* sums;
-  int64_t before_outer_stride, before_inner_stride;  // bytes
-  int64_t after_outer_stride, after_inner_stride;
-  int64_t num_tokens;
-  int64_t inner;
-  int hidden_size;
-};
-
-// The sums of one lane. Float64 states have sum y^2 in the place of sum x d.
-template <class T>
-struct LaneSums {
-  static constexpr bool kIsExact = std::is_same_v<T, double>;
-  using Value = std::conditional_t<kIsExact, double, float>;
-  Value sums[4] = {0, 0, 0, 0};
-
-  __device__ void add(Value x, Value y) {
-    const Value d = y - x;
-    sums[0] = fma(x, x, sums[0]);
-    sums[1] = kIsExact ? fma(y, y, sums[1]) : fma(x, d, sums[1]);
-    sums[2] = fma(d, d, sums[2]);
-    sums[3] += fabs(d);
-  }
-
-  __device__ void add(const unsigned* x, const unsigned* y) {
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) add(entry_value<T>(x, i), entry_value<T>(y, i));
-  }
-
-  __device__ void widen_into(double (&wide)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) wide[i] += static_cast<double>(sums[i]);
-  }
-};
-
-struct RowPair {
-  const char* before;
-  const char* after;
-};
-
-// A number of tokens as so many times `inner` and the rest. The division of 64 bits takes as long
-// as a load from memory; rows that lie one behind the other, with the largest `inner`, need none.
-struct Place {
-  int64_t outer, inner;
-
-  __device__ Place(const Arguments& args, int64_t tokens) : outer(0), inner(tokens) {
-    if (tokens < args.inner) return;
-    outer = tokens / args.inner;
-    inner = tokens - outer * args.inner;
-  }
-};
-
-// A token and its place in (outer, inner); the next one of a warp is `step` tokens on.
-struct RowCursor {
-  int64_t token, outer, inner;
-
-  __device__ RowCursor(const Arguments& args, int64_t first) : token(first) {
-    const Place place(args, first);
-    outer = place.outer;
-    inner = place.inner;
-  }
-
-  __device__ void advance(const Arguments& args, int64_t step, const Place& step_place) {
-    token += step;
-    outer += step_place.outer;
-    inner += step_place.inner;
-    if (inner >= args.inner) {
-      inner -= args.inner;
-      ++outer;
-    }
-  }
-
-  __device__ RowPair rows(const Arguments& args) const {
-    return {args.before + outer * args.before_outer_stride + inner * args.before_inner_stride,
-            args.after + outer * args.after_outer_stride + inner * args.after_inner_stride};
-  }
-};
-
-__device__ bool is_wanted(const Arguments& args, int64_t token) {
-  return token < args.num_tokens && (args.mask == nullptr || args.mask[token]);
-}
-
-// All four sums of a group of lanes to each of its lanes, from what group_sums left.
-template <int num_lanes>
-__device__ void gather_sums(double own, int lane, double (&sums)[4]) {
-  const int first = lane / num_lanes * num_lanes;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sums[i] = __shfl_sync(kAllLanes, own, first + i * (num_lanes / 4));
-}
-
-// The row of one token in float64, by all lanes of a warp, all of which return it.
-template <class T>
-__device__ RowSums exact_row(const Arguments& args, int64_t token, int lane) {
-  const RowPair rows = RowCursor(args, token).rows(args);
-  const T* before = reinterpret_cast<const T*>(rows.before);
-  const T* after = reinterpret_cast<const T*>(rows.after);
-  LaneSums<double> exact;
-#pragma unroll 4
-  for (int entry = lane; entry < args.hidden_size; entry += kLanes) {
-    exact.add(single_value(before[entry]), single_value(after[entry]));
-  }
-  double sums[4];
-  gather_sums<kLanes>(group_sums<kLanes>(exact.sums, lane), lane, sums);
-  return {sums[0], sums[1], sums[2], sums[3]};
-}
-
-// From what a group's lanes hold after group_sums to the row's sums in memory: `token` is the one
-// of this lane's group.
-template <class T, int num_lanes>
-__device__ void finish_row(const Arguments& args, double own, int64_t token, int lane) {
-  double sums[4];
-  gather_sums<num_lanes>(own, lane, sums);
-  RowSums row{sums[0], sums[1], sums[2], sums[3]};
-  if constexpr (!LaneSums<T>::kIsExact) {
-    row.after_squared = after_squared(sums[0], sums[1], sums[2]);
-    const bool again = !float32_is_enough(row) && is_wanted(args, token);
-    for (unsigned left = __ballot_sync(kAllLanes, again && lane % num_lanes == 0); left;
-         left &= left - 1) {
-      const int first = __ffs(left) - 1;
-      const RowSums exact = exact_row<T>(args, __shfl_sync(kAllLanes, token, first), lane);
-      if (lane / num_lanes * num_lanes == first) row = exact;
-    }
-  }
-  constexpr int kShare = num_lanes / 4;  // lanes for each of the four numbers
-  if (token < args.num_tokens && lane % kShare == 0) {
-    const int number = lane % num_lanes / kShare;
-    const double low = number == 0 ? row.before_squared : row.after_squared;
-    const double high = number == 2 ? row.difference_squared : row.difference_absolute;
-    args.sums[4 * token + number] = number < 2 ? low : high;
-  }
-}
-
-// Where the rows of all warps are shared by a whole block: the warps' sums, added in their order.
-template <class T, int num_warps>
-__device__ void finish_shared_row(const Arguments& args, double own, int64_t token,
-                                  double (*parts)[4], int warp, int lane) {
-  if (lane % 8 == 0) parts[warp][lane / 8] = own;
-  __syncthreads();
-  if (warp != 0) return;
-  double sum = 0;
-#pragma unroll
-  for (int w = 0; w < num_warps; ++w) sum += parts[w][lane / 8];
-  finish_row<T, kLanes>(args, sum, token, lane);
-}
-
 template <class T, int row_lanes, int num_stages, int num_warps>
 __global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
-    row_sums_ring(const __grid_constant__ Arguments args) {
+    row_sums_ring(const __grid_constant__ RowArguments args) {
   constexpr int kThreads = num_warps * kLanes;
   constexpr bool kSharedRows = row_lanes == kThreads;
-  constexpr int kGroups = kThreads / row_lanes;  // rows of a block at a time
+  constexpr int kGroups = kThreads / row_lanes;  // rows of a CTA at a time
   static_assert(kSharedRows || row_lanes <= kLanes);
   static_assert((num_stages & (num_stages - 1)) == 0);
   extern __shared__ uint4 ring[];  // (num_stages, before and after, kThreads)
@@ -203,34 +53,35 @@ __global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
   const int64_t first_of_warp =
       static_cast<int64_t>(blockIdx.x) * kGroups + (kSharedRows ? 0 : warp * kLanes / row_lanes);
 
-  // What is asked for next: byte `at` of a row of this lane's group.
-  RowCursor asked(args, static_cast<int64_t>(blockIdx.x) * kGroups + group);
-  RowPair rows = asked.rows(args);
-  bool wanted = is_wanted(args, asked.token), next_wanted = is_wanted(args, asked.token + stride);
-  int64_t asked_of_warp = first_of_warp;
-  int step = 0, asked_stage = 0;
-  const auto ask = [&] {
-    if (asked_of_warp < args.num_tokens) {
-      const int at = (step * row_lanes + row_lane) * kVectorBytes;
+  // The copies to start next: step `copy_step` of a row of this lane's group.
+  RowCursor copied(args, static_cast<int64_t>(blockIdx.x) * kGroups + group);
+  RowPair rows = copied.rows(args);
+  bool wanted = is_wanted(args, copied.token), next_wanted = is_wanted(args, copied.token + stride);
+  int64_t copied_of_warp = first_of_warp;
+  int copy_step = 0, copy_stage = 0;
+  const auto start_copies = [&] {
+    if (copied_of_warp < args.num_tokens) {
+      const int at = (copy_step * row_lanes + row_lane) * kVectorBytes;
       const int num_bytes = wanted ? max(0, min(kVectorBytes, row_bytes - at)) : 0;
-      uint4* slot = ring + asked_stage * 2 * kThreads + thread;
+      uint4* slot = ring + copy_stage * 2 * kThreads + thread;
       copy_async(slot, rows.before + at, num_bytes);
       copy_async(slot + kThreads, rows.after + at, num_bytes);
-      if (++step == num_steps) {
-        step = 0;
-        asked_of_warp += stride;
-        asked.advance(args, stride, stride_place);
-        rows = asked.rows(args);
+      if (++copy_step == num_steps) {
+        copy_step = 0;
+        copied_of_warp += stride;
+        copied.advance(args, stride, stride_place);
+        rows = copied.rows(args);
         wanted = next_wanted;
-        next_wanted = is_wanted(args, asked.token + stride);
+        // Read one row early: a load of the mask takes as long as one of the row.
+        next_wanted = is_wanted(args, copied.token + stride);
       }
     }
     commit_copies();  // an empty group too: they are counted
-    asked_stage = (asked_stage + 1) % num_stages;
+    copy_stage = (copy_stage + 1) % num_stages;
   };
 
 #pragma unroll 1
-  for (int i = 0; i < num_stages - 1; ++i) ask();
+  for (int i = 0; i < num_stages - 1; ++i) start_copies();
   int stage = 0;
   bool odd = false;
 #pragma unroll 1
@@ -242,7 +93,7 @@ __global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
 #pragma unroll
       for (int i = 0; i < kShortSteps; ++i) {
         if (i >= left) break;
-        ask();
+        start_copies();
         wait_for_copies<num_stages - 1>();
         const uint4* slot = ring + stage * 2 * kThreads + thread;
         const uint4 x = slot[0], y = slot[kThreads];
@@ -280,7 +131,7 @@ struct RowSplit {
 
 template <class T>
 __global__ void __launch_bounds__(kDirectWarps* kLanes, 4)
-    row_sums_direct(const __grid_constant__ Arguments args) {
+    row_sums_direct(const __grid_constant__ RowArguments args) {
   const int lane = threadIdx.x % kLanes;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kDirectWarps;
   const Place stride_place(args, stride);
@@ -332,10 +183,10 @@ __global__ void __launch_bounds__(kDirectWarps* kLanes, 4)
 }
 
 struct Kernel {
-  void (*function)(Arguments);
+  void (*function)(RowArguments);
   RowShape shape;
   int shared_bytes() const { return 2 * kVectorBytes * kLanes * shape.warps * shape.stages; }
-  int rows_of_block() const { return kLanes * shape.warps / shape.row_lanes; }
+  int rows_of_cta() const { return kLanes * shape.warps / shape.row_lanes; }
 };
 
 template <class T, int row_lanes, int stages, int warps>
@@ -351,21 +202,8 @@ Kernel kernel_of(const RowShape& shape) {
   return shape.warps == 4 ? ring_of<T, 32, 16, 4>() : ring_of<T, 32, 8, 8>();
 }
 
-Kernel kernel_of(const RowShape& shape, DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return kernel_of<float>(shape);
-    case DType::kFloat64:
-      return kernel_of<double>(shape);
-    case DType::kBFloat16:
-      return kernel_of<BFloat16>(shape);
-    default:
-      return kernel_of<__half>(shape);
-  }
-}
-
 bool is_aligned(const HiddenStates& states, const LayerStates& all) {
-  const int64_t bytes = kElementBytes[static_cast<int>(all.dtype)];
+  const int64_t bytes = element_bytes(all.dtype);
   int64_t bits = reinterpret_cast<int64_t>(states.data);
   if (all.outer > 1) bits |= states.outer_stride * bytes;
   if (all.inner > 1) bits |= states.inner_stride * bytes;
@@ -381,9 +219,9 @@ bool is_one_run(const HiddenStates& states, int64_t outer, int64_t inner) {
 
 RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned) {
   if (!aligned) return {kLanes, 0, kDirectWarps};
-  const int64_t row_bytes = hidden_size * kElementBytes[static_cast<int>(dtype)];
+  const int64_t row_bytes = hidden_size * element_bytes(dtype);
   // Share of a pure read on an H200, bfloat16 (docs/gpu.md: prototypes of these kernels).
-  // 64 x 4096: with a warp a row 64 warps are at work, 0.51 of a read; a block a row makes it 512.
+  // 64 x 4096: with a warp a row 64 warps are at work, 0.51 of a read; a CTA a row makes it 512.
   if (num_tokens < 512 && row_bytes >= kVectorBytes * 256) return {256, 8, 8};
   // 8192 x 576: 8 lanes 0.89, a warp 0.80; 2048 x 576: 0.83 and 0.90; 8192 x 2048: 0.87 both.
   if (num_tokens >= 4096 && row_bytes <= 2048) return {8, 8, 8};
@@ -397,15 +235,16 @@ void row_sums(const LayerStates& states, const bool* mask, double* sums, int dev
               Stream stream) {
   if (states.num_tokens() == 0) return;
   check_hidden_size(states.hidden_size);
-  const int64_t bytes = kElementBytes[static_cast<int>(states.dtype)];
+  const int64_t bytes = element_bytes(states.dtype);
   const CurrentDevice current(device);
   const bool aligned = copies_asynchronously(device) && is_aligned(states.before, states) &&
                        is_aligned(states.after, states);
-  const Kernel kernel = kernel_of(
-      row_shape(states.num_tokens(), states.hidden_size, states.dtype, aligned), states.dtype);
+  const RowShape shape = row_shape(states.num_tokens(), states.hidden_size, states.dtype, aligned);
+  const Kernel kernel =
+      with_element(states.dtype, [&](auto element) { return kernel_of<decltype(element)>(shape); });
   const bool one_run = is_one_run(states.before, states.outer, states.inner) &&
                        is_one_run(states.after, states.outer, states.inner);
-  Arguments args{};
+  RowArguments args{};
   args.before = static_cast<const char*>(states.before.data);
   args.after = static_cast<const char*>(states.after.data);
   args.mask = mask;
@@ -418,10 +257,10 @@ void row_sums(const LayerStates& states, const bool* mask, double* sums, int dev
   args.inner = one_run ? states.num_tokens() : states.inner;
   args.hidden_size = static_cast<int>(states.hidden_size);
   const int threads = kernel.shape.warps * kLanes, shared_bytes = kernel.shared_bytes();
-  const int64_t blocks = std::min(ceil_div(args.num_tokens, kernel.rows_of_block()),
-                                  resident_blocks(reinterpret_cast<const void*>(kernel.function),
-                                                  device, threads, shared_bytes));
-  kernel.function<<<static_cast<unsigned>(blocks), threads, shared_bytes, stream>>>(args);
+  const int64_t num_ctas = std::min(
+      ceil_div(args.num_tokens, kernel.rows_of_cta()),
+      resident_ctas(reinterpret_cast<const void*>(kernel.function), device, threads, shared_bytes));
+  kernel.function<<<static_cast<unsigned>(num_ctas), threads, shared_bytes, stream>>>(args);
   check(cudaGetLastError(), "launch of row_sums");
 }
 

@@ -1,4 +1,4 @@
-// The CUDA implementation of row_sums: device pointers, int64 sizes, the caller's stream.
+// Row sums of a layer on a GPU (row_sums.cu): device pointers, int64 sizes, the caller's stream.
 #pragma once
 
 #include "../common/layer_states.h"
@@ -10,12 +10,12 @@ namespace simdiff::cuda {
 using Stream = CUstream_st*;  // cudaStream_t
 
 // How rows are dealt out to lanes. It depends on the sizes and on alignment alone, so that sums are
-// formed in the same order in every run and on every GPU; how many blocks of threads share the rows
-// does not change a sum.
+// formed in the same order in every run and on every GPU; how many CTAs share the rows does not
+// change a sum.
 struct RowShape {
-  int row_lanes;  // that share a row: 8, 32 or all of a block of threads
+  int row_lanes;  // that share a row: 8, 32 or all of a CTA
   int stages;     // 16-byte vectors of each input that a lane has on the way; 0: no ring
-  int warps;      // of a block
+  int warps;      // of a CTA
 };
 RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned);
 

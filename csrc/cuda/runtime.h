@@ -1,4 +1,5 @@
-// Calls of the CUDA runtime that every launcher makes.
+// Calls of the CUDA runtime that every launcher makes; a CTA is a block of threads, as a block is
+// one of layers everywhere here.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,22 +64,22 @@ inline bool copies_asynchronously(int device) {
   return known[device] = major >= 8;
 }
 
-// How many blocks of a kernel the current device, the one called `device`, runs at once; asked
-// once. Allows the kernel its dynamic shared memory.
-inline int64_t resident_blocks(const void* kernel, int device, int threads, int shared_bytes) {
+// How many CTAs of a kernel the current device, the one called `device`, runs at once; asked once.
+// Allows the kernel its dynamic shared memory.
+inline int64_t resident_ctas(const void* kernel, int device, int threads, int shared_bytes) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, int64_t> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = known.find({kernel, device});
   if (found != known.end()) return found->second;
-  int multiprocessors = 0, blocks = 0;
+  int multiprocessors = 0, ctas = 0;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
         "shared memory of a kernel");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
         "number of multiprocessors");
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-        "blocks of a multiprocessor");
-  return known[{kernel, device}] = std::max<int64_t>(1, int64_t{blocks} * multiprocessors);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, threads, shared_bytes),
+        "CTAs of a multiprocessor");
+  return known[{kernel, device}] = std::max<int64_t>(1, int64_t{ctas} * multiprocessors);
 }
 
 }  // namespace simdiff::cuda

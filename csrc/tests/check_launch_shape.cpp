@@ -23,9 +23,9 @@ void check_shape(int64_t num_tokens, int64_t hidden_size, simdiff::DType dtype, 
   const int threads = 32 * shape.warps;
   expect(threads <= 1024 && threads % shape.row_lanes == 0, "whole groups of lanes", num_tokens,
          hidden_size);
-  expect(shape.row_lanes <= 32 || shape.row_lanes == threads, "groups within a warp, or a block",
+  expect(shape.row_lanes <= 32 || shape.row_lanes == threads, "groups within a warp, or a CTA",
          num_tokens, hidden_size);
-  // Two blocks fit a multiprocessor of an A100 (164 KB), three one of an H100 (228 KB).
+  // Two CTAs fit a multiprocessor of an A100 (164 KB), three one of an H100 (228 KB).
   expect(2 * 16 * threads * shape.stages <= 64 * 1024, "64 KB of ring", num_tokens, hidden_size);
   expect(aligned || shape.stages == 0, "no ring for unaligned rows", num_tokens, hidden_size);
 }
@@ -44,14 +44,14 @@ void check_reported_problems() {
   if (simdiff::cuda::device_problem(0).empty()) return;  // a GPU is here
   float row[4] = {};
   double sums[4] = {1, 1, 1, 1}, moments[18] = {};
-  int64_t tallies[9] = {};
+  int64_t counts[9] = {};
   const simdiff::LayerStates states{{row, 4, 4}, {row, 4, 4}, 1, 1, 4, simdiff::DType::kFloat32};
   check_reported([&] { simdiff::cuda::row_sums(states, nullptr, sums, 0, nullptr); },
                  "row_sums without a GPU must throw");
   const simdiff::TokenPlaces places{nullptr, 1, 0, 0, 1, false};
-  check_reported([&] { simdiff::cuda::fold(sums, 1, 1, 4, places, moments, tallies, 0, nullptr); },
+  check_reported([&] { simdiff::cuda::fold(sums, 1, 1, 4, places, moments, counts, 0, nullptr); },
                  "fold without a GPU must throw");
-  expect(sums[0] == 1 && moments[0] == 0 && tallies[8] == 0, "nothing may change", 1, 4);
+  expect(sums[0] == 1 && moments[0] == 0 && counts[8] == 0, "nothing may change", 1, 4);
 }
 
 }  // namespace

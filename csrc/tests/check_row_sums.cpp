@@ -6,26 +6,16 @@
 #include <cstring>
 #include <random>
 #include <stdexcept>
-#include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "../cpu/layer_metrics.h"
 #include "../cpu/row_sums.h"
+#include "checks.h"
 
 namespace {
 
 using namespace simdiff;
-
-int failures = 0;
-int checks = 0;
-
-void expect(bool holds, const char* what, const char* set, int dtype, int64_t size) {
-  ++checks;
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED %s: instruction set %s, dtype %d, size %lld\n", what, set, dtype,
-              static_cast<long long>(size));
-}
 
 uint16_t to_bfloat16(float value) {
   uint32_t bits;
@@ -59,33 +49,28 @@ Rows make_row(DType dtype, int64_t size, int64_t offset, std::mt19937& random) {
   std::normal_distribution<float> normal;
   std::uniform_int_distribution<int> half_bits(0, 0x7bff);  // finite, subnormal ones included
   Rows rows;
-  const size_t width = dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat64 ? 8 : 2;
+  const size_t width = element_bytes(dtype);
   rows.bytes.resize((size + offset) * width);
   for (int64_t i = 0; i < size; ++i) {
     unsigned char* place = rows.bytes.data() + (offset + i) * width;
     const float value = normal(random) * (i == size / 3 ? 300.0f : 1.0f);
     const double wide = static_cast<double>(value) * 1.0000000001;
-    uint16_t bits;
-    switch (dtype) {
-      case DType::kFloat32:
-        std::memcpy(place, &value, width);
-        rows.values.push_back(value);
-        break;
-      case DType::kFloat64:
-        std::memcpy(place, &wide, width);
-        rows.values.push_back(wide);
-        break;
-      case DType::kBFloat16:
-        bits = to_bfloat16(value);
-        std::memcpy(place, &bits, width);
-        rows.values.push_back(from_bfloat16(bits));
-        break;
-      case DType::kFloat16:
-        bits = static_cast<uint16_t>(half_bits(random) | (i % 2 ? 0x8000 : 0));
-        std::memcpy(place, &bits, width);
-        rows.values.push_back(from_float16(bits));
-        break;
-    }
+    const auto half = static_cast<uint16_t>(half_bits(random) | (i % 2 ? 0x8000 : 0));
+    const auto add = [&](const auto& entry, double meant) {
+      std::memcpy(place, &entry, sizeof entry);
+      rows.values.push_back(meant);
+    };
+    with_element(dtype, [&](auto zero) {
+      using Element = decltype(zero);
+      if constexpr (std::is_same_v<Element, BFloat16>) {
+        add(to_bfloat16(value), from_bfloat16(to_bfloat16(value)));
+      } else if constexpr (std::is_same_v<Element, Float16>) {
+        add(half, from_float16(half));
+      } else {
+        add(static_cast<Element>(std::is_same_v<Element, double> ? wide : value),
+            std::is_same_v<Element, double> ? wide : value);
+      }
+    });
   }
   return rows;
 }
@@ -99,14 +84,9 @@ RowSums sums_of_one(const InstructionSet& set, int dtype, const void* before, co
   return chunk.sums[0];
 }
 
-bool close(double got, long double wanted, double relative) {
-  return std::fabs(static_cast<long double>(got) - wanted) <=
-         relative * std::fabs(wanted) + 1e-300L;
-}
-
 void check_sums(const InstructionSet& set, DType dtype, int64_t size, std::mt19937& random) {
   const int index = static_cast<int>(dtype);
-  const int64_t width = dtype == DType::kFloat32 ? 4 : dtype == DType::kFloat64 ? 8 : 2;
+  const int64_t width = element_bytes(dtype);
   const Rows before = make_row(dtype, size, 1, random), after = make_row(dtype, size, 3, random);
   const RowSums got =
       sums_of_one(set, index, before.bytes.data() + width, after.bytes.data() + 3 * width, size);
@@ -243,16 +223,9 @@ void check_accumulate(int num_threads) {
   const HiddenStates x{before.data(), inner * hidden_size, hidden_size};
   const HiddenStates y{after.data(), inner * hidden_size, hidden_size};
   const LayerStates states{x, y, outer, inner, hidden_size, DType::kFloat32};
-  const ParallelFor on_threads = [&](int64_t count, const auto& body) {
-    std::vector<std::thread> threads;
-    for (int64_t i = 0; i < num_threads; ++i) {
-      threads.emplace_back(body, count * i / num_threads, count * (i + 1) / num_threads);
-    }
-    for (auto& thread : threads) thread.join();
-  };
   RunningState got;
   got.num_seen = 1000;
-  accumulate(states, mask, got, nullptr, on_threads);
+  accumulate(states, mask, got, nullptr, on_threads(num_threads));
 
   RunningState wanted;
   for (int64_t t = 0; t < outer * inner; ++t) {
@@ -310,6 +283,5 @@ int main() {
     refused = std::string(error.what()).find("got 'sse9'") != std::string::npos;
   }
   expect(refused, "unknown instruction set", "sse9", 0, 0);
-  std::printf("%d passed, %d failed\n", checks - failures, failures);
-  return failures != 0;
+  return report();
 }

@@ -13,9 +13,8 @@ namespace py = pybind11;
 namespace {
 
 simdiff::DType dtype_of(const std::string& dtype) {
-  const char* names[] = {"float32", "float64", "bfloat16", "float16"};
   for (int i = 0; i < simdiff::kNumDTypes; ++i) {
-    if (dtype == names[i]) return static_cast<simdiff::DType>(i);
+    if (dtype == simdiff::kDTypeNames[i]) return static_cast<simdiff::DType>(i);
   }
   throw py::value_error("dtype must be float32, float64, bfloat16 or float16, got " + dtype);
 }
@@ -32,8 +31,8 @@ py::dict block_launch_shape(int64_t num_tokens, int64_t num_states, int64_t hidd
   const auto shape =
       cuda::block_launch_shape(num_tokens, num_states, hidden_size, dtype_of(dtype), absolute);
   return py::dict(py::arg("tokens_at_once") = shape.tokens_at_once,
-                  py::arg("blocks") = shape.blocks,
-                  py::arg("tokens_per_block") = shape.tokens_per_block,
+                  py::arg("num_ctas") = shape.num_ctas,
+                  py::arg("tokens_per_cta") = shape.tokens_per_cta,
                   py::arg("slice_bytes") = shape.slice_bytes, py::arg("units") = shape.units);
 }
 
@@ -52,7 +51,7 @@ PYBIND11_MODULE(SIMDIFF_EXTENSION_NAME, module) {
   module.def("row_shape", &row_shape,
              "How rows are dealt out to lanes: row_lanes, stages (0: no ring), warps.");
   module.def("block_launch_shape", &block_launch_shape,
-             "How accumulate_blocks deals the tokens out to blocks of threads.");
+             "How accumulate_blocks deals the tokens out to CTAs (blocks of threads).");
   module.def("block_scratch_words", &block_scratch_words,
              "int64 words that accumulate_blocks needs: the larger of two calls serves both.");
   module.attr("max_states") = cuda::kMaxStates;

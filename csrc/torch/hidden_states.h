@@ -1,5 +1,5 @@
-// What both operator files need: tensors to raw pointers, with checks; schemas live in
-// simdiff_kernels/ops.py.
+// What both operator files need: tensors to raw pointers, with checks. What an operator's arguments
+// mean is said in simdiff_kernels/reference.py, whose signatures are the schemas.
 #pragma once
 
 #include <optional>
@@ -195,7 +195,7 @@ inline BlockUpdate checked_block_update(Tensor& moments, Tensor& counts,
   const int64_t num_running = moments.size(0), num_tokens = rows.num_tokens();
   const int64_t num_moments = num_running * kNumBlockMoments * num_states * num_states;
   check_buffer(moments, first, ScalarType::Double, num_moments, "moments");
-  check_buffer(counts, first, ScalarType::Long, num_running * kNumBlockTallies, "counts");
+  check_buffer(counts, first, ScalarType::Long, num_running * kNumBlockCounts, "counts");
   if (sums) {
     check_buffer(*sums, first, ScalarType::Double, 4 * (num_states - 1) * num_tokens, "sums");
   }

@@ -1,4 +1,4 @@
-"""Triton kernels: row sums, and the fold that turns them into running states."""
+"""Triton kernels, for GPUs without the CUDA part: row sums, and their fold into running states."""
 
 from simdiff_kernels.triton.fold import accumulate, fold, token_metrics
 from simdiff_kernels.triton.row_sums import row_sums

@@ -1,6 +1,15 @@
-"""From row sums to metrics and running states in Triton, and both operators of one layer.
+"""The fold of row sums in Triton, and both operators of one layer.
+
+From sum x^2, sum y^2, sum d^2 and sum |d| of a token, with a = ||x|| and b = ||y||, the metrics
+1 - cos(x, y) = (sum d^2 - (b - a)^2) / (2 a b), sum d^2, sum |d| / hidden_size, ||d|| / a, a and b;
+from these sums, sums of squares, maxima and their tokens of each running state and layer
+(`simdiff_kernels.reference.fold` is the specification).
 
 Bytes moved per token and layer: 32 read; `num_metrics` values written where every token is kept.
+Data path: a program (a CTA of 256 threads) for each state and layer goes over the state's own
+tokens, a consecutive range, a tile of 256 at a time: global memory -> registers, a token to each
+thread, in float64 -> after the last tile joined over all threads, always in the same order -> the
+state. Latency is the limit, predicted and not measured: roots and divisions in float64.
 """
 
 from __future__ import annotations
@@ -139,10 +148,10 @@ def _fold_kernel(
     maximum = tl.load(p_moments + 2 * NUM_METRICS, mask=m_metric, other=float("-inf"))
     total_before = tl.load(p_moments, mask=m_metric, other=0.0)
     square_before = tl.load(p_moments + NUM_METRICS, mask=m_metric, other=0.0)
-    tally = tl.load(p_counts + o_m)
+    counts_before = tl.load(p_counts + o_m)
     num_seen = tl.load(p_counts + COLUMNS)
-    argmax = tl.where(peak > maximum, where + num_seen, tally)
-    count = tally + tl.where(m_metric, 0.0, total).to(tl.int64)
+    argmax = tl.where(peak > maximum, where + num_seen, counts_before)
+    count = counts_before + tl.where(m_metric, 0.0, total).to(tl.int64)
     tl.debug_barrier()  # the state is read by all threads before one of them replaces it
     tl.store(p_moments, total_before + total, mask=m_metric)
     tl.store(p_moments + NUM_METRICS, square_before + square, mask=m_metric)

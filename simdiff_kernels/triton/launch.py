@@ -1,4 +1,7 @@
-"""Launches a Triton kernel, with as little work on the host as its own launcher allows."""
+"""Launches a Triton kernel with as little work on the host as Triton's own launcher allows.
+
+No bytes of the states are touched here; an update of a small batch is limited by this.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,16 @@
 
 For a layer with input x, output y and d = y - x: sum x^2, sum y^2, sum d^2 and sum |d| over the
 hidden dimension (`simdiff_kernels.reference.row_sums` is the specification). Bytes moved per token:
-2 * hidden_size * element size read, 32 written; a token that is masked is not read.
+2 * hidden_size * element size read, 32 written; a token that is masked is not read. Memory is the
+limit.
+
+Data path: global memory -> shared memory, one step of all rows of a program, the copies of
+stages - 2 others on their way (cp.async, Triton's pipeline) -> registers, a tile of float32 sums of
+which each thread holds a few, x^2, x d, d^2 and |d| -> widened and joined over lanes once per
+`MAX_TERMS` terms, in float64 -> sum y^2 and the trust test -> for a program with a row that fails
+it the same once more in float64, for those rows alone -> 32 bytes of each token. A program is a
+CTA (a block of threads); names begin with what they are: `i_` an index, `o_` offsets, `m_` a mask,
+`p_` pointers, `b_` a tile of values.
 """
 
 from __future__ import annotations
@@ -15,12 +24,12 @@ import triton.language as tl
 from torch import Tensor
 
 from simdiff_kernels.triton.launch import launch
+from simdiff_kernels.trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
 
-# The constants of csrc/common/short_sums.h.
-SMALLEST = tl.constexpr(1e-24)
-LARGEST = tl.constexpr(1e30)
-SHORTEST = tl.constexpr(1 / 16)
-TURNED = tl.constexpr(0.9375)
+SMALLEST = tl.constexpr(SMALLEST_SHORT)
+LARGEST = tl.constexpr(LARGEST_SHORT)
+SHORTEST = tl.constexpr(SHORTEST_AFTER)
+CANCELLED = tl.constexpr(MOST_CANCELLED)
 
 # (bytes of a row up to, rows of a program, lanes that share a row, stages).
 #
@@ -111,9 +120,9 @@ def _sums(
         b_other = tl.zeros((ROWS, STEP), TYPE)
         end = tl.minimum(i_part + PART, hidden_size)
         for i_h in tl.range(i_part, end, STEP, num_stages=STAGES):
-            m_block = m_row[:, None] & (i_h + o_h < hidden_size)
-            b_x = tl.load(p_x[:, None] + (i_h + o_h), mask=m_block, other=0.0).to(TYPE)
-            b_y = tl.load(p_y[:, None] + (i_h + o_h), mask=m_block, other=0.0).to(TYPE)
+            m_tile = m_row[:, None] & (i_h + o_h < hidden_size)
+            b_x = tl.load(p_x[:, None] + (i_h + o_h), mask=m_tile, other=0.0).to(TYPE)
+            b_y = tl.load(p_y[:, None] + (i_h + o_h), mask=m_tile, other=0.0).to(TYPE)
             b_d = b_y - b_x
             b_xx += b_x * b_x
             b_dd += b_d * b_d
@@ -128,7 +137,7 @@ def _sums(
 
 @triton.jit
 def _float32_is_enough(xx, xd, dd, ad):
-    """The test of csrc/common/short_sums.h: whether short sums give metrics off by some 1e-7.
+    """Whether short sums give metrics off by some 1e-7: `reference.float32_is_enough`.
 
     In float32, of which only the thresholds feel the rounding: 25 operations a token in float64
     are too many where it runs at 1/64 of float32.
@@ -138,7 +147,7 @@ def _float32_is_enough(xx, xd, dd, ad):
     y = x + gap
     m_range = (x > SMALLEST) & (x < LARGEST) & (y > SHORTEST * x) & (y < LARGEST) & (d < LARGEST)
     m_equal = (dd == 0) & (ad == 0)
-    m_turned = (d >= SMALLEST) & (gap * (gap / (x + y)) <= TURNED * d)
+    m_turned = (d >= SMALLEST) & (gap * (gap / (x + y)) <= CANCELLED * d)
     return m_range & (m_equal | m_turned)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import BLOCK_METRICS, METRICS, RunningBlockScores, blocks, ops
-from simdiff_kernels.blocks import BlockScratch, accumulate_blocks, empty_block_state
+from simdiff_kernels.blocks import BlockScratch, accumulate_blocks
+from simdiff_kernels.running_states import empty_block_state
 
 CHECKS = (
     "test_schema",

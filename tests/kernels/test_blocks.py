@@ -17,8 +17,9 @@ from simdiff_kernels import (
     blocks,
     reference,
 )
-from simdiff_kernels.blocks import BlockScratch, accumulate_blocks, empty_block_state
+from simdiff_kernels.blocks import BlockScratch, accumulate_blocks
 from simdiff_kernels.metrics import APART, COUNTED, LEFT_OUT
+from simdiff_kernels.running_states import empty_block_state
 from simdiff_kernels.testing import (
     BlockCase,
     block_cases,

@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90", "100")
-# 65536 registers a multiprocessor. The rings take 64 KB a block: two of 256 threads fit an A100's
+# 65536 registers a multiprocessor. The rings take 64 KB a CTA: two of 256 threads fit an A100's
 # 164 KB, three of them an H100's 228 KB.
 MAX_REGISTERS, THREADS = 80, 256
-# Of all blocks in one pass: a quarter of the threads, two blocks with 73 KB for their slices.
-BLOCK_REGISTERS, BLOCK_BLOCKS, SLICE_BYTES = 128, 2, 73 * 1024
+# Of all blocks in one pass: a quarter of the threads, two CTAs with 73 KB for their slices.
+BLOCK_REGISTERS, BLOCK_CTAS, SLICE_BYTES = 128, 2, 73 * 1024
 SHARED_MEMORY = 164 * 1024  # of a multiprocessor of an A100, the smallest of them
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -71,7 +71,7 @@ def fold_machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_source("fold", tmp_path_factory.mktemp("cuda"))
 
 
-def test_three_blocks_of_rows_fit_a_multiprocessor(machine_code: Path) -> None:
+def test_three_ctas_of_rows_fit_a_multiprocessor(machine_code: Path) -> None:
     for arch, kernels in by_architecture(machine_code, "-res-usage").items():
         assert len(kernels) == 20  # four element types: four rings, and rows that are not aligned
         for name, text in kernels.items():
@@ -97,7 +97,7 @@ def test_rows_come_by_asynchronous_copies_and_nothing_spills(machine_code: Path)
 
 def test_entries_are_summed_in_float32(machine_code: Path) -> None:
     """Between two widenings lie at most kShortSteps vectors of each input: 8 float64 operations."""
-    widths = {"f": 4, "NS0_8BFloat16E": 8, "6__half": 8}
+    widths = {"f": 4, "NS_8BFloat16E": 8, "NS_7Float16E": 8}
     for arch, kernels in by_architecture(machine_code, "-sass").items():
         for name, text in kernels.items():
             kind = next((kind for kind in widths if f"ringI{kind}L" in name), None)
@@ -151,9 +151,9 @@ def test_blocks_leave_room_for_two(block_machine_code: Path) -> None:
             usage = resources(text)
             assert usage["STACK"] == usage["LOCAL"] == 0, (arch, name, usage)
             assert usage["REG"] <= BLOCK_REGISTERS, (arch, name, usage)
-            assert BLOCK_BLOCKS * THREADS * usage["REG"] <= 65536
+            assert BLOCK_CTAS * THREADS * usage["REG"] <= 65536
             reserved = 1024 if arch == "80" else 0  # told as shared memory from sm_90 on
-            needed = BLOCK_BLOCKS * (usage["SHARED"] + SLICE_BYTES + reserved)
+            needed = BLOCK_CTAS * (usage["SHARED"] + SLICE_BYTES + reserved)
             assert needed <= SHARED_MEMORY, (arch, name)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdiff_kernels import METRICS, ops, reference
-from simdiff_kernels.running import empty_state
+from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import near
 
 

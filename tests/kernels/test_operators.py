@@ -10,7 +10,7 @@ import torch
 
 from simdiff_kernels import METRICS, RunningScores, token_metrics
 from simdiff_kernels.backends import num_parts
-from simdiff_kernels.running import empty_state as empty_states
+from simdiff_kernels.running_states import empty_state as empty_states
 
 CHECKS = (
     "test_schema",

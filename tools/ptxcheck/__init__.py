@@ -3,7 +3,7 @@
     gpu = Gpu(ptx_text)
     x = gpu.buffer(hidden_states, "x", align=2)  # base address: a multiple of 2, not of 4
     y = gpu.buffer(out, "out", initialised=False)
-    report = gpu.launch("kernel", grid, block, [x, y, hidden_size], shared_bytes)  # FaultError
+    report = gpu.launch("kernel", grid, cta, [x, y, hidden_size], shared_bytes)  # FaultError
     assert (report.load_counts(x) == 1).all()  # each byte was loaded once
     assert report.load_widths(x) == {128}
 
@@ -14,7 +14,7 @@ have NumPy's bits. Threads run in lock step, the lowest program counter first, a
 
 Not executed, and refused by name when the kernel is bound: calls, textures, mbarriers and bulk
 copies, clusters, tensor cores, carries (`add.cc`), rounding modes of arithmetic other than `rn`,
-8-bit and 4-bit floats, barriers for a part of the block, indirect branches.
+8-bit and 4-bit floats, barriers for a part of the CTA, indirect branches.
 """
 
 from .faults import Fault, FaultError, Kind, PtxSyntaxError, UnsupportedInstruction

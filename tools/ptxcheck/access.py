@@ -174,7 +174,7 @@ def _offsets(
         window = SHARED_WINDOW if region is m.shared else LOCAL_WINDOW
         generic = (addresses >> np.uint64(60)) == np.uint64(window >> 60)
         local = np.where(generic, addresses - np.uint64(window), addresses)
-        owners = m.block_of[threads] if region is m.shared else threads
+        owners = m.cta_of[threads] if region is m.shared else threads
         stride = region.stride
         good = (local < np.uint64(stride)) & (local + np.uint64(width) <= np.uint64(stride))
         return np.where(good, local, np.uint64(0)).astype(np.int64) + owners * stride, good
@@ -235,11 +235,11 @@ def _log(
     if region is m.local:
         return
     every = threads is m.everyone
-    epochs = (m.block_epochs, m.warp_epochs)
-    block, warp = epochs if every else (epoch[threads] for epoch in epochs)
+    epochs = (m.cta_epochs, m.warp_epochs)
+    cta, warp = epochs if every else (epoch[threads] for epoch in epochs)
     linear = threads + m.first_thread
     line = instruction.line
-    region.log.append(Access(line, offsets, nbytes, linear, block, warp, write, atomic))
+    region.log.append(Access(line, offsets, nbytes, linear, cta, warp, write, atomic))
 
 
 class AsyncCopies:

@@ -184,8 +184,8 @@ def _wait(instruction: Instruction, pc: int, count: tuple | list) -> Step:
     counts = [reader(operand, word, instruction) for operand in count]
 
     def step(m: Machine, threads: Threads) -> list[tuple[int, Array]] | None:
-        if any((read(m, threads) != m.block_threads).any() for read in counts):
-            raise instruction.unsupported("barrier for a part of the block")
+        if any((read(m, threads) != m.cta_threads).any() for read in counts):
+            raise instruction.unsupported("barrier for a part of the CTA")
         return m.arrive(pc, threads)
 
     return step
@@ -201,9 +201,9 @@ def _reducing_barrier(instruction: Instruction, pc: int) -> Step:
     write = writer(target, instruction)
 
     def finish(m: Machine, threads: Array) -> None:
-        block, votes = m.block_of[threads], pred(m, threads)
-        yes = np.bincount(block, votes, m.num_blocks)[block]
-        total = np.bincount(block, minlength=m.num_blocks)[block]
+        cta, votes = m.cta_of[threads], pred(m, threads)
+        yes = np.bincount(cta, votes, m.num_ctas)[cta]
+        total = np.bincount(cta, minlength=m.num_ctas)[cta]
         counts = {"popc": yes.astype(np.uint32), "and": yes == total, "or": yes > 0}
         write(m, threads, counts[next(iter(mods))])
 

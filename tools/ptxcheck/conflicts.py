@@ -1,13 +1,13 @@
 """Finds accesses to the same byte that nothing orders, from the log of accesses of a launch.
 
 Two accesses by different threads conflict if at least one writes, not both are atomic, and
-- for threads of different blocks: always (only the end of a launch orders blocks);
-- for threads of one block: if both happen between the same two barriers of the block, and
+- for threads of different CTAs: always (only the end of a launch orders CTAs);
+- for threads of one CTA: if both happen between the same two barriers of the CTA, and
 - for threads of one warp: if both also happen between the same two warp synchronisations, that
   is `bar.warp.sync`, `shfl.sync`, `vote.sync` or `redux.sync` by all lanes not exited.
 
-Threads of a block that store one value to one address of shared memory in one instruction count
-as a single thread. Fences and atomics order nothing here: a kernel whose last block reads what
+Threads of a CTA that store one value to one address of shared memory in one instruction count
+as a single thread. Fences and atomics order nothing here: a kernel whose last CTA reads what
 the others wrote needs its buffer registered with `conflicts=False`.
 """
 
@@ -54,17 +54,17 @@ def count_loads(log: list[Access], nbytes: int) -> Array:
     return np.repeat(total, size)[:nbytes]
 
 
-def find_conflicts(log: list[Access], block_threads: int) -> Iterator[Conflict]:
+def find_conflicts(log: list[Access], cta_threads: int) -> Iterator[Conflict]:
     """Yield one conflict for each pair of lines and each of the three rules."""
     log = [access for access in log if access.offsets.size]
     if not any(access.write for access in log):
         return
-    table = _Table(log, block_threads)
+    table = _Table(log, cta_threads)
     place = table.granules
     rules = (
-        ((place,), table.threads // block_threads),
-        ((place, table.block_epochs), table.warps),
-        ((place, table.block_epochs, table.warp_epochs, table.warps), table.threads),
+        ((place,), table.threads // cta_threads),
+        ((place, table.cta_epochs), table.warps),
+        ((place, table.cta_epochs, table.warp_epochs, table.warps), table.threads),
     )
     for keys, actors in rules:
         yield from table.mixed(keys, actors)
@@ -73,7 +73,7 @@ def find_conflicts(log: list[Access], block_threads: int) -> Iterator[Conflict]:
 class _Table:
     """One row for each access to a granule that somebody writes."""
 
-    def __init__(self, log: list[Access], block_threads: int) -> None:
+    def __init__(self, log: list[Access], cta_threads: int) -> None:
         self.size = granule(log)
         touched = max(int(access.offsets.max()) + access.nbytes for access in log)
         written = np.zeros(touched // self.size + 1, bool)
@@ -87,15 +87,15 @@ class _Table:
                 places = (access.offsets + part) // self.size
                 keep = np.flatnonzero(written[places])
                 flags = np.full(keep.size, access.write), np.full(keep.size, access.atomic)
-                epochs = access.block_epochs[keep], access.warp_epochs[keep]
+                epochs = access.cta_epochs[keep], access.warp_epochs[keep]
                 lines = np.full(keep.size, access.line)
                 columns.append((places[keep], access.threads[keep], *epochs, *flags, lines))
         joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-        self.granules, self.threads, self.block_epochs, self.warp_epochs = joined[:4]
+        self.granules, self.threads, self.cta_epochs, self.warp_epochs = joined[:4]
         self.write, self.atomic, self.lines = joined[4:]
-        per_block = -(-block_threads // 32)
-        block, thread = np.divmod(self.threads, block_threads)
-        self.warps = block * per_block + thread // 32
+        per_cta = -(-cta_threads // 32)
+        cta, thread = np.divmod(self.threads, cta_threads)
+        self.warps = cta * per_cta + thread // 32
 
     def mixed(self, keys: tuple[Array, ...], actors: Array) -> Iterator[Conflict]:
         """Conflicts between different actors in a group of equal keys."""

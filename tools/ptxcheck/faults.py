@@ -30,7 +30,7 @@ class Fault:
     kernel: str
     line: int
     text: str
-    block: tuple[int, int, int]
+    cta: tuple[int, int, int]
     thread: tuple[int, int, int]
     message: str
     address: int | None = None
@@ -40,7 +40,7 @@ class Fault:
         where = "" if self.address is None else f" at {self.address:#x}"
         return (
             f"{self.kind.value}{where}: {self.message} [{self.kernel}, PTX line {self.line}: "
-            f"{self.text}; block {self.block}, thread {self.thread}; {self.count} in all]"
+            f"{self.text}; CTA {self.cta}, thread {self.thread}; {self.count} in all]"
         )
 
 

@@ -25,7 +25,7 @@ class Report:
     """The faults of a launch and the traffic of each buffer."""
 
     faults: list[Fault]
-    steps: int  # instructions issued, each for all threads of a chunk of blocks at once
+    steps: int  # instructions issued, each for all threads of a chunk of CTAs at once
     logs: dict[Region, list[Access]]
 
     def kinds(self) -> set[Kind]:
@@ -69,7 +69,7 @@ class Gpu:
         max_threads: int = 1 << 14,
         max_steps: int = 1_000_000,
     ) -> None:
-        """Bind all kernels, or those named; `max_threads` run at once, at least one block."""
+        """Bind all kernels, or those named; `max_threads` run at once, at least one CTA."""
         module, self.programs = _bind(ptx, None if kernels is None else tuple(kernels))
         self.max_threads, self.max_steps = max_threads, max_steps
         self.memory = GlobalMemory()
@@ -107,25 +107,25 @@ class Gpu:
         self,
         name: str,
         grid: int | Sequence[int],
-        block: int | Sequence[int],
+        cta: int | Sequence[int],
         args: Sequence[Any],
         shared_bytes: int = 0,
         *,
         check: bool = True,
-        blocks: range | None = None,
+        ctas: range | None = None,
     ) -> Report:
         """Run a kernel; faults raise FaultError unless `check` is False.
 
         Arguments are buffers, `buffer + bytes`, None (a null pointer), numbers or bytes. Of a huge
-        grid only `blocks`, counted along x first, may be run.
+        grid only `ctas`, counted along x first, may be run.
         """
         program = self.programs[name]
-        grid, block = _dim3(grid), _dim3(block)
+        grid, cta = _dim3(grid), _dim3(cta)
         params = _params(program, args)
         launch = Launch(
             program,
             grid,
-            block,
+            cta,
             params,
             shared_bytes,
             self.memory,
@@ -133,10 +133,10 @@ class Gpu:
             FaultLog(name),
             self.max_steps,
         )
-        threads, limits = launch.block_threads, program.kernel.block_limit
+        threads, limits = launch.cta_threads, program.kernel.cta_limit
         if threads != limits.get("reqntid", threads) or threads > limits.get("maxntid", 1024):
-            raise ValueError(f"{name} cannot run with blocks of {threads} threads: {limits}")
-        steps = _run(launch, blocks or range(math.prod(grid)), max(1, self.max_threads // threads))
+            raise ValueError(f"{name} cannot run with CTAs of {threads} threads: {limits}")
+        steps = _run(launch, ctas or range(math.prod(grid)), max(1, self.max_threads // threads))
         logs = {}
         for buffer in self.memory.buffers:
             for piece in buffer.pieces:
@@ -159,17 +159,17 @@ def _bind(ptx: str, kernels: tuple[str, ...] | None) -> tuple[Module, dict[str, 
     return module, {name: bind(module.kernels[name], module) for name in names}
 
 
-def _run(launch: Launch, blocks: range, at_once: int) -> int:
-    """Run the blocks, some at a time, and look for races in their shared memory."""
+def _run(launch: Launch, ctas: range, at_once: int) -> int:
+    """Run the CTAs, some at a time, and look for races in their shared memory."""
     steps = 0
     with np.errstate(all="ignore"):
-        for first in blocks[::at_once]:
-            machine = Machine(launch, first, min(at_once, blocks.stop - first))
+        for first in ctas[::at_once]:
+            machine = Machine(launch, first, min(at_once, ctas.stop - first))
             with suppress(StoppedError):
                 machine.run()
             steps += machine.num_steps
             shared = machine.shared
-            for conflict in find_conflicts(shared.log, launch.block_threads):
+            for conflict in find_conflicts(shared.log, launch.cta_threads):
                 address = conflict.offset % shared.stride
                 _report(launch, Kind.SHARED_RACE, conflict, address, shared.name)
     return steps
@@ -178,10 +178,10 @@ def _run(launch: Launch, blocks: range, at_once: int) -> int:
 def _report(launch: Launch, kind: Kind, conflict: Conflict, address: int, name: str) -> None:
     line, thread, write = conflict.first
     other_line, other_thread, other_write = conflict.second
-    block, local = divmod(other_thread, launch.block_threads)
+    cta, local = divmod(other_thread, launch.cta_threads)
     verbs = ["writes" if flag else "reads" for flag in (write, other_write)]
     message = (
-        f"the thread {verbs[0]} {name} and, unordered, thread {local} of block {block} "
+        f"the thread {verbs[0]} {name} and, unordered, thread {local} of CTA {cta} "
         f"{verbs[1]} the same byte at PTX line {other_line}"
     )
     code, opcodes = launch.program.kernel.code, {"ld", "st", "atom", "red", "cp"}
@@ -192,7 +192,7 @@ def _report(launch: Launch, kind: Kind, conflict: Conflict, address: int, name: 
 def _dim3(size: int | Sequence[int]) -> tuple[int, int, int]:
     numbers = (size,) if isinstance(size, int) else tuple(size)
     if not 1 <= len(numbers) <= 3 or min(numbers) < 1:
-        raise ValueError(f"not the size of a grid or block: {size}")
+        raise ValueError(f"not the size of a grid or CTA: {size}")
     return (*numbers, 1, 1)[:3]  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Runs the threads of several blocks in lock step, with one program counter for each."""
+"""Runs the threads of several CTAs in lock step, with one program counter for each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Launch:
 
     program: Program
     grid: tuple[int, int, int]
-    block: tuple[int, int, int]
+    cta: tuple[int, int, int]
     params: Array
     shared_bytes: int
     memory: GlobalMemory
@@ -47,9 +47,9 @@ class Launch:
     max_steps: int
 
     @property
-    def block_threads(self) -> int:
-        """Threads of a block."""
-        return math.prod(self.block)
+    def cta_threads(self) -> int:
+        """Threads of a CTA."""
+        return math.prod(self.cta)
 
 
 def layout(variables: list[Variable], dynamic: int) -> tuple[dict[str, int], list[tuple[int, int]]]:
@@ -67,29 +67,29 @@ def layout(variables: list[Variable], dynamic: int) -> tuple[dict[str, int], lis
 
 
 class Machine:
-    """The state of the threads of consecutive blocks."""
+    """The state of the threads of consecutive CTAs."""
 
-    def __init__(self, launch: Launch, first_block: int, num_blocks: int) -> None:
+    def __init__(self, launch: Launch, first_cta: int, num_ctas: int) -> None:
         self.launch, self.memory = launch, launch.memory
-        self.num_blocks, self.block_threads = num_blocks, launch.block_threads
-        self.num_threads = num_blocks * self.block_threads
-        self.first_thread = first_block * self.block_threads
+        self.num_ctas, self.cta_threads = num_ctas, launch.cta_threads
+        self.num_threads = num_ctas * self.cta_threads
+        self.first_thread = first_cta * self.cta_threads
         self.everyone = np.arange(self.num_threads)
-        self.block_of, self.thread_of = np.divmod(self.everyone, self.block_threads)
+        self.cta_of, self.thread_of = np.divmod(self.everyone, self.cta_threads)
         self.lane = self.thread_of % 32
-        self.warps_per_block = -(-self.block_threads // 32)
-        self.warp = self.block_of * self.warps_per_block + self.thread_of // 32
+        self.warps_per_cta = -(-self.cta_threads // 32)
+        self.warp = self.cta_of * self.warps_per_cta + self.thread_of // 32
         self.registers: dict[str, Array] = {}
         self.alive = np.ones(self.num_threads, bool)
         self.waits_at = np.full(self.num_threads, -1)  # the pc of the barrier waited at
         self.needed = np.zeros(self.num_threads, np.uint64)  # lanes waited for
-        self.block_epochs = np.zeros(self.num_threads, np.int64)
+        self.cta_epochs = np.zeros(self.num_threads, np.int64)
         self.warp_epochs = np.zeros(self.num_threads, np.int64)
         self.parked: dict[int, Array] = {}
         self.on_release: dict[int, Callable[[Machine, Array], None]] = {}
         self.num_steps = 0
         self.symbols = dict(launch.symbols)
-        self.shared = self._segments("shared memory", launch.program.shared, num_blocks)
+        self.shared = self._segments("shared memory", launch.program.shared, num_ctas)
         self.local = self._segments("local memory", launch.program.local, self.num_threads)
         self.params = Region("parameters", 0, launch.params)
         self.symbols.update(launch.program.param_offsets)
@@ -136,11 +136,11 @@ class Machine:
         return self._special.get(name)
 
     def _fill_special(self) -> None:
-        blocks = self.block_of + self.first_thread // self.block_threads
+        ctas = self.cta_of + self.first_thread // self.cta_threads
         table: dict[str, Any] = {"%laneid": self.lane, "%warpid": self.thread_of // 32}
         for prefix, linear, shape in (
-            ("%tid", self.thread_of, self.launch.block),
-            ("%ctaid", blocks, self.launch.grid),
+            ("%tid", self.thread_of, self.launch.cta),
+            ("%ctaid", ctas, self.launch.grid),
         ):
             size = {"%tid": "%ntid", "%ctaid": "%nctaid"}[prefix]
             for axis, extent in zip("xyz", shape, strict=True):
@@ -148,7 +148,7 @@ class Machine:
                 table[f"{size}.{axis}"] = extent
                 linear = linear // extent
         below = (1 << self.lane.astype(np.uint64)) - 1
-        table["%nwarpid"] = self.warps_per_block
+        table["%nwarpid"] = self.warps_per_cta
         table["%lanemask_lt"], table["%lanemask_le"] = below, 2 * below + 1
         table["%lanemask_eq"] = below + 1
         table["%lanemask_ge"], table["%lanemask_gt"] = ~below, ~(2 * below + 1)
@@ -221,38 +221,38 @@ class Machine:
         return []
 
     def arrive(self, pc: int, threads: Threads) -> list[tuple[int, Array]]:
-        """Let threads wait at a barrier, and release the blocks that are complete."""
+        """Let threads wait at a barrier, and release the CTAs that are complete."""
         who = self.everyone if threads is None else threads
         self.waits_at[who] = pc
-        there = np.bincount(self.block_of[self.waits_at == pc], minlength=self.num_blocks)
-        full = there == self.block_threads
+        there = np.bincount(self.cta_of[self.waits_at == pc], minlength=self.num_ctas)
+        full = there == self.cta_threads
         if full.all():
             return self._release(pc, None)
-        return self._release(pc, np.flatnonzero(full[self.block_of])) if full.any() else []
+        return self._release(pc, np.flatnonzero(full[self.cta_of])) if full.any() else []
 
     def _release(self, pc: int, threads: Threads) -> list[tuple[int, Array]]:
         who = self.everyone if threads is None else threads
         self.waits_at[who] = -1
-        self.block_epochs = self.block_epochs.copy()
-        self.block_epochs[who] += 1
+        self.cta_epochs = self.cta_epochs.copy()
+        self.cta_epochs[who] += 1
         if pc in self.on_release:
             self.on_release[pc](self, who)
         return [(pc + 1, threads)]
 
     def _release_stuck_barriers(self, groups: dict[int, Threads]) -> bool:
-        """Release blocks whose threads all wait or have exited, though not at one barrier."""
+        """Release CTAs whose threads all wait or have exited, though not at one barrier."""
         waits = self.waits_at >= 0
-        still = np.bincount(self.block_of[self.alive & ~waits], minlength=self.num_blocks)
-        there = np.bincount(self.block_of[waits], minlength=self.num_blocks)
-        for block in np.flatnonzero((still == 0) & (there > 0)):
-            first = block * self.block_threads
-            inside = self.waits_at[first : first + self.block_threads]
+        still = np.bincount(self.cta_of[self.alive & ~waits], minlength=self.num_ctas)
+        there = np.bincount(self.cta_of[waits], minlength=self.num_ctas)
+        for cta in np.flatnonzero((still == 0) & (there > 0)):
+            first = cta * self.cta_threads
+            inside = self.waits_at[first : first + self.cta_threads]
             pcs = np.unique(inside[inside >= 0])
             code = self.launch.program.kernel.code
-            message = f"{there[block]} of {self.block_threads} threads wait"
+            message = f"{there[cta]} of {self.cta_threads} threads wait"
             if pcs.size > 1:
                 message += f" at PTX lines {[code[pc].line for pc in pcs]}"
-            if there[block] < self.block_threads:
+            if there[cta] < self.cta_threads:
                 message += ", the others have exited"
             waiting = int(first + np.flatnonzero(inside >= 0)[0])
             self.fault(Kind.DIVERGENT_BARRIER, code[pcs[0]], waiting, message)
@@ -273,7 +273,7 @@ class Machine:
                 )
         for pc in np.unique(self.waits_at[self.waits_at >= 0]):
             threads = np.flatnonzero(self.waits_at == pc)
-            message = "other threads of the block never arrive"
+            message = "other threads of the CTA never arrive"
             self.fault(
                 Kind.DIVERGENT_BARRIER, code[pc], int(threads[0]), message, count=threads.size
             )
@@ -294,9 +294,9 @@ def make_fault(
     count: int = 1,
 ) -> Fault:
     """A fault of a thread given by its linear index in the grid."""
-    block, thread = divmod(thread, launch.block_threads)
+    cta, thread = divmod(thread, launch.cta_threads)
     where = []
-    for linear, (x, y, _) in ((block, launch.grid), (thread, launch.block)):
+    for linear, (x, y, _) in ((cta, launch.grid), (thread, launch.cta)):
         where.append((linear % x, linear // x % y, linear // (x * y)))
     name = launch.program.kernel.name
     line, text = instruction.line, instruction.text

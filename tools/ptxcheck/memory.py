@@ -25,7 +25,7 @@ class Access:
     offsets: Array
     nbytes: int
     threads: Array  # linear over the whole grid
-    block_epochs: Array  # barriers that each thread has passed
+    cta_epochs: Array  # barriers that each thread has passed
     warp_epochs: Array  # warp synchronisations that each thread has passed
     write: bool
     atomic: bool = False

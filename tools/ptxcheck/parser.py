@@ -108,7 +108,7 @@ class Kernel:
 
     name: str
     params: list[Variable]
-    block_limit: dict[str, int]
+    cta_limit: dict[str, int]
     registers: dict[str, int] = field(default_factory=dict)
     variables: list[Variable] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def converge(
 def _lanes(m: Machine, threads: Array) -> Array:
     """For each warp a mask of the lanes among `threads`."""
     weights = np.exp2(m.lane[threads])
-    count = m.num_blocks * m.warps_per_block
+    count = m.num_ctas * m.warps_per_cta
     return np.bincount(m.warp[threads], weights=weights, minlength=count).astype(np.uint64)
 
 

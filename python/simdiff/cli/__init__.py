@@ -131,7 +131,7 @@ def _set_threads(count: int | None) -> None:
 
 
 def _is_for_users(error: ValueError) -> bool:
-    scorers = sys.modules.get("simdiff_kernels.running")  # not imported for this alone
+    scorers = sys.modules.get("simdiff_kernels.summaries")  # not imported for this alone
     return scorers is not None and isinstance(error, scorers.NonFiniteError)
 
 

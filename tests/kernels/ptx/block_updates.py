@@ -55,8 +55,8 @@ CSRC = Path(__file__).resolve().parents[3] / "csrc" / "cuda"
 MANGLED = {
     torch.float32: "IfL",
     torch.float64: "IdL",
-    torch.bfloat16: "INS0_8BFloat16EL",
-    torch.float16: "I6__halfL",
+    torch.bfloat16: "INS_8BFloat16EL",
+    torch.float16: "INS_7Float16EL",
 }
 
 
@@ -107,7 +107,7 @@ class Run:
     absolute: bool = False
     wants_sums: bool = True
     at_once: int = 1 << 30
-    tokens_per_block: int = 2
+    tokens_per_cta: int = 2
     slice_bytes: int = 256
     earlier: tuple[Tensor, Tensor] | None = None
     arch: str = "sm_80"
@@ -140,11 +140,11 @@ class Run:
 
     def _launch(self, first: int, last: int) -> None:
         num_states, count = len(self.states), last - first
-        blocks = -(-count // self.tokens_per_block)
+        num_ctas = -(-count // self.tokens_per_cta)
         units = num_units(num_states, self.slice_bytes // STEP_BYTES) * (1 + self.absolute)
         num_pairs = num_states * (num_states - 1) // 2
         norms, pairs = np.empty((count, num_states)), np.empty((count, num_pairs, 2))
-        unit_sums, absolute = np.empty((blocks, units, UNIT_SUMS)), np.empty((count, num_pairs))
+        unit_sums, absolute = np.empty((num_ctas, units, UNIT_SUMS)), np.empty((count, num_pairs))
 
         gpu = compiled("block_sums.cu", self.arch)
         gpu.memory = type(gpu.memory)()
@@ -167,11 +167,11 @@ class Run:
             pointers,
             tokens,
             [self.num_tokens, self.inner, row_bytes],
-            [self.tokens_per_block, num_states, self.slice_bytes, units],
+            [self.tokens_per_cta, num_states, self.slice_bytes, units],
         )
         name = kernel_name(gpu, MANGLED[self.dtype], f"Lb{int(self.absolute)}E")
         shared = 2 * num_states * self.slice_bytes
-        self.reports.append(gpu.launch(name, blocks, THREADS, [arguments], shared))
+        self.reports.append(gpu.launch(name, num_ctas, THREADS, [arguments], shared))
 
         gpu = compiled("block_fold.cu", self.arch)
         gpu.memory = type(gpu.memory)()
@@ -184,7 +184,7 @@ class Run:
         first_state, offset, tokens_per_state = self.places
         lowest = max(0, first_state + (offset + first) // tokens_per_state)
         end = min(self.num_running, first_state + (offset + last - 1) // tokens_per_state + 1)
-        pair_blocks = -(-num_pairs // FOLD_PAIRS)
+        pair_ctas = -(-num_pairs // FOLD_PAIRS)
         arguments = struct.pack(
             "<Q4q?7x2q3Q2Q3q2i",
             address_of(kinds),
@@ -198,10 +198,10 @@ class Run:
             self.hidden_size,
             lowest,
             num_states,
-            pair_blocks,
+            pair_ctas,
         )
         name = kernel_name(gpu, "block_fold_kernel")
-        gpu.launch(name, max(1, end - lowest) * pair_blocks, FOLD_THREADS, [arguments])
+        gpu.launch(name, max(1, end - lowest) * pair_ctas, FOLD_THREADS, [arguments])
 
     def check(self) -> None:
         """The state and the row sums against the reference."""
@@ -222,7 +222,7 @@ def address_of(buffer) -> int:
 
 
 def pack_sums(buffers, states, pointers, tokens, numbers, sizes) -> bytes:
-    """`Arguments` of block_sums.cu."""
+    """`BlockArguments` of block_token.cuh."""
     rows = [(b.address, *h.stride()[:2]) for b, h in zip(buffers, states, strict=True)]
     flat = [number for row in rows for number in row] + [0] * 3 * (MAX_STATES - len(rows))
     return struct.pack(f"<{3 * MAX_STATES}q3Q2q3Q3q4i", *flat, *pointers, *tokens, *numbers, *sizes)

@@ -36,7 +36,7 @@ from .block_updates import (
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")
 
 
-# states, (sequences, tokens), hidden size, gap, tokens per block, bytes of a slice: one group and
+# states, (sequences, tokens), hidden size, gap, tokens per CTA, bytes of a slice: one group and
 # several, every number of missing states, shared quads and whole ones, one slice and several with a
 # tail, rows that are read by 16 bytes, rows that are not, and rows whose ends are not.
 SHAPES = (
@@ -59,7 +59,7 @@ def test_update(dtype: torch.dtype, shape: tuple, absolute: bool) -> None:
 
     One token is not finite: it is left out of all pairs and counted once.
     """
-    num_states, tokens, hidden_size, gap, tokens_per_block, slice_bytes = shape
+    num_states, tokens, hidden_size, gap, tokens_per_cta, slice_bytes = shape
     states = some_states(num_states, tokens, hidden_size, dtype, gap)
     earlier = empty_state(1, num_states)
     reference.accumulate_blocks(*earlier, [h * 0.7 for h in states], absolute=True)
@@ -69,7 +69,7 @@ def test_update(dtype: torch.dtype, shape: tuple, absolute: bool) -> None:
     run = Run(
         states,
         absolute=absolute,
-        tokens_per_block=tokens_per_block,
+        tokens_per_cta=tokens_per_cta,
         slice_bytes=slice_bytes,
         earlier=earlier,
     ).launch()
@@ -207,12 +207,10 @@ def test_neighbouring_floats_are_told_apart() -> None:
 
 
 def test_a_token_does_not_depend_on_its_neighbours() -> None:
-    """Bit by bit, however tokens are dealt out, to blocks, launches or updates."""
+    """Bit by bit, however tokens are dealt out, to CTAs, launches or updates."""
     states = some_states(6, (3, 3), 64, torch.float32, 16)
     states[0][1] *= 1e-3
-    ways = [
-        Run(states, tokens_per_block=n, at_once=m).launch() for n, m in ((1, 9), (4, 9), (2, 5))
-    ]
+    ways = [Run(states, tokens_per_cta=n, at_once=m).launch() for n, m in ((1, 9), (4, 9), (2, 5))]
     single = [Run([h[k // 3, k % 3][None, None] for h in states]).launch() for k in range(9)]
     sums = torch.stack([run.sums[:, 0, 0] for run in single], 1)
     for run in ways:
@@ -230,7 +228,7 @@ def test_result_does_not_depend_on_the_order_of_blocks() -> None:
         usual = [gpu.max_threads for gpu in gpus]
         for gpu in gpus:
             gpu.max_threads = at_once
-        found.append(Run(states, tokens_per_block=1).launch())
+        found.append(Run(states, tokens_per_cta=1).launch())
         for gpu, threads in zip(gpus, usual, strict=True):
             gpu.max_threads = threads
     assert torch.equal(found[0].moments, found[1].moments)
@@ -238,14 +236,14 @@ def test_result_does_not_depend_on_the_order_of_blocks() -> None:
 
 
 def test_many_tokens_fold_in_order() -> None:
-    """More tokens than a thread block of the fold takes at a time, in two running states."""
+    """More tokens than a CTA of the fold takes at a time, in two running states."""
     states = short_first(3, (1, 300), 8, torch.float32)
     kinds = (torch.rand(1, 300, generator=torch.Generator().manual_seed(0)) < 0.9).byte()
-    Run(states, kinds, (0, 0, 170), 2, tokens_per_block=20, slice_bytes=128).launch().check()
+    Run(states, kinds, (0, 0, 170), 2, tokens_per_cta=20, slice_bytes=128).launch().check()
 
 
 def test_tokens_and_rows_beyond_two_billion() -> None:
-    """The last block of a sequence of 2^31 + 3 tokens, in rows that far apart; no other exists."""
+    """The last CTA of a sequence of 2^31 + 3 tokens, in rows that far apart; no other exists."""
     first, hidden_size, count = 2**31, 24, 3
     states = [h[0].contiguous() for h in short_first(3, (1, count), hidden_size, torch.bfloat16)]
     gpu = compiled("block_sums.cu", "sm_80")
@@ -286,8 +284,8 @@ def test_tokens_and_rows_beyond_two_billion() -> None:
         [1024, 3, 128, num_units(3, 1)],
     )
     name = kernel_name(gpu, MANGLED[torch.bfloat16], "Lb0E")
-    block = first // 1024
-    gpu.launch(name, block + 1, THREADS, [arguments], 2 * 3 * 128, blocks=range(block, block + 1))
+    cta = first // 1024
+    gpu.launch(name, cta + 1, THREADS, [arguments], 2 * 3 * 128, ctas=range(cta, cta + 1))
     wanted, sums = Run(strides).reference()
     total = torch.from_numpy(pairs).sum(0)
     for number, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
@@ -354,8 +352,8 @@ def test_launches_cover_every_token_once(hidden_size: int) -> None:
                 shape = module.block_launch_shape(*arguments)
                 at_once = shape["tokens_at_once"]
                 assert 0 < at_once <= num_tokens
-                covered = shape["blocks"] * shape["tokens_per_block"]
-                assert covered - shape["tokens_per_block"] < at_once <= covered
+                covered = shape["num_ctas"] * shape["tokens_per_cta"]
+                assert covered - shape["tokens_per_cta"] < at_once <= covered
                 slice_bytes, row_bytes = shape["slice_bytes"], hidden_size * dtype.itemsize
                 assert slice_bytes % STEP_BYTES == 0
                 assert slice_bytes < row_bytes + STEP_BYTES
@@ -365,7 +363,7 @@ def test_launches_cover_every_token_once(hidden_size: int) -> None:
                 words = module.block_scratch_words(*arguments)
                 pairs = num_states * (num_states - 1) // 2
                 per_token = num_states + pairs * (2 + absolute)
-                units = shape["blocks"] * shape["units"] * UNIT_SUMS * (1 + absolute)
+                units = shape["num_ctas"] * shape["units"] * UNIT_SUMS * (1 + absolute)
                 assert words == at_once * per_token + units
                 assert at_once * per_token <= 2**25 < (num_tokens + 1) * per_token or (
                     at_once == num_tokens

@@ -18,7 +18,7 @@ from ptxcheck.compilers import find_nvcc, nvcc_ptx
 from simdiff_kernels import METRICS, TokenMetrics, reference
 from simdiff_kernels.metrics import APART
 from simdiff_kernels.ops import as_rows
-from simdiff_kernels.running import empty_state
+from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import Case, cases, check_metrics, near
 
 pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")
@@ -28,8 +28,8 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 MANGLED = {
     torch.float32: "f",
     torch.float64: "d",
-    torch.bfloat16: "NS0_8BFloat16E",
-    torch.float16: "6__half",
+    torch.bfloat16: "NS_8BFloat16E",
+    torch.float16: "NS_7Float16E",
 }
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -51,7 +51,7 @@ class Shape:
 
     @property
     def rows(self) -> int:
-        """Of a block of threads at a time."""
+        """Of a CTA at a time."""
         return 32 * self.warps // self.row_lanes
 
 
@@ -93,7 +93,7 @@ def buffer_of(gpu: Gpu, tensor: Tensor, name: str) -> Any:
 def row_arguments(
     addresses: list[int], before: Tensor, after: Tensor, num_tokens: int, inner: int
 ) -> bytes:
-    """`Arguments` of row_sums.cu."""
+    """`RowArguments` of row_token.cuh."""
     size = before.element_size()
     strides = [stride * size for states in (before, after) for stride in states.stride()[:2]]
     return struct.pack("<4Q6qi4x", *addresses, *strides, num_tokens, inner, before.shape[-1])
@@ -116,7 +116,7 @@ class RowSums:
     after: Tensor
     mask: Tensor | None = None
     shape: Shape | None = None
-    blocks: int = 3  # fewer than the rows need: they go round
+    ctas: int = 3  # fewer than the rows need: they go round
 
     def launch(self, arch: str) -> Tensor:
         """The sums; `report`, `x` and `y` tell of the bytes that were read."""
@@ -134,10 +134,10 @@ class RowSums:
         arguments = row_arguments(
             [*addresses, out.address], self.before, self.after, outer * inner, inner
         )
-        blocks = min(self.blocks, -(-outer * inner // shape.rows))
+        ctas = min(self.ctas, -(-outer * inner // shape.rows))
         shared = 2 * 16 * 32 * shape.warps * shape.stages
         name = ring_name(gpu, dtype, shape)
-        self.report: Report = gpu.launch(name, blocks, 32 * shape.warps, [arguments], shared)
+        self.report: Report = gpu.launch(name, ctas, 32 * shape.warps, [arguments], shared)
         return sums
 
 
@@ -284,13 +284,13 @@ def test_rows_that_start_unaligned_alike_are_read_wide(arch: str) -> None:
 
 @pytest.mark.parametrize("shape", RINGS, ids=str)
 def test_sums_do_not_depend_on_how_many_blocks_share_the_rows(shape: Shape) -> None:
-    """A larger GPU gives the same bits; so do all blocks at once and one after the other."""
+    """A larger GPU gives the same bits; so do all CTAs at once and one after the other."""
     before, after = padded_states((4, 45), 264, torch.bfloat16, True)
     found = []
-    for blocks, at_once in ((1, 256), (2, 1 << 14), (7, 256), (1000, 1 << 14)):
+    for ctas, at_once in ((1, 256), (2, 1 << 14), (7, 256), (1000, 1 << 14)):
         gpu = compiled("sm_80")
         usual, gpu.max_threads = gpu.max_threads, at_once
-        found.append(RowSums(before, after, shape=shape, blocks=blocks).launch("sm_80"))
+        found.append(RowSums(before, after, shape=shape, ctas=ctas).launch("sm_80"))
         gpu.max_threads = usual
     assert all(torch.equal(found[0], other) for other in found[1:])
 
@@ -319,7 +319,7 @@ def test_rows_beyond_two_billion_elements(dtype: torch.dtype, shape: Shape) -> N
 
 
 def test_tokens_beyond_two_billion() -> None:
-    """The block whose first row is number 2^31, of a sequence of 2^31 + 3 tokens."""
+    """The CTA whose first row is number 2^31, of a sequence of 2^31 + 3 tokens."""
     first, shape = 2**31, RINGS[1]
     before, after = near((1, 3, 96), 0.1)(torch.Generator().manual_seed(4))
     gpu = fresh("sm_80")
@@ -334,7 +334,7 @@ def test_tokens_beyond_two_billion() -> None:
     arguments = struct.pack("<4Q6qi4x", *addresses, 0, row, 0, row, num_tokens, num_tokens, 96)
     last = first // shape.rows
     name = ring_name(gpu, torch.float32, shape)
-    gpu.launch(name, last + 1, 256, [arguments], 2**16, blocks=range(last, last + 1))
+    gpu.launch(name, last + 1, 256, [arguments], 2**16, ctas=range(last, last + 1))
     wanted = torch.empty_like(sums)
     reference.row_sums(wanted, before, after)
     assert torch.allclose(sums, wanted, rtol=1e-6, atol=0)
@@ -409,6 +409,6 @@ def test_launches_know_their_kernel(hidden_size: int) -> None:
         for dtype in MANGLED:
             shape = Shape.of(num_tokens, hidden_size, dtype, True)
             assert shape in RINGS
-            if shape.row_lanes == 256:  # otherwise most lanes of a block would idle
+            if shape.row_lanes == 256:  # otherwise most lanes of a CTA would idle
                 assert hidden_size * dtype.itemsize >= 4096
             assert Shape.of(num_tokens, hidden_size, dtype, False) == DIRECT

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptxcheck import Buffer, FaultError, Gpu, Kind, Report
 from simdiff_kernels import METRICS, reference
-from simdiff_kernels.running import empty_state
+from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import SHORT_SUMS, near
 from simdiff_kernels.triton.row_sums import CONFIGURATIONS, UNALIGNED, configuration
 
@@ -63,14 +63,6 @@ def kernels(
 
 def name_of(variant: dict[str, Any]) -> str:
     return "-".join(str(variant[key]) for key in ("element", "hidden_size", "aligned"))
-
-
-def float32_is_enough(sums: Tensor) -> Tensor:
-    """The test of csrc/common/short_sums.h for each token, from exact sums."""
-    x, y, d, absolute = sums.unbind(-1)
-    in_range = (x > 1e-24) & (x < 1e30) & (y > x / 16) & (y < 1e30) & (d < 1e30)
-    turned = (d >= 1e-24) & ((y - x).square() <= 0.9375 * d * (x + y))
-    return in_range & (((d == 0) & (absolute == 0)) | turned)
 
 
 def states(
@@ -177,7 +169,7 @@ def test_row_sums(kernels: dict[str, Kernel], variant: dict[str, Any]) -> None:
     sums, report, buffers = run_rows(kernels[json.dumps(variant)], variant, before, after, mask)
     wanted = torch.empty_like(sums)
     reference.row_sums(wanted, before, after, mask)
-    short = float32_is_enough(wanted) & (dtype != torch.float64)
+    short = reference.float32_is_enough(wanted) & (dtype != torch.float64)
     assert torch.equal(sums[~mask], torch.zeros(2, 4, dtype=torch.float64))
     close = {"atol": 0, "equal_nan": True}
     assert torch.allclose(sums[~short], wanted[~short], rtol=1e-13, **close)
@@ -249,7 +241,7 @@ def test_which_tokens_are_summed_again(kernels: dict[str, Kernel]) -> None:
     before, after = doubtful()
     wanted = torch.empty(1, before.shape[1], 4, dtype=torch.float64)
     reference.row_sums(wanted, before, after)
-    enough = float32_is_enough(wanted)
+    enough = reference.float32_is_enough(wanted)
     assert 8 <= enough.sum() <= enough.numel() - 8
     sums, report, buffers = run_rows(kernels[json.dumps(PLAIN)], PLAIN, before, after)
     for buffer, tensor in zip(buffers, (before, after), strict=True):
@@ -286,8 +278,8 @@ def test_rows_beyond_two_billion(kernels: dict[str, Kernel], variant: dict[str, 
     piece = {32 * (num_tokens - count): sums.numpy()}
     arguments["p_sums"] = gpu.sparse(32 * num_tokens, piece, "sums", initialised=False)
     grid = first_program + 1
-    blocks = range(first_program, grid)
-    kernels[json.dumps(variant)].launch(gpu, grid, arguments, blocks=blocks)
+    ctas = range(first_program, grid)
+    kernels[json.dumps(variant)].launch(gpu, grid, arguments, ctas=ctas)
     wanted = torch.empty(1, count, 4, dtype=torch.float64)
     reference.row_sums(wanted, rows[0][None], rows[1][None])
     assert torch.allclose(sums, wanted[0], rtol=SHORT_SUMS, atol=0)
@@ -401,7 +393,7 @@ def test_fold_beyond_two_billion_tokens(kernels: dict[str, Kernel]) -> None:
         "tokens_per_state": first,
     }
     # Programs count along the states first: the last is state 1 of layer 1.
-    kernels[json.dumps(FOLDS[1])].launch(gpu, (2, 2), arguments, blocks=range(3, 4))
+    kernels[json.dumps(FOLDS[1])].launch(gpu, (2, 2), arguments, ctas=range(3, 4))
     wanted[1][..., : len(METRICS)] += first
     wanted[1][..., -1] = num_tokens
     assert torch.equal(state[1][1, 1], wanted[1][0, 0])

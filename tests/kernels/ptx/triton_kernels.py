@@ -38,9 +38,10 @@ def compile_variants(
 ) -> dict[str, Kernel]:
     """Compile in a process that does not interpret Triton; the keys are the variants as JSON."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    module = [sys.executable, "-m", "simdiff_kernels.triton.compile", "--target", target]
+    tool = Path(__file__).resolve().parents[3] / "tools" / "triton_compile.py"
+    command = [sys.executable, tool, "--target", target]
     subprocess.run(
-        [*module, "--save", str(folder), json.dumps(variants)], env=environment, check=True
+        [*command, "--save", str(folder), json.dumps(variants)], env=environment, check=True
     )
     found = {}
     for index, variant in enumerate(variants):

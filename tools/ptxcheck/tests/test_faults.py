@@ -12,7 +12,7 @@ needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not install
 
 # Each kernel exists as `name` (WRONG = false) and `name_wrong`.
 CUDA = r"""
-template <bool WRONG> __device__ void reduce_block(const float* x, float* out) {
+template <bool WRONG> __device__ void reduce_cta(const float* x, float* out) {
     __shared__ float sums[4];
     float sum = x[blockIdx.x * 128 + threadIdx.x];
     for (int offset = 16; offset; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
@@ -78,7 +78,7 @@ template <bool WRONG> __device__ void early_return(float* out, int n) {
     if (threadIdx.x < n) out[threadIdx.x] = values[threadIdx.x ^ 1];
 }
 
-template <bool WRONG> __device__ void count_blocks(unsigned* out) {
+template <bool WRONG> __device__ void count_ctas(unsigned* out) {
     if (threadIdx.x == 0) {
         if (WRONG) *out += 1; else atomicAdd(out, 1u);
     }
@@ -87,7 +87,7 @@ template <bool WRONG> __device__ void count_blocks(unsigned* out) {
 #define PAIR(name, parameters, ...) \
     extern "C" __global__ void name parameters { name<false>(__VA_ARGS__); } \
     extern "C" __global__ void name##_wrong parameters { name<true>(__VA_ARGS__); }
-PAIR(reduce_block, (const float* x, float* out), x, out)
+PAIR(reduce_cta, (const float* x, float* out), x, out)
 PAIR(reuse_shared, (const float* x, float* out), x, out)
 PAIR(tail, (const float* x, float* out, int n), x, out, n)
 PAIR(strided, (const float* x, float* out, int n, int stride), x, out, n, stride)
@@ -96,7 +96,7 @@ PAIR(shared_bounds, (float* out), out)
 PAIR(unwritten_shared, (float* out), out)
 PAIR(warp_exchange, (float* out), out)
 PAIR(early_return, (float* out, int n), out, n)
-PAIR(count_blocks, (unsigned* out), out)
+PAIR(count_ctas, (unsigned* out), out)
 """
 
 
@@ -119,11 +119,11 @@ def test_missing_barrier_after_the_warp_sums(cuda: str) -> None:
         args = [gpu.buffer(x), gpu.buffer(out)]
         return gpu.launch(name, 8, 128, args, check=check)
 
-    report = both(cuda, "reduce_block", run)
+    report = both(cuda, "reduce_cta", run)
     # Lock step hides neither the race nor, here, the value that the barrier would have made safe.
     assert report.kinds() == {Kind.SHARED_RACE}
     fault = report.faults[0]
-    assert fault.kernel == "reduce_block_wrong"
+    assert fault.kernel == "reduce_cta_wrong"
     assert "shared" in fault.text
     assert fault.address is not None
 
@@ -166,7 +166,7 @@ def test_wrong_stride_touches_the_gaps(cuda: str) -> None:
 
     report = both(cuda, "strided", run)
     assert report.kinds() == {Kind.OUT_OF_BOUNDS}
-    assert report.faults[0].block == (1, 0, 0)
+    assert report.faults[0].cta == (1, 0, 0)
 
 
 @needs_nvcc
@@ -217,8 +217,8 @@ def test_threads_that_exit_before_a_barrier(cuda: str) -> None:
 
 
 @needs_nvcc
-def test_blocks_that_add_without_an_atomic(cuda: str) -> None:
-    for name, total in (("count_blocks", 9), ("count_blocks_wrong", None)):
+def test_ctas_that_add_without_an_atomic(cuda: str) -> None:
+    for name, total in (("count_ctas", 9), ("count_ctas_wrong", None)):
         out = np.zeros(1, np.uint32)
         gpu = Gpu(cuda, kernels=[name])
         report = gpu.launch(name, 9, 32, [gpu.buffer(out)], check=total is not None)

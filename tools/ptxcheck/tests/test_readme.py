@@ -50,7 +50,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FaultError) as caught:
         exec(example, {})
     loaded = next(fault for fault in caught.value.faults if "ld.global" in fault.text)
-    told = "; block (3, 0, 0), thread (232, 0, 0); 24 in all]"
+    told = "; CTA (3, 0, 0), thread (232, 0, 0); 24 in all]"
     assert str(loaded).startswith("out of bounds at 0x")
     assert str(loaded).endswith(told)
     assert told in README

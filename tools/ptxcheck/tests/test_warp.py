@@ -1,4 +1,4 @@
-"""What threads of a warp and of a block do together."""
+"""What threads of a warp and of a CTA do together."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ JOIN:
     np.testing.assert_array_equal(evaluate(line, np.uint32, x), expected)
 
 
-def test_block_wide_reductions_at_a_barrier() -> None:
+def test_cta_wide_reductions_at_a_barrier() -> None:
     body = """
     ld.param.u64 %d0, [out];
     setp.lt.u32 %p1, %i, 70;

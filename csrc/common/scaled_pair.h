@@ -1,6 +1,8 @@
-// The distance of two hidden states x and y from short float32 sums, and whether it may be used.
+// The cosine distance of two hidden states x and y of unlike length from short float32 sums, and
+// whether it may be used (trust.h); on a GPU, where all pairs of a token's states are measured.
 //
-// With a = |x|, b = |y| and a power of two r (the ratio) that brings both to like lengths, t = r a:
+// With d = y - x, a = |x|, b = |y| and a power of two r (the ratio) that brings both to like
+// lengths, t = r a:
 //   1 - cos(x, y) = (sum (r x - y)^2 - (b - t)^2) / (2 t b)
 // whatever r is; only how much of the sum is cancelled depends on it. r x is exact. Of orthogonal
 // vectors of like lengths nothing is cancelled, where for r = 1 and a = b / 100 all but 2% is.
@@ -9,7 +11,7 @@
 // The gap b - t is formed in two ways. From the two lengths, which is off by some 1e-8 of them; and
 // where r is 1 as (sum of the growths between) / (a + b), the growth of a layer being
 // |h'|^2 - |h|^2 = 2 sum h d + sum d^2: off by some 1e-8 of its terms, as exact as d is. For
-// sums in float64 read 1e-16 wherever it says 1e-8.
+// sums in float64 read 1e-16 wherever it says 1e-8. No memory is read or written here.
 #pragma once
 
 #include <cmath>
@@ -17,6 +19,7 @@
 #include <cstring>
 
 #include "metrics.h"
+#include "trust.h"
 
 namespace simdiff {
 
@@ -67,18 +70,17 @@ SIMDIFF_INLINE double growth_scale_squared(double before_squared, double differe
   return scale * scale;
 }
 
-// Whether errors of some 1e-8 in the sums make errors of at most 16 times as much in
-//   v = (squared - gap^2) / (2 t b)   and   2 - v = ((t + b)^2 - squared) / (2 t b):
-// the angle depends on both, cf. angular_distance.h. Else the pair is summed again in float64.
-// False for NaN and Inf, and for a sum of zero, which may hide differences below 1e-23.
+// Whether errors of some 1e-8 in the sums make errors of at most kMostMagnified times as much in
+//   v = (squared - gap^2) / (2 t b)   and   2 - v = ((t + b)^2 - squared) / (2 t b).
+// Else the pair is summed again in float64. False for NaN and Inf, and for a sum of zero, which may
+// hide differences below 1e-23.
 SIMDIFF_INLINE bool float32_is_enough(const ScaledPair& pair) {
-  constexpr double smallest = 1e-24, largest = 1e+30;  // squares far from float32's ends
   const double total = pair.before + pair.after;
   const double apart = pair.squared - pair.gap * pair.gap;
   const double opposite = total * total - pair.squared;
   const double error = pair.squared + 2 * std::fabs(pair.gap) * pair.gap_scale;
-  const bool in_range = (pair.squared >= smallest) & (pair.squared < largest);
-  return in_range & (error <= 16 * apart) & (error <= 16 * opposite);
+  const bool in_range = (pair.squared >= kSmallestShort) & (pair.squared < kLargestShort);
+  return in_range & (error <= kMostMagnified * apart) & (error <= kMostMagnified * opposite);
 }
 
 SIMDIFF_INLINE double cosine_distance(const ScaledPair& pair) {

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for a GPU that need not be present, and reports what came out.
 
-`python -m simdiff_kernels.triton.compile --target cuda:90` prints one JSON line per kernel
+`python tools/triton_compile.py --target cuda:90` prints one JSON line per kernel
 variant. Must run without `TRITON_INTERPRET`, which replaces the kernels by Python.
 """
 
@@ -137,7 +137,7 @@ def _disassemble(cubin: bytes, option: str) -> str:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory per thread, shared memory per block of a cubin."""
+    """Registers, stack and local memory per thread, shared memory per CTA of a cubin."""
     text = _disassemble(cubin, "-res-usage")
     usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
     return {
