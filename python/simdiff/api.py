@@ -24,7 +24,7 @@ from simdiff.checkpoints.cut import (
     DEFAULT_SHARD_SIZE,
     write_pruned,
 )
-from simdiff.data.text import Text
+from simdiff.data.documents import Text
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_models
@@ -122,6 +122,8 @@ def score(
     )
     length = source.shape[1] if isinstance(source, Tensor) else source.window_length
     chosen.check(num_windows, length)
+    if not isinstance(source, Tensor):
+        source.check()
     model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
     if isinstance(source, Tensor):
         batches, record = list(source.split(batch_size)), {}

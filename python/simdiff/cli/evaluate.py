@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdiff.cli.options import add_batch_size, add_model, add_output, add_text, show
+from simdiff.cli.options import add_batch_size, add_model, add_output, add_text, show, text_of
 from simdiff.cli.parsing import CommandParser, names, rare
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
@@ -80,6 +80,7 @@ def _add_tasks(sub: CommandParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
+    from simdiff.data.documents import check_text
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
     from simdiff.evaluation.tasks import TaskOptions
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     text = tasks = None
     if arguments.text is not None:
         text = TextChoice(
-            arguments.text,
+            text_of(arguments),
             arguments.num_windows,
             arguments.window_length,
             arguments.stride,
@@ -112,6 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise SimdiffError("--text, --tasks or both must be given, got neither")
     if arguments.output is not None:
         check_new_file(arguments.output, arguments.overwrite)
+    if text is not None:
+        check_text(text.source)
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
     if arguments.plan is not None:

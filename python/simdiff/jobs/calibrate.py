@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.text import IN_MEMORY, TokenWindows, token_windows
-from simdiff.data.text_options import TextOptions
+from simdiff.data.documents import cannot_be_read_again
+from simdiff.data.text import TokenWindows, token_windows
+from simdiff.data.text_options import TextOptions, with_column
 from simdiff.errors import SimdiffError
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
@@ -38,24 +39,28 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
     text = scores.calibration
     if "source" not in text:
         raise SimdiffError("the scores must name their calibration text, got none in their record")
-    if text["source"].startswith(IN_MEMORY):
+    if cannot_be_read_again(text["source"]):
         raise SimdiffError(
             f"the scores were made on {text['source']}, which cannot be read again: give their "
             "token windows (windows=), or score a text file"
         )
     windows = token_windows(
-        text["source"],
+        with_column(text["source"], text.get("column")),
         tokenizer,
         part=text["part"],
         num_windows=text["num_windows"],
         window_length=text["window_length"],
         seed=text["seed"],
     )
-    text = {key: value for key, value in text.items() if key != "skip_leading"}
-    if windows.identity.to_dict() != text:
+    differing = [
+        f"{key.replace('_', ' ')} {text[key]} then and {value} now"
+        for key, value in windows.identity.to_dict().items()
+        if text.get(key) != value
+    ]
+    if differing:
         raise SimdiffError(
-            f"text {text['source']}: must be as it was when the scores were made, {text}, "
-            f"got {windows.identity.to_dict()}"
+            f"text {text['source']}: must be as it was when the scores were made, and has changed "
+            f"({', '.join(differing)}): score the model again, or plan without --model"
         )
     return windows.tokens
 
