@@ -98,7 +98,7 @@ def calibrate(
         model,
         most.windows(tokenizer, "calibration"),
         scoring,
-        plan.first_plan,
+        plan.of_scores,
         first=text.num_windows,
         name=name,
         batch_size=batch_size,

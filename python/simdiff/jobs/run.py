@@ -112,7 +112,7 @@ def run(
             "dense": dense,
             "pruned": pruned,
             "amounts_of_text": [
-                asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
+                asdict(amount) for amount in amounts_of_text(scores, plan.of_scores)
             ]
             if plan.bootstrap and plan.criterion not in SEARCHED
             else [],

@@ -106,5 +106,6 @@ def _closed_form(details: Content, num_layers: int) -> Iterator[str]:
         columns = ("layers corrected", "loss on windows not fitted, nats per token")
         yield (
             "<details><summary>Down to which depth corrections help: "
-            f"{html.escape(str(details.get('corrected')))} layers were corrected</summary>{table(columns, rows, text=())}</details>"
+            f"{html.escape(str(details.get('corrected')))} layers were corrected</summary>"
+            f"{table(columns, rows, text=())}</details>"
         )
