@@ -306,7 +306,7 @@ def text_of(arguments: argparse.Namespace) -> Text:
     if arguments.text is not None:
         from simdiff.data.text_options import with_column
 
-        return with_column(str(arguments.text), arguments.text_column)
+        return with_column(str(arguments.text), getattr(arguments, "text_column", None))
     if arguments.model == DEMO:
         return DEMO
     raise SimdiffError(

@@ -23,7 +23,7 @@ TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock ch
 INTERRUPTED = "give the same command again: a training goes on where it stopped"
 
 # Shown by the first help; the others are those of the preset for most trainings.
-_COMMON = ("preset", "training_text", "max_minutes")
+_COMMON = ("preset", "training_text")
 
 
 def add(sub: CommandParser) -> None:

@@ -330,16 +330,16 @@ def _documents_of_json(file: BinaryIO, name: str, column: str) -> Iterator[str]:
 
 def _document(record: Any, column: str, where: str) -> str:
     if not isinstance(record, dict):
-        raise SimdiffError(f'{where} must be an object with "{column}", got {_type(record)}')
+        raise SimdiffError(f'{where} must be a JSON object with "{column}", got {_type(record)}')
     if column not in record:
-        raise _no_column(where, column, record)
+        raise _no_column(f"{where} must be a JSON object with", column, record)
     return _string(record[column], column, where)
 
 
-def _no_column(where: str, column: str, names: Iterable[str]) -> SimdiffError:
+def _no_column(what: str, column: str, names: Iterable[str]) -> SimdiffError:
     found = ", ".join(f'"{name}"' for name in list(names)[:20]) or "nothing"
     return SimdiffError(
-        f'{where} must have "{column}", got {found}: name the column of the text with '
+        f'{what} "{column}", got {found}: name the column of the text with '
         "--text-column (in Python, simdiff.TextFile(path, column))"
     )
 
@@ -373,7 +373,7 @@ def _rows(file: BinaryIO, name: str, column: str) -> Iterator[str]:
         else:
             names, batches = _record_batches(pyarrow.ipc, file)
         if column not in names:
-            raise _no_column(f"text {name}: its columns", column, names)
+            raise _no_column(f"text {name}: must have the column", column, names)
         number = 0
         for batch in batches:
             for value in batch.column(column).to_pylist():

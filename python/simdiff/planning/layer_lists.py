@@ -23,7 +23,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
         SimdiffError: it is no list of numbers, or a range runs backwards.
     """
     if not is_layer_list(text):
-        raise SimdiffError(f"must be layers such as 0,1,28-29, counted from 0, got {text!r}")
+        raise SimdiffError(f"must be layers such as 0,1,28-29, got {text!r}")
     layers: dict[int, None] = {}
     for first, last in re.findall(r"(\d+)\s*(?:-\s*(\d+))?", text):
         start, stop = int(first), int(last or first)

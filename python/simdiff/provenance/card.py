@@ -164,7 +164,7 @@ def _removed(plan: PruningPlan) -> str:
     lines = [
         "## What was removed\n",
         "Layers are counted from 0, runs are half-open [start, end).\n",
-        f"- Removed: {order} {'' if plan.by_hand else ' (the least important first)'}",
+        f"- Removed: {order}{'' if plan.by_hand else ' (the least important first)'}",
         f"- As runs: {run_words(plan.removed)}",
         f"- Stayed: {run_words(plan.kept)}",
         "- Chosen by hand, not by scores"

@@ -56,9 +56,9 @@ def test_every_kind_of_file(tmp_path: Path, name: str, content: bytes) -> None:
             b'{"body": "x", "id": 1}',
             'got "body", "id": .*--text-column',
         ),
-        ("a.jsonl", b'["x"]', 'line 1 must be an object with "text", got a list'),
+        ("a.jsonl", b'["x"]', 'line 1 must be a JSON object with "text", got a list'),
         ("a.jsonl", b'\n{"text": "x"', "line 2 must be JSON, and is not"),
-        ("a.json", b'[{"text": "x"}, 7]', "record 2 must be an object"),
+        ("a.json", b'[{"text": "x"}, 7]', "record 2 must be a JSON object"),
         ("a.txt", b"caf\xe9 noir", "byte 0xe9 .*iconv"),
         ("a.txt.gz", b"no gzip", "cannot be read"),
         ("a.txt", b" \n\t\n", "must hold text"),
@@ -99,7 +99,9 @@ def test_tables(tmp_path: Path) -> None:
         assert read_documents(TextFile(path, "body")) == ["b"] * 1200
         with pytest.raises(SimdiffError, match='"id" must be a string, got a number'):
             check_text(TextFile(path, "id"))
-        with pytest.raises(SimdiffError, match='must have "none", got "text", "body", "id"'):
+        with pytest.raises(
+            SimdiffError, match='must have the column "none", got "text", "body", "id"'
+        ):
             check_text(TextFile(path, "none"))
 
 
