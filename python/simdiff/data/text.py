@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,8 @@ class TextIdentity:
     bos: bool
     column: str = COLUMN
     """Of the documents in a file that has columns."""
+    tokens_sha256: str = ""
+    """Of all token ids as little-endian int64, BOS included."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, the column only where it is another than the usual one."""
@@ -57,7 +60,13 @@ class TokenWindows:
         """The first `num_windows` windows, as `token_windows` would give them for that number."""
         tokens = self.tokens[:num_windows]
         return TokenWindows(
-            tokens, replace(self.identity, num_windows=len(tokens), num_tokens=tokens.numel())
+            tokens,
+            replace(
+                self.identity,
+                num_windows=len(tokens),
+                num_tokens=tokens.numel(),
+                tokens_sha256=_digest(tokens),
+            ),
         )
 
 
@@ -112,8 +121,13 @@ def token_windows(
             windows.numel(),
             bos,
             column_of(source),
+            _digest(windows),
         ),
     )
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def column_of(source: Text) -> str:

@@ -53,14 +53,14 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
         seed=text["seed"],
     )
     differing = [
-        f"{key.replace('_', ' ')} {text[key]} then and {value} now"
+        key.replace("_", " ")
         for key, value in windows.identity.to_dict().items()
-        if text.get(key) != value
+        if key in text and text[key] != value  # files of earlier versions have no digest
     ]
     if differing:
         raise SimdiffError(
             f"text {text['source']}: must be as it was when the scores were made, and has changed "
-            f"({', '.join(differing)}): score the model again, or plan without --model"
+            f"(other {', '.join(differing)}): score the model again, or plan without --model"
         )
     return windows.tokens
 

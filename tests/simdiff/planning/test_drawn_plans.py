@@ -16,8 +16,8 @@ from simdiff.planning.options import PlanOptions
 from simdiff.scoring.group_scores import to_matrix
 from support.scores import drawn_scores
 
-SCORES = drawn_scores(9)
-WEIGHTS = draws(9, 150, seed=4)  # more than are made at a time
+SCORES = drawn_scores(9, 5)
+WEIGHTS = draws(5, 150, seed=4)  # more than are made at a time
 
 
 @pytest.mark.parametrize("criterion", [*BLOCK_CRITERION_OF, "simdiff-mssd"])
@@ -37,7 +37,7 @@ def test_as_one_by_one(criterion: str, selection: str | None, max_blocks: int | 
     if found is None:
         return
     one_by_one = [options.first_plan(draw) for draw in resampled(SCORES, WEIGHTS)]
-    assert len({frozenset(plan.removed) for plan in one_by_one}) > 3
+    assert len({frozenset(plan.removed) for plan in one_by_one}) > 2
     for one, plan in zip(found, one_by_one, strict=True):
         assert not isinstance(one, SimdiffError)
         assert sorted(one.removed) == sorted(plan.removed)
