@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeAlias
 
 from simdiff.data.demo import DEMO, demo_documents
+from simdiff.data.tables import read_table
 from simdiff.errors import SimdiffError, nearest
 
 STANDARD_INPUT = "-"
@@ -73,7 +74,7 @@ def read_documents(source: Text) -> list[str]:
     Args:
         source: "demo"; a file, see the top of this module; a folder, of which all files of known
             suffixes are read, those in its folders too, sorted by name; "-" for standard input,
-            which is JSON Lines where its first line is a JSON object, else plain text; a
+            or a pipe, which is JSON Lines where its first line is a JSON object, else plain text; a
             `TextFile`; or the documents themselves.
 
     Raises:
@@ -129,7 +130,7 @@ def source_name(source: Text) -> str:
         joined = "\0".join(_given(source)).encode("utf-8", "surrogatepass")
         return f"{IN_MEMORY}, sha256 {_digest(joined)}"
     name, _ = path_and_column(source)
-    return f"{FROM_INPUT}, sha256 {_digest(_standard_input())}" if name == STANDARD_INPUT else name
+    return f"{FROM_INPUT}, sha256 {_digest(_read_once(name))}" if name == STANDARD_INPUT else name
 
 
 IN_MEMORY = "documents in memory"
@@ -179,8 +180,10 @@ def _no_columns(name: str, column: str, what: str) -> None:
 
 
 @cache
-def _standard_input() -> bytes:
-    """All of standard input; it can be read once, and its text is asked for several times."""
+def _read_once(name: str) -> bytes:
+    """All of standard input, or of a pipe: it can be read once, and is asked for several times."""
+    if name != STANDARD_INPUT:
+        return Path(name).read_bytes()
     if sys.stdin is None or sys.stdin.closed:
         raise SimdiffError("text -: standard input must be open, and is closed")
     return sys.stdin.buffer.read()
@@ -192,13 +195,16 @@ def _digest(content: bytes) -> str:
 
 def _files(name: str) -> Iterator[tuple[str, str, BinaryIO]]:
     """The files of a source: its name in messages, what it holds, and the file, opened."""
-    if name == STANDARD_INPUT or name.startswith(f"{FROM_INPUT}, "):
-        if name != STANDARD_INPUT and name != source_name(STANDARD_INPUT):
+    if name.startswith(f"{FROM_INPUT}, "):
+        if name != source_name(STANDARD_INPUT):
             raise SimdiffError(f"text {name}: cannot be read again: give the text as a file")
-        content = _standard_input()
-        yield FROM_INPUT, _kind_of_content(content), io.BytesIO(content)
-        return
+        name = STANDARD_INPUT
     path = Path(name)
+    if name == STANDARD_INPUT or (path.exists() and not path.is_file() and not path.is_dir()):
+        shown = FROM_INPUT if name == STANDARD_INPUT else name
+        content = _read_once(name)
+        yield shown, _kind_of_content(content), io.BytesIO(content)
+        return
     if not path.is_dir():
         yield name, _kind(path), _opened(path)
         return
@@ -248,8 +254,8 @@ def _opened(path: Path) -> BinaryIO:
         opener = open if module is None else importlib.import_module(module).open
         file: BinaryIO = opener(path, "rb")
     except OSError as error:
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        meant = nearest(path.name, [other.name for other in beside])
+        known = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        meant = "" if path.name in known else nearest(path.name, known)
         raise SimdiffError(
             f"text {path}: must be a text file, a folder of them, - for standard input, or "
             f"'demo': {error.strerror}{meant}"
@@ -356,40 +362,11 @@ def _type(value: Any) -> str:
 
 
 def _rows(file: BinaryIO, name: str, column: str) -> Iterator[str]:
-    """The column of a Parquet or Arrow file (of either form: file or stream), batch by batch."""
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError:
-        raise SimdiffError(
-            f"text {name}: Parquet and Arrow files are read with pyarrow, which is not installed: "
-            "pip install pyarrow, or give the text as JSON Lines"
-        ) from None
-    try:
-        if Path(name).suffix.lower() == ".parquet":
-            whole = pyarrow.parquet.ParquetFile(file)
-            names, batches = whole.schema_arrow.names, whole.iter_batches(1024, columns=[column])
-        else:
-            names, batches = _record_batches(pyarrow.ipc, file)
-        if column not in names:
-            raise _no_column(f"text {name}: must have the column", column, names)
-        number = 0
-        for batch in batches:
-            for value in batch.column(column).to_pylist():
-                number += 1
-                yield _string(value, column, f"text {name}: row {number}")
-    except pyarrow.ArrowException as error:
-        raise SimdiffError(f"text {name}: cannot be read: {error}") from None
-
-
-def _record_batches(ipc: Any, file: BinaryIO) -> tuple[list[str], Iterator[Any]]:
-    if file.read(6) == b"ARROW1":
-        whole = ipc.open_file(file)
-        return whole.schema.names, map(whole.get_batch, range(whole.num_record_batches))
-    file.seek(0)
-    stream = ipc.open_stream(file)
-    return stream.schema.names, stream
+    names, values = read_table(file, name, column)
+    if column not in names:
+        raise _no_column(f"text {name}: must have the column", column, names)
+    for number, value in enumerate(values, 1):
+        yield _string(value, column, f"text {name}: row {number}")
 
 
 _DOCUMENTS = {

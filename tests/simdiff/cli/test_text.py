@@ -18,9 +18,9 @@ from support.commands import SMALL, simdiff
 
 @pytest.fixture
 def fresh_input() -> Iterator[None]:
-    documents._standard_input.cache_clear()
+    documents._read_once.cache_clear()
     yield
-    documents._standard_input.cache_clear()
+    documents._read_once.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_input")

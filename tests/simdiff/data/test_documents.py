@@ -6,7 +6,9 @@ import bz2
 import gzip
 import io
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,9 +137,9 @@ def test_a_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fresh_input() -> Iterator[None]:
-    documents._standard_input.cache_clear()
+    documents._read_once.cache_clear()
     yield
-    documents._standard_input.cache_clear()
+    documents._read_once.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_input")
@@ -153,6 +155,17 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None
     assert read_documents(name) == TEXTS
     with pytest.raises(SimdiffError, match="cannot be read again: give the text as a file"):
         read_documents("standard input, sha256 0123")
+
+
+@pytest.mark.usefixtures("fresh_input")
+def test_a_pipe_serves_again(tmp_path: Path) -> None:
+    """Such as a shell makes of <(zcat corpus.jsonl.gz)."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(LINES.encode()))
+    writer.start()
+    assert read_documents(pipe) == read_documents(str(pipe)) == TEXTS
+    writer.join()
 
 
 def test_plain_text_that_begins_like_json() -> None:
