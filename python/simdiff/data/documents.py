@@ -39,6 +39,7 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _TABLES = (".parquet", ".arrow", ".feather")
 # Taken from a folder, beside the two above. `.json` and `.md` in a folder mostly describe the data.
 _PLAIN = (".txt", ".text", ".raw")
+_LFS = b"version https://git-lfs"
 _UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 # Modules of the standard library with a function `open`.
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2"}
@@ -260,6 +261,11 @@ def _opened(path: Path) -> BinaryIO:
             f"text {path}: must be a text file, a folder of them, - for standard input, or "
             f"'demo': {error.strerror}{meant}"
         ) from None
+    with _readable(str(path)):
+        start = file.read(len(_LFS))
+        file.seek(0)
+    if start == _LFS:
+        raise SimdiffError(f"text {path}: is a Git LFS pointer, not the file: `git lfs pull` it")
     return file
 
 

@@ -217,9 +217,9 @@ class PruningPlan:
 def _content(path: Path) -> dict[str, Any]:
     """The content of a plan.json, or of a list as if it were one."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else "{"
     except (OSError, UnicodeDecodeError):
-        return read_json(path, SCHEMA)  # which says what is wrong
+        text = "{"  # read_json says what is wrong
     if is_layer_list(text):
         try:
             return {"removed": parse_layers(text)}
@@ -228,6 +228,8 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
+        if text.lstrip().startswith("{"):
+            return read_json(path, SCHEMA)
         raise SimdiffError(
             f"{path}: must be a plan (the plan.json of `simdiff plan`, or layers such as 2,3,8-10 "
             "on one line or several, as `simdiff export` writes with --format list and llama.cpp)"

@@ -64,6 +64,7 @@ def test_every_kind_of_file(tmp_path: Path, name: str, content: bytes) -> None:
         ("a.txt", b"caf\xe9 noir", "byte 0xe9 .*iconv"),
         ("a.txt.gz", b"no gzip", "cannot be read"),
         ("a.txt", b" \n\t\n", "must hold text"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull` it"),
         ("a.parquet", b"PAR1 and no more", "cannot be read"),
         ("a.arrow", b"ARROW1 and no more", "cannot be read"),
     ],
