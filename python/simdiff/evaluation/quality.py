@@ -242,7 +242,7 @@ def evaluate_models(
     if text is not None:
         check_text(text.source)
     loaded = None if tasks is None else load_tasks(tasks)
-    measured = []
+    measured: list[ModelQuality] = []
     for subject in subjects:
         with subject.opened() as (model, tokenizer):
             part = quality = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.documents import cannot_be_read_again
+from simdiff.data.documents import Text, cannot_be_read_again, check_text
 from simdiff.data.text import TokenWindows, token_windows
 from simdiff.data.text_options import TextOptions, with_column
 from simdiff.errors import SimdiffError
@@ -25,6 +25,7 @@ def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]
     Raises:
         SimdiffError: another model, or a text that has changed or gone.
     """
+    check_text(_source(scores))  # before the model is loaded
     model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
     check_same_model(model, scores.model, "file of scores")
     return model, calibration_windows(scores, tokenizer)
@@ -37,15 +38,8 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
         SimdiffError: no text in their record, or one that has changed or gone.
     """
     text = scores.calibration
-    if "source" not in text:
-        raise SimdiffError("the scores must name their calibration text, got none in their record")
-    if cannot_be_read_again(text["source"]):
-        raise SimdiffError(
-            f"the scores were made on {text['source']}, which cannot be read again: give their "
-            "token windows (windows=), or score a text file"
-        )
     windows = token_windows(
-        with_column(text["source"], text.get("column")),
+        _source(scores),
         tokenizer,
         part=text["part"],
         num_windows=text["num_windows"],
@@ -63,6 +57,19 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
             f"(other {', '.join(differing)}): score the model again, or plan without --model"
         )
     return windows.tokens
+
+
+def _source(scores: LayerScores) -> Text:
+    """The text that scores were made on, if it can be read again."""
+    text = scores.calibration
+    if "source" not in text:
+        raise SimdiffError("the scores must name their calibration text, got none in their record")
+    if cannot_be_read_again(text["source"]):
+        raise SimdiffError(
+            f"the scores were made on {text['source']}, which cannot be read again: give their "
+            "token windows (windows=), or score a text file"
+        )
+    return with_column(text["source"], text.get("column"))
 
 
 def calibrate(

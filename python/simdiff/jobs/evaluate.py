@@ -31,7 +31,7 @@ def with_plan(
         SimdiffError: no such plan, one for another model, or one that the model cannot express.
     """
     found = load_any_plan(plan) if isinstance(plan, Path) else PruningPlan(tuple(plan))
-    what = str(plan) if isinstance(plan, Path) else f"without layers {spans(found.removed)}"
+    what = str(plan) if isinstance(plan, Path) else f"without layers {spans(plan)}"
     if isinstance(found, PruningPlan):
         check_depth(found, name)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
