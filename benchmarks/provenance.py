@@ -47,7 +47,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
             "scoring/scores scoring/calibration_pass models/layer_calls data/batches",
             "planning": "planning/alpha_sweep planning/block_costs planning/blocks planning/bypass "
             "planning/criteria planning/exchange planning/make_plan planning/perplexity_search "
-            "planning/plan planning/selection planning/shortlist data/related data/text "
+            "planning/plan planning/selection planning/shortlist data/documents data/halves "
+            "data/related data/text "
             "evaluation/losses models/partial_forward surgery/layers",
             "speed": "speed/bench speed/decoding speed/machine_rates speed/protocol "
             "speed/run_speed surgery/copies",

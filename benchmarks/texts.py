@@ -5,7 +5,7 @@
   (`simdiff.data.related`).
 - python: source files, a group for each directory; of SymPy 1.14.0 (BSD-3-Clause) where decisions
   are made, of NetworkX 3.6.1 (BSD-3-Clause) where they are reported.
-- any other name is a file, see `simdiff.data.text.split_text`: its halves lie one behind the
+- any other name is a file, see `simdiff.data.halves.split_text`: its halves lie one behind the
   other, and nothing is known of what has seen it.
 
 Decisions about the default method were made until 26 November 2026 on windows of the first 300
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simdiff.data.demo import demo_documents, package_directory
+from simdiff.data.halves import split_groups, split_text, without_duplicates
 from simdiff.data.related import related_groups
-from simdiff.data.text import split_groups, split_text, without_duplicates
 
 POOLS = ("development", "reporting")
 LICENCES = {

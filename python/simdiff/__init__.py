@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simdiff.api import evaluate, plan, prune, recover, score
+    from simdiff.data.documents import TextFile
     from simdiff.data.text_options import TextOptions
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Quality
@@ -32,6 +33,7 @@ _HOMES = {
     "ScoringOptions": "simdiff.jobs.stability",
     "SimdiffError": "simdiff.errors",
     "TaskOptions": "simdiff.evaluation.tasks",
+    "TextFile": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
@@ -50,6 +52,7 @@ __all__ = [
     "ScoringOptions",
     "SimdiffError",
     "TaskOptions",
+    "TextFile",
     "TextOptions",
     "evaluate",
     "plan",

@@ -24,7 +24,7 @@ from simdiff.checkpoints.cut import (
     DEFAULT_SHARD_SIZE,
     write_pruned,
 )
-from simdiff.data.text import Text
+from simdiff.data.documents import Text
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_models
@@ -32,6 +32,7 @@ from simdiff.evaluation.tasks import TaskOptions
 from simdiff.io.outputs import check_new_path, new_directory
 from simdiff.jobs.calibrate import calibration_windows
 from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
+from simdiff.jobs.plans import Plan, fitted, plan_for, read_plan
 from simdiff.jobs.prune import prune_checkpoint
 from simdiff.jobs.recover import recover as recover_by_name
 from simdiff.jobs.stability import ScoringOptions
@@ -122,6 +123,8 @@ def score(
     )
     length = source.shape[1] if isinstance(source, Tensor) else source.window_length
     chosen.check(num_windows, length)
+    if not isinstance(source, Tensor):
+        source.check()
     model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
     if isinstance(source, Tensor):
         batches, record = list(source.split(batch_size)), {}
@@ -207,13 +210,13 @@ def plan(
 
 
 @overload
-def prune(model: Model, plan: PruningPlan | str | Path, output: None = None) -> PreTrainedModel: ...
+def prune(model: Model, plan: Plan, output: None = None) -> PreTrainedModel: ...
 
 
 @overload
 def prune(
     model: Model,
-    plan: PruningPlan | str | Path,
+    plan: Plan,
     output: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -226,7 +229,7 @@ def prune(
 
 def prune(
     model: Model,
-    plan: PruningPlan | str | Path,
+    plan: Plan,
     output: str | Path | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -239,7 +242,8 @@ def prune(
 
     Args:
         model: an object, a directory, a hub name, or "demo".
-        plan: of `plan`, or a plan.json; made for this model.
+        plan: of `plan`, or a plan.json, made for this model or one with layers of the same shapes;
+            or the layers themselves, such as [2, 3], counted from 0.
         output: None removes the layers from the model in memory, in place, and returns it. A path
             writes a new directory, whole or not at all, and leaves the model as it is; the files
             of a model given by name are cut without its weights in memory.
@@ -253,10 +257,10 @@ def prune(
         SimdiffError: a plan for another model, a path that exists, a damaged checkpoint.
         SurgeryError: stock classes cannot express the cut.
     """
-    if not isinstance(plan, PruningPlan):
-        plan = PruningPlan.load(Path(plan))
+    plan = read_plan(plan)
     if output is None:
-        loaded, _, _ = resolve(model, tokenizer, dtype=dtype, device=device)
+        loaded, name, _ = resolve(model, tokenizer, dtype=dtype, device=device)
+        plan = fitted(plan, loaded, name)
         check_same_model(loaded, plan.model, "plan")
         return remove_layers(loaded, plan.removed)
     directory = Path(output).absolute()
@@ -264,13 +268,14 @@ def prune(
     if isinstance(model, PreTrainedModel):
         if tokenizer is None:
             tokenizer = saved_tokenizer(model, required=False)
+        plan = fitted(plan, model, model.name_or_path)
         with new_directory(directory, overwrite) as scratch:
             write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
             write_card(scratch, plan, model.name_or_path)
         return directory
     prune_checkpoint(
         str(model),
-        plan,
+        plan_for(str(model), plan),
         directory,
         dtype=dtype,
         device=device,
@@ -341,7 +346,7 @@ def evaluate(
 
 def recover(
     model: Model,
-    plan: PruningPlan | str | Path,
+    plan: Plan,
     output: str | Path,
     text: Text | TextOptions | None = None,
     *,
@@ -362,7 +367,8 @@ def recover(
 
     Args:
         model: the dense model: an object, a directory, a hub name, or "demo".
-        plan: of `plan`, or a plan.json; made for this model.
+        plan: of `plan`, or a plan.json, made for this model or one with layers of the same shapes;
+            or the layers themselves, such as [2, 3], counted from 0.
         output: a new directory; it appears whole or not at all.
         text: one half of it is what the method sees, the other measures what it brought; or its
             `TextOptions`.
@@ -386,8 +392,7 @@ def recover(
     """
     amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
     source = text_of("recover", model, text, amount, num_windows=64)
-    if not isinstance(plan, PruningPlan):
-        plan = PruningPlan.load(Path(plan))
+    plan = read_plan(plan)
     loaded = None
     if isinstance(model, PreTrainedModel):
         loaded = model, tokenizer or saved_tokenizer(model)

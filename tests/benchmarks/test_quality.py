@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from simdiff.data.text import split_text, token_windows
+from simdiff.data.halves import split_text
+from simdiff.data.text import token_windows
 from simdiff.evaluation.losses import window_losses
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.models.loading import load_model

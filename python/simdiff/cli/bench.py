@@ -29,7 +29,8 @@ def add(sub: CommandParser) -> None:
         "--plan",
         type=Path,
         metavar="FILE",
-        help="file written by `simdiff plan`, applied in memory on the same weights",
+        help="file written by `simdiff plan`, or a list of layers, applied in memory on the same "
+        "weights",
     )
     group.add_argument(
         "--remove",
@@ -133,9 +134,9 @@ def _models(
 ) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], tuple[int, ...] | None]:
     """Both models, their names, and the removed layers where they are known."""
     from simdiff.errors import SimdiffError
+    from simdiff.jobs.plans import check_depth, fitted, read_plan
     from simdiff.models.identity import check_same_model
     from simdiff.models.loading import load_model
-    from simdiff.planning.plan import PruningPlan
     from simdiff.surgery.copies import sharing_copy
 
     sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
@@ -145,17 +146,20 @@ def _models(
             f"one of {', '.join(sources)} must say what is compared, "
             f"got {' and '.join(given) or 'none'}"
         )
-    plan = None if arguments.plan is None else PruningPlan.load(arguments.plan)
+    plan = None
+    if arguments.pruned is None:
+        plan = read_plan(arguments.remove if arguments.plan is None else arguments.plan)
+        check_depth(plan, arguments.model)
     dense, _ = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     protocol.check(dense)
     if arguments.pruned is not None:
         pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
         return dense, pruned, (arguments.model, arguments.pruned), None
-    if plan is not None:
-        check_same_model(dense, plan.model, "plan")
-    removed = plan.removed if plan is not None else arguments.remove
-    name = f"{arguments.model} without {len(removed)} layers"
-    return dense, sharing_copy(dense, removed), (arguments.model, name), removed
+    assert plan is not None
+    plan = fitted(plan, dense, arguments.model)
+    check_same_model(dense, plan.model, "plan")
+    name = f"{arguments.model} without {len(plan.removed)} layers"
+    return dense, sharing_copy(dense, plan.removed), (arguments.model, name), plan.removed
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from simdiff.cli.options import add_batch_size, add_model, add_output, add_text, show
+from simdiff.cli.layers import add_plan_source
+from simdiff.cli.options import (
+    add_batch_size,
+    add_model,
+    add_output,
+    add_text,
+    show,
+    text_of,
+)
 from simdiff.cli.parsing import CommandParser, names, rare
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
@@ -15,12 +23,11 @@ TEXT = "Perplexity and tasks: several models on the same text and items, the fir
 def add(sub: CommandParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
-    sub.group("model").add_argument(
-        "--plan",
-        type=Path,
-        metavar="FILE",
-        help="plan of layers or sub-layers: the one model is measured as it is, and with the plan "
-        "applied in memory",
+    add_plan_source(
+        sub,
+        "model with and without layers",
+        "; of sub-layers too: the one model is measured as it is and with the plan applied in "
+        "memory",
     )
     add_text(sub, optional=True)
     group = sub.group("text")
@@ -90,6 +97,7 @@ def _add_tasks(sub: CommandParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
+    from simdiff.data.documents import check_text
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
     from simdiff.evaluation.tasks import TaskOptions
@@ -101,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     text = tasks = None
     if arguments.text is not None:
         text = TextChoice(
-            arguments.text,
+            text_of(arguments),
             arguments.num_windows,
             arguments.window_length,
             arguments.stride,
@@ -122,13 +130,18 @@ def run(arguments: argparse.Namespace) -> None:
         raise SimdiffError("--text, --tasks or both must be given, got neither")
     if arguments.output is not None:
         check_new_file(arguments.output, arguments.overwrite)
+    if text is not None:
+        check_text(text.source)
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
-    if arguments.plan is not None:
+    plan = arguments.plan or arguments.remove
+    if plan is not None:
         if len(models) != 1:
-            raise SimdiffError(f"--plan goes with one model, got {len(models)}")
+            raise SimdiffError(f"--plan and --remove go with one model, got {len(models)}")
+        if arguments.plan and arguments.remove:
+            raise SimdiffError("--plan or --remove must say which layers go, got both")
         models, removed = with_plan(
-            arguments.models[0], arguments.plan, dtype=arguments.dtype, device=arguments.device
+            arguments.models[0], plan, dtype=arguments.dtype, device=arguments.device
         )
     quality = evaluate_models(
         models, text=text, tasks=tasks, dtype=arguments.dtype, device=arguments.device

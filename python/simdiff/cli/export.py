@@ -15,7 +15,12 @@ FORMATS = ("mergekit", "llama.cpp", "list")
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff export`."""
-    sub.add_argument("plan", type=Path, metavar="PLAN", help="file written by `simdiff plan`")
+    sub.add_argument(
+        "plan",
+        type=Path,
+        metavar="PLAN",
+        help="file written by `simdiff plan`, or a list of layers",
+    )
     group = sub.group("format")
     group.add_argument(
         "--format",
@@ -51,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         "text": text,
         "output": None if arguments.output is None else str(arguments.output),
         "removed": sorted(plan.removed),
-        "kept_runs": layer_runs(plan.kept),
+        "kept_runs": layer_runs(plan.kept) if plan.num_layers else None,
         "removed_runs": layer_runs(plan.removed),
     }
     if arguments.json or arguments.output is not None:

@@ -19,6 +19,7 @@ from simdiff.planning.names import (
 )
 
 if TYPE_CHECKING:
+    from simdiff.data.documents import Text
     from simdiff.data.text_options import TextOptions
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.planning.options import PlanOptions
@@ -73,8 +74,15 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
     missing = "" if optional else "; may be left out for the model 'demo' alone, which reads 'demo'"
     group.add_argument(
         "--text",
-        help="'demo', a text file (blank lines separate documents), or a .jsonl file of objects "
-        f'with "text"; one half of the documents calibrates, the other is held out{missing}',
+        help="'demo', a text file (blank lines separate documents), a .jsonl file of objects with "
+        '"text", a Parquet or Arrow file, a folder of them, or - for standard input; its first '
+        f"half calibrates, its second is held out{missing}",
+    )
+    rare(
+        group,
+        "--text-column",
+        metavar="NAME",
+        help="where the text stands in JSON Lines, Parquet and Arrow files (default: text)",
     )
     whole = " (0: all of the text)" if optional else ""
     group.add_argument(
@@ -296,19 +304,21 @@ def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
 
 
-def text_of(arguments: argparse.Namespace) -> str:
+def text_of(arguments: argparse.Namespace) -> Text:
     """The text to read: the demo's own for the demo model alone.
 
     Raises:
         SimdiffError: a model of the user's own, and no text.
     """
     if arguments.text is not None:
-        return str(arguments.text)
+        from simdiff.data.text_options import with_column
+
+        return with_column(str(arguments.text), getattr(arguments, "text_column", None))
     if arguments.model == DEMO:
         return DEMO
     raise SimdiffError(
-        "--text must be given for a model of your own: a text file, a .jsonl file, or 'demo' for "
-        "the passages that come with the demo model"
+        "--text must be given for a model of your own: a text file, a .jsonl file, a folder, - for "
+        "standard input, or 'demo' for the passages that come with the demo model"
     )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from simdiff.errors import nearest
+from simdiff.errors import SimdiffError, nearest
+from simdiff.planning.layer_lists import parse_layers
 
 Container = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -117,16 +118,10 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 
 def layer_list(text: str) -> tuple[int, ...]:
     """Numbers such as 0,1,28-29."""
-    layers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        try:
-            layers += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"must be layers such as 0,1,28-29, got {text!r}"
-            ) from None
-    return tuple(dict.fromkeys(layers))
+    try:
+        return parse_layers(text)
+    except SimdiffError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def names(text: str) -> tuple[str, ...]:

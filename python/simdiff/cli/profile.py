@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
     text = text_options(arguments)
+    text.check()
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     windows = text.windows(tokenizer, "calibration")
     batches = windows.batches(arguments.batch_size)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from simdiff.cli.config import config_text
+from simdiff.cli.layers import add_plan_source, plan_source
 from simdiff.cli.options import add_model, add_output, show
 from simdiff.cli.parsing import CommandParser, rare
 
@@ -16,12 +17,9 @@ def add(sub: CommandParser) -> None:
     """The options of `simdiff prune`."""
     add_model(sub)
     add_output(sub, "new directory for the pruned checkpoint, or new GGUF file")
-    group = sub.group("output")
-    group.add_argument(
-        "--plan", type=Path, required=True, metavar="FILE", help="file written by `simdiff plan`"
-    )
+    add_plan_source(sub, "layers to remove")
     rare(
-        group,
+        sub.group("output"),
         "--max-shard-size",
         default="50GB",
         metavar="SIZE",
@@ -43,12 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
     if is_gguf(arguments.model):
         return _run_gguf(arguments)
     from simdiff.io.outputs import check_new_path
+    from simdiff.jobs.plans import plan_for
     from simdiff.jobs.prune import prune_checkpoint
-    from simdiff.planning.plan import PruningPlan
 
     output = arguments.output.absolute()
     check_new_path(output, arguments.overwrite)
-    plan = PruningPlan.load(arguments.plan)
+    plan = plan_for(arguments.model, plan_source(arguments))
     notes = prune_checkpoint(
         arguments.model,
         plan,
@@ -76,17 +74,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run_gguf(arguments: argparse.Namespace) -> None:
     """The same on a GGUF file: neither torch nor transformers is loaded."""
-    from simdiff.checkpoints.gguf.cut import prune_gguf
+    from simdiff.checkpoints.gguf.cut import gguf_depth, prune_gguf
     from simdiff.errors import SimdiffError
     from simdiff.io.progress import step
-    from simdiff.planning.plan import PruningPlan
 
     for option in ("dtype", "device"):
         if getattr(arguments, option, None) not in (None, "auto"):
             raise SimdiffError(
                 f"--{option} must not be given for a GGUF file: its tensors are copied as stored"
             )
-    plan = PruningPlan.load(arguments.plan)
+    plan = plan_source(arguments)
+    if plan.by_hand:
+        plan = plan.of_depth(gguf_depth(Path(arguments.model)), arguments.model)
     with step("cut the GGUF file"):
         cut = prune_gguf(
             Path(arguments.model), plan, arguments.output, overwrite=arguments.overwrite

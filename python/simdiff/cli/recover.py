@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from simdiff.cli.config import config_text
+from simdiff.cli.layers import add_plan_source, plan_source
 from simdiff.cli.options import (
     add_held_out,
     add_model,
@@ -26,7 +26,7 @@ INTERRUPTED = (
 )
 
 # Shown by the first help; the others are those of the preset for most trainings.
-_COMMON = ("preset", "training_text", "max_minutes")
+_COMMON = ("preset", "training_text")
 
 
 def add(sub: CommandParser) -> None:
@@ -34,9 +34,7 @@ def add(sub: CommandParser) -> None:
     add_model(sub)
     methods = "; ".join(f"{name}: {method.text}" for name, method in METHODS.items())
     group = sub.group("recovery")
-    group.add_argument(
-        "--plan", type=Path, required=True, metavar="FILE", help="file written by `simdiff plan`"
-    )
+    add_plan_source(sub, "recovery")
     group.add_argument("--method", choices=tuple(METHODS), default="closed-form", help=methods)
     add_text(sub, num_windows=64)
     add_held_out(sub)
@@ -101,13 +99,12 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff recover`."""
     from simdiff.jobs.recover import recover
-    from simdiff.planning.plan import PruningPlan
     from simdiff.report.terminal.tables import recovery_table
 
     record = recover(
         arguments.model,
         arguments.output,
-        plan=PruningPlan.load(arguments.plan),
+        plan=plan_source(arguments),
         method=arguments.method,
         text=text_options(arguments),
         held_out_source=arguments.held_out,

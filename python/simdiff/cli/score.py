@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     scoring = scoring_options(arguments)
     plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
     text = text_options(arguments)
+    text.check()
     model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     scores, _ = calibrate(
         model,

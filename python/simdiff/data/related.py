@@ -18,13 +18,14 @@ RUN = 8
 SIMILARITY = 0.2
 # Words that occur in more documents than this say little about a subject; skipped for speed.
 _MOST_DOCUMENTS = 60
+_WORD = re.compile(r"\w+")
 # Multiplier of the polynomial hash: odd, with no pattern in its bits (Knuth's MMIX generator).
 _BASE = np.uint64(6364136223846793005)
 
 
 def words_of(document: str) -> list[str]:
     """The words of a document in lower case, without punctuation."""
-    return re.findall(r"\w+", document.lower())
+    return _WORD.findall(document.lower())
 
 
 def runs_of(document: str, length: int = RUN) -> NDArray[np.uint64]:
@@ -34,20 +35,13 @@ def runs_of(document: str, length: int = RUN) -> NDArray[np.uint64]:
     hashes can be compared within one process alone. Eight bytes a word: the runs of a text take
     about as much memory as the text itself.
     """
-    words = np.array([hash(word) for word in words_of(document)], dtype=np.int64).view(np.uint64)
+    found = _WORD.finditer(document.lower())
+    words = np.fromiter((hash(word[0]) for word in found), dtype=np.int64).view(np.uint64)
     count = max(0, len(words) - length + 1)
     runs = np.zeros(count, dtype=np.uint64)
     for offset in range(length):
         runs = runs * _BASE + words[offset : offset + count]
     return np.unique(runs)
-
-
-def num_shared(runs: NDArray[np.uint64], known: NDArray[np.uint64]) -> int:
-    """Count the hashes of `runs` that occur in the sorted array `known`."""
-    if not len(known):
-        return 0
-    places = np.minimum(np.searchsorted(known, runs), len(known) - 1)
-    return int((known[places] == runs).sum())
 
 
 def related_groups(documents: Sequence[str]) -> list[int]:

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import random
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.data.demo import DEMO, demo_documents
-from simdiff.data.related import num_shared, related_groups, runs_of
+from simdiff.data.documents import COLUMN, Text, TextFile, read_documents, source_name
+from simdiff.data.halves import unrepeated, whole_halves
 from simdiff.errors import SimdiffError
 
-# In characters: about a window of text.
-PIECE = 2048
-
-IN_MEMORY = "documents in memory"
-
-Text: TypeAlias = str | Path | Sequence[str]
-"""A source of documents: "demo", a file, or the documents themselves; see `read_documents`."""
+# Most characters that are tokenised at a time: the tokenizer takes some 270 bytes for each.
+_AT_ONCE = 2**18
+# Characters that a token is taken to stand for where only part of a text is looked at; about 4 do.
+_OF_A_TOKEN = 6
 
 
 @dataclass(frozen=True)
@@ -41,10 +34,15 @@ class TextIdentity:
     window_length: int
     num_tokens: int
     bos: bool
+    column: str = COLUMN
+    """Of the documents in a file that has columns."""
+    tokens_sha256: str = ""
+    """Of all token ids as little-endian int64, BOS included."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
+        """As plain JSON values, the column only where it is another than the usual one."""
+        content = asdict(self)
+        return content if content.pop("column") == COLUMN else content | {"column": self.column}
 
 
 @dataclass(frozen=True)
@@ -62,164 +60,14 @@ class TokenWindows:
         """The first `num_windows` windows, as `token_windows` would give them for that number."""
         tokens = self.tokens[:num_windows]
         return TokenWindows(
-            tokens, replace(self.identity, num_windows=len(tokens), num_tokens=tokens.numel())
+            tokens,
+            replace(
+                self.identity,
+                num_windows=len(tokens),
+                num_tokens=tokens.numel(),
+                tokens_sha256=_digest(tokens),
+            ),
         )
-
-
-def read_documents(source: Text) -> list[str]:
-    """The documents of a text source.
-
-    Args:
-        source: "demo"; a .jsonl file whose lines have a "text"; any other file as UTF-8 text,
-            where blank lines separate documents; or the documents themselves.
-
-    Raises:
-        SimdiffError: no such file, or no text in it.
-    """
-    if not isinstance(source, (str, Path)):
-        return _given_documents(source)
-    if source == DEMO:
-        return demo_documents()
-    path = Path(source)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SimdiffError(f"text {source}: must be 'demo' or a UTF-8 text file: {error}") from None
-    if path.suffix == ".jsonl":
-        documents = [_json_text(path, n, line) for n, line in enumerate(content.splitlines(), 1)]
-    else:
-        documents = content.split("\n\n")
-    documents = [document.strip() for document in documents if document.strip()]
-    if not documents:
-        raise SimdiffError(f"text {source}: must hold text, got {len(content)} characters of none")
-    return documents
-
-
-def source_name(source: Text) -> str:
-    """The name of a text source in result files; documents in memory are named by their hash."""
-    if isinstance(source, (str, Path)):
-        return str(source)
-    digest = hashlib.sha256("\0".join(_given_documents(source)).encode("utf-8", "surrogatepass"))
-    return f"{IN_MEMORY}, sha256 {digest.hexdigest()[:16]}"
-
-
-def _given_documents(documents: Sequence[str]) -> list[str]:
-    for index, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise SimdiffError(
-                f"text: documents must be strings, got {type(document).__name__} at {index}"
-            )
-    given = [document.strip() for document in documents if document.strip()]
-    if not given:
-        raise SimdiffError(f"text: must hold text, got {len(documents)} documents of none")
-    return given
-
-
-def _json_text(source: Path, number: int, line: str) -> str:
-    if not line.strip():
-        return ""
-    try:
-        return str(json.loads(line)["text"])
-    except (ValueError, KeyError, TypeError):
-        raise SimdiffError(
-            f'text {source}: line {number} must be a JSON object with "text"'
-        ) from None
-
-
-def split_text(source: Text, seed: int) -> tuple[list[str], list[str]]:
-    """The documents to calibrate on and those held out, in the order in which they are read.
-
-    The user's text is divided by position, so that no article is on both sides: the text before the
-    middle calibrates, the text after it is held out, and the seed shuffles each half. Consecutive
-    paragraphs of a plain file stay together in pieces of `PIECE` characters or more. The order of
-    the demo's passages means nothing, so the seed assigns whole groups of related passages
-    (`simdiff.data.related`) to the halves.
-
-    A held-out document is dropped if more than half of its runs of 8 words occur in the other half.
-
-    Args:
-        source: see `read_documents`.
-        seed: seed of the shuffles.
-    """
-    calibration, held_out = _halves(source, seed)
-    return calibration, without_duplicates(held_out, calibration)
-
-
-def _halves(source: Text, seed: int) -> tuple[list[str], list[str]]:
-    """The two halves before near-duplicates are removed, which takes longer than all the rest."""
-    if source == DEMO:
-        return split_groups(_demo_groups(), seed)
-    halves = _by_position(_pieces(source))
-    for number, half in enumerate(halves):
-        random.Random(2 * seed + number).shuffle(half)
-    return halves
-
-
-def split_groups(groups: Sequence[Sequence[str]], seed: int) -> tuple[list[str], list[str]]:
-    """Divide groups into two shuffled halves of about equal length; no group is divided."""
-    order = list(groups)
-    random.Random(seed).shuffle(order)
-    halves: tuple[list[str], list[str]] = ([], [])
-    sizes = [0, 0]
-    for group in order:
-        shorter = sizes.index(min(sizes))
-        halves[shorter].extend(group)
-        sizes[shorter] += sum(map(len, group))
-    for half in halves:
-        random.Random(seed).shuffle(half)
-    return halves
-
-
-def without_duplicates(documents: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The documents of which at most half of the runs of 8 words occur in `others`."""
-    known = np.unique(np.concatenate([np.empty(0, np.uint64), *map(runs_of, others)]))
-    kept = []
-    for document in documents:
-        runs = runs_of(document)
-        if 2 * num_shared(runs, known) <= len(runs):
-            kept.append(document)
-    return kept
-
-
-@cache
-def _demo_groups() -> tuple[tuple[str, ...], ...]:
-    documents = demo_documents()
-    groups: dict[int, list[str]] = {}
-    for document, group in zip(documents, related_groups(documents), strict=True):
-        groups.setdefault(group, []).append(document)
-    return tuple(map(tuple, groups.values()))
-
-
-def _pieces(source: Text) -> list[str]:
-    documents = read_documents(source)
-    if not isinstance(source, (str, Path)) or Path(source).suffix == ".jsonl":
-        return documents
-    if len(documents) == 1:  # no blank lines: divide at the ends of lines, else between words
-        (whole,) = documents
-        lines = whole.split("\n")
-        documents = lines if len(lines) > 1 else whole.split(" ")
-        joint = "\n" if len(lines) > 1 else " "
-    else:
-        joint = "\n\n"
-    pieces, current, size = [], [], 0
-    most = min(PIECE, sum(map(len, documents)) // 16)
-    for document in documents:
-        current.append(document)
-        size += len(document)
-        if size >= most:
-            pieces.append(joint.join(current))
-            current, size = [], 0
-    return pieces + ([joint.join(current)] if current else [])
-
-
-def _by_position(documents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Divide a list between two documents, nearest to half of the characters; neither is empty."""
-    total, size, count = sum(map(len, documents)), 0, 0
-    while count < len(documents) and 2 * size + len(documents[count]) <= total:
-        size += len(documents[count])
-        count += 1
-    count = min(max(count, 1), max(len(documents) - 1, 1))
-    return list(documents[:count]), list(documents[count:])
 
 
 def token_windows(
@@ -251,26 +99,52 @@ def token_windows(
             f"windows must number at least 1 and be at least 2 tokens long, "
             f"got {num_windows} of {window_length}"
         )
-    name = source_name(source)
     bos = adds_bos(tokenizer)
     step = window_length - int(bos)
-    tokens, num_documents = text_tokens(
-        source, tokenizer, part=part, seed=seed, enough=step * num_windows
-    )
-    count = min(num_windows, len(tokens) // step)
+    found = text_tokens(source, tokenizer, part=part, seed=seed, enough=step * num_windows)
+    count = min(num_windows, len(found.tokens) // step)
     if count == 0:
-        raise SimdiffError(
-            f"text {name}: its {part} part must fill one window of {window_length} tokens, "
-            f"got {len(tokens)} tokens in {num_documents} documents"
-        )
-    windows = torch.tensor(tokens[: count * step]).view(count, step)
+        raise too_short(source, part, window_length, found)
+    windows = torch.tensor(found.tokens[: count * step]).view(count, step)
     if bos:
         column = torch.full((count, 1), tokenizer.bos_token_id)
         windows = torch.cat([column, windows], dim=1)
     return TokenWindows(
         windows,
-        TextIdentity(name, part, seed, num_documents, count, window_length, windows.numel(), bos),
+        TextIdentity(
+            source_name(source),
+            part,
+            seed,
+            found.num_documents,
+            count,
+            window_length,
+            windows.numel(),
+            bos,
+            column_of(source),
+            _digest(windows),
+        ),
     )
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def column_of(source: Text) -> str:
+    """The column of a source's documents, where its files have columns."""
+    return source.column if isinstance(source, TextFile) else COLUMN
+
+
+@dataclass(frozen=True)
+class PartTokens:
+    """Tokens of one part of a text."""
+
+    tokens: list[int]
+    """Without BOS."""
+    num_documents: int
+    """Documents in the part, near-duplicates included."""
+    all_repeated: bool
+    """Whether every document of the part repeats one of the calibration half."""
 
 
 def text_tokens(
@@ -280,23 +154,52 @@ def text_tokens(
     part: str = "calibration",
     seed: int = 0,
     enough: int | None = None,
-) -> tuple[list[int], int]:
-    """Tokenize one part of a text; return the tokens, without BOS, and the number of documents.
+) -> PartTokens:
+    """Tokenize one part of a text.
 
     Args:
         source, part, seed: see `token_windows`.
-        enough: stop at the end of the document in which this many tokens are reached; None reads
-            the whole part.
+        enough: stop soon after so many tokens are reached, and look for near-duplicates no further;
+            None reads the whole part.
     """
     if part == "all":
         documents = read_documents(source)
-    elif part == "calibration":
-        documents, _ = _halves(source, seed)
-    elif part == "held-out":
-        _, documents = split_text(source, seed)
-    else:
+        return PartTokens(_tokenize(tokenizer, documents, enough), len(documents), False)
+    if part not in ("calibration", "held-out"):
         raise SimdiffError(f"part of a text must be calibration, held-out or all, got {part!r}")
-    return _tokenize(tokenizer, documents, enough), len(documents)
+    calibration, held_out = whole_halves(source, seed)
+    if part == "calibration":
+        return PartTokens(_tokenize(tokenizer, calibration, enough), len(calibration), False)
+    characters = sum(map(len, held_out))
+    if enough is not None:
+        characters = max(_OF_A_TOKEN * enough, _AT_ONCE)
+    kept = unrepeated(held_out, calibration, characters)
+    tokens = _tokenize(tokenizer, kept, enough)
+    return PartTokens(tokens, len(held_out), bool(held_out) and not tokens)
+
+
+def too_short(source: Text, part: str, window_length: int, found: PartTokens) -> SimdiffError:
+    """The error for a part of a text that fills no window: why, and what can be done."""
+    what = "the text" if part == "all" else f"its {part} half"
+    if found.all_repeated:
+        return SimdiffError(
+            f"text {source_name(source)}: {what} must fill one window of {window_length} tokens, "
+            "but more than half of every document in it stands in the calibration half too, and "
+            "what has been seen is not held out: evaluate on another text (--held-out), or on all "
+            "of this one (`simdiff eval --part all`)"
+        )
+    ways = "give more text or shorter windows (--window-length)"
+    if part != "all":
+        ways = (
+            "a text is cut in two by its length, the first half calibrates, the second is held "
+            f"out: {ways}"
+        )
+        if part == "held-out":
+            ways += ", or another text to evaluate on (--held-out; `simdiff eval --part all`)"
+    return SimdiffError(
+        f"text {source_name(source)}: {what} must fill one window of {window_length} tokens, "
+        f"got {len(found.tokens)} tokens in {found.num_documents} documents; {ways}"
+    )
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -306,13 +209,38 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _tokenize(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], enough: int | None
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], enough: int | None
 ) -> list[int]:
     tokens: list[int] = []
-    for first in range(0, len(documents), 64):
-        text = "\n\n".join(documents[first : first + 64]) + "\n\n"
+    for text in _texts(documents):
         # verbose=False: no warning that a long text exceeds the model's context; it is cut here.
         tokens += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if enough is not None and len(tokens) >= enough:
             break
     return tokens
+
+
+def _texts(documents: Iterable[str]) -> Iterator[str]:
+    """Documents joined by blank lines, 64 at a time, in parts of at most `_AT_ONCE` characters."""
+    waiting = iter(documents)
+    while (document := next(waiting, None)) is not None:
+        text = ""
+        for one in itertools.chain([document], itertools.islice(waiting, 63)):
+            # Half of a surrogate pair, which JSON can hold, is no character.
+            text += one.encode("utf-8", "replace").decode() + "\n\n"
+            start = 0
+            while len(text) - start > _AT_ONCE:
+                stop = _boundary(text, start)
+                yield text[start:stop]
+                start = stop
+            text = text[start:]
+        yield text
+
+
+def _boundary(text: str, start: int) -> int:
+    """Where a part of a text ends: before the last blank behind a word, which splits no token."""
+    stop = start + _AT_ONCE
+    while (stop := text.rfind(" ", start + _AT_ONCE // 2, stop)) > 0:
+        if not text[stop - 1].isspace():
+            return stop
+    return start + _AT_ONCE

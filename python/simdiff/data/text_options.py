@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.data.text import Text, TokenWindows, token_windows
+from simdiff.data.documents import COLUMN, Text, TextFile, check_text, source_name
+from simdiff.data.text import TokenWindows, token_windows
+from simdiff.io.progress import console
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,25 @@ class TextOptions:
     window_length: int = 512
     seed: int = 0
 
+    def check(self, held_out_source: Text | None = None) -> None:
+        """Refuse a text, or another one to evaluate on, that cannot be read: before a model is.
+
+        Raises:
+            SimdiffError: see `simdiff.data.documents.read_documents`.
+        """
+        check_text(self.source)
+        if held_out_source is not None:
+            check_text(self.beside(held_out_source))
+
+    def beside(self, source: Text) -> Text:
+        """Another text, with the column of this one where a path alone is given."""
+        if isinstance(source, (str, Path)) and isinstance(self.source, TextFile):
+            return with_column(str(source), self.source.column)
+        return source
+
     def windows(self, tokenizer: PreTrainedTokenizerBase, part: str) -> TokenWindows:
-        """Token windows of one part of the text."""
-        return token_windows(
+        """Token windows of one part of the text; says so where it fills fewer than are wanted."""
+        found = token_windows(
             self.source,
             tokenizer,
             part=part,
@@ -28,6 +47,25 @@ class TextOptions:
             window_length=self.window_length,
             seed=self.seed,
         )
+        tell_fewer(self.source, part, found.identity.num_windows, self.num_windows)
+        return found
+
+
+def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
+    """Say on standard error that a text has fewer windows than were asked for."""
+    if found < wanted:
+        what = "all" if part == "all" else f"the {part} half"
+        console.print(
+            f"note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
+            "for",
+            highlight=False,
+            markup=False,
+        )
+
+
+def with_column(source: str, column: str | None) -> Text:
+    """A path, or with another column than the usual one a `TextFile`."""
+    return source if column in (None, COLUMN) else TextFile(source, str(column))
 
 
 def both_parts(
@@ -44,4 +82,4 @@ def held_out_windows(
     """Windows of the held-out half of the calibration text, or of another text as a whole."""
     if source is None:
         return text.windows(tokenizer, "held-out")
-    return replace(text, source=source).windows(tokenizer, "all")
+    return replace(text, source=text.beside(source)).windows(tokenizer, "all")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.text import Text
+from simdiff.data.documents import Text, check_text
+from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import paired_mean_loss
 from simdiff.evaluation.task_scores import (
@@ -95,9 +96,9 @@ class TextChoice:
     part: str = "held-out"
     seed: int = 0
 
-    def read(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedText:
-        """Read the tokens and windows of the text."""
-        return read_text(
+    def read(self, tokenizer: PreTrainedTokenizerBase, *, tell: bool = True) -> TokenizedText:
+        """Read the tokens and windows of the text; says so where it fills fewer than are wanted."""
+        found = read_text(
             self.source,
             tokenizer,
             part=self.part,
@@ -106,6 +107,9 @@ class TextChoice:
             stride=self.stride,
             seed=self.seed,
         )
+        if tell:
+            tell_fewer(self.source, self.part, len(found.windows), self.num_windows)
+        return found
 
 
 @dataclass(frozen=True)
@@ -235,13 +239,15 @@ def evaluate_models(
         )
     if text is None and tasks is None:
         raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+    if text is not None:
+        check_text(text.source)
     loaded = None if tasks is None else load_tasks(tasks)
-    measured = []
+    measured: list[ModelQuality] = []
     for subject in subjects:
         with subject.opened() as (model, tokenizer):
             part = quality = None
             if text is not None:
-                part = text.read(tokenizer)
+                part = text.read(tokenizer, tell=not measured)
                 quality = text_perplexity(model, part, description=f"perplexity, {subject.name}")
             scores: dict[str, TaskScore] = {}
             if loaded is not None:

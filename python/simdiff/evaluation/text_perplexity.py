@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.text import Text, adds_bos, source_name, text_tokens
+from simdiff.data.documents import COLUMN, Text, source_name
+from simdiff.data.text import adds_bos, column_of, text_tokens, too_short
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
@@ -115,15 +116,14 @@ def read_text(
     if num_windows < 0:
         raise SimdiffError(f"windows must be 0 (all of the text) or more, got {num_windows}")
     enough = content + step * (num_windows - 1) if num_windows else None
-    tokens, num_documents = text_tokens(source, tokenizer, part=part, seed=seed, enough=enough)
-    try:
-        windows = text_windows(len(tokens), window_length, step, bos)
-    except SimdiffError as error:
-        raise SimdiffError(f"text {source_name(source)}, its {part} part: {error}") from None
+    found = text_tokens(source, tokenizer, part=part, seed=seed, enough=enough)
+    if len(found.tokens) < content:
+        raise too_short(source, part, window_length, found)
+    windows = text_windows(len(found.tokens), window_length, step, bos)
     if num_windows:
         windows = [window for window in windows if window.end - window.start == content]
         windows = windows[:num_windows]
-    used = torch.tensor(tokens[: windows[-1].end])
+    used = torch.tensor(found.tokens[: windows[-1].end])
     digest = hashlib.sha256(used.numpy().astype("<i8").tobytes())
     return TokenizedText(
         used,
@@ -133,7 +133,8 @@ def read_text(
             "source": source_name(source),
             "part": part,
             "seed": seed,
-            "num_documents": num_documents,
+            **({} if column_of(source) == COLUMN else {"column": column_of(source)}),
+            "num_documents": found.num_documents,
             "num_windows": len(windows),
             "window_length": window_length,
             "stride": step,

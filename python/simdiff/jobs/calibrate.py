@@ -7,8 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.text import IN_MEMORY, TokenWindows, token_windows
-from simdiff.data.text_options import TextOptions
+from simdiff.data.documents import Text, cannot_be_read_again, check_text
+from simdiff.data.text import TokenWindows, token_windows
+from simdiff.data.text_options import TextOptions, with_column
 from simdiff.errors import SimdiffError
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
@@ -24,6 +25,7 @@ def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]
     Raises:
         SimdiffError: another model, or a text that has changed or gone.
     """
+    check_text(_source(scores))  # before the model is loaded
     model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
     check_same_model(model, scores.model, "file of scores")
     return model, calibration_windows(scores, tokenizer)
@@ -36,28 +38,38 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
         SimdiffError: no text in their record, or one that has changed or gone.
     """
     text = scores.calibration
-    if "source" not in text:
-        raise SimdiffError("the scores must name their calibration text, got none in their record")
-    if text["source"].startswith(IN_MEMORY):
-        raise SimdiffError(
-            f"the scores were made on {text['source']}, which cannot be read again: give their "
-            "token windows (windows=), or score a text file"
-        )
     windows = token_windows(
-        text["source"],
+        _source(scores),
         tokenizer,
         part=text["part"],
         num_windows=text["num_windows"],
         window_length=text["window_length"],
         seed=text["seed"],
     )
-    text = {key: value for key, value in text.items() if key != "skip_leading"}
-    if windows.identity.to_dict() != text:
+    differing = [
+        key.replace("_", " ")
+        for key, value in windows.identity.to_dict().items()
+        if key in text and text[key] != value  # files of earlier versions have no digest
+    ]
+    if differing:
         raise SimdiffError(
-            f"text {text['source']}: must be as it was when the scores were made, {text}, "
-            f"got {windows.identity.to_dict()}"
+            f"text {text['source']}: must be as it was when the scores were made, and has changed "
+            f"(other {', '.join(differing)}): score the model again, or plan without --model"
         )
     return windows.tokens
+
+
+def _source(scores: LayerScores) -> Text:
+    """The text that scores were made on, if it can be read again."""
+    text = scores.calibration
+    if "source" not in text:
+        raise SimdiffError("the scores must name their calibration text, got none in their record")
+    if cannot_be_read_again(text["source"]):
+        raise SimdiffError(
+            f"the scores were made on {text['source']}, which cannot be read again: give their "
+            "token windows (windows=), or score a text file"
+        )
+    return with_column(text["source"], text.get("column"))
 
 
 def calibrate(
@@ -93,7 +105,7 @@ def calibrate(
         model,
         most.windows(tokenizer, "calibration"),
         scoring,
-        plan.first_plan,
+        plan.of_scores,
         first=text.num_windows,
         name=name,
         batch_size=batch_size,

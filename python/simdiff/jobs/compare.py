@@ -42,6 +42,7 @@ def run_comparison(
     """
     directory = directory.absolute()
     check_new_path(directory, overwrite)
+    text.check(held_out_source)
     journal = directory.with_name(directory.name + ".journal")
     if restart:
         remove_journal(journal)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from simdiff.evaluation.quality import Loaded, Subject
+from simdiff.jobs.plans import check_depth, fitted
+from simdiff.models.layer_indices import spans
 from simdiff.models.loading import load_model
+from simdiff.planning.plan import PruningPlan
 from simdiff.sublayers.any_plan import cut_in_memory, load_any_plan
 
 
 def with_plan(
-    name: str, path: Path, *, dtype: str = "auto", device: str | None = None
+    name: str, plan: Path | Collection[int], *, dtype: str = "auto", device: str | None = None
 ) -> tuple[list[Subject], list[str]]:
     """Two subjects on one copy of the weights: a model, and the same with a plan applied.
 
     Args:
         name: of the model that the plan was made for.
-        path: of the plan, of layers or of sub-layers.
+        plan: the file of one, of layers or of sub-layers; or the layers.
         dtype, device: see `load_model`.
 
     Returns:
@@ -27,15 +30,20 @@ def with_plan(
     Raises:
         SimdiffError: no such plan, one for another model, or one that the model cannot express.
     """
-    plan = load_any_plan(path)
+    found = load_any_plan(plan) if isinstance(plan, Path) else PruningPlan(tuple(plan))
+    what = str(plan) if isinstance(plan, Path) else f"without layers {spans(plan)}"
+    if isinstance(found, PruningPlan):
+        check_depth(found, name)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
-    with cut_in_memory(model, plan):  # refused before anything is read
+    if isinstance(found, PruningPlan):
+        found = fitted(found, model, name)
+    with cut_in_memory(model, found):  # refused before anything is read
         pass
 
     @contextlib.contextmanager
     def cut() -> Iterator[Loaded]:
-        with cut_in_memory(model, plan):
+        with cut_in_memory(model, found):
             yield model, tokenizer
 
-    subjects = [Subject.given(model, tokenizer, name), Subject(f"{name}, {path}", cut)]
-    return subjects, [str(unit) for unit in plan.removed]
+    subjects = [Subject.given(model, tokenizer, name), Subject(f"{name}, {what}", cut)]
+    return subjects, [str(unit) for unit in found.removed]

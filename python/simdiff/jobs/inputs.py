@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar, overload
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.data.demo import DEMO
-from simdiff.data.text import Text
+from simdiff.data.documents import Text
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.models.loading import load_model

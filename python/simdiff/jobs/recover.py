@@ -13,13 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.checkpoints.cut import check_output, quantization
-from simdiff.data.text import Text, TokenWindows
+from simdiff.data.documents import Text
+from simdiff.data.text import TokenWindows
 from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
 from simdiff.io.progress import step
+from simdiff.jobs.plans import check_depth, fitted
+from simdiff.jobs.room import check_room
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_model
 from simdiff.planning.plan import PruningPlan
@@ -81,12 +84,17 @@ def recover(
     check_new_path(directory.absolute(), overwrite)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
+    if loaded is None:
+        check_depth(plan, name)
+    text.check(held_out_source)
     training = directory.absolute().with_name(directory.name + ".training")
     if restart:
         remove_state(training)
     model, tokenizer = loaded or load_model(name, dtype=dtype, device=device)
+    plan = fitted(plan, model, name)
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
+    check_room(directory, model, len(plan.removed))
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training)
     pruned, record = recovered(

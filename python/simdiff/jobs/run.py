@@ -20,6 +20,7 @@ from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.jobs.calibrate import calibrate
+from simdiff.jobs.room import check_room
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
@@ -81,12 +82,14 @@ def run(
         scoring.check(text.num_windows, text.window_length)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
+    text.check(held_out_source)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
-    plan.count(model_identity(model, name))
+    num_remove = plan.count(model_identity(model, name))
+    check_room(directory, model, num_remove)
+    held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
     scores, calibration = calibrate(
         model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )
-    held_out = held_out_windows(text, tokenizer, held_out_source)
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:
@@ -109,7 +112,7 @@ def run(
             "dense": dense,
             "pruned": pruned,
             "amounts_of_text": [
-                asdict(amount) for amount in amounts_of_text(scores, plan.first_plan)
+                asdict(amount) for amount in amounts_of_text(scores, plan.of_scores)
             ]
             if plan.bootstrap and plan.criterion not in SEARCHED
             else [],

@@ -35,6 +35,7 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
         "embedding_parameters": _lookup_parameters(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "fingerprint": digest.hexdigest(),
+        "layers_fingerprint": _layers_fingerprint(model),
     }
 
 
@@ -66,3 +67,23 @@ def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str
             f"the {what} was made for another model, {made_for.get('name')!r}: "
             f"{differing or 'parameters have other names or shapes'}"
         )
+
+
+def _layers_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the names and shapes of the parameters of every decoder layer."""
+    shapes = [
+        {name: list(parameter.shape) for name, parameter in layer.named_parameters()}
+        for layer in find_decoder_layers(model).modules
+    ]
+    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
+
+
+def same_layers(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the decoder layers of two identities have the same shapes, whatever lies around them.
+
+    Identities of earlier versions tell only how many parameters each layer has.
+    """
+    keys = ["architecture", "num_layers", "hidden_size", "layer_parameters"]
+    if "layers_fingerprint" in one and "layers_fingerprint" in other:
+        keys.append("layers_fingerprint")
+    return all(one.get(key) == other.get(key) is not None for key in keys)

@@ -20,9 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from simdiff.errors import SimdiffError
 from simdiff.planning.blocks import BlockCosts
-from simdiff.scoring.block_scores import BlockScores, Matrix
+from simdiff.scoring.group_scores import Array
 from simdiff.scoring.scores import LayerScores
 
 
@@ -33,17 +35,15 @@ class BlockCriterion:
     name: str
     formula: str
     source: str
-    cost: Callable[[BlockScores], Matrix] | None
-    """Computes the costs from the scores of all blocks; None takes the last-token angles."""
-    needs: str = "cosine_distance"
-    """Name of the matrix that it needs, which files of earlier versions may not have."""
+    parts: tuple[str, ...]
+    """Scores of blocks whose sum is the cost; none of them takes the last-token angles."""
 
-
-def _sum(blocks: BlockScores) -> Matrix:
-    pairs = zip(blocks.metrics["cosine_distance"], blocks.metrics["norm_change"], strict=True)
-    return tuple(
-        tuple(turned + grown for turned, grown in zip(*rows, strict=True)) for rows in pairs
-    )
+    def cost(self, score_of: Callable[[str], Array]) -> Array:
+        """The costs, from the scores of blocks by name, in whatever shape these are."""
+        first, *others = map(score_of, self.parts)
+        for other in others:
+            first = first + other
+        return first
 
 
 BLOCK_CRITERIA = {
@@ -54,32 +54,31 @@ BLOCK_CRITERIA = {
             "mean ||y - x||^2 / (2 ||x|| ||y||) = mean(1 - cos) + mean (||y|| - ||x||)^2 / "
             "(2 ||x|| ||y||)",
             "similarity and difference after SimDiff, arXiv 2604.19520, without its sigmoid",
-            _sum,
+            ("cosine_distance", "norm_change"),
         ),
         BlockCriterion(
             "cosine-distance",
             "mean(1 - cos)",
             "LLM-Streamline, arXiv 2403.19135, Eq. 2",
-            lambda blocks: blocks.metrics["cosine_distance"],
+            ("cosine_distance",),
         ),
         BlockCriterion(
             "angular-distance",
             "mean arccos(cos) / pi",
             "Gromov et al., arXiv 2403.17887, Eq. 7, of all tokens",
-            lambda blocks: blocks.metrics["angular_distance"],
-            needs="angular_distance",
+            ("angular_distance",),
         ),
         BlockCriterion(
             "last-token-angle",
             "mean arccos(cos) / pi over the last token of each sequence",
             "Gromov et al., arXiv 2403.17887, Eq. 7",
-            None,
+            (),
         ),
         BlockCriterion(
             "norm-change",
             "mean (||y|| - ||x||)^2 / (2 ||x|| ||y||)",
             "the difference part of simdiff alone, for ablations",
-            lambda blocks: blocks.metrics["norm_change"],
+            ("norm_change",),
         ),
     )
 }
@@ -100,20 +99,23 @@ def block_costs(scores: LayerScores, criterion: str = "simdiff") -> BlockCosts:
             f"block_costs: criterion must be one of {', '.join(BLOCK_CRITERIA)}, got {criterion!r}"
         )
     chosen = BLOCK_CRITERIA[criterion]
-    if chosen.cost is None:
+    if not chosen.parts:
         return _last_token_costs(scores, chosen)
     if scores.blocks is None:
         raise SimdiffError(
             f"criterion {criterion} needs the scores of all blocks of layers, which these scores "
             "lack: score the model again with `simdiff score` (in Python, score(..., blocks=True))"
         )
-    if chosen.needs not in scores.blocks.metrics:
+    matrices = scores.blocks.metrics
+    missing = [name for name in chosen.parts if name not in matrices]
+    if missing:
         raise SimdiffError(
-            f"criterion {criterion} needs the {chosen.needs} of all blocks of layers, which these "
-            "scores of an older version lack: score the model again with `simdiff score` (in "
+            f"criterion {criterion} needs the {', '.join(missing)} of all blocks of layers, which "
+            "these scores of an older version lack: score the model again with `simdiff score` (in "
             "Python, score(..., blocks=True))"
         )
-    return BlockCosts(chosen.name, chosen.formula, chosen.cost(scores.blocks))
+    costs = chosen.cost(lambda name: np.array(matrices[name], np.float64))
+    return BlockCosts(chosen.name, chosen.formula, tuple(map(tuple, costs.tolist())))
 
 
 def _last_token_costs(scores: LayerScores, chosen: BlockCriterion) -> BlockCosts:

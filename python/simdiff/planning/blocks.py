@@ -6,9 +6,13 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import layer_runs
 from simdiff.scoring.block_scores import Matrix
+from simdiff.scoring.group_scores import Array
 
 
 @dataclass(frozen=True)
@@ -73,49 +77,72 @@ def optimal_blocks(
     Raises:
         SimdiffError: a cost is not finite, or no set of layers satisfies all conditions.
     """
-    num_layers, protect = costs.num_layers, frozenset(protect)
     _check(costs, num_remove, max_blocks)
-    limit = num_remove if max_blocks is None else max_blocks
+    every = np.array(costs.values, np.float64)[None]
+    (removed,) = optimal_blocks_of(every, num_remove, protect, max_blocks).tolist()
+    return tuple(removed)
+
+
+def optimal_blocks_of(
+    costs: Array,
+    num_remove: int,
+    protect: Collection[int] = (),
+    max_blocks: int | None = None,
+) -> NDArray[np.int64]:
+    """`optimal_blocks` for many costs at once.
+
+    Args:
+        costs: `(many, num_layers + 1, num_layers + 1)`, finite and not negative, [start][stop].
+        num_remove, protect, max_blocks: see `optimal_blocks`.
+
+    Returns:
+        The layers, in order of depth, `(many, num_remove)`.
+
+    Raises:
+        SimdiffError: no set of layers satisfies all conditions.
+    """
+    many, num_layers = costs.shape[0], costs.shape[1] - 1
     counted = max_blocks is not None  # without a limit, all numbers of blocks share b = 0
-    # best[j][k, b] is F(j, k, b) with the w that attains it. Layer num_layers does not exist; it is
-    # the kept layer after the last one, so that best[num_layers] covers the whole model.
-    best: list[dict[tuple[int, int], tuple[float, int]]] = [{} for _ in range(num_layers + 1)]
+    limit = min(max_blocks or 0, num_remove)
+    shape = (num_remove + 1, limit + 1, many)
+    # best[j + 1][k, b] is F(j, k, b), and by[j][k, b] the w that attains it; best[0] is before the
+    # first layer. Layer num_layers does not exist; it is the kept layer after the last one, so that
+    # best[num_layers + 1] covers the whole model.
+    best = np.full((num_layers + 2, *shape), np.inf)
+    best[0, 0, 0] = 0
+    by = np.zeros((num_layers + 1, *shape), np.int16)
     for j in range(num_layers + 1):
-        # best[0 ... j - 1] are complete. Each w ends one block, layers start ... j - 1 (none for
+        # best[0 ... j] are complete. Each w ends one block, layers start ... j - 1 (none for
         # w = 0), after the kept layer start - 1, or at the first layer.
         for w in range(min(num_remove, j) + 1):
-            start = j - w
+            start, more = j - w, int(counted and w > 0)
             if w > 0 and start in protect:
                 break  # every longer block contains this layer too
-            cost = costs.values[start][j] if w > 0 else 0.0
-            before = best[start - 1] if start > 0 else {(0, 0): (0.0, 0)}
-            for (k, b), (total, _) in before.items():
-                key = (k + w, b + int(counted and w > 0))
-                if key[0] > num_remove or key[1] > limit:
-                    continue
-                if key not in best[j] or total + cost < best[j][key][0]:
-                    best[j][key] = (total + cost, w)
-    ends = {key: entry for key, entry in best[num_layers].items() if key[0] == num_remove}
-    if not ends:
+            cost = costs[:, start, j] if w > 0 else 0.0
+            total = best[start, : num_remove + 1 - w, : limit + 1 - more] + cost
+            known, choice = best[j + 1, w:, more:], by[j, w:, more:]
+            better = total < known
+            np.copyto(known, total, where=better)
+            np.copyto(choice, w, where=better)
+    blocks = best[-1, num_remove].argmin(0)
+    if not np.isfinite(best[-1, num_remove, blocks, np.arange(many)]).all():
         raise SimdiffError(
-            f"{num_remove} of {num_layers} layers must be free to remove in at most {limit} "
-            f"blocks, but protected layers {sorted(protect)} leave no such choice"
+            f"{num_remove} of {num_layers} layers must be free to remove in at most "
+            f"{num_remove if max_blocks is None else max_blocks} blocks, but protected layers "
+            f"{sorted(protect)} leave no such choice"
         )
-    key = min(ends, key=lambda key: (ends[key][0], key))
-    return _trace(best, key, counted)
+    found = [_trace(by[..., one], num_remove, int(blocks[one]), counted) for one in range(many)]
+    return np.array(found, np.int64)
 
 
-def _trace(
-    best: list[dict[tuple[int, int], tuple[float, int]]], key: tuple[int, int], counted: bool
-) -> tuple[int, ...]:
+def _trace(by: NDArray[np.int16], k: int, b: int, counted: bool) -> list[int]:
     removed: list[int] = []
-    j = len(best) - 1
+    j = len(by) - 1
     while j >= 0:
-        w = best[j][key][1]
+        w = int(by[j, k, b])
         removed += range(j - w, j)
-        key = (key[0] - w, key[1] - int(counted and w > 0))
-        j -= w + 1
-    return tuple(sorted(removed))
+        k, b, j = k - w, b - int(counted and w > 0), j - w - 1
+    return sorted(removed)
 
 
 def _check(costs: BlockCosts, num_remove: int, max_blocks: int | None) -> None:

@@ -17,152 +17,32 @@ percentile intervals; Section 7.4 for why it fails with maxima.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.confidence import AmountOfText, PlanConfidence
+from simdiff.planning.draws import DrawnPlan, draws, resampled
 from simdiff.planning.names import NUM_RESAMPLES
 from simdiff.planning.plan import PruningPlan
-from simdiff.scoring.block_scores import BlockScores, Matrix
-from simdiff.scoring.group_scores import Array, SequenceScores, is_maximum, to_matrix
-from simdiff.scoring.metric_tables import MetricTable
 from simdiff.scoring.scores import LayerScores
 
 # Number of draws for each smaller amount of text: the standard error of a share of 0.95 is 0.03.
 NUM_DRAWS_OF_AMOUNT = 60
 CONFIDENCE = 0.95
 
-PlanOf = Callable[[LayerScores], PruningPlan]
 
+class PlanOf(Protocol):
+    """Makes a plan from scores, such as `make_plan` without a model.
 
-def draws(
-    num_groups: int, num_resamples: int, *, seed: int = 0, size: int | None = None
-) -> NDArray[np.int64]:
-    """Draw groups with replacement; return how often each is drawn.
-
-    Args:
-        num_groups: number of groups, G.
-        num_resamples: number of draws, B.
-        seed: seed of the draws.
-        size: number of groups in a draw; None takes G.
-
-    Returns:
-        Counts, int64 `(num_resamples, num_groups)`.
+    Where it has a method `of_draws`, as `simdiff.planning.drawn_plans.PlanOfScores`, that makes the
+    plans of all draws at once.
     """
-    generator = np.random.default_rng(seed)
-    shape = num_resamples, num_groups if size is None else size
-    drawn = generator.integers(num_groups, size=shape)
-    counts = np.zeros((num_resamples, num_groups), np.int64)
-    np.add.at(counts, (np.arange(num_resamples)[:, None], drawn), 1)
-    return counts
 
-
-def resampled(scores: LayerScores, weights: NDArray[np.int64]) -> Iterator[LayerScores]:
-    """Yield the scores of each draw of sequences, without the standard errors.
-
-    Args:
-        scores: scores that include `sequences`.
-        weights: how often each group is drawn, `(draws, groups)`; no draw is empty.
-
-    Raises:
-        SimdiffError: the scores have no sequences.
-    """
-    sequences = scores.sequences
-    if sequences is None:
-        raise SimdiffError(
-            "resampled: scores must hold the statistics of single sequences, which these lack: "
-            "score the model again with `simdiff score`"
-        )
-    drawn = _Draws(sequences, weights.astype(np.float64), scores.num_layers)
-    for draw in range(len(weights)):
-        tables = {
-            name: replace(
-                scores.metrics[name],
-                mean=tuple(drawn.means[name][draw].tolist()),
-                maximum=tuple(drawn.maxima[name][draw].tolist()),
-                standard_error=(None,) * scores.num_layers,
-                cluster_standard_error=(),
-            )
-            for name in sequences.means
-        }
-        yield _with_tables(scores, tables, drawn, draw)
-
-
-def _with_tables(
-    scores: LayerScores, tables: dict[str, MetricTable], drawn: _Draws, draw: int
-) -> LayerScores:
-    angles = drawn.last_token_angles
-    return replace(
-        scores,
-        metrics=tables,
-        num_tokens=int(drawn.num_tokens[draw]),
-        blocks=BlockScores(_Matrices(drawn, draw)) if drawn.sequences.blocks else None,
-        last_token_angles=None if angles is None else to_matrix(angles[draw], drawn.num_layers),
-        sequences=None,
-        leading=None,
-    )
-
-
-@dataclass
-class _Draws:
-    """The statistics of all draws; matrices of blocks are made when a criterion reads them."""
-
-    sequences: SequenceScores
-    weights: Array
-    num_layers: int
-
-    def __post_init__(self) -> None:
-        self.num_tokens = (self.weights * _column(self.sequences.num_tokens)).sum(1)
-        self.means = {name: self._mean(rows) for name, rows in self.sequences.means.items()}
-        self.maxima = {name: self._maximum(rows) for name, rows in self.sequences.maxima.items()}
-        self.blocks: dict[str, Array] = {}
-
-    @cached_property
-    def last_token_angles(self) -> Array | None:
-        """The last-token angles of each draw; every sequence has one last token."""
-        angles = self.sequences.last_token_angles
-        return None if angles is None else self._mean(angles, self.sequences.num_sequences)
-
-    def block(self, name: str, draw: int) -> Matrix:
-        """One score of all blocks, for one draw."""
-        if is_maximum(name):
-            upper = self.sequences.blocks[name][self.weights[draw] > 0].max(0)
-            return to_matrix(upper, self.num_layers)
-        if name not in self.blocks:
-            self.blocks[name] = self._mean(self.sequences.blocks[name])
-        return to_matrix(self.blocks[name][draw], self.num_layers)
-
-    def _mean(self, rows: Array, counts: tuple[int, ...] | None = None) -> Array:
-        shares = self.weights * _column(self.sequences.num_tokens if counts is None else counts)
-        means: Array = (shares / shares.sum(1, keepdims=True)) @ rows
-        return means
-
-    def _maximum(self, rows: Array) -> Array:
-        return np.stack([rows[weights > 0].max(0) for weights in self.weights])
-
-
-class _Matrices(dict[str, Matrix]):
-    """The matrices of one draw, each made when it is read: most criteria read one or two."""
-
-    def __init__(self, drawn: _Draws, draw: int) -> None:
-        super().__init__()
-        self._drawn, self._draw = drawn, draw
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._drawn.sequences.blocks
-
-    def __missing__(self, name: str) -> Matrix:
-        self[name] = self._drawn.block(name, self._draw)
-        return self[name]
-
-
-def _column(counts: tuple[int, ...]) -> Array:
-    return np.array(counts, np.float64)
+    def __call__(self, scores: LayerScores, /) -> PruningPlan:
+        """The plan."""
 
 
 def bootstrap_plan(
@@ -191,7 +71,7 @@ def bootstrap_plan(
     whole = plan_of(scores)
     removed = tuple(sorted(whole.removed))
     groups = sequences.num_groups
-    found = list(_plans(scores, plan_of, draws(groups, num_resamples, seed=seed)))
+    found = _plans(scores, plan_of, draws(groups, num_resamples, seed=seed))
     plans = [plan for plan in found if not isinstance(plan, SimdiffError)]
     if not plans:  # the scores gave a plan, so the draws lack a score that the criterion needs
         raise SimdiffError(
@@ -236,13 +116,21 @@ def amounts_of_text(
 
 def _plans(
     scores: LayerScores, plan_of: PlanOf, weights: NDArray[np.int64]
-) -> Iterator[PruningPlan | SimdiffError]:
-    """Yield the plan of each draw, or the error that says why there is none."""
+) -> list[DrawnPlan | SimdiffError]:
+    """The plan of each draw, or the error that says why there is none."""
+    of_draws = getattr(plan_of, "of_draws", None)
+    if of_draws is not None:
+        at_once: list[DrawnPlan | SimdiffError] | None = of_draws(scores, weights)
+        if at_once is not None:
+            return at_once
+    found: list[DrawnPlan | SimdiffError] = []
     for draw in resampled(scores, weights):
         try:
-            yield plan_of(draw)
+            plan = plan_of(draw)
+            found.append(DrawnPlan(plan.removed, plan.importance))
         except SimdiffError as error:
-            yield error
+            found.append(error)
+    return found
 
 
 def _amount(

@@ -13,7 +13,8 @@ from simdiff.io.progress import step
 from simdiff.planning.bootstrap import bootstrap_plan
 from simdiff.planning.budget import Budget
 from simdiff.planning.criteria import check_criterion
-from simdiff.planning.make_plan import check_planning, make_plan
+from simdiff.planning.drawn_plans import PlanOfScores
+from simdiff.planning.make_plan import check_planning, default_selection, make_plan
 from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SEARCHED
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection
@@ -113,6 +114,12 @@ class PlanOptions:
             else:
                 notes.append(confidence.note(plan.removed))
         return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
+
+    @property
+    def of_scores(self) -> PlanOfScores:
+        """`first_plan` without a model, which makes the plans of many draws at once."""
+        selection = self.selection or default_selection(self.criterion)
+        return PlanOfScores(self.first_plan, self.criterion, selection, self.max_blocks)
 
     def first_plan(
         self,

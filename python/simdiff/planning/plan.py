@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header, read_json, write_json
 from simdiff.models.layer_indices import check_layers, layer_runs
 from simdiff.planning.confidence import PlanConfidence
+from simdiff.planning.layer_lists import is_layer_list, parse_layers
 
 SCHEMA = "simdiff.plan"
 SUBLAYER_SCHEMA = "simdiff.sublayer_plan"
+BY_HAND = "by hand"
+"""In place of a criterion and of a selection, where the layers were named."""
 
 NO_CHECKPOINT = (
     "stock classes build both sub-layers of every layer, so no config of a checkpoint says that "
@@ -47,22 +51,26 @@ def refuse_sublayers(path: Path) -> None:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """The layers to remove and how they were chosen; indices count from 0 before pruning."""
+    """The layers to remove and how they were chosen; indices count from 0 before pruning.
+
+    `PruningPlan((2, 3))` is a plan too: of layers named by hand.
+    """
 
     removed: tuple[int, ...]
     """Layers to remove, in the order of removal, the least important first."""
-    num_layers: int
-    """Number of layers before pruning."""
-    protected: tuple[int, ...]
-    criterion: str
-    formula: str
-    alpha: float | None
-    importance: tuple[float, ...]
-    ranking: tuple[int, ...]
-    """All layers, the least important first, ties resolved."""
-    notes: tuple[str, ...]
-    model: dict[str, Any]
-    calibration: dict[str, Any]
+    num_layers: int = 0
+    """Number of layers before pruning; 0 where layers were named and their model is not known."""
+    protected: tuple[int, ...] = ()
+    criterion: str = BY_HAND
+    formula: str = ""
+    alpha: float | None = None
+    importance: tuple[float, ...] = ()
+    """Of every layer; empty where layers were named by hand."""
+    ranking: tuple[int, ...] = ()
+    """All layers, the least important first, ties resolved; empty where they were named by hand."""
+    notes: tuple[str, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
     selection: str = "lowest"
     """How the layers were chosen by importance or by the costs of blocks, in a few words."""
     candidates: tuple[dict[str, Any], ...] = ()
@@ -77,13 +85,50 @@ class PruningPlan:
     plan may differ; None if scores have no sequences."""
 
     @property
+    def by_hand(self) -> bool:
+        """Whether the layers were named, not chosen."""
+        return not self.ranking
+
+    @property
     def kept(self) -> tuple[int, ...]:
-        """The kept layers, in order."""
+        """The kept layers, in order.
+
+        Raises:
+            SimdiffError: layers were named, and it is not known how many there are.
+        """
+        if not self.num_layers:
+            raise SimdiffError(
+                f"a list of layers to remove ({', '.join(map(str, self.removed))}) does not tell "
+                'how many layers the model has: take a plan.json with "num_layers"'
+            )
         gone = set(self.removed)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    def of_depth(self, num_layers: int, name: str) -> PruningPlan:
+        """The same plan, where layers were named, for a model of so many layers.
+
+        Args:
+            num_layers: of the model.
+            name: of the model, for the record.
+
+        Raises:
+            SimdiffError: the layers were named for another number of layers, the model has no
+                layers of these numbers, or none would stay.
+        """
+        if not self.by_hand:
+            return self
+        if self.num_layers not in (0, num_layers):
+            raise SimdiffError(
+                f"the plan was made for another model: it is of {self.num_layers} layers, and "
+                f"{name} has {num_layers}"
+            )
+        _check_removed(self.removed, num_layers)
+        return replace(self, num_layers=num_layers, model={"name": name, **self.model})
+
     def reason(self, layer: int) -> str:
         """Why a layer is removed or kept, in a few words."""
+        if self.by_hand:
+            return "named by hand" if layer in self.removed else "not named"
         rank = _ordinal(self.ranking.index(layer) + 1)
         if layer in self.protected:
             return f"{rank} lowest, protected"
@@ -103,9 +148,9 @@ class PruningPlan:
             "criterion": self.criterion,
             "formula": self.formula,
             "alpha": self.alpha,
-            "num_layers": self.num_layers,
+            "num_layers": self.num_layers or None,
             "removed": list(self.removed),
-            "kept": list(self.kept),
+            "kept": list(self.kept) if self.num_layers else None,
             "protected": list(self.protected),
             "importance": list(self.importance),
             "ranking": list(self.ranking),
@@ -123,35 +168,38 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Read plan.json.
+        """Read plan.json, or a list of layers: `2,3,8-10`, a layer a line, a JSON array.
+
+        A JSON object that holds "removed", and perhaps "num_layers", is a plan too.
 
         Raises:
             SimdiffError: the file is missing, damaged, inconsistent, or of a newer version.
         """
         refuse_sublayers(Path(path))
-        content = read_json(path, SCHEMA)
+        content = _content(Path(path))
         try:
-            num_layers, confidence = content["num_layers"], content.get("confidence")
-            removed = tuple(content["removed"])
-            check_layers(removed, num_layers)
-            if not 0 < len(removed) < num_layers:
-                raise ValueError(f"removed must name 1 to {num_layers - 1} layers")
-            if len(content["importance"]) != num_layers:
-                raise ValueError(f"importance must have {num_layers} entries")
-            if sorted(content["ranking"]) != list(range(num_layers)):
+            num_layers = content.get("num_layers") or 0
+            confidence, alpha = content.get("confidence"), content.get("alpha")
+            removed, protected = tuple(content["removed"]), tuple(content.get("protected", ()))
+            importance, ranking = content.get("importance", ()), content.get("ranking", ())
+            _check_removed(removed, num_layers)
+            check_layers(protected, num_layers, "protected layers")
+            if len(importance) != (num_layers if ranking else 0):
+                raise ValueError(f"importance must have {num_layers if ranking else 0} entries")
+            if ranking and sorted(ranking) != list(range(num_layers)):
                 raise ValueError("ranking must name every layer once")
             return cls(
                 removed=removed,
                 num_layers=num_layers,
-                protected=tuple(content["protected"]),
-                criterion=content["criterion"],
-                formula=content["formula"],
-                alpha=content["alpha"],
-                importance=tuple(map(float, content["importance"])),
-                ranking=tuple(content["ranking"]),
-                notes=tuple(content["notes"]),
-                model=dict(content["model"]),
-                calibration=dict(content["calibration"]),
+                protected=protected,
+                criterion=str(content.get("criterion", BY_HAND)),
+                formula=str(content.get("formula", "")),
+                alpha=None if alpha is None else float(alpha),
+                importance=tuple(map(float, importance)),
+                ranking=tuple(ranking),
+                notes=tuple(map(str, content.get("notes", ()))),
+                model=dict(content.get("model", {})),
+                calibration=dict(content.get("calibration", {})),
                 selection=str(content.get("selection", "lowest")),
                 candidates=tuple(map(dict, content.get("candidates", ()))),
                 choice_agreement=content.get("choice_agreement"),
@@ -164,6 +212,47 @@ class PruningPlan:
             raise SimdiffError(
                 f"{path}: must be a complete plan, but is damaged: {type(error).__name__}: {error}"
             ) from None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The content of a plan.json, or of a list as if it were one."""
+    try:
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else "{"
+    except (OSError, UnicodeDecodeError):
+        text = "{"  # read_json says what is wrong
+    if is_layer_list(text):
+        try:
+            return {"removed": parse_layers(text)}
+        except SimdiffError as error:
+            raise SimdiffError(f"{path}: {error}") from None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        if text.lstrip().startswith("{"):
+            return read_json(path, SCHEMA)
+        raise SimdiffError(
+            f"{path}: must be a plan (the plan.json of `simdiff plan`, or layers such as 2,3,8-10 "
+            "on one line or several, as `simdiff export` writes with --format list and llama.cpp)"
+        ) from None
+    if isinstance(found, list):
+        return {"removed": found}
+    if isinstance(found, dict) and "removed" in found and "schema" not in found:
+        return found
+    return read_json(path, SCHEMA)
+
+
+def _check_removed(removed: Sequence[int], num_layers: int) -> None:
+    """Refuse layers that are not there, or all; with `num_layers` 0 it is not known what is."""
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 0:
+        raise SimdiffError(f"num_layers must be a number above 0, got {num_layers!r}")
+    numbers = [layer for layer in removed if isinstance(layer, int)]
+    check_layers(removed, num_layers or max(numbers, default=0) + 1, "layers to remove")
+    if not removed or len(removed) == num_layers:
+        raise SimdiffError(
+            "removed must name 1 layer or more"
+            if not num_layers
+            else f"removed must name 1 to {num_layers - 1} layers of {num_layers}"
+        )
 
 
 def _ordinal(number: int) -> str:

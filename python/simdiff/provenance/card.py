@@ -6,7 +6,6 @@ Metadata format: the Hugging Face Hub's model cards, https://huggingface.co/docs
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from simdiff.data.demo import DEMO
 from simdiff.io.outputs import PLAN_FILE, write_bytes
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
+from simdiff.provenance.markdown import code, code_block, plain
 from simdiff.provenance.origin import CARD, licence_files, source_folder, source_metadata
 from simdiff.provenance.recovery_section import recovery_command, recovery_section, what_was_done
 from simdiff.recovery.record import RecoveryRecord
@@ -120,31 +120,9 @@ def _changes(old: Any, new: Any, name: str) -> Iterable[str]:
                 yield from _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         if isinstance(old, list) and isinstance(new, list):
-            yield f"{_code(name)}: {len(old)} entries to {len(new)}"
+            yield f"{code(name)}: {len(old)} entries to {len(new)}"
         else:
-            yield f"{_code(name)}: {_code(json.dumps(old))} to {_code(json.dumps(new))}"
-
-
-def _plain(text: object) -> str:
-    """Text on one line, without unprintable characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-
-
-def _code(text: object) -> str:
-    """Text as inline code, in which nothing acts as Markdown, HTML or the border of a table."""
-    plain = _plain(text).replace("|", "¦")
-    longest = max((len(run) for run in re.findall("`+", plain)), default=0)
-    fence = "`" * (longest + 1)
-    space = " " if plain.startswith("`") or plain.endswith("`") else ""
-    return f"{fence}{space}{plain}{space}{fence}" if plain else "(no name)"
-
-
-def _block(lines: Sequence[str], language: str) -> str:
-    """A fenced code block with a fence that its content cannot close."""
-    content = "\n".join(lines)
-    longest = max((len(run) for run in re.findall("`+", content)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{content}\n{fence}\n"
+            yield f"{code(name)}: {code(json.dumps(old))} to {code(json.dumps(new))}"
 
 
 def _name(plan: PruningPlan) -> str:
@@ -155,13 +133,13 @@ def _introduction(
     plan: PruningPlan, metadata: Mapping[str, Any], recovery: RecoveryRecord | None
 ) -> str:
     base = str(metadata.get("base_model") or _name(plan))
-    short = _plain(base).rstrip("/").rpartition("/")[2]
+    short = plain(base).rstrip("/").rpartition("/")[2]
     if Path(base).is_absolute():  # a path on somebody's machine means nothing to readers
         base = short
     kept, total = len(plan.kept), plan.num_layers
     return (
-        f"# {_code(short)} with {kept} of {total} layers\n\n"
-        f"{_code(base)} without {len(plan.removed)} of its {total} decoder layers "
+        f"# {code(short)} with {kept} of {total} layers\n\n"
+        f"{code(base)} without {len(plan.removed)} of its {total} decoder layers "
         f"({100 * len(plan.removed) / total:.0f}%). {what_was_done(recovery)}\n"
     )
 
@@ -176,7 +154,7 @@ def _loading() -> str:
     ]
     return (
         "## How to load\n\nIt is an ordinary checkpoint; no code but that of transformers is "
-        f"needed.\n\n{_block(lines, 'python')}"
+        f"needed.\n\n{code_block(lines, 'python')}"
     )
 
 
@@ -186,14 +164,16 @@ def _removed(plan: PruningPlan) -> str:
     lines = [
         "## What was removed\n",
         "Layers are counted from 0.\n",
-        f"- Removed: {order} (the least important first)",
+        f"- Removed: {order}{'' if plan.by_hand else ' (the least important first)'}",
         f"- In order: {spans(plan.removed)}",
         f"- Stayed: {spans(plan.kept)}",
-        f"- Criterion: {_code(plan.criterion)}{alpha}: {_code(plan.formula)}",
+        "- Chosen by hand, not by scores"
+        if plan.by_hand
+        else f"- Criterion: {code(plan.criterion)}{alpha}: {code(plan.formula)}",
     ]
     if plan.protected:
         lines.append(f"- Protected by hand: {', '.join(map(str, plan.protected))}")
-    lines += [f"- Note: {_code(note)}" for note in plan.notes]
+    lines += [f"- Note: {code(note)}" for note in plan.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -215,8 +195,8 @@ def _quality(results: Mapping[str, Any] | None) -> str:
     evaluation = results.get("evaluation") or {}
     if evaluation:
         lines.append(
-            f"\nText: {_code(evaluation.get('source'))}, part "
-            f"{_code(evaluation.get('part'))}, {evaluation.get('num_windows')} windows of "
+            f"\nText: {code(evaluation.get('source'))}, part "
+            f"{code(evaluation.get('part'))}, {evaluation.get('num_windows')} windows of "
             f"{evaluation.get('window_length')} tokens, without overlap."
         )
     return "\n".join(lines) + "\n"
@@ -231,7 +211,10 @@ def _table(plan: PruningPlan, scores: LayerScores | None) -> str:
             "max. squared difference": scores.metrics["squared_difference"].maximum,
             "MASD": scores.metrics["absolute_difference"].mean,
         }
-    columns["importance"] = plan.importance
+    if plan.importance:
+        columns["importance"] = plan.importance
+    if not columns:
+        return ""
     lines = [
         "## Scores of every layer\n",
         f"| layer | {' | '.join(columns)} | |",
@@ -245,9 +228,11 @@ def _table(plan: PruningPlan, scores: LayerScores | None) -> str:
 
 def _calibration(plan: PruningPlan) -> str:
     known = {key: value for key, value in plan.calibration.items() if value is not None}
+    if not known and plan.by_hand:
+        return ""
     if not known:
         return "## Calibration\n\nThe calibration text was not recorded.\n"
-    lines = [f"- {_code(key)}: {_code(value)}" for key, value in known.items()]
+    lines = [f"- {code(key)}: {code(value)}" for key, value in known.items()]
     return "## Calibration\n\n" + "\n".join(lines) + "\n"
 
 
@@ -260,8 +245,8 @@ def _config(changes: Sequence[str]) -> str:
 def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> list[str]:
     """The shell commands that repeat the cut, and its recovery if there was one."""
     calibration = plan.calibration
-    name = shlex.quote(_plain(_name(plan)) or "MODEL")
-    text = shlex.quote(_plain(calibration.get("source") or "TEXT"))
+    name = shlex.quote(plain(_name(plan)) or "MODEL")
+    text = shlex.quote(plain(calibration.get("source") or "TEXT"))
     options = "".join(
         f" --{option} {int(calibration[key])}"
         for option, key in (
@@ -275,16 +260,25 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
     alpha = "" if plan.alpha is None else f" --alpha {plan.alpha!r}"
     protect = f" --protect {','.join(map(str, plan.protected))}" if plan.protected else ""
     chosen = "".join(
-        f" --{option}" if value is True else f" --{option} {shlex.quote(_plain(value))}"
+        f" {shlex.quote(plain(f'--{option}'))}"
+        + ("" if value is True else f" {shlex.quote(plain(value))}")
         for option, value in plan.options.items()
     )
     if "evaluation-windows" in plan.options:
         chosen = f" --model {name}{chosen}"
+    if "column" in calibration:
+        options = f" --text-column {shlex.quote(plain(calibration['column']))}{options}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
+    install = f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"'
+    if plan.by_hand and recovery is None:
+        removed = ",".join(map(str, plan.removed))
+        return [install, f"simdiff prune {name} --remove {removed} --output pruned"]
+    if plan.by_hand and recovery is not None:
+        return [install, recovery_command(recovery, name)]
     return [
-        f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"',
+        install,
         f"simdiff score {name} --text {text}{options} --output scores.json",
-        f"simdiff plan scores.json --criterion {shlex.quote(_plain(plan.criterion))}{alpha}"
+        f"simdiff plan scores.json --criterion {shlex.quote(plain(plan.criterion))}{alpha}"
         f"{chosen} --num-layers {len(plan.removed)}{protect} --output {PLAN_FILE}",
         f"simdiff prune {name} --plan {PLAN_FILE} --output pruned"
         if recovery is None
@@ -296,9 +290,10 @@ def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
     versions = ", ".join(
         f"{package} {version(package)}" for package in ("simdiff-kernels", "torch", "transformers")
     )
+    commands = code_block(reproduction(plan, recovery), "sh")
     return (
         f"## How to reproduce\n\n`{PLAN_FILE}` beside this card is the plan: the last line alone "
-        f"repeats the cut.\n\n{_block(reproduction(plan, recovery), 'sh')}\nMade with {versions}.\n"
+        f"repeats the cut.\n\n{commands}\nMade with {versions}.\n"
     )
 
 
@@ -308,9 +303,9 @@ def _licence(metadata: Mapping[str, Any], source_directory: Path | None) -> str:
         text = "No licence was found with the base model; its terms apply to this one too."
     else:
         name = metadata.get("license_name") or metadata["license"]
-        text = f"As the base model: {_code(name)}."
+        text = f"As the base model: {code(name)}."
         if metadata.get("license_link"):
-            text += f" Text: {_code(metadata['license_link'])}."
+            text += f" Text: {code(metadata['license_link'])}."
     if names:
-        text += f" Copied from it: {', '.join(map(_code, names))}."
+        text += f" Copied from it: {', '.join(map(code, names))}."
     return f"## Licence\n\n{text}\n"

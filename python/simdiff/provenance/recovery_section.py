@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simdiff.io.outputs import PLAN_FILE
+from simdiff.provenance.markdown import code, plain
 from simdiff.recovery.methods import METHODS
 from simdiff.recovery.record import RECORD, STAGES, RecoveryRecord
 
@@ -19,13 +20,13 @@ def what_was_done(recovery: RecoveryRecord | None) -> str:
         return "The layers that stay are as they were: nothing was trained afterwards."
     if not recovery.changed:
         return (
-            f"Recovery ({recovery.method}) was tried and changed nothing: the layers that stay are "
-            "as they were."
+            f"Recovery ({code(recovery.method)}) was tried and changed nothing: the layers that "
+            "stay are as they were."
         )
     how = "trained afterwards" if recovery.trained else "solved for, not trained"
     return (
         f"Of the layers that stay {len(recovery.changed)} weights were changed to make up for it "
-        f"({recovery.method}: {how}); all others are as they were."
+        f"({code(recovery.method)}: {how}); all others are as they were."
     )
 
 
@@ -44,21 +45,20 @@ def recovery_section(recovery: RecoveryRecord) -> str:
         "",
         f"Measured on {_text(recovery.evaluation)}, which recovery did not see.",
         "",
-        f"- Method: {recovery.method}: {recovery.formula}",
+        f"- Method: {code(recovery.method)}: {code(recovery.formula)}",
         f"- Saw: {_text(recovery.calibration)}",
-        f"- Took: {recovery.seconds:.0f} s on {recovery.machine}",
+        f"- Took: {recovery.seconds:.0f} s on {code(recovery.machine)}",
         f"- Changed: {len(recovery.changed)} weights, listed in `{RECORD}` with their SHA-256",
     ]
-    lines += [f"- {name}: `{value}`" for name, value in recovery.settings.items()]
-    lines += [f"- **Note**: {note}" for note in recovery.notes]
+    lines += [f"- {code(name)}: {code(value)}" for name, value in recovery.settings.items()]
+    lines += [f"- **Note**: {code(note)}" for note in recovery.notes]
     return "\n".join(lines) + "\n"
 
 
 def _text(identity: Mapping[str, Any]) -> str:
-    source = str(identity.get("source")).replace("`", "'")
     return (
         f"{identity.get('num_windows')} windows of {identity.get('window_length')} tokens of "
-        f"`{source}`, part `{identity.get('part')}`"
+        f"{code(identity.get('source'))}, part {code(identity.get('part'))}"
     )
 
 
@@ -76,13 +76,16 @@ def recovery_command(recovery: RecoveryRecord, model: str) -> str:
     )
     own = METHODS[recovery.method].options if recovery.method in METHODS else ()
     options += "".join(
-        f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(plain(value))}")
         for name, value in {**recovery.settings}.items()
         if name in ("batch_size", *own) and value is not None and value is not False
     )
+    if "column" in text:
+        options += f" --text-column {shlex.quote(plain(text['column']))}"
     if recovery.evaluation.get("part") == "all":
-        options += f" --held-out {shlex.quote(str(recovery.evaluation.get('source')))}"
+        options += f" --held-out {shlex.quote(plain(recovery.evaluation.get('source')))}"
+    method = shlex.quote(plain(recovery.method))
     return (
-        f"simdiff recover {model} --plan {PLAN_FILE} --method {recovery.method} "
-        f"--text {shlex.quote(str(text.get('source') or 'TEXT'))}{options} --output recovered"
+        f"simdiff recover {model} --plan {PLAN_FILE} --method {method} "
+        f"--text {shlex.quote(plain(text.get('source') or 'TEXT'))}{options} --output recovered"
     )

@@ -174,18 +174,19 @@ def is_maximum(name: str) -> bool:
 
 
 def _upper(matrix: Matrix) -> Array:
-    upper: Array = np.array(matrix, np.float64)[_above_diagonal(len(matrix))]
+    upper: Array = np.array(matrix, np.float64)[above_diagonal(len(matrix))]
     return upper
 
 
 def to_matrix(upper: Array, num_layers: int) -> Matrix:
     """Make `matrix[start][stop]` from the entries above its diagonal."""
     full = np.zeros((num_layers + 1, num_layers + 1))
-    full[_above_diagonal(num_layers + 1)] = upper
+    full[above_diagonal(num_layers + 1)] = upper
     return tuple(map(tuple, full.tolist()))
 
 
-def _above_diagonal(size: int) -> NDArray[np.bool_]:
+def above_diagonal(size: int) -> NDArray[np.bool_]:
+    """Which entries of a matrix `(size, size)` are above its diagonal."""
     return np.triu(np.ones((size, size), np.bool_), 1)
 
 

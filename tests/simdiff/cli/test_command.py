@@ -154,7 +154,7 @@ def refusals(checkpoint: Path, text: Path, folder: Path) -> list[tuple[list[obje
         (["run", checkpoint, "--text", short, *SMALL, *out], "fill one window of 16 tokens"),
         (["run", checkpoint, "--text", empty, *SMALL, *out], "must hold text"),
         (["run", checkpoint, "--text", broken, *SMALL, *out], "line 1 must be a JSON object"),
-        (["run", checkpoint, "--text", folder / "none.txt", *SMALL, *out], "'demo' or a UTF-8"),
+        (["run", checkpoint, "--text", folder / "none.txt", *SMALL, *out], "'demo': No such file"),
         (["run", checkpoint, "--text", text, "--num-windows", "0", *out], "at least 1"),
         ([*run, *out, "--device", "cuda"], "without a GPU"),
         ([*run, *out, "--device", "warp"], "cpu, cuda, cuda:N or auto, got 'warp'"),

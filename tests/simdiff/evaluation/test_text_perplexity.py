@@ -141,7 +141,7 @@ def test_refusals(tiny_checkpoint: Path, tiny_text: Path) -> None:
     def cut(**changes: int) -> None:
         read_text(str(tiny_text), tokenizer, **{"window_length": 16, **changes})
 
-    with pytest.raises(SimdiffError, match=r"held-out part: .* window of 2000 tokens, got 5\d0"):
+    with pytest.raises(SimdiffError, match=r"held-out half .* window of 2000 tokens, got 5\d0"):
         cut(window_length=2000)
     with pytest.raises(SimdiffError, match=r"stride must be 1 to 16 tokens .* got 17"):
         cut(stride=17)

@@ -176,7 +176,7 @@ def test_harm_is_said(
     words = "recovery made it worse: held-out perplexity"
     assert any(note.startswith(words) for note in content["notes"])
     card = (out / "README.md").read_text()
-    assert f"**Note**: {words}" in card
+    assert f"**Note**: `{words}" in card
     assert f"--held-out {other}" in card
     assert content["evaluation"]["part"] == "all"
 

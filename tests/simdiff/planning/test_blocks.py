@@ -57,3 +57,12 @@ def test_bad_block_selections() -> None:
     broken = BlockCosts("", "", ((0, math.nan, 1), (0, 0, 1), (0, 0, 0)))
     with pytest.raises(SimdiffError, match="finite and not negative, got nan for layers 0 to 0"):
         optimal_blocks(broken, 1)
+
+
+def test_of_equal_plans_the_first_layers_go() -> None:
+    """Where every block costs the same, and where it costs as much as its layers do."""
+    for each in (lambda length: 1.0, float):
+        rows = [[each(max(0, stop - start)) for stop in range(7)] for start in range(7)]
+        costs = BlockCosts("c", "c", tuple(map(tuple, rows)))
+        for count, max_blocks in ((1, None), (2, None), (3, 2), (2, 1)):
+            assert optimal_blocks(costs, count, (), max_blocks) == tuple(range(count))

@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.planning.bootstrap import amounts_of_text, bootstrap_plan, draws, resampled
+from simdiff.planning.bootstrap import amounts_of_text, bootstrap_plan
 from simdiff.planning.criteria import CRITERIA
+from simdiff.planning.draws import draws, resampled
 from simdiff.planning.make_plan import BLOCK_CRITERION_OF, make_plan
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.calibration_pass import score

@@ -66,3 +66,61 @@ def test_damaged_plans_are_refused(llama_scores: LayerScores, tmp_path: Path) ->
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(SimdiffError, match=wanted):
             PruningPlan.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "num_layers"),
+    [
+        ("2\n3\n", 0),
+        ("2,3\n", 0),
+        ("\ufeff2-3", 0),
+        ("[2, 3]", 0),
+        ('{"removed": [2, 3]}', 0),
+        ('{"removed": [2, 3], "num_layers": 6}', 6),
+        ('{"schema": "simdiff.plan", "schema_version": 2, "num_layers": 6, "removed": [2, 3]}', 6),
+    ],
+)
+def test_layers_alone_are_a_plan(tmp_path: Path, content: str, num_layers: int) -> None:
+    path = tmp_path / "mine"
+    path.write_text(content, encoding="utf-8")
+    plan = PruningPlan.load(path)
+    assert (plan.removed, plan.num_layers, plan.by_hand) == ((2, 3), num_layers, True)
+    known = plan.of_depth(6, "m")
+    assert (known.kept, known.model["name"]) == ((0, 1, 4, 5), "m")
+    assert [known.reason(layer) for layer in (2, 4)] == ["named by hand", "not named"]
+    known.save(path)
+    assert PruningPlan.load(path) == known
+    plan.save(path)
+    assert PruningPlan.load(path) == plan
+    if not num_layers:
+        with pytest.raises(SimdiffError, match='2, 3.* does not tell how many .*"num_layers"'):
+            _ = plan.kept
+        with pytest.raises(SimdiffError, match="from 0 to 2, got 3"):
+            plan.of_depth(3, "m")
+        with pytest.raises(SimdiffError, match="0 to 1 layers|1 to 1 layers of 2"):
+            PruningPlan((0, 1)).of_depth(2, "m")
+    else:
+        with pytest.raises(SimdiffError, match="it is of 6 layers, and m has 8"):
+            plan.of_depth(8, "m")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("merge_method: passthrough\n", "must be a plan .*2,3,8-10 .*export"),
+        ("9-8", "from the lower to the higher"),
+        ('{"removed": []}', "1 layer or more"),
+        ('{"removed": [1, 1]}', "named once"),
+        ('{"removed": ["1"]}', "got '1'"),
+        ('{"removed": [1], "num_layers": 1}', "from 0 to 0, got 1"),
+        ('{"removed": [0], "num_layers": true}', "num_layers must be"),
+        ('{"removed": [0], "num_layers": 3, "protected": ["1; rm"]}', "protected layers"),
+        ('{"layers": [1]}', "got schema None"),
+    ],
+)
+def test_what_is_no_plan(tmp_path: Path, content: str, wanted: str) -> None:
+    path = tmp_path / "mine"
+    path.write_text(content)
+    with pytest.raises(SimdiffError, match=wanted) as raised:
+        PruningPlan.load(path)
+    assert str(path) in str(raised.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard
 from simdiff import cli
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import card, config_changes, write_card
+from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.scoring.scores import LayerScores
 from support.plans import ODD_NAMES, plan_for
 
@@ -285,3 +287,39 @@ def test_the_commands_of_the_card_make_the_same_model_again(
 def test_config_changes_of_unreadable_configs(tmp_path: Path) -> None:
     assert config_changes(None, tmp_path) == []
     assert config_changes(tmp_path, tmp_path) == []
+
+
+def test_words_of_others_act_as_nothing() -> None:
+    """Outside of code no word of a plan or of a record of recovery stands; shells see one word."""
+    evil = "<script>`x`</script> | [a](b) **c** $(rm)\n# d ``"
+    identity = {"source": evil, "part": evil, "num_windows": 1, "window_length": 2, "column": evil}
+    record = RecoveryRecord(
+        method=evil,
+        formula=evil,
+        trained=True,
+        settings={evil: evil},
+        changed={"a": "b"},
+        calibration=identity,
+        evaluation={**identity, "part": "all"},
+        quality={stage: {"perplexity": 2.0, "nll": 0.7} for stage in STAGES},
+        seconds=1.0,
+        machine=evil,
+        notes=(evil,),
+    )
+    plan = dataclasses.replace(
+        plan_for(6, (1,), name=evil), notes=(evil,), options={evil: evil}, calibration=identity
+    )
+    for text in (
+        card(plan, source_directory=None),
+        card(plan, source_directory=None, recovery=record, changes=[]),
+    ):
+        _, body = parts(text)
+        outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", body)
+        outside = re.sub(r"(?s)(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", outside)
+        for mark in ("<script", "$(rm)", "[a]", "**c**", "# d"):
+            assert mark not in outside, mark
+        (commands,) = re.findall(r"(?ms)^(`{3,})sh\n(.*?)^\1$", body)
+        for line in commands[1].splitlines():
+            for word in shlex.split(line):
+                assert word.count("$(rm)") <= 1
+            assert "$(rm)" not in re.sub(r"'[^']*'", "", line)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.planning.bootstrap import resampled
+from simdiff.planning.draws import resampled
 from simdiff.scoring.block_scores import BLOCK_SCORES
 from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.group_scores import is_maximum, to_matrix

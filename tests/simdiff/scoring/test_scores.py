@@ -11,8 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.planning.bootstrap import bootstrap_plan, draws, resampled
+from simdiff.planning.bootstrap import bootstrap_plan
 from simdiff.planning.criteria import importance
+from simdiff.planning.draws import draws, resampled
 from simdiff.planning.make_plan import make_plan
 from simdiff.scoring.block_scores import BlockScores, block_scores_of
 from simdiff.scoring.calibration_pass import score

@@ -78,7 +78,7 @@ def test_plans_of_layers_in_memory(
     assert in_memory == from_files
     assert isinstance(load_any_plan(Path(plan)), PruningPlan)
     assert main(["eval", model, model, *text, "--plan", plan]) == 2
-    assert "--plan goes with one model, got 2" in capsys.readouterr().err
+    assert "--plan and --remove go with one model, got 2" in capsys.readouterr().err
 
 
 def test_plans_for_another_model(scores: LayerScores, llama: PreTrainedModel) -> None:

@@ -160,6 +160,21 @@ def _layer_counts(files: Sequence[GgufFile], architecture: str) -> tuple[int, in
     return total, predicting
 
 
+def gguf_depth(source: Path) -> int:
+    """The number of layers of a GGUF file that can be removed.
+
+    Raises:
+        SimdiffError: the file is damaged or does not tell.
+    """
+    files = _open_parts(source)
+    try:
+        total, predicting = _layer_counts(files, str(files[0].get("general.architecture")))
+        return total - predicting
+    finally:
+        for file in files:
+            file.close()
+
+
 def _suffixes(files: Iterable[GgufFile]) -> dict[int, frozenset[str]]:
     """The names of the tensors of each layer, without the layer's prefix."""
     found: dict[int, set[str]] = {}

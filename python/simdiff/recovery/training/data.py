@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from simdiff.data.documents import Text, json_records
 from simdiff.data.text import token_windows
 from simdiff.errors import SimdiffError
 
@@ -110,7 +110,7 @@ def cut_windows(windows: Tensor, length: int, identity: Mapping[str, Any]) -> Ex
 
 
 def training_examples(
-    source: str,
+    source: Text,
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int = 512,
@@ -125,7 +125,7 @@ def training_examples(
     windows of its calibration half, so that the other half stays unseen.
 
     Args:
-        source: a source for `simdiff.data.text.read_documents`, or a file of instructions.
+        source: a source for `simdiff.data.documents.read_documents`, or a file of instructions.
         tokenizer: tokenizer of the model.
         length: number of tokens in a window; longer examples are truncated to it.
         seed: seed of the division of the text, or of the shuffle.
@@ -149,23 +149,18 @@ def training_examples(
     return examples
 
 
-def read_instructions(source: str) -> list[dict[str, str]] | None:
+def read_instructions(source: Text) -> list[dict[str, str]] | None:
     """Read the records of an instruction file; None for a source of another kind.
 
     Raises:
         SimdiffError: some records are instructions and others are not.
     """
-    path = Path(source)
-    if path.suffix not in (".json", ".jsonl") or not path.is_file():
+    if not isinstance(source, (str, Path)) or not Path(source).is_file():
         return None
-    content = path.read_text(encoding="utf-8")
-    try:
-        lines = [line for line in content.splitlines() if line.strip()]
-        records = json.loads(content) if path.suffix == ".json" else list(map(json.loads, lines))
-    except ValueError as error:
-        raise SimdiffError(f"text {source}: must be JSON: {error}") from None
-    if not isinstance(records, list) or not records:
+    found = json_records(Path(source))
+    if found is None:
         return None
+    records = [record for _, record in found]
     instructions = [isinstance(r, dict) and {"instruction", "output"} <= r.keys() for r in records]
     if not any(instructions):
         return None

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.data.text import read_documents
+from simdiff.data.documents import IN_MEMORY, Text, check_text
+from simdiff.data.text_options import with_column
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import check_key, evaluation_key
 from simdiff.io.outputs import write_bytes
@@ -96,7 +97,7 @@ def check(method: str, options: Mapping[str, Any]) -> tuple[FineTuningOptions, s
         raise SimdiffError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
     source = text.get("training_text")
     if source is not None and read_instructions(source) is None:
-        read_documents(source)
+        check_text(source)
     return recipe, start, text
 
 
@@ -122,8 +123,11 @@ def training_recipe(method: str, name: str | None, changes: Mapping[str, Any]) -
 def _examples(
     windows: Tensor, recipe: FineTuningOptions, context: RecoveryContext, text: Mapping[str, Any]
 ) -> Examples:
-    source = text.get("training_text") or context.text.get("source")
-    if source is None or context.tokenizer is None:  # a model in memory with tokens only
+    source: Text | None = text.get("training_text")
+    if source is None and "source" in context.text:
+        source = with_column(context.text["source"], context.text.get("column"))
+    known = source is not None and not str(source).startswith(IN_MEMORY)
+    if not known or source is None or context.tokenizer is None:  # tokens only
         return cut_windows(windows, recipe.length, context.text)
     return training_examples(
         source,

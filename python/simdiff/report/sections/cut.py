@@ -19,6 +19,10 @@ def cut_section(plan: PruningPlan) -> Iterator[str]:
     alpha = "" if plan.alpha is None else f", α = {plan.alpha:g}"
     yield "<h2>What was cut, and why</h2>"
     yield _strip(plan)
+    if plan.by_hand:
+        yield "<p>The layers were named by hand, not chosen by scores.</p>"
+        yield notes_list(plan.notes)
+        return
     yield (
         f"<p>Criterion <b>{html.escape(plan.criterion)}</b>{alpha}, selection "
         f"<b>{html.escape(plan.selection)}</b>. Importance of a layer with input x and output y: "
@@ -95,7 +99,7 @@ def _is_chosen(plan: PruningPlan, candidate: dict[str, object]) -> bool:
 def layers_section(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
     """Yield the HTML of the table of all layers, with their reasons and numbers."""
     yield "<h2>Every layer and its reason</h2>"
-    columns = ["in draws"] * (plan.confidence is not None) + ["importance"]
+    columns = ["in draws"] * (plan.confidence is not None) + ["importance"] * bool(plan.importance)
     if scores is not None:
         columns += ["1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖"]
     heads = "<th class='text' scope='col'>decision</th>"
@@ -104,7 +108,7 @@ def layers_section(plan: PruningPlan, scores: LayerScores | None) -> Iterator[st
     for layer in range(plan.num_layers):
         gone = layer in plan.removed
         fate = f"{'removed' if gone else 'kept'}: {html.escape(plan.reason(layer))}"
-        numbers = [f"{plan.importance[layer]:.6g}"]
+        numbers = [f"{plan.importance[layer]:.6g}"] if plan.importance else []
         if plan.confidence is not None:
             numbers.insert(0, f"{plan.confidence.plan_frequency[layer]:.0%}")
         if scores is not None:

@@ -45,7 +45,7 @@ def _run(results: Content) -> str:
         else ""
     )
     return table(("model", "perplexity", "95% interval", "× dense", "parameters"), rows) + (
-        f"<p class='caption'>Perplexity of held-out text, lower is better: {told}"
+        f"<p class='caption'>Perplexity of held-out text, lower is better: {html.escape(told)}"
         f"{text['num_predicted_tokens']:,} tokens predicted. Intervals by Student's t over "
         "windows.</p>"
     )

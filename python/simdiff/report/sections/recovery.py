@@ -105,6 +105,7 @@ def _closed_form(details: Content, num_layers: int) -> Iterator[str]:
         rows = [(str(loss["corrected"]), f"{loss['nll']:.4f}") for loss in losses]
         columns = ("layers corrected", "loss on windows not fitted, nats per token")
         yield (
-            f"<details><summary>Down to which depth corrections help: {details.get('corrected')} "
-            f"layers were corrected</summary>{table(columns, rows, text=())}</details>"
+            "<details><summary>Down to which depth corrections help: "
+            f"{html.escape(str(details.get('corrected')))} layers were corrected</summary>"
+            f"{table(columns, rows, text=())}</details>"
         )

@@ -1,0 +1,383 @@
+"""The documents of a text source: files of every kind, folders of them, standard input, strings.
+
+What a file holds is decided by its suffix, in any case, behind which may stand that of a
+compression (`.gz`, `.bz2`):
+
+- `.jsonl`, `.ndjson`: an object a line, whose "text" is a document;
+- `.json`: an array of such objects or of strings, or what `.jsonl` holds;
+- `.parquet`, `.arrow`, `.feather`: the column "text", a document a row; read by pyarrow;
+- any other: plain text, whose documents stand between lines without visible characters.
+
+Text is UTF-8, or UTF-16 with a byte order mark.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import sys
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, TypeAlias
+
+from simdiff.data.demo import DEMO, demo_documents
+from simdiff.data.tables import read_table
+from simdiff.errors import SimdiffError, nearest
+
+STANDARD_INPUT = "-"
+COLUMN = "text"
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_TABLES = (".parquet", ".arrow", ".feather")
+# Taken from a folder, beside the two above. `.json` and `.md` in a folder mostly describe the data.
+_PLAIN = (".txt", ".text", ".raw")
+_LFS = b"version https://git-lfs"
+_UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+# Modules of the standard library with a function `open`.
+_COMPRESSED = {".gz": "gzip", ".bz2": "bz2"}
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), *((mark, "utf-16") for mark in _UTF16))
+# Unicode's controls, marks of format and separators: BOM, zero-width and no-break spaces too.
+_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file or a folder whose documents stand in a column of another name than "text"."""
+
+    path: str
+    column: str = COLUMN
+
+
+Text: TypeAlias = str | Path | TextFile | Sequence[str]
+"""A source of documents, see `read_documents`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive documents of one kind of file."""
+
+    documents: list[str]
+    plain: bool
+    """Paragraphs of plain text, which belong together; else each is a document of its own."""
+
+
+def read_documents(source: Text) -> list[str]:
+    """The documents of a text source, in their order.
+
+    Args:
+        source: "demo"; a file, see the top of this module; a folder, of which all files of known
+            suffixes are read, those in its folders too, sorted by name; "-" for standard input,
+            or a pipe, which is JSON Lines where its first line is a JSON object, else plain text; a
+            `TextFile`; or the documents themselves.
+
+    Raises:
+        SimdiffError: no such file, no text in it, or a file that is not what its suffix says.
+    """
+    return [document for run in read_runs(source) for document in run.documents]
+
+
+def read_runs(source: Text) -> list[Run]:
+    """The documents of a text source, plain text apart from others; see `read_documents`."""
+    if not isinstance(source, (str, Path, TextFile)):
+        return [Run(_given(source), plain=False)]
+    name, column = path_and_column(source)
+    if name == DEMO:
+        _no_columns(name, column, "the demo's passages")
+        return [Run(demo_documents(), plain=False)]
+    runs: list[Run] = []
+    for shown, kind, file in _files(name):
+        with file, _readable(shown):
+            plain = kind == "plain"
+            if plain:
+                _no_columns(shown, column, "plain text")
+            found = _DOCUMENTS[kind](file, shown, column)
+            documents = [document.strip() for document in found if document.strip()]
+        if runs and runs[-1].plain == plain:
+            runs[-1].documents.extend(documents)
+        else:
+            runs.append(Run(documents, plain))
+    if not any(run.documents for run in runs):
+        raise SimdiffError(f"text {name}: must hold text, got none but blank characters")
+    return runs
+
+
+def check_text(source: Text) -> None:
+    """Refuse a text that cannot be read, before anything that takes longer is done.
+
+    Raises:
+        SimdiffError: see `read_documents`.
+    """
+    read_runs(source)
+
+
+def path_and_column(source: str | Path | TextFile) -> tuple[str, str]:
+    """The path of a file or folder, and the column of its documents."""
+    if isinstance(source, TextFile):
+        return str(source.path), source.column
+    return str(source), COLUMN
+
+
+def source_name(source: Text) -> str:
+    """The name of a text source in result files; what has no path is named by its hash."""
+    if not isinstance(source, (str, Path, TextFile)):
+        joined = "\0".join(_given(source)).encode("utf-8", "surrogatepass")
+        return f"{IN_MEMORY}, sha256 {_digest(joined)}"
+    name, _ = path_and_column(source)
+    return f"{FROM_INPUT}, sha256 {_digest(_read_once(name))}" if name == STANDARD_INPUT else name
+
+
+IN_MEMORY = "documents in memory"
+FROM_INPUT = "standard input"
+
+
+def cannot_be_read_again(name: str) -> bool:
+    """Whether a name of `source_name` is that of a text that another process cannot read."""
+    return name.startswith((f"{IN_MEMORY}, ", f"{FROM_INPUT}, "))
+
+
+def json_records(path: Path) -> Iterator[tuple[str, Any]] | None:
+    """The values in a file of JSON or JSON Lines, each with its place in words; None for others.
+
+    Raises:
+        SimdiffError: while they are read: no such file, or not JSON.
+    """
+    if _kind(path) not in ("json", "json lines"):
+        return None
+    return _records_of(path)
+
+
+def _records_of(path: Path) -> Iterator[tuple[str, Any]]:
+    for shown, kind, file in _files(str(path)):
+        with file, _readable(shown):
+            yield from (_json_records if kind == "json" else _lines_of_json)(file, shown)
+
+
+def _given(documents: Sequence[str]) -> list[str]:
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise SimdiffError(
+                f"text: documents must be strings, got {type(document).__name__} at {index}"
+            )
+    given = [document.strip() for document in documents if document.strip()]
+    if not given:
+        raise SimdiffError(f"text: must hold text, got {len(documents)} documents of none")
+    return given
+
+
+def _no_columns(name: str, column: str, what: str) -> None:
+    if column != COLUMN:
+        raise SimdiffError(
+            f"text {name}: {what} has no columns, got the column {column!r}: JSON Lines, Parquet "
+            "and Arrow files have"
+        )
+
+
+@cache
+def _read_once(name: str) -> bytes:
+    """All of standard input, or of a pipe: it can be read once, and is asked for several times."""
+    if name != STANDARD_INPUT:
+        return Path(name).read_bytes()
+    if sys.stdin is None or sys.stdin.closed:
+        raise SimdiffError("text -: standard input must be open, and is closed")
+    return sys.stdin.buffer.read()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _files(name: str) -> Iterator[tuple[str, str, BinaryIO]]:
+    """The files of a source: its name in messages, what it holds, and the file, opened."""
+    if name.startswith(f"{FROM_INPUT}, "):
+        if name != source_name(STANDARD_INPUT):
+            raise SimdiffError(f"text {name}: cannot be read again: give the text as a file")
+        name = STANDARD_INPUT
+    path = Path(name)
+    if name == STANDARD_INPUT or (path.exists() and not path.is_file() and not path.is_dir()):
+        shown = FROM_INPUT if name == STANDARD_INPUT else name
+        content = _read_once(name)
+        yield shown, _kind_of_content(content), io.BytesIO(content)
+        return
+    if not path.is_dir():
+        yield name, _kind(path), _opened(path)
+        return
+    known = (*_PLAIN, *_JSON_LINES, *_TABLES)
+    paths = sorted(
+        found
+        for found in path.rglob("*")
+        if found.is_file()
+        and _suffix(found) in known
+        and not any(part.startswith(".") for part in found.relative_to(path).parts)
+    )
+    if not paths:
+        raise SimdiffError(
+            f"text {name}: the folder must hold text files ({', '.join(known)}, or these with "
+            f"{', '.join(_COMPRESSED)}), got none"
+        )
+    for found in paths:
+        yield str(found), _kind(found), _opened(found)
+
+
+def _suffix(path: Path) -> str:
+    """The suffix that tells what a file holds, in lower case, without that of a compression."""
+    inner = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    return inner.suffix.lower()
+
+
+def _kind(path: Path) -> str:
+    suffix = _suffix(path)
+    if suffix in _TABLES:
+        return "table"
+    return "json lines" if suffix in _JSON_LINES else "json" if suffix == ".json" else "plain"
+
+
+def _kind_of_content(content: bytes) -> str:
+    """What standard input holds, by its first line that is not blank."""
+    start = content.removeprefix(codecs.BOM_UTF8).lstrip()
+    first = start[: start.find(b"\n") if b"\n" in start else None]
+    if start.startswith(b"{"):
+        with contextlib.suppress(ValueError):
+            return "json lines" if isinstance(json.loads(first), dict) else "plain"
+    return "plain"
+
+
+def _opened(path: Path) -> BinaryIO:
+    module = _COMPRESSED.get(path.suffix.lower())
+    try:
+        opener = open if module is None else importlib.import_module(module).open
+        file: BinaryIO = opener(path, "rb")
+    except OSError as error:
+        known = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        meant = "" if path.name in known else nearest(path.name, known)
+        raise SimdiffError(
+            f"text {path}: must be a text file, a folder of them, - for standard input, or "
+            f"'demo': {error.strerror}{meant}"
+        ) from None
+    with _readable(str(path)):
+        start = file.read(len(_LFS))
+        file.seek(0)
+    if start == _LFS:
+        raise SimdiffError(f"text {path}: is a Git LFS pointer, not the file: `git lfs pull` it")
+    return file
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Say in words of ours what reading a file raises."""
+    try:
+        yield
+    except SimdiffError:
+        raise
+    except UnicodeDecodeError as error:
+        raise SimdiffError(
+            f"text {name}: must be UTF-8 text, or UTF-16 with a byte order mark, but holds the "
+            f"byte 0x{error.object[error.start]:02x} where neither has one: if it is text, "
+            "convert it (`iconv -f LATIN1 -t UTF-8`)"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:  # of compressed files too
+        raise SimdiffError(f"text {name}: cannot be read: {error}") from None
+
+
+def _decoded(file: BinaryIO, newline: str | None) -> TextIO:
+    start = file.read(3)
+    file.seek(0)
+    encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+    return io.TextIOWrapper(file, encoding=encoding, newline=newline)
+
+
+def _paragraphs(file: BinaryIO, name: str, column: str) -> Iterator[str]:
+    current: list[str] = []
+    for line in _decoded(file, None):
+        if any(unicodedata.category(character) not in _INVISIBLE for character in line):
+            current.append(line.lstrip("\ufeff"))  # of a file that was appended to another one
+        elif current:
+            yield "".join(current)
+            current = []
+    yield "".join(current)
+
+
+def _lines_of_json(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    # Only "\n" ends a line: U+2028 and others may stand within a string.
+    for number, line in enumerate(_decoded(file, "\n"), 1):
+        line = line.lstrip("\ufeff")
+        if not line.strip():
+            continue
+        where = f"text {name}: line {number}"
+        try:
+            yield where, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise SimdiffError(f"{where} must be JSON, and is not: {error}") from None
+
+
+def _json_records(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
+    content = file.read()
+    try:
+        values = json.loads(content.decode(json.detect_encoding(content)).lstrip("\ufeff"))
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError):
+        yield from _lines_of_json(io.BytesIO(content), name)
+        return
+    for number, value in enumerate(values if isinstance(values, list) else [values], 1):
+        yield f"text {name}: record {number}", value
+
+
+def _documents_of_lines(file: BinaryIO, name: str, column: str) -> Iterator[str]:
+    for where, record in _lines_of_json(file, name):
+        yield _document(record, column, where)
+
+
+def _documents_of_json(file: BinaryIO, name: str, column: str) -> Iterator[str]:
+    for where, record in _json_records(file, name):
+        yield record if isinstance(record, str) else _document(record, column, where)
+
+
+def _document(record: Any, column: str, where: str) -> str:
+    if not isinstance(record, dict):
+        raise SimdiffError(f'{where} must be a JSON object with "{column}", got {_type(record)}')
+    if column not in record:
+        raise _no_column(f"{where} must be a JSON object with", column, record)
+    return _string(record[column], column, where)
+
+
+def _no_column(what: str, column: str, names: Iterable[str]) -> SimdiffError:
+    found = ", ".join(f'"{name}"' for name in list(names)[:20]) or "nothing"
+    return SimdiffError(
+        f'{what} "{column}", got {found}: name the column of the text with '
+        "--text-column (in Python, simdiff.TextFile(path, column))"
+    )
+
+
+def _string(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise SimdiffError(f'{where}: "{column}" must be a string, got {_type(value)}')
+    return value
+
+
+def _type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else "a value")
+
+
+def _rows(file: BinaryIO, name: str, column: str) -> Iterator[str]:
+    names, values = read_table(file, name, column)
+    if column not in names:
+        raise _no_column(f"text {name}: must have the column", column, names)
+    for number, value in enumerate(values, 1):
+        yield _string(value, column, f"text {name}: row {number}")
+
+
+_DOCUMENTS = {
+    "plain": _paragraphs,
+    "json lines": _documents_of_lines,
+    "json": _documents_of_json,
+    "table": _rows,
+}
