@@ -38,6 +38,38 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     write_bytes(Path(path), (text + "\n").encode())
 
 
+MAX_JSON_BYTES = 100_000_000
+"""The largest JSON file that is read; the largest index known to us has 15 MB."""
+
+
+def load_json(path: str | Path) -> Any:
+    """Read a JSON file of anybody's; its size is checked before any memory is taken.
+
+    Raises:
+        SimdiffError: no regular file, too large, not JSON, or nested too deeply.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # such as a pipe, which never ends
+        raise SimdiffError(f"{path}: must be a readable file, and is not a regular one")
+    try:
+        size = path.stat().st_size
+        text = path.read_text(encoding="utf-8") if size <= MAX_JSON_BYTES else ""
+    except OSError as error:
+        raise SimdiffError(f"{path}: must be readable: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
+    if size > MAX_JSON_BYTES:
+        raise SimdiffError(
+            f"{path}: a JSON file must have at most {MAX_JSON_BYTES:,} bytes, got {size:,}"
+        )
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise SimdiffError(f"{path}: must be JSON, but is nested too deeply") from None
+    except ValueError as error:
+        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
+
+
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     """Read a file written with `header(schema)`, of this version or an earlier one.
 
@@ -45,11 +77,10 @@ def read_json(path: str | Path, schema: str) -> dict[str, Any]:
         SimdiffError: no such file, not JSON, another kind of file, or a newer version.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SimdiffError(f"{path}: must be a readable {schema} file: {error.strerror}") from None
-    except ValueError as error:
-        raise SimdiffError(f"{path}: must be a {schema} file, but is not JSON: {error}") from None
+        content = load_json(path)
+    except SimdiffError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        raise SimdiffError(f"{path}: must be a {schema} file: {why}") from None
     if not isinstance(content, dict) or content.get("schema") != schema:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise SimdiffError(f"{path}: must be a {schema} file, got schema {found!r}")

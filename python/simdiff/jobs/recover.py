@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.checkpoints.cut import check_output, quantization
+from simdiff.checkpoints.from_memory import origin, write_model
 from simdiff.data.text import Text, TokenWindows
 from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
+from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_model
@@ -204,8 +205,6 @@ def write_recovered(
 ) -> None:
     """Write a recovered model into an empty directory; see `simdiff.io.outputs.new_directory`."""
     with step("write the recovered checkpoint"):
-        pruned.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        plan.save(directory / PLAN_FILE)
+        write_model(pruned, tokenizer, plan, directory, origin(source, fetch=True))
         record.save(directory / RECORD)
         write_card(directory, plan, source, recovery=record)

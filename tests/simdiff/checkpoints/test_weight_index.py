@@ -39,13 +39,14 @@ def test_shards(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_as_in_the_hub_cache(tmp_path: Path) -> None:
-    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    snapshot.mkdir()
+    repository = tmp_path / "models--org--tiny"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    snapshot.mkdir(parents=True)
     blobs.mkdir()
     two_shards(blobs)
     for path in list(blobs.iterdir()):
         blob = path.rename(blobs / f"{abs(hash(path.name)):x}")
-        (snapshot / path.name).symlink_to(Path("..") / "blobs" / blob.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
     assert sorted(read_weights(snapshot).tensors) == ["a", "b", "c"]
     (snapshot / "model-00002-of-00002.safetensors").resolve().unlink()
     with pytest.raises(SimdiffError, match="model-00002-of-00002.safetensors cannot be found"):

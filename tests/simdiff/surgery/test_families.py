@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from simdiff.checkpoints.cut import write_pruned
+from simdiff.checkpoints.from_memory import write_pruned
 from simdiff.models.structure import find_decoder_layers, text_config
 from simdiff.planning.criteria import importance
 from simdiff.planning.plan import PruningPlan
