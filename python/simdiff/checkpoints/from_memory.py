@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -227,7 +228,7 @@ def _write_beside(
 def _unchanged(tokenizer: PreTrainedTokenizerBase, source: Path) -> bool:
     """Whether a tokenizer is the one that lies in a directory."""
     try:
-        own = type(tokenizer).from_pretrained(source)
+        own = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception:  # no tokenizer there, or one of another class
         return False
     return bool(

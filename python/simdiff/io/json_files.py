@@ -42,32 +42,34 @@ MAX_JSON_BYTES = 100_000_000
 """The largest JSON file that is read; the largest index known to us has 15 MB."""
 
 
-def load_json(path: str | Path) -> Any:
+def load_json(path: str | Path, wanted: str = "JSON") -> Any:
     """Read a JSON file of anybody's; its size is checked before any memory is taken.
+
+    Args:
+        path: the file.
+        wanted: what it must be, for messages.
 
     Raises:
         SimdiffError: no regular file, too large, not JSON, or nested too deeply.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # such as a pipe, which never ends
-        raise SimdiffError(f"{path}: must be a readable file, and is not a regular one")
+        raise SimdiffError(f"{path}: must be {wanted}, and is not a regular file")
     try:
-        size = path.stat().st_size
-        text = path.read_text(encoding="utf-8") if size <= MAX_JSON_BYTES else ""
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise SimdiffError(
+                f"{path}: must be {wanted} of at most {MAX_JSON_BYTES:,} bytes, got {size:,}"
+            )
+        content = path.read_bytes()
     except OSError as error:
-        raise SimdiffError(f"{path}: must be readable: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
-    if size > MAX_JSON_BYTES:
-        raise SimdiffError(
-            f"{path}: a JSON file must have at most {MAX_JSON_BYTES:,} bytes, got {size:,}"
-        )
+        raise SimdiffError(f"{path}: must be {wanted}, readable: {error.strerror}") from None
     try:
-        return json.loads(text)
+        return json.loads(content.decode())
     except RecursionError:
-        raise SimdiffError(f"{path}: must be JSON, but is nested too deeply") from None
+        raise SimdiffError(f"{path}: must be {wanted}, but is nested too deeply") from None
     except ValueError as error:
-        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
+        what = "is not" if wanted == "JSON" else "is not JSON"
+        raise SimdiffError(f"{path}: must be {wanted}, but {what}: {error}") from None
 
 
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
@@ -76,11 +78,7 @@ def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     Raises:
         SimdiffError: no such file, not JSON, another kind of file, or a newer version.
     """
-    try:
-        content = load_json(path)
-    except SimdiffError as error:
-        why = str(error).removeprefix(f"{path}: ")
-        raise SimdiffError(f"{path}: must be a {schema} file: {why}") from None
+    content = load_json(path, f"a readable {schema} file")
     if not isinstance(content, dict) or content.get("schema") != schema:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise SimdiffError(f"{path}: must be a {schema} file, got schema {found!r}")
