@@ -52,8 +52,9 @@ from simdiff.models.loading import load_config, meta_model, source_directory
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_layers
 from simdiff.surgery.config import check_cut, cut_config, without_mtp
-from simdiff.surgery.config_entries import Depth
+from simdiff.surgery.config_entries import Depth, depth_of
 from simdiff.surgery.config_patch import read_config
+from simdiff.surgery.config_search import PER_LAYER
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class CheckpointCut:
 
     source: Path
     plan: PruningPlan
+    depth: Depth
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
     """The config that the stock class will read from `entries`."""
@@ -107,7 +109,7 @@ def cut_checkpoint(
         _check_depth(source, config, plan)
         _check_plan(model, plan, quantised)
         cut = cut_config(config, plan.kept, model_class=type(model))
-        depth = Depth(plan.num_layers, tuple(plan.kept))
+        depth = depth_of(config, plan.kept)
         entries = cut_file(source, config, cut.config, depth, type(model).__name__)
         read = read_config(type(config), entries)
         _check_cut(type(model), config, read, plan)
@@ -142,6 +144,7 @@ def cut_checkpoint(
     return CheckpointCut(
         source=source,
         plan=plan,
+        depth=depth,
         model_class=type(model),
         config=read_config(type(config), entries),
         entries=entries,
@@ -172,8 +175,7 @@ def write_cut(cut: CheckpointCut, directory: Path) -> None:
     cut.plan.save(directory / PLAN_FILE)
     _check_written(cut, directory)
     write_bytes(directory / CONFIG_FILE, config_bytes(cut.entries, cut.source))
-    depth = Depth(cut.plan.num_layers, tuple(cut.plan.kept))
-    read_back(directory, cut.model_class, type(cut.config), depth, cut.known)
+    read_back(directory, cut.model_class, type(cut.config), cut.depth, cut.known)
 
 
 def files_of(name: str, dtype: str) -> Path | None:
@@ -222,7 +224,12 @@ def _check_depth(source: Path, config: PreTrainedConfig, plan: PruningPlan) -> N
     aliases = {alias for alias, name in config.attribute_map.items() if name in names}
     path = source / CONFIG_FILE
     written = read_entries(source)
-    if names and not written.keys() & (names.keys() | aliases):
+    listed = any(  # Nemotron-H says it by the length of a list
+        isinstance(value, (list, str)) and len(value) == layer_count(config)
+        for name, value in written.items()
+        if PER_LAYER.search(name)
+    )
+    if names and not listed and not written.keys() & (names.keys() | aliases):
         # Stock classes would silently use their default.
         raise SimdiffError(
             f"{path}: must say how many layers there are, as {' or '.join(names)}, and does not: "

@@ -44,7 +44,7 @@ from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_config, source_directory
 from simdiff.models.structure import find_decoder_layers
 from simdiff.planning.plan import PruningPlan
-from simdiff.surgery.config_entries import Depth
+from simdiff.surgery.config_entries import Depth, depth_of
 from simdiff.surgery.config_patch import set_dtype
 from simdiff.surgery.layers import layers_removed
 
@@ -109,7 +109,7 @@ def write_model(
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     else:
-        _write_beside(model, tokenizer, directory, source, depth)
+        _write_beside(model, tokenizer, directory, source, plan)
     read_back(directory, type(model), type(model.config), depth)
     plan.save(directory / PLAN_FILE)
 
@@ -193,11 +193,11 @@ def _write_beside(
     tokenizer: PreTrainedTokenizerBase | None,
     directory: Path,
     source: Path,
-    depth: Depth,
+    plan: PruningPlan,
 ) -> None:
     """Put config, tokenizer and all other files of the source beside the weights."""
     dense, packed = load_config(source), getattr(model, "hf_quantizer", None) is not None
-    found = find_decoder_layers(model)
+    depth, found = depth_of(dense, plan.kept), find_decoder_layers(model)
     new = new_numbers(depth.kept, depth.num_layers, ())
     modules = Modules({}, LayerNumbers(found.path, new, found.path))
     others = sort_other_files(source, weight_files(source))

@@ -172,8 +172,9 @@ def _named(directory: Path, copied: Iterable[Path], left_behind: dict[str, str])
             new = [f.relative_to(directory) for f in files if f.relative_to(directory) not in found]
             found |= dict.fromkeys(new)
             queue += [file for file in new if file.suffix == ".json"]
-    for path in found:
-        left_behind.pop(path.parts[0], None)
+    for name in {path.parts[0] for path in found}:
+        if all(file.relative_to(directory) in found for file in _files_of(directory / name)):
+            left_behind.pop(name, None)
     return list(found)
 
 

@@ -20,9 +20,9 @@ from simdiff.checkpoints.save_order import record_conversions, saved_tensors
 from simdiff.checkpoints.weight_index import read_weights
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
-from simdiff.models.config import layer_counts, text_part
+from simdiff.models.config import layer_count
 from simdiff.surgery.config_entries import MTP, Depth
-from simdiff.surgery.config_patch import read_config, text_entries
+from simdiff.surgery.config_patch import read_config, stale_counts, text_entries
 from simdiff.surgery.config_search import PER_LAYER
 from simdiff.surgery.structure import build
 
@@ -162,12 +162,9 @@ def _other_dtype(content: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 
 def stale_entries(content: dict[str, Any], config: PreTrainedConfig, depth: Depth) -> list[str]:
     """Counts and lists in a config.json that are still those of the dense model."""
-    counts = layer_counts(text_part(config))
-    stale = [
-        f"{name} is {value} for {len(depth.kept)} layers"
-        for name, value in counts.items()
-        if value == depth.num_layers or min(counts.values()) != len(depth.kept)
-    ]
+    stale = [f"{name} is {depth.num_layers}" for name, _ in stale_counts(content, config, depth)]
+    if layer_count(config) != len(depth.kept):
+        stale.append(f"{layer_count(config)} layers instead of {len(depth.kept)}")
     parts = {id(part): part for part in (content, text_entries(content, config))}
     return stale + [
         f"{name} still has {len(value)} entries"

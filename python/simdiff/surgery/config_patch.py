@@ -64,17 +64,23 @@ def patched_config(
         depth: the cut, for entries that the class does not keep.
     """
     new = copy.deepcopy(dict(source))
-    old, target = _plain(before), _plain(wanted)
-    for path, value in _differences(old, target):
+    target = _plain(wanted)
+    apart = set(DEPTH_NAMES) if text_part(before) is not before else set()
+
+    def differences(config: PreTrainedConfig) -> list[tuple[Path, Any]]:
+        found = _differences(_plain(config), target)
+        return [(path, value) for path, value in found if len(path) > 1 or path[0] not in apart]
+
+    for path, value in differences(before):
         _set(new, path, value, before, add=False)
     _cut_unread(new, before, depth)
     for _ in range(2):
-        rest = list(_differences(_plain(read_config(type(before), new)), target))
+        rest = differences(read_config(type(before), new))
         if not rest:
             return new
         for path, value in rest:
             _set(new, path, value, before, add=True)
-    if not list(_differences(_plain(read_config(type(before), new)), target)):
+    if not differences(read_config(type(before), new)):
         return new
     # No words of the source say it: the form of today's transformers, beside what is unknown to it.
     return new | json.loads(wanted.to_json_string(use_diff=True))
@@ -163,9 +169,26 @@ def _cut_unread(entries: Entries, config: PreTrainedConfig, depth: Depth) -> Non
             continue
         if any(pattern.search(name) for pattern in _NAMES_OF_LAYERS):
             part[name] = cut_entry(name, value, depth)
-    for name in DEPTH_NAMES:
-        if part is not entries and name in part and entries.get(name) == depth.num_layers:
-            entries[name] = len(depth.kept)
+    for name, where in stale_counts(entries, config, depth):
+        where[name] = len(depth.kept)
+
+
+def stale_counts(
+    entries: Entries, config: PreTrainedConfig, depth: Depth
+) -> list[tuple[str, Entries]]:
+    """Numbers of layers that are still those of the dense model, each with the part it stands in.
+
+    A composite config may repeat the number beside the decoder's part.
+    """
+    part = text_entries(entries, config)
+    if "decoder_layers" in part:
+        return []  # the other numbers count the encoder's
+    return [
+        (name, where)
+        for name in DEPTH_NAMES
+        for where in ([entries] if part is entries else [entries, part])
+        if where.get(name) == depth.num_layers and (where is part or name in part)
+    ]
 
 
 def _text_path(config: PreTrainedConfig) -> Path:

@@ -38,7 +38,8 @@ READ = """
 import json, sys, torch
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-datasets = sys.modules["datasets"] = ModuleType("datasets")  # of transformers 5; only training needs it
+# That of the environment is for transformers 5; only training needs it.
+datasets = sys.modules["datasets"] = ModuleType("datasets")
 datasets.__spec__, datasets.__version__ = ModuleSpec("datasets", None), "0"
 for name in ("Dataset", "DatasetDict", "IterableDataset", "IterableDatasetDict", "Value"):
     setattr(datasets, name, type(name, (), {}))
@@ -61,7 +62,7 @@ torch.save(found, sys.argv[3])
 
 def write_tokenizer(folder: Path) -> None:
     """One token a byte, in the form of transformers 4."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:93] + ["Ã", "§"]
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet())[:93], "Ã", "§"]
     vocab = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
     own = Tokenizer(models.BPE(vocab, []))
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
