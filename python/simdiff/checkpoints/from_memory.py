@@ -105,7 +105,7 @@ def write_model(
     depth = Depth(plan.num_layers, tuple(plan.kept))
     check_space(directory, sum(p.numel() * p.element_size() for p in model.parameters()))
     _save_weights(model, directory, parse_size(max_shard_size))
-    if source is None or type(load_config(source)) is not type(model.config):
+    if source is None:
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
     else:
@@ -211,6 +211,8 @@ def _write_beside(
         left.add(Path(GENERATION))
     copied = tuple(path for path in others.copied if path not in left)
     copy_other_files(replace(others, copied=copied), source, directory, modules)
+    if type(dense) is not type(model.config):
+        return  # the decoder of a composite checkpoint: its config is another than the source's
     entries = cut_file(source, dense, model.config, depth, type(model).__name__)
     if packed:
         saved = load_json(directory / CONFIG_FILE).get("quantization_config")

@@ -81,7 +81,7 @@ def _carried(content: Any, modules: Modules, where: str, wildcards: bool) -> Any
             return found[0] if found else None
         raise _refusal(content, where)
     if isinstance(content, dict):
-        carried = {}
+        carried: dict[Any, Any] = {}
         for key, value in content.items():
             new = _carried(value, modules, f"{where}.{key}", wildcards)
             names = _entries(key, modules, where, wildcards) if isinstance(key, str) else [key]

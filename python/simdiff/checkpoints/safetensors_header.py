@@ -122,8 +122,8 @@ def _read_json(path: Path, prefix: bytes, size: int, file: Any) -> tuple[dict[st
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"it names {twice!r} twice")
     return result
 
