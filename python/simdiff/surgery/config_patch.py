@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -67,19 +68,24 @@ def patched_config(
     target = _plain(wanted)
     apart = set(DEPTH_NAMES) if text_part(before) is not before else set()
 
-    def differences(config: PreTrainedConfig) -> list[tuple[Path, Any]]:
+    def differences(config: PreTrainedConfig) -> list[tuple[Path, Any, Any]]:
         found = _differences(_plain(config), target)
-        return [(path, value) for path, value in found if len(path) > 1 or path[0] not in apart]
+        return [entry for entry in found if len(entry[0]) > 1 or entry[0][0] not in apart]
 
-    for path, value in differences(before):
-        _set(new, path, value, before, add=False)
+    def cut(name: str, old: Any, value: Any, stored: Any) -> Any:
+        # What the class translates (mamba in transformers 4 is linear_attention in 5) is cut
+        # in the source's words.
+        return value if stored == old else cut_entry(name, stored, depth)
+
+    for path, old, value in differences(before):
+        _set(new, path, value, before, partial(cut, path[-1], old, value))
     _cut_unread(new, before, depth)
     for _ in range(2):
         rest = differences(read_config(type(before), new))
         if not rest:
             return new
-        for path, value in rest:
-            _set(new, path, value, before, add=True)
+        for path, _, value in rest:
+            _set(new, path, value, before)
     if not differences(read_config(type(before), new)):
         return new
     # No words of the source say it: the form of today's transformers, beside what is unknown to it.
@@ -122,8 +128,8 @@ def _plain(config: PreTrainedConfig) -> Entries:
     return content
 
 
-def _differences(old: Any, new: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield paths and new values of entries that differ; _GONE where there is none any more."""
+def _differences(old: Any, new: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Any]]:
+    """Yield path, old and new value of entries that differ; _GONE where there is none."""
     for name in sorted({*old, *new}):
         if name.startswith("_") or name in _APART:
             continue
@@ -131,11 +137,21 @@ def _differences(old: Any, new: Any, path: Path = ()) -> Iterator[tuple[Path, An
         if isinstance(before, dict) and isinstance(after, dict) and before and after:
             yield from _differences(before, after, (*path, name))
         elif before != after:
-            yield (*path, name), after
+            yield (*path, name), before, after
 
 
-def _set(entries: Entries, path: Path, value: Any, config: Any, *, add: bool) -> None:
-    """Write an entry under each of its names in the source, or add it under its own."""
+def _set(
+    entries: Entries,
+    path: Path,
+    value: Any,
+    config: Any,
+    change: Callable[[Any], Any] | None = None,
+) -> None:
+    """Write an entry under each of its names in the source, or add it under its own.
+
+    With `change`, which makes the new value of the stored one, nothing is added.
+    """
+    add = change is None
     *parents, name = path
     for parent in parents:
         config = getattr(config, parent, None)
@@ -153,7 +169,7 @@ def _set(entries: Entries, path: Path, value: Any, config: Any, *, add: bool) ->
             del entries[key]
         return
     for key in present or ([name] if add else []):
-        entries[key] = copy.deepcopy(value)
+        entries[key] = copy.deepcopy(value if change is None else change(entries[key]))
     if add and (name == "rope_parameters" or "rope_parameters" in parents):
         for key in _ROPE:
             entries.pop(key, None)
