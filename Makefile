@@ -1,5 +1,6 @@
 # make demo    install, then prune the built-in model and show what it cost and brought
 # make test    install, build everything, run the Python and the C++ tests
+# make test-transformers4  what is written, read by transformers 4.57 and sentence-transformers
 # make lint    style, format and type checks
 # make format  apply the formatters
 # make docs    the documentation site, build/site/index.html; needs neither torch nor a compiler
@@ -22,7 +23,7 @@ SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
 export SIMDIFF_CACHE := $(CURDIR)/.cache
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint format docs bench compare gpu-check clean
+.PHONY: demo test test-transformers4 lint format docs bench compare gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
@@ -34,6 +35,22 @@ test: $(VENV)/.test
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
 	$(BIN)/python -c "from simdiff.data.demo import demo_model; demo_model()"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+# A folder of its own in front of the environment: torch is not installed twice.
+TRANSFORMERS4 := .cache/transformers4
+
+test-transformers4: $(VENV)/.test
+	@if $(MAKE) --no-print-directory $(TRANSFORMERS4)/.installed; then \
+		SIMDIFF_TRANSFORMERS4=$(CURDIR)/$(TRANSFORMERS4) OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -q tests/simdiff/checkpoints/test_transformers4.py; \
+	else echo "NOT RUN: transformers 4.57 could not be installed; is the package registry reachable?"; fi
+
+$(TRANSFORMERS4)/.installed: Makefile
+	@rm -rf $(TRANSFORMERS4)
+	@echo "installing transformers 4.57 and sentence-transformers beside those of $(VENV)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(TRANSFORMERS4) \
+		transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1 sentence-transformers==5.1.2
+	@touch $@
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ MISSING = {
     "a Chromium browser": ("Chromium",),
     "llama.cpp": ("llama",),
     "mergekit": ("mergekit",),
+    "transformers 4.57": ("transformers 4",),
     "an ARM processor, its emulator or compiler": ("neon", "aarch64"),
 }
 

@@ -120,6 +120,7 @@ def test_every_room_says_what_it_is_for() -> None:
 # Tests of more than one module.
 OF_SEVERAL = {
     "checkpoints/gguf/test_runtimes.py",  # cut files in other programs
+    "checkpoints/test_transformers4.py",  # what is written, in other versions
     "cli/test_command.py",  # several commands, one after the other
     "cli/test_startup.py",  # what commands load
     "sublayers/test_families.py",  # all that a room does, for every family of models

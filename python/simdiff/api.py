@@ -20,10 +20,8 @@ from typing import Any, overload
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.checkpoints.cut import (
-    DEFAULT_SHARD_SIZE,
-    write_pruned,
-)
+from simdiff.checkpoints.cut import DEFAULT_SHARD_SIZE
+from simdiff.checkpoints.from_memory import write_pruned
 from simdiff.data.documents import Text
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError

@@ -1,21 +1,30 @@
 """Write pruned checkpoints that stock `from_pretrained` loads, whole or not at all.
 
 The files of a safetensors directory are cut without loading them: headers are read, kept tensors
-are streamed under their new names, and no weight is ever in memory. A model that exists only in
-memory is saved from there. Both ways give the same bytes.
+are streamed under their new names, and no weight is ever in memory. `from_memory` saves a model
+that exists only in memory. Both ways give the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from simdiff.checkpoints.config_file import (
+    CONFIG_FILE,
+    Entries,
+    carry_quantiser,
+    config_bytes,
+    cut_file,
+    read_entries,
+)
 from simdiff.checkpoints.layer_numbering import check_layers_stored, has_heads, number_layers
 from simdiff.checkpoints.other_files import OtherFiles, copy_other_files, sort_other_files
+from simdiff.checkpoints.quantiser import Modules
+from simdiff.checkpoints.read_back import Fit, fit, read_back
 from simdiff.checkpoints.safetensors_header import total_bytes
 from simdiff.checkpoints.save_order import in_saving_order, record_conversions, saved_groups
 from simdiff.checkpoints.shards import (
@@ -27,13 +36,12 @@ from simdiff.checkpoints.shards import (
     write_index,
     write_shards,
 )
-from simdiff.checkpoints.tensor_names import LayerNumbers, renumber_names
+from simdiff.checkpoints.tensor_names import LayerNumbers
 from simdiff.checkpoints.weight_index import (
-    INDEX,
-    SINGLE,
     StoredWeights,
     has_safetensors,
     read_weights,
+    weight_files,
 )
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.io.outputs import PLAN_FILE, check_apart, write_bytes
@@ -44,32 +52,9 @@ from simdiff.models.loading import load_config, meta_model, source_directory
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_layers
 from simdiff.surgery.config import check_cut, cut_config, without_mtp
-from simdiff.surgery.layers import layers_removed
-
-
-def write_pruned(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    plan: PruningPlan,
-    directory: Path,
-    *,
-    max_shard_size: int | str = DEFAULT_SHARD_SIZE,
-) -> None:
-    """Save the model without the plan's layers, its tokenizer and the plan into a directory.
-
-    The model itself is unchanged afterwards. With a directory of `simdiff.io.outputs.new_directory`
-    the checkpoint appears whole or not at all.
-
-    Raises:
-        SimdiffError: the plan was made for another model.
-        SurgeryError: stock classes cannot express the cut.
-    """
-    check_same_model(model, plan.model, "plan")
-    with layers_removed(model, plan.removed), step("write the pruned checkpoint"):
-        model.save_pretrained(directory, max_shard_size=parse_size(max_shard_size))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
-    plan.save(directory / PLAN_FILE)
+from simdiff.surgery.config_entries import Depth, depth_of
+from simdiff.surgery.config_patch import read_config
+from simdiff.surgery.config_search import PER_LAYER
 
 
 @dataclass(frozen=True)
@@ -78,10 +63,17 @@ class CheckpointCut:
 
     source: Path
     plan: PruningPlan
+    depth: Depth
+    model_class: type[PreTrainedModel]
     config: PreTrainedConfig
+    """The config that the stock class will read from `entries`."""
+    entries: Entries
+    """The content of the new config.json."""
+    known: Fit
+    """What does not fit the stock model in the source either."""
     shards: tuple[Shard, ...]
     metadata: dict[str, str]
-    layers: LayerNumbers
+    modules: Modules
     num_parameters: int
     other_files: OtherFiles
     notes: tuple[str, ...]
@@ -110,23 +102,29 @@ def cut_checkpoint(
     with step("read the checkpoint's headers"):
         weights = read_weights(source)
     with step("check the cut against the stock model"):
+        read_entries(source)  # before a library opens it
         config = load_config(source)
         model = meta_model(config)
         quantised = quantization(config) is not None
         _check_depth(source, config, plan)
         _check_plan(model, plan, quantised)
         cut = cut_config(config, plan.kept, model_class=type(model))
-        _check_cut(type(model), config, cut.config, plan)
-        smaller = meta_model(cut.config)
-        record_conversions(model, weights.tensors)
-        smaller._weight_conversions = model._weight_conversions
-        wanted = saved_groups(model)
-        kept_groups = saved_groups(smaller)
+        depth = depth_of(config, plan.kept)
+        entries = cut_file(source, config, cut.config, depth, type(model).__name__)
+        read = read_config(type(config), entries)
+        _check_cut(type(model), config, read, plan)
+        smaller = meta_model(read)
+        fit_before = fit(weights.tensors, model)
+        record_conversions(smaller, weights.tensors)
+        wanted, kept_groups = saved_groups(model), saved_groups(smaller)
         layers = number_layers(weights, plan, config, wanted, kept_groups)
         check_layers_stored(weights, layers, layer_count(config), wanted, quantised)
         if not has_heads(weights, layers, plan.num_layers):
             without_mtp(cut.config)
-        renumbered = _renumber_quantiser(config, cut.config, layers, source)
+            entries = cut_file(source, config, cut.config, depth, type(model).__name__)
+        names = [*weights.tensors, *(name for group in wanted for name in group)]
+        modules = Modules.of(names, layers)
+        renumbered = carry_quantiser(entries, config, modules, str(source / CONFIG_FILE))
     named = {}
     for name, tensor in weights.tensors.items():
         new = layers.rename(name)
@@ -134,11 +132,9 @@ def cut_checkpoint(
             named[new] = tensor
     order = in_saving_order(kept_groups, named)
     groups = [[(name, named[name]) for name in group] for group in order]
-    other_files = sort_other_files(source, [file.name for file in weights.files] + [INDEX, SINGLE])
-    vars(cut.config).pop("transformers_weights", None)  # the name of a file that is not copied
-    if not cut.config.architectures:
-        cut.config.architectures = [type(model).__name__]
-    notes = [f"config.json: {change}" for change in (*cut.changes, *renumbered)]
+    other_files = sort_other_files(source, weight_files(source))
+    notes = [f"config.json: {change}" for change in cut.changes]
+    notes += [f"config.json: {entry} renumbered" for entry in renumbered]
     notes += [
         f"layer {old}, a head behind the last layer, is layer {new} now"
         for old, new in layers.new.items()
@@ -148,10 +144,14 @@ def cut_checkpoint(
     return CheckpointCut(
         source=source,
         plan=plan,
-        config=cut.config,
+        depth=depth,
+        model_class=type(model),
+        config=read_config(type(config), entries),
+        entries=entries,
+        known=fit_before.renamed(layers.rename_any),
         shards=tuple(split_shards(groups, parse_size(max_shard_size))),
         metadata=_metadata(weights, layers),
-        layers=layers,
+        modules=modules,
         num_parameters=smaller.num_parameters(),
         other_files=other_files,
         notes=tuple(notes),
@@ -171,11 +171,11 @@ def write_cut(cut: CheckpointCut, directory: Path) -> None:
     check_space(directory, cut.num_bytes + size_of_others)
     write_shards(cut.shards, directory, cut.metadata)
     write_index(cut.shards, directory, cut.num_parameters)
-    copy_other_files(cut.other_files, cut.source, directory, cut.layers)
+    copy_other_files(cut.other_files, cut.source, directory, cut.modules)
     cut.plan.save(directory / PLAN_FILE)
     _check_written(cut, directory)
-    # The text is that of config.save_pretrained, but written at once: config.json is never partial.
-    write_bytes(directory / "config.json", cut.config.to_json_string(use_diff=True).encode())
+    write_bytes(directory / CONFIG_FILE, config_bytes(cut.entries, cut.source))
+    read_back(directory, cut.model_class, type(cut.config), cut.depth, cut.known)
 
 
 def files_of(name: str, dtype: str) -> Path | None:
@@ -222,9 +222,14 @@ def _check_depth(source: Path, config: PreTrainedConfig, plan: PruningPlan) -> N
     """Check that the config states its number of layers and that the plan fits it."""
     names = layer_counts(config) if text_part(config) is config else {}
     aliases = {alias for alias, name in config.attribute_map.items() if name in names}
-    path = source / "config.json"
-    written = json.loads(path.read_text(encoding="utf-8"))
-    if names and not written.keys() & (names.keys() | aliases):
+    path = source / CONFIG_FILE
+    written = read_entries(source)
+    listed = any(  # Nemotron-H says it by the length of a list
+        isinstance(value, (list, str)) and len(value) == layer_count(config)
+        for name, value in written.items()
+        if PER_LAYER.search(name)
+    )
+    if names and not listed and not written.keys() & (names.keys() | aliases):
         # Stock classes would silently use their default.
         raise SimdiffError(
             f"{path}: must say how many layers there are, as {' or '.join(names)}, and does not: "
@@ -270,20 +275,6 @@ def _check_cut(
             "copied as they are: prune the model in memory, by giving the --dtype that it is "
             "stored in, such as --dtype bfloat16"
         ) from None
-
-
-def _renumber_quantiser(
-    dense: PreTrainedConfig, cut: PreTrainedConfig, layers: LayerNumbers, source: Path
-) -> list[str]:
-    """Renumber the layers that a quantisation config names; return the changes in words."""
-    changes = []
-    for part in (lambda config: config, text_part):
-        found = getattr(part(dense), "quantization_config", None)
-        if isinstance(found, dict) and found:
-            new = renumber_names(found, layers, f"{source / 'config.json'}: quantization_config")
-            part(cut).quantization_config = new
-            changes += [key for key in found if new.get(key) != found[key]]
-    return [f"quantization_config.{key} renumbered" for key in dict.fromkeys(changes)]
 
 
 def _metadata(weights: StoredWeights, layers: LayerNumbers) -> dict[str, str]:

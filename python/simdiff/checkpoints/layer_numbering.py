@@ -19,6 +19,7 @@ from simdiff.checkpoints.weight_index import StoredWeights
 from simdiff.errors import SimdiffError
 from simdiff.models.config import layer_count, text_part
 from simdiff.planning.plan import PruningPlan
+from simdiff.surgery.config_entries import mtp_counts
 
 Shapes = Mapping[Group, list[tuple[int, ...]]]
 
@@ -50,12 +51,10 @@ def number_layers(
         )
     gone = {name for group in dense for name in group} - {name for g in pruned for name in g}
     expected = next(iter(counted_prefixes(sorted(gone))))
-    text = text_part(config)
-    declared = [getattr(text, key, 0) for key in ("num_nextn_predict_layers", "num_mtp_layers")]
     prefix = find_prefix(
         weights.tensors,
         num_layers,
-        max(count or 0 for count in declared),
+        max(mtp_counts(text_part(config)).values(), default=0),
         expected,
         str(weights.directory),
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from simdiff.checkpoints.tensor_names import LayerNumbers, renumber_names
+from simdiff.checkpoints.quantiser import Modules, carry_over
 from simdiff.errors import SimdiffError
+from simdiff.io.json_files import load_json
+from simdiff.io.links import check_inside, named_file
 from simdiff.io.outputs import CONFIG, PLAN_FILE
 
 # Files that are copied: tokenizers, chat templates, processors, generation config, code, licences.
@@ -65,7 +68,25 @@ _LEFT_BEHIND = (
     (".*", "of the download, not of the model"),
 )
 # Files of quantisers, in which layers are named.
-_QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_OF_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+_UNKNOWN, _UNKNOWN_FOLDER = "of unknown purpose", "a folder of unknown purpose"
+# Larger JSON files are vocabularies; they name no files.
+_LISTS_FILES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,12 +102,15 @@ class OtherFiles:
 def sort_other_files(directory: Path, weights: Collection[str]) -> OtherFiles:
     """Sort the other files of a checkpoint into those to copy and those to leave behind.
 
+    Files and folders that a copied JSON file names (the modules of sentence-transformers, say) are
+    copied too, whatever they are called.
+
     Args:
         directory: directory of the checkpoint.
         weights: names of the weight files, which are pruned.
 
     Raises:
-        SimdiffError: a file to copy is a broken link.
+        SimdiffError: a file to copy is a broken link, or leads out of the directory.
     """
     copied: list[Path] = []
     left_behind: dict[str, str] = {}
@@ -98,46 +122,93 @@ def sort_other_files(directory: Path, weights: Collection[str]) -> OtherFiles:
             if matches[0] is not None:
                 left_behind[entry.name] = matches[0]
         elif entry.is_dir():
-            files = [path for path in sorted(entry.rglob("*")) if path.is_file()]
+            files = _files_of(entry)
             code = any(path.suffix == ".py" for path in files)
             wanted = [path for path in files if _is_copied(path.name)]
             if (entry.name in _COPIED_FOLDERS or code) and len(wanted) == len(files):
                 copied += [path.relative_to(directory) for path in wanted]
             else:
-                left_behind[entry.name] = "a folder of unknown purpose"
+                left_behind[entry.name] = _UNKNOWN_FOLDER
         elif _is_copied(entry.name):
-            if not entry.exists():
-                raise SimdiffError(
-                    f"{entry}: must be a file, but is a link to {entry.readlink()}, which does not "
-                    "exist: download the checkpoint again"
-                )
             copied.append(Path(entry.name))
         else:
-            left_behind[entry.name] = "of unknown purpose"
+            left_behind[entry.name] = _UNKNOWN
+    copied += _named(directory, copied, left_behind)
+    for path in copied:
+        entry = directory / path
+        if not entry.exists():
+            raise SimdiffError(
+                f"{entry}: must be a file, but is a link to {entry.readlink()}, which does not "
+                "exist: download the checkpoint again"
+            )
+        check_inside(entry, directory)
     return OtherFiles(tuple(copied), left_behind)
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """All files below a folder; folders that are links are not entered."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink()]
+
+
+def _named(directory: Path, copied: Iterable[Path], left_behind: dict[str, str]) -> list[Path]:
+    """The files that copied JSON files name, and that would be left behind as unknown."""
+    found: dict[Path, None] = {}
+    queue = [path for path in copied if path.suffix == ".json"]
+    while queue:
+        path = queue.pop(0)
+        check_inside(directory / path, directory)
+        if not (directory / path).is_file() or (directory / path).stat().st_size > _LISTS_FILES:
+            continue
+        try:
+            content = load_json(directory / path)
+        except SimdiffError:
+            continue  # copied as it is, whatever it is
+        for text in _texts(content):
+            named = named_file(directory, text)
+            if named is None or left_behind.get(named.parts[0]) not in (_UNKNOWN, _UNKNOWN_FOLDER):
+                continue
+            whole = directory / named
+            files = _files_of(whole) if whole.is_dir() else [whole]
+            new = [f.relative_to(directory) for f in files if f.relative_to(directory) not in found]
+            found |= dict.fromkeys(new)
+            queue += [file for file in new if file.suffix == ".json"]
+    for name in {path.parts[0] for path in found}:
+        if all(file.relative_to(directory) in found for file in _files_of(directory / name)):
+            left_behind.pop(name, None)
+    return list(found)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _texts(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value)
 
 
 def _is_copied(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in _COPIED)
 
 
-def copy_other_files(others: OtherFiles, source: Path, target: Path, layers: LayerNumbers) -> None:
-    """Copy the other files; follow links and renumber layers in the files of quantisers.
+def tokenizer_files(names: Iterable[Path]) -> list[Path]:
+    """Those of a checkpoint's files that are of its tokenizer, templates included."""
+    return [path for path in names if any(fnmatch(str(path), p) for p in _OF_TOKENIZER)]
+
+
+def copy_other_files(others: OtherFiles, source: Path, target: Path, modules: Modules) -> None:
+    """Copy the other files, links followed; layers that a quantiser's file names are carried over.
 
     Raises:
-        SimdiffError: the file of a quantiser is not JSON, or cannot be renumbered.
+        SimdiffError: the file of a quantiser is not JSON, or cannot be carried over.
     """
     for path in others.copied:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if path.name in _QUANTISERS:
-                content = json.loads((source / path).read_text(encoding="utf-8"))
-                renamed = renumber_names(content, layers, str(source / path))
-                text = json.dumps(renamed, indent=2, ensure_ascii=False) + "\n"
-                (target / path).write_text(text, encoding="utf-8")
-            else:
-                shutil.copyfile(source / path, target / path)
-        except ValueError as error:
-            if isinstance(error, SimdiffError):
-                raise
-            raise SimdiffError(f"{source / path}: must be JSON, but is not: {error}") from None
+        if path.name in QUANTISERS:
+            content = carry_over(load_json(source / path), modules, str(source / path))
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (target / path).write_text(text, encoding="utf-8")
+        else:
+            shutil.copyfile(source / path, target / path)

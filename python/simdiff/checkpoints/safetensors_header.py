@@ -8,6 +8,7 @@ so that reading headers does not load torch.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -122,8 +123,9 @@ def _read_json(path: Path, prefix: bytes, size: int, file: Any) -> tuple[dict[st
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # Sorted, a name that comes twice stands beside itself.
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for name, other in itertools.pairwise(names) if name == other)
         raise ValueError(f"it names {twice!r} twice")
     return result
 

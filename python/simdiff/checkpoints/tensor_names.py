@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import spans
@@ -34,6 +33,12 @@ class LayerNumbers:
             return None
         rest = name[len(self.prefix) + 1 + len(str(layer)) :]
         return f"{self.prefix}.{self.new[layer]}{rest}"
+
+    def rename_any(self, name: str) -> str | None:
+        """The new name of a module, in the names of the files or of the stock model."""
+        if layer_of(name, self.prefix) is None and layer_of(name, self.stock) is not None:
+            return LayerNumbers(self.stock, self.new, self.stock).rename(name)
+        return self.rename(name)
 
 
 def layer_of(name: str, prefix: str) -> int | None:
@@ -103,71 +108,6 @@ def find_prefix(
         + (f"; layer {', '.join(map(str, missing[:5]))} is missing" if missing else "")
         + ": config and weights belong to different models, or a file is missing"
     )
-
-
-def renumber_names(content: Any, layers: LayerNumbers, where: str) -> Any:
-    """Renumber the layers in every string and key of a quantisation config.
-
-    Such configs list modules by name (`modules_to_not_convert`, `ignore`), literally or as regular
-    expressions. Entries that name only removed layers are dropped.
-
-    Args:
-        content: JSON values.
-        layers: the new numbers.
-        where: the file and entry, for messages.
-
-    Raises:
-        SimdiffError: an expression selects layers in a way that has no counterpart after the cut.
-    """
-    if isinstance(content, str):
-        return _renumber_name(content, layers, where)
-    if isinstance(content, dict):
-        renamed = {}
-        for key, value in content.items():
-            new = _renumber_name(key, layers, where) if isinstance(key, str) else key
-            if new is not None:
-                renamed[new] = renumber_names(value, layers, f"{where}.{key}")
-        return renamed
-    if isinstance(content, (list, tuple)):
-        items = [renumber_names(item, layers, where) for item in content]
-        return type(content)(
-            new for new, old in zip(items, content, strict=True) if new is not None or old is None
-        )
-    return content
-
-
-def _renumber_name(name: str, layers: LayerNumbers, where: str) -> str | None:
-    """Renumber one name or expression; None if all layers that it names are removed."""
-    last = re.escape(layers.prefix.rpartition(".")[2])
-    match = re.search(rf"(?<![A-Za-z0-9_]){last}(?P<dot>\\?\.)(?P<number>.*)", name, re.DOTALL)
-    before = name[: match.start()] + last if match else ""
-    if match is None or _names_another(before, layers):
-        return name
-    number, head = match["number"], name[: match.start("number")]
-    one = re.match(r"(\d+)(?=\\?\.|\$|$)", number)
-    if one:
-        new = layers.new.get(int(one[1]))
-        return None if new is None else f"{head}{new}{number[one.end() :]}"
-    several = re.match(r"\((\?:)?((?:\d+\|)*\d+)\)(?=\\?\.|\$|$)", number)
-    if several:
-        kept = [layers.new[int(n)] for n in several[2].split("|") if int(n) in layers.new]
-        if not kept:
-            return None
-        group = f"({several[1] or ''}{'|'.join(map(str, kept))})"
-        return f"{head}{group}{number[several.end() :]}"
-    every = re.match(r"\(?(?:\\d|\[0-9\]|\.)?[*+]|\[\^", number)
-    if every or not re.match(r"[\d(\[]", number):
-        return name
-    raise SimdiffError(
-        f"{where}: {name!r} chooses layers by an expression that cannot be renumbered: list the "
-        "layers by name, or as (1|2|3), in the checkpoint's config first"
-    )
-
-
-def _names_another(before: str, layers: LayerNumbers) -> bool:
-    """Whether the prefix of a name counts other things, such as layers of a vision tower."""
-    plain = before.replace("\\", "").removeprefix("re:").lstrip("^.*")
-    return any(plain == other or plain.endswith(f".{other}") for other in layers.others)
 
 
 def new_numbers(kept: Sequence[int], num_layers: int, heads: Iterable[int]) -> dict[int, int]:

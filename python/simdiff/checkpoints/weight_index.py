@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from simdiff.checkpoints.safetensors_header import StoredTensor, read_header
 from simdiff.errors import SimdiffError
+from simdiff.io.json_files import load_json
+from simdiff.io.links import check_inside
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -60,6 +61,7 @@ def read_weights(directory: Path) -> StoredWeights:
     tensors: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     for file in files:
+        check_inside(file, directory)
         file_metadata, entries = read_header(file)
         metadata |= file_metadata
         for tensor in entries:
@@ -75,6 +77,14 @@ def read_weights(directory: Path) -> StoredWeights:
     if not tensors:
         raise SimdiffError(f"{directory}: the checkpoint must hold tensors, got none")
     return StoredWeights(directory, tensors, tuple(files), metadata)
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the safetensors files of a directory's weights, and of their index."""
+    names = [SINGLE, INDEX]
+    if (directory / INDEX).is_file():
+        names += sorted(set(_read_index(directory / INDEX).values()))
+    return names
 
 
 def _no_weights(directory: Path) -> SimdiffError:
@@ -111,12 +121,8 @@ def _no_weights(directory: Path) -> SimdiffError:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SimdiffError(f"{index}: must be readable: {error.strerror}") from None
-    except ValueError as error:
-        raise SimdiffError(f"{index}: must be JSON, but is not: {error}") from None
+    check_inside(index, index.parent)
+    content = load_json(index)
     weight_map: Any = content.get("weight_map") if isinstance(content, dict) else None
     if (
         not isinstance(weight_map, dict)
@@ -127,7 +133,7 @@ def _read_index(index: Path) -> dict[str, str]:
     for shard in set(weight_map.values()):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise SimdiffError(
-                f"{index}: must name safetensors files of its own directory, got {shard!r}"
+                f"{index}: must name safetensors files of its own directory, got {shard!r:.200}"
             )
     return weight_map
 

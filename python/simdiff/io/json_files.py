@@ -38,18 +38,47 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
     write_bytes(Path(path), (text + "\n").encode())
 
 
+MAX_JSON_BYTES = 100_000_000
+"""The largest JSON file that is read; the largest index known to us has 15 MB."""
+
+
+def load_json(path: str | Path, wanted: str = "JSON") -> Any:
+    """Read a JSON file of anybody's; its size is checked before any memory is taken.
+
+    Args:
+        path: the file.
+        wanted: what it must be, for messages.
+
+    Raises:
+        SimdiffError: no regular file, too large, not JSON, or nested too deeply.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # such as a pipe, which never ends
+        raise SimdiffError(f"{path}: must be {wanted}, and is not a regular file")
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise SimdiffError(
+                f"{path}: must be {wanted} of at most {MAX_JSON_BYTES:,} bytes, got {size:,}"
+            )
+        content = path.read_bytes()
+    except OSError as error:
+        raise SimdiffError(f"{path}: must be {wanted}, readable: {error.strerror}") from None
+    try:
+        return json.loads(content.decode())
+    except RecursionError:
+        raise SimdiffError(f"{path}: must be {wanted}, but is nested too deeply") from None
+    except ValueError as error:
+        what = "is not" if wanted == "JSON" else "is not JSON"
+        raise SimdiffError(f"{path}: must be {wanted}, but {what}: {error}") from None
+
+
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
     """Read a file written with `header(schema)`, of this version or an earlier one.
 
     Raises:
         SimdiffError: no such file, not JSON, another kind of file, or a newer version.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SimdiffError(f"{path}: must be a readable {schema} file: {error.strerror}") from None
-    except ValueError as error:
-        raise SimdiffError(f"{path}: must be a {schema} file, but is not JSON: {error}") from None
+    content = load_json(path, f"a readable {schema} file")
     if not isinstance(content, dict) or content.get("schema") != schema:
         found = content.get("schema") if isinstance(content, dict) else type(content).__name__
         raise SimdiffError(f"{path}: must be a {schema} file, got schema {found!r}")

@@ -9,8 +9,8 @@ from simdiff.checkpoints.cut import (
     check_output,
     cut_checkpoint,
     write_cut,
-    write_pruned,
 )
+from simdiff.checkpoints.from_memory import check_saveable, write_pruned
 from simdiff.io.outputs import new_directory, write_config
 from simdiff.models.loading import load_model, source_directory
 from simdiff.planning.plan import PruningPlan
@@ -45,8 +45,9 @@ def prune_checkpoint(
             write_config(scratch, config)
         return cut.notes
     model, tokenizer = load_model(str(source), dtype=dtype, device=device)
+    check_saveable(model)
     with new_directory(output, overwrite) as scratch:
-        write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
+        write_pruned(model, tokenizer, plan, scratch, source=source, max_shard_size=max_shard_size)
         write_card(scratch, plan, name)
         write_config(scratch, config)
     return ()

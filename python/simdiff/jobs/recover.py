@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.checkpoints.cut import check_output, quantization
+from simdiff.checkpoints.from_memory import origin, write_model
 from simdiff.data.documents import Text
 from simdiff.data.text import TokenWindows
 from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
+from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.jobs.room import check_room
@@ -212,8 +213,6 @@ def write_recovered(
 ) -> None:
     """Write a recovered model into an empty directory; see `simdiff.io.outputs.new_directory`."""
     with step("write the recovered checkpoint"):
-        pruned.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        plan.save(directory / PLAN_FILE)
+        write_model(pruned, tokenizer, plan, directory, origin(source, fetch=True))
         record.save(directory / RECORD)
         write_card(directory, plan, source, recovery=record)

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.checkpoints.cut import check_output, cut_checkpoint, files_of, write_cut, write_pruned
+from simdiff.checkpoints.cut import check_output, cut_checkpoint, files_of, write_cut
+from simdiff.checkpoints.from_memory import origin, write_pruned
 from simdiff.data.text import TokenWindows
 from simdiff.data.text_options import TextOptions, held_out_windows
 from simdiff.errors import SurgeryError
@@ -140,7 +141,7 @@ def _write_model(
     except SurgeryError:  # of what spans layers only a model in memory can be cut
         cut = None
     if cut is None:
-        write_pruned(model, tokenizer, plan, directory)
+        write_pruned(model, tokenizer, plan, directory, source=origin(name, fetch=True))
     else:
         write_cut(cut, directory)
 

@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 from simdiff.errors import SurgeryError
 from simdiff.models.config import text_part
 from simdiff.models.layer_indices import spans
-from simdiff.surgery.config_entries import MTP, MTP_COUNTS, cut_entries, depth_of
+from simdiff.surgery.config_entries import MTP, cut_entries, depth_of, mtp_counts
 from simdiff.surgery.config_search import Trial, alternatives, search_config
 from simdiff.surgery.structure import Difference, Structure
 
@@ -76,10 +76,9 @@ def without_mtp(config: PreTrainedConfig) -> None:
     memory therefore has none, and generation that looks for them would fail.
     """
     entries = vars(text_part(config))
+    entries |= dict.fromkeys(mtp_counts(text_part(config)), 0)
     for name, value in entries.items():
-        if name in MTP_COUNTS and value:
-            entries[name] = 0
-        elif MTP.search(name) and isinstance(value, list):
+        if MTP.search(name) and isinstance(value, list):
             entries[name] = []
 
 

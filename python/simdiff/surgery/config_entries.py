@@ -18,8 +18,6 @@ from simdiff.models.layer_indices import check_layers
 MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
 """Names of entries of multi-token-prediction heads, which are not decoder layers."""
 
-MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
-
 LAYERISH = re.compile(r"layer|block|(^|_)idx|ind(ex|ices)")
 
 FIRST_LAYERS = re.compile(
@@ -57,6 +55,15 @@ class Depth:
         return [new[layer] for layer in indices if layer in new]
 
 
+def mtp_counts(text: PreTrainedConfig) -> dict[str, int]:
+    """The numbers of multi-token-prediction heads in a config, by their names."""
+    return {
+        name: value
+        for name, value in vars(text).items()
+        if MTP.search(name) and "num" in name and is_int(value) and value > 0
+    }
+
+
 def set_depth(text: PreTrainedConfig, depth: Depth) -> None:
     """Write the new number of layers under every name that held the old one."""
     for name, value in layer_counts(text).items():
@@ -75,8 +82,8 @@ def depth_of(config: PreTrainedConfig, kept: Sequence[int]) -> Depth:
     check_layers(kept, num_layers, "kept layers")
     if not kept or list(kept) != sorted(kept):
         raise SimdiffError(f"kept layers must be at least one, in rising order, got {list(kept)}")
-    counts = [vars(text_part(config)).get(name) or 0 for name in MTP_COUNTS]
-    return Depth(num_layers, tuple(kept), max(counts))
+    heads = max(mtp_counts(text_part(config)).values(), default=0)
+    return Depth(num_layers, tuple(kept), heads)
 
 
 def cut_entries(config: PreTrainedConfig, depth: Depth) -> PreTrainedConfig:

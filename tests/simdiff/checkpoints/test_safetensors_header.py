@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ BROKEN = [
     (struct.pack("<Q", 2) + b"{]", "must be JSON"),
     (struct.pack("<Q", 2) + b"\xff\xfe", "must be JSON"),
     (struct.pack("<Q", 2) + b"[]", "must be a JSON object, got list"),
+    (struct.pack("<Q", 200_000) + b"[" * 200_000, "must be JSON, but is not: maximum recursion"),
 ]
 
 
@@ -65,6 +67,15 @@ def test_damaged_files(content: bytes, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(SimdiffError, match=wanted) as caught:
         read_header(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_name_that_comes_twice_is_found_at_once(tmp_path: Path) -> None:
+    names = ",".join(f'"{i}":0' for i in [*range(100_000), 99_999])
+    write_raw(tmp_path / "x.safetensors", f"{{{names}}}".encode(), b"")
+    start = time.monotonic()
+    with pytest.raises(SimdiffError, match="names '99999' twice"):
+        read_header(tmp_path / "x.safetensors")
+    assert time.monotonic() - start < 10
 
 
 BAD_ENTRIES = [

@@ -39,13 +39,14 @@ def test_shards(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_as_in_the_hub_cache(tmp_path: Path) -> None:
-    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
-    snapshot.mkdir()
+    repository = tmp_path / "models--org--tiny"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    snapshot.mkdir(parents=True)
     blobs.mkdir()
     two_shards(blobs)
     for path in list(blobs.iterdir()):
         blob = path.rename(blobs / f"{abs(hash(path.name)):x}")
-        (snapshot / path.name).symlink_to(Path("..") / "blobs" / blob.name)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
     assert sorted(read_weights(snapshot).tensors) == ["a", "b", "c"]
     (snapshot / "model-00002-of-00002.safetensors").resolve().unlink()
     with pytest.raises(SimdiffError, match="model-00002-of-00002.safetensors cannot be found"):
@@ -76,6 +77,11 @@ def spoil(directory: Path, how: str) -> None:
         (directory / INDEX).write_text('{"weight_map": {}}')
     elif how == "outside":
         (directory / INDEX).write_text('{"weight_map": {"a": "../model.safetensors"}}')
+    elif how == "deep index":
+        (directory / INDEX).write_text("[" * 200_000)
+    elif how == "link outside":
+        moved = (directory / SHARD_2).rename(directory.with_name("elsewhere.safetensors"))
+        (directory / SHARD_2).symlink_to(moved)
     elif how == "two checkpoints":
         save_file({"a": torch.ones(2)}, directory / "model.safetensors")
     else:
@@ -98,6 +104,8 @@ def spoil(directory: Path, how: str) -> None:
         ("index no JSON", f"{INDEX}: must be JSON"),
         ("empty index", "must have a weight_map"),
         ("outside", "files of its own directory, got '../model.safetensors'"),
+        ("deep index", f"{INDEX}: must be JSON, but is nested too deeply"),
+        ("link outside", f"{SHARD_2}: must lie in .*, but is a link to .*elsewhere.safetensors"),
         ("two checkpoints", "must hold one checkpoint, but holds model.safetensors and"),
         ("pytorch_model.bin", "holds pytorch_model.bin: pickles are not read.*save_pretrained"),
         ("adapter_model.safetensors", "LoRA adapter: merge it"),
@@ -106,8 +114,10 @@ def spoil(directory: Path, how: str) -> None:
     ],
 )
 def test_directories_that_disagree(how: str, wanted: str, tmp_path: Path) -> None:
-    two_shards(tmp_path)
-    spoil(tmp_path, how)
+    directory = tmp_path / "model"
+    directory.mkdir()
+    two_shards(directory)
+    spoil(directory, how)
     with pytest.raises(SimdiffError, match=wanted) as caught:
-        read_weights(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+        read_weights(directory)
+    assert str(directory) in str(caught.value)

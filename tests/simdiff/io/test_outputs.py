@@ -289,8 +289,8 @@ def test_outputs_that_overlap_the_input(model: PreTrainedModel, tmp_path: Path, 
 def test_an_output_that_holds_what_the_input_links_to(
     model: PreTrainedModel, tmp_path: Path, capsys
 ) -> None:
-    dense, blobs = tmp_path / "dense", tmp_path / "blobs"
-    blobs.mkdir()
+    dense, blobs = tmp_path / "dense", tmp_path / "models--org--tiny" / "blobs"
+    blobs.mkdir(parents=True)
     plan_for(model).save(blobs / "plan.json")
     for path in list(dense.iterdir()):
         path.rename(blobs / path.name)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from simdiff import cli
-from simdiff.checkpoints.cut import write_pruned
+from simdiff.checkpoints.from_memory import write_pruned
 from simdiff.errors import SimdiffError
 from simdiff.models.identity import model_identity
 from simdiff.planning.plan import PruningPlan

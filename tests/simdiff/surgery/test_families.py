@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from simdiff.checkpoints.cut import write_pruned
+from simdiff.checkpoints.from_memory import write_pruned
 from simdiff.models.structure import find_decoder_layers, text_config
 from simdiff.planning.criteria import importance
 from simdiff.planning.plan import PruningPlan
@@ -60,7 +60,9 @@ def pruned(request: pytest.FixtureRequest, tmp_path_factory) -> Pruned:
     plan = select(scores, importance(scores), len(removed), protect)
     directory: Path = tmp_path_factory.mktemp(request.param)
     dense = logits(model)
-    write_pruned(model, None, plan, directory)
+    source = tmp_path_factory.mktemp(f"{request.param}-dense")
+    model.save_pretrained(source)
+    write_pruned(model, None, plan, directory, source=source)
     assert torch.equal(logits(model), dense), "writing must leave the model as it was"
     reloaded, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     return Pruned(model, plan, reloaded.eval(), report)

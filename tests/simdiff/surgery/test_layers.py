@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
-from simdiff.checkpoints.cut import write_pruned
+from simdiff.checkpoints.from_memory import write_pruned
 from simdiff.errors import SimdiffError
 from simdiff.models.structure import find_decoder_layers, text_config
 from simdiff.planning.criteria import importance
