@@ -31,7 +31,7 @@ LINES = "\n\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS
         ("b.JSONL", ("\ufeff" + LINES.replace("\n", "\r\n") + "\r\n").encode()),
         ("c.ndjson", ("\ufeff" + LINES.replace("\n", "\n\ufeff")).encode()),
         ("d.jsonl", LINES.encode("utf-16")),
-        ("e.jsonl.gz", gzip.compress(LINES.encode())),
+        ("e.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("f.Jsonl.BZ2", bz2.compress(LINES.encode())),
         ("g.json", json.dumps(RECORDS).encode()),
         ("h.json", json.dumps(TEXTS).encode("utf-16")),
