@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from simdiff.cli import (
     bench,
     compare,
+    doctor,
     evaluate,
     export,
     info,
@@ -41,6 +42,7 @@ COMMANDS = {
     "report": report,
     "profile": profile,
     "info": info,
+    "doctor": doctor,
 }
 
 _DESCRIPTION = """\
@@ -67,8 +69,8 @@ examples:
 Every option can stand in a YAML file: --config run.yaml. What a command writes into a directory is
 repeated by the config.yaml in it.
 
-exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
-130 interrupted"""
+exit codes: 0 success, 1 unexpected error (verify, doctor: a check failed), 2 input that cannot be
+used, 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -71,17 +71,7 @@ class Subject:
         """
         if tokenizer is None:
             raise SimdiffError(f"Subject.given: tokenizer of {name!r} must be given, got None")
-        return cls(name, lambda: _evaluating(model, tokenizer))
-
-
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
-    training = model.training
-    model.eval()
-    try:
-        yield model, tokenizer
-    finally:
-        model.train(training)
+        return cls(name, lambda: contextlib.nullcontext((model, tokenizer)))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
+from simdiff.models.windows import check_windows
 from simdiff.planning.bootstrap import amounts_of_text
 from simdiff.planning.names import SEARCHED
 from simdiff.planning.options import PlanOptions, search_journal
@@ -83,10 +84,11 @@ def run(
         check_output(Path(name), directory)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     plan.count(model_identity(model, name))
+    held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
+    check_windows(model, [held_out.tokens], "run")
     scores, calibration = calibrate(
         model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )
-    held_out = held_out_windows(text, tokenizer, held_out_source)
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
     with new_directory(directory, overwrite) as scratch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
@@ -16,19 +18,34 @@ DEPTH_NAMES = (
 )
 """Names of the layer count; a config class maps its own name to the first by attribute_map."""
 
+MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Names of the number of multi-token-prediction heads, stored as layers behind the last one."""
+
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a config that describes the decoder; the object itself, not a copy."""
     part = config.get_text_config(decoder=True)
-    return part if any(part is found for found in _parts(config)) else config
+    return part if any(part is found for found in parts(config)) else config
 
 
-def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+def parts(config: PreTrainedConfig | None) -> list[PreTrainedConfig]:
+    """A config and all configs in it; empty for None."""
+    if config is None:
+        return []
     found = [config]
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
-            found += _parts(value)
+            found += parts(value)
     return found
+
+
+def quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """The quantisation that a config describes, if any."""
+    for part in (config, text_part(config)):
+        found = getattr(part, "quantization_config", None)
+        if found:
+            return dict(found)
+    return None
 
 
 def layer_counts(text: PreTrainedConfig) -> dict[str, int]:

@@ -103,9 +103,7 @@ class PlanOptions:
         confidence = None
         if self.bootstrap:
             with step(f"{self.bootstrap} bootstrap resamples"):
-                confidence = bootstrap_plan(
-                    scores, self.first_plan, num_resamples=self.bootstrap
-                )
+                confidence = bootstrap_plan(scores, self.first_plan, num_resamples=self.bootstrap)
             if confidence is None:
                 few = scores.sequences is not None
                 notes.append(

@@ -12,13 +12,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
-from simdiff.models.config import layer_count, layer_counts, text_part
+from simdiff.models.config import MTP_COUNTS, layer_count, layer_counts, text_part
 from simdiff.models.layer_indices import check_layers
 
 MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
 """Names of entries of multi-token-prediction heads, which are not decoder layers."""
-
-MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers")
 
 LAYERISH = re.compile(r"layer|block|(^|_)idx|ind(ex|ices)")
 
