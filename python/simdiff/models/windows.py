@@ -15,8 +15,8 @@ from simdiff.models.structure import decoder_body, text_config
 _POSITIONS = re.compile(r"(^|\.)(wpe|[a-z_]*position[a-z_]*|pos_e[a-z_]*)$")
 """Names of modules and buffers that hold one row for every position."""
 
-_TABLE_OF_CONFIG = ("mpt",)
-"""Models that make a table of max_position_embeddings in each forward, and keep none."""
+_TABLE_OF_CONFIG = {"mpt": "max_seq_len"}
+"""Models that make a table in each forward and keep none, with the entry of its length."""
 
 
 def check_windows(
@@ -85,8 +85,8 @@ def positions(model: PreTrainedModel) -> tuple[int | None, bool]:
     fixed = [len(buffer) for name, buffer in buffers.items() if _POSITIONS.search(name)]
     if fixed:
         return min(fixed), True
-    if stated is not None and config.model_type in _TABLE_OF_CONFIG:
-        return stated, True
+    if config.model_type in _TABLE_OF_CONFIG:
+        return int(getattr(config, _TABLE_OF_CONFIG[config.model_type])), True
     rotary = any("inv_freq" in name for name, _ in body.named_buffers())
     return (stated, False) if rotary else (None, False)
 

@@ -20,7 +20,9 @@ from support.tiny_models import SHAPE
 def training() -> PreTrainedModel:
     """With dropout, of which one part is in evaluation mode, and outputs that nobody wants."""
     torch.manual_seed(7)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.5, return_dict=False))
+    model = LlamaForCausalLM(
+        LlamaConfig(**SHAPE, intermediate_size=48, attention_dropout=0.5, return_dict=False)
+    )
     model.config.output_hidden_states = True
     model.train()
     model.model.layers[2].eval()
@@ -90,7 +92,9 @@ def test_frequencies_that_long_windows_change_come_back() -> None:
         "factor": 4.0,
         "original_max_position_embeddings": 8,
     }
-    config = LlamaConfig(**SHAPE, max_position_embeddings=8, rope_parameters=rope)
+    config = LlamaConfig(
+        **SHAPE, intermediate_size=48, max_position_embeddings=8, rope_parameters=rope
+    )
     model = LlamaForCausalLM(config).train()
     before = state(model)
     ids = torch.arange(64).reshape(2, 32)
