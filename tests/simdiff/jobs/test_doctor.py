@@ -10,7 +10,7 @@ import pytest
 from simdiff.jobs.doctor import diagnose
 from support.checkpoints import edit_json
 from support.commands import simdiff as command
-from support.gguf_models import write_gguf_model
+from support.gguf_models import write_gguf
 
 
 def able(name: object) -> dict[str, bool]:
@@ -49,7 +49,7 @@ def test_what_cannot_be_loaded_can_still_be_cut_as_files(
 def test_what_no_command_takes(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gguf = write_gguf_model(tmp_path / "model.gguf")
+    gguf = write_gguf(tmp_path / "model.gguf")
     assert command("doctor", gguf) == 1
     shown = capsys.readouterr().out
     assert "a GGUF file, llama, " in shown
