@@ -82,6 +82,12 @@ def refuse_other_kinds(named: str, config: PreTrainedConfig, what: str) -> None:
             f"{what}: {named} is an encoder-decoder, whose decoder reads what an encoder made of "
             f"another input; {_USED}, which read text alone"
         )
+    both_ways = getattr(config, "is_decoder", None) is False
+    if both_ways and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        raise SimdiffError(
+            f"{what}: {named} reads text in both directions (is_decoder is false in its config): "
+            f"{_USED}"
+        )
     for pattern, found in _OTHERS:
         if re.search(pattern, named) and not re.search(r"CausalLM|LMHead|Conditional", named):
             raise SimdiffError(f"{what}: {named} {found}")

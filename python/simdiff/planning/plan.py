@@ -82,6 +82,12 @@ class PruningPlan:
         gone = set(self.removed)
         return tuple(layer for layer in range(self.num_layers) if layer not in gone)
 
+    @property
+    def loader(self) -> str:
+        """The name in transformers by which a model of this class is loaded."""
+        name = str(self.model.get("architecture", ""))
+        return name if name.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"
+
     def reason(self, layer: int) -> str:
         """Why a layer is removed or kept, in a few words."""
         rank = _ordinal(self.ranking.index(layer) + 1)

@@ -66,9 +66,9 @@ def _headline(sources: ReportSources) -> Iterator[str]:
         where = "" if sources.model_path == "." else f"{sources.model_path}/ in "
         yield (
             f"<p>The smaller model is {where}the directory of this page:</p>"
-            "<pre tabindex='0'>from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"<pre tabindex='0'>from transformers import {plan.loader}, AutoTokenizer\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{sources.model_path}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained("{sources.model_path}")</pre>'
+            f'model = {plan.loader}.from_pretrained("{sources.model_path}")</pre>'
         )
 
 

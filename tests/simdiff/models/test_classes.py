@@ -56,6 +56,8 @@ def test_a_causal_checkpoint_is_of_its_causal_class(family: str) -> None:
         (LlamaConfig(architectures=["LlamaModel"]), "LlamaModel has no language-model head"),
         (LlamaConfig(architectures=["LlamaSomething"]), "LlamaSomething, which is something else"),
         (transformers.BertConfig(architectures=["BertForMaskedLM"]), "reads text in both direct"),
+        (transformers.BertConfig(), "reads text in both directions .is_decoder is false"),
+        (transformers.BertConfig(architectures=["BertLMHeadModel"]), "is_decoder is false"),
         (transformers.CLIPConfig(architectures=["CLIPModel"]), "CLIPModel has no language-model"),
         (transformers.ViTConfig(), "must be a language model of stock transformers, got 'vit'"),
     ],
@@ -68,9 +70,12 @@ def test_other_classes_are_refused_in_a_sentence(config: Any, words: str) -> Non
 
 
 def test_a_fork_of_a_causal_class_is_the_stock_one() -> None:
-    assert auto_class(LlamaConfig(**SHAPE, architectures=["LLaMAForCausalLM"])) is (
-        AutoModelForCausalLM
-    )
+    for config in (
+        LlamaConfig(**SHAPE, architectures=["LLaMAForCausalLM"]),
+        transformers.BertConfig(is_decoder=True, architectures=["BertLMHeadModel"]),
+        transformers.BartConfig(is_encoder_decoder=False, architectures=["BartForCausalLM"]),
+    ):
+        assert auto_class(config) is AutoModelForCausalLM
 
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "llava"])
@@ -89,6 +94,7 @@ def test_a_vision_language_model_is_scored_cut_and_verified_by_name(
     small = simdiff.prune(folder, plan, tmp_path / "small")
     saved = simdiff.prune(model, plan, tmp_path / "saved")
     assert (small / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    assert f"model = {type(model).__name__}.from_pretrained" in (small / "README.md").read_text()
     assert [check for check in verify(small, str(folder)) if check.passed is False] == []
     quality = simdiff.evaluate([folder, small], tiny_text, **amount)
     assert quality.models[1].num_parameters < quality.dense.num_parameters
