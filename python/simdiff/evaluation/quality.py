@@ -35,6 +35,7 @@ from simdiff.evaluation.text_perplexity import (
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
 from simdiff.models.loading import load_model
+from simdiff.models.running import evaluating
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -71,7 +72,13 @@ class Subject:
         """
         if tokenizer is None:
             raise SimdiffError(f"Subject.given: tokenizer of {name!r} must be given, got None")
-        return cls(name, lambda: contextlib.nullcontext((model, tokenizer)))
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[Loaded]:
+            with evaluating(model):
+                yield model, tokenizer
+
+        return cls(name, opened)
 
 
 @dataclass(frozen=True)

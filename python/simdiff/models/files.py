@@ -140,6 +140,11 @@ def check_weights(directory: Path) -> None:
         SimdiffError: names the file and what to do.
     """
     for path in _weight_files(directory):
+        if path.is_symlink() and not path.exists():
+            raise SimdiffError(
+                f"{path}: is a link to {path.readlink()}, which does not exist: download the "
+                "checkpoint again"
+            )
         if not path.exists():
             raise SimdiffError(
                 f"{directory / _INDEX}: names {path.name}, which is not there: download the rest "

@@ -53,7 +53,18 @@ def given_model(model: Any, function: str) -> PreTrainedModel:
             '(DTensor): load it with device_map="auto", or give its directory with device="auto"'
         )
     check_class(model, function)
+    if function != "prune" and _without_weights(model):
+        raise SimdiffError(
+            f"{function}: the model's parameters must have values, got some on the meta device: "
+            "load it with from_pretrained"
+        )
     return model
+
+
+def _without_weights(model: PreTrainedModel) -> bool:
+    """Whether parameters have no values, nor are fetched from elsewhere by accelerate's hooks."""
+    hooked = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return not hooked and any(parameter.is_meta for parameter in model.parameters())
 
 
 def _within(model: Any) -> str:

@@ -271,11 +271,12 @@ def _method(quantised: dict[str, Any]) -> str:
 
 @torch.inference_mode()
 def _check_runs(model: PreTrainedModel, what: str) -> None:
-    """Run a quantised model on two tokens: its kernels may be missing although it was loaded."""
-    if getattr(model, "hf_quantizer", None) is None:
+    """Run weights of other formats on two tokens: kernels may be missing although it was loaded."""
+    usual = model.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if usual and getattr(model, "hf_quantizer", None) is None:
         return
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
-    with foreign(f"{what}: cannot run here", f"it is quantised; {_QUANTISED}"), quietly():
+    with foreign(f"{what}: cannot run here", f"weights are {model.dtype}; {_QUANTISED}"), quietly():
         model(input_ids=ids, use_cache=False)
 
 

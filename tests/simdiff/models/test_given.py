@@ -83,6 +83,7 @@ def encoder_decoder(model: PreTrainedModel) -> PreTrainedModel:
         (Pipeline, "got Pipeline: give its .model"),
         (lambda model: nn.Linear(2, 2), "must be a model of transformers, .*, got Linear"),
         (lambda model: None, "got NoneType"),
+        (lambda model: model.to("meta"), "must have values, got some on the meta device"),
         (lambda model: model.model, "LlamaModel has no language-model head"),
         (lambda model: LlamaForSequenceClassification(model.config), "head of a classifier"),
         (encoder_decoder, "BartForConditionalGeneration is an encoder-decoder"),
@@ -105,6 +106,8 @@ def test_other_objects_are_refused_with_what_to_do(
         lambda: simdiff.recover(model, plan, tmp_path / "out", ["w1 w2"]),
     )
     for call in calls:
+        if "meta" in words and call in calls[1:3]:
+            continue  # names and shapes are enough
         with pytest.raises(SimdiffError, match=words) as error:
             call()
         assert len(str(error.value)) < 300

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from simdiff.data.demo import demo_model
@@ -124,6 +125,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty file": (text(WEIGHTS, ""), "model.safetensors: is empty"),
     "Git LFS": (text(WEIGHTS, POINTER), "is a Git LFS pointer.*git lfs pull"),
     "tokenizer in Git LFS": (text("tokenizer.json", POINTER), "tokenizer.json: is a Git LFS poin"),
+    "a link to nowhere": (
+        both(without(WEIGHTS), lambda folder: (folder / WEIGHTS).symlink_to("nowhere")),
+        "is a link to nowhere, which does not exist: download",
+    ),
+    "stored in eight bits": (
+        both(
+            weights(lambda w: {k: v.to(torch.float8_e4m3fn) for k, v in w.items()}),
+            config(dtype="float8_e4m3fn"),
+        ),
+        "cannot (run|be loaded)",
+    ),
     "no weights": (without(WEIGHTS), "must hold weights .*holds none: download the rest"),
     "a shard is missing": (
         both(without(WEIGHTS), text(INDEX, '{"weight_map": {"a": "model-00001-of-00002.saf"}}')),

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import evaluation_key
+from simdiff.models.windows import check_windows
 from simdiff.recovery.training.data import Examples
 from simdiff.recovery.training.lora import require_peft
 from simdiff.recovery.training.options import FineTuningOptions
@@ -102,6 +103,7 @@ def fine_tune(
     require_peft()
     if options.distillation is not None and teacher is None:
         raise SimdiffError("fine-tuning: distillation needs the dense model as teacher, got none")
+    check_windows(model, [train.tokens, set_apart.tokens], "recover")
     key = {
         "start": evaluation_key(model, train.tokens, train.identity),
         "examples": [train.digest(), set_apart.digest()],
