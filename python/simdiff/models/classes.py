@@ -82,7 +82,9 @@ def refuse_other_kinds(named: str, config: PreTrainedConfig, what: str) -> None:
             f"{what}: {named} is an encoder-decoder, whose decoder reads what an encoder made of "
             f"another input; {_USED}, which read text alone"
         )
+    # The causal classes of encoder-decoders set is_decoder themselves; those of BERT do not.
     both_ways = getattr(config, "is_decoder", None) is False
+    both_ways = both_ways and not getattr(type(config), "is_encoder_decoder", False)
     if both_ways and type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING:
         raise SimdiffError(
             f"{what}: {named} reads text in both directions (is_decoder is false in its config): "

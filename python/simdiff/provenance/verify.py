@@ -163,7 +163,8 @@ def _keys(subject: _Subject) -> str:
         ("mismatched_keys", "of another shape than the config says"),
         ("error_msgs", "errors"),
     ):
-        keys = sorted(str(key) for key in subject.loading.get(kind) or ())
+        found = subject.loading.get(kind) or ()
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found)
         if keys:
             more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
             faults.append(f"{len(keys)} {words}: {', '.join(keys[:2])}{more}")
