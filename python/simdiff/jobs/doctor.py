@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 
 from simdiff.checkpoints.cut import cut_checkpoint
 from simdiff.checkpoints.gguf.cut import examine_gguf, is_gguf
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.evaluation.losses import window_losses
 from simdiff.jobs.recover import check_recoverable
 from simdiff.models.config import layer_count, quantization, text_part
 from simdiff.models.files import GGUF_USE, check_kind
 from simdiff.models.foreign import in_one_line
 from simdiff.models.identity import model_identity
+from simdiff.models.layer_indices import spans
 from simdiff.models.loading import find_model, load_config, load_model, meta_model, source_directory
 from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
@@ -93,19 +94,18 @@ def diagnose(name: str, *, dtype: str = "auto", device: str | None = None) -> Di
         config = load_config(directory)
         # The stock model without weights: what can be cut as files needs no more.
         stock = meta_model(config)
-        depth = len(find_decoder_layers(stock))
-        plan = _plan(stock, name, depth // 2)
+        plans = [_plan(stock, name, layers) for layers in _candidates(stock)]
     except SimdiffError as error:
         return _unusable(name, str(error))
     found = Diagnosis(name, _description(stock))
     loaded: list[PreTrainedModel] = []
     found.add("loaded", lambda: _load(name, dtype, device, loaded))
     found.add("scored", lambda: _scored(_of(loaded)))
-    found.add("cut as files", lambda: _cut_files(name, plan))
-    found.add("cut in memory", lambda: _cut_memory(_of(loaded), plan))
+    found.add("cut as files", lambda: _first(plans, lambda plan: _cut_files(name, plan)))
+    found.add("cut in memory", lambda: _first(plans, lambda plan: _cut_memory(_of(loaded), plan)))
     found.add("recovered in closed form", lambda: _closed_form(_of(loaded)))
     found.add("recovered by training", lambda: _trained(_of(loaded)))
-    found.add("exported", lambda: _exported(plan, name))
+    found.add("exported", lambda: _exported(plans[0], name))
     return found
 
 
@@ -115,11 +115,32 @@ def _of(loaded: list[PreTrainedModel]) -> PreTrainedModel:
     return loaded[0]
 
 
-def _plan(model: PreTrainedModel, name: str, layer: int) -> PruningPlan:
-    """A plan of one layer, made for this model."""
+def _candidates(model: PreTrainedModel) -> list[tuple[int, ...]]:
+    """Layers to try: one, then several, since some patterns are cut only by whole periods."""
+    depth = len(find_decoder_layers(model))
+    middle = [range(depth // 2, depth // 2 + 1), range(depth - 1, depth)]
+    ends = [range(depth - count, depth) for count in (2, 4, 6, 8)]
+    return [tuple(layers) for layers in (*middle, *ends) if 0 < layers.start < depth]
+
+
+def _first(plans: Sequence[PruningPlan], cut: Callable[[PruningPlan], str]) -> str:
+    """What the first cut that can be made says; the reason of the first one if none can."""
+    reasons: list[SurgeryError] = []
+    for plan in plans:
+        try:
+            detail = cut(plan)
+        except SurgeryError as error:
+            reasons.append(error)
+            continue
+        return f"{detail}; others cannot go alone: {reasons[0]}" if reasons else detail
+    raise reasons[0] if reasons else SimdiffError("it has a single layer")
+
+
+def _plan(model: PreTrainedModel, name: str, layers: tuple[int, ...]) -> PruningPlan:
+    """A plan of some layers, made for this model."""
     depth = len(find_decoder_layers(model))
     return PruningPlan(
-        removed=(layer,),
+        removed=layers,
         num_layers=depth,
         protected=(),
         criterion="doctor",
@@ -182,14 +203,13 @@ def _scored(model: PreTrainedModel) -> str:
 
 def _cut_files(name: str, plan: PruningPlan) -> str:
     cut = cut_checkpoint(source_directory(name), plan)
-    notes = f"; {len(cut.notes)} notes" if cut.notes else ""
-    return f"layer {plan.removed[0]} was tried{notes} (simdiff prune)"
+    return f"without layers {spans(plan.removed)}: {cut.num_bytes:,} bytes (simdiff prune)"
 
 
 def _cut_memory(model: PreTrainedModel, plan: PruningPlan) -> str:
     with layers_removed(model, plan.removed):
         pass
-    return f"layer {plan.removed[0]} was tried (simdiff eval --plan, bench, prune --dtype)"
+    return f"without layers {spans(plan.removed)} (simdiff eval --plan, bench, prune --dtype)"
 
 
 def _closed_form(model: PreTrainedModel) -> str:

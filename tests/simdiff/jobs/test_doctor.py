@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from simdiff.jobs.doctor import diagnose
 from support.checkpoints import edit_json
@@ -44,6 +45,17 @@ def test_what_cannot_be_loaded_can_still_be_cut_as_files(
     assert "no   loaded: model" in shown
     assert "is quantised as 'modelopt'" in shown
     assert "cannot be scored and cut" in shown
+
+
+def test_a_model_of_which_only_some_layers_can_go(tiny_checkpoint: Path) -> None:
+    size = {"vocab_size": 97, "n_embd": 32, "n_layer": 6, "n_head": 4}
+    scaled = GPT2Config(**size, scale_attn_by_inverse_layer_idx=True)
+    GPT2LMHeadModel(scaled).save_pretrained(tiny_checkpoint)
+    found = {finding.name: finding for finding in diagnose(str(tiny_checkpoint)).findings}
+    for name in ("cut as files", "cut in memory"):
+        assert found[name].able, found[name]
+        assert "without layers 5" in found[name].detail
+        assert "; others cannot go alone: " in found[name].detail
 
 
 def test_what_no_command_takes(
