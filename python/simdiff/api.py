@@ -123,14 +123,14 @@ def score(
     chosen.check(num_windows, length)
     if not isinstance(source, Tensor):
         source.check()
-    model, name, tokenizer = resolve(model, tokenizer, dtype=dtype, device=device)
+    loaded, name, tokenizer = resolve("score", model, tokenizer, dtype=dtype, device=device)
     if isinstance(source, Tensor):
         batches, record = list(source.split(batch_size)), {}
     else:
-        windows = source.windows(tokenizer or saved_tokenizer(model), "calibration")
+        windows = source.windows(tokenizer or saved_tokenizer(loaded), "calibration")
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
     return (score_with_sublayers if chosen.sublayers else score_batches)(
-        model,
+        loaded,
         batches,
         name=name,
         calibration=record,
@@ -200,7 +200,7 @@ def plan(
     chosen = one_way("plan", options, PlanOptions(), plain)
     if model is None:
         return chosen.plan(scores)
-    loaded, _, tokenizer = resolve(model, tokenizer, dtype=str(scores.model["dtype"]))
+    loaded, _, tokenizer = resolve("plan", model, tokenizer, dtype=str(scores.model["dtype"]))
     check_same_model(loaded, scores.model, "file of scores")
     if windows is None:
         windows = calibration_windows(scores, tokenizer or saved_tokenizer(loaded))
@@ -257,19 +257,20 @@ def prune(
     """
     plan = read_plan(plan)
     if output is None:
-        loaded, name, _ = resolve(model, tokenizer, dtype=dtype, device=device)
+        loaded, name, _ = resolve("prune", model, tokenizer, dtype=dtype, device=device)
         plan = fitted(plan, loaded, name)
         check_same_model(loaded, plan.model, "plan")
         return remove_layers(loaded, plan.removed)
     directory = Path(output).absolute()
     check_new_path(directory, overwrite)
-    if isinstance(model, PreTrainedModel):
+    if not isinstance(model, (str, Path)):
+        loaded, name, _ = resolve("prune", model, None)
         if tokenizer is None:
-            tokenizer = saved_tokenizer(model, required=False)
-        plan = fitted(plan, model, model.name_or_path)
+            tokenizer = saved_tokenizer(loaded, required=False)
+        plan = fitted(plan, loaded, name)
         with new_directory(directory, overwrite) as scratch:
-            write_pruned(model, tokenizer, plan, scratch, max_shard_size=max_shard_size)
-            write_card(scratch, plan, model.name_or_path)
+            write_pruned(loaded, tokenizer, plan, scratch, max_shard_size=max_shard_size)
+            write_card(scratch, plan, name)
         return directory
     prune_checkpoint(
         str(model),
@@ -316,7 +317,7 @@ def evaluate(
     Raises:
         SimdiffError: no such model, text or task; a text shorter than a window; NaN or Inf.
     """
-    several = [models] if isinstance(models, (PreTrainedModel, str, Path)) else list(models)
+    several = list(models) if isinstance(models, (list, tuple)) else [models]
     amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
     source = None
     if text is not None or (tasks is None and any(map(is_demo, several[:1]))):
@@ -325,12 +326,13 @@ def evaluate(
         raise SimdiffError("evaluate: text, tasks or both must be given, got neither")
     subjects: list[str | Path | Subject] = []
     for index, model in enumerate(several):
-        if isinstance(model, PreTrainedModel):
-            name = f"{model.name_or_path or type(model).__name__}, in memory"
-            name += f" ({index})" if len(several) > 1 else ""
-            subjects.append(Subject.given(model, tokenizer or saved_tokenizer(model), name))
-        else:
+        if isinstance(model, (str, Path)):
             subjects.append(model)
+        else:
+            loaded, name, _ = resolve("evaluate", model, None)
+            name = f"{name or type(loaded).__name__}, in memory"
+            name += f" ({index})" if len(several) > 1 else ""
+            subjects.append(Subject.given(loaded, tokenizer or saved_tokenizer(loaded), name))
     choice = None
     if source is not None:
         choice = TextChoice(
@@ -391,13 +393,14 @@ def recover(
     amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
     source = text_of("recover", model, text, amount, num_windows=64)
     plan = read_plan(plan)
-    loaded = None
-    if isinstance(model, PreTrainedModel):
-        loaded = model, tokenizer or saved_tokenizer(model)
+    loaded, name = None, str(model)
+    if not isinstance(model, (str, Path)):
+        given, name, _ = resolve("recover", model, None)
+        loaded = given, tokenizer or saved_tokenizer(given)
     elif tokenizer is not None:
         raise SimdiffError("recover: a tokenizer goes with a model given as an object")
     return recover_by_name(
-        model.name_or_path if isinstance(model, PreTrainedModel) else str(model),
+        name,
         Path(output),
         plan=plan,
         method=method,

@@ -13,6 +13,10 @@ class SurgeryError(SimdiffError):
     """The cut would leave a model that stock transformers cannot express."""
 
 
+class Note(UserWarning):
+    """What a user should know of a result that is right in itself; commands print it."""
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """For a message about an unknown name: the known one that it may be meant for, if any is."""
     import difflib

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -46,7 +45,7 @@ from simdiff.checkpoints.weight_index import (
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.io.outputs import PLAN_FILE, check_apart, write_bytes
 from simdiff.io.progress import step
-from simdiff.models.config import layer_count, layer_counts, text_part
+from simdiff.models.config import layer_count, layer_counts, quantization, text_part
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_config, meta_model, source_directory
 from simdiff.planning.plan import PruningPlan
@@ -207,15 +206,6 @@ def check_output(source: Path, output: Path) -> None:
                 f"output {output} must not contain {file.resolve()}, which {file} links to: give "
                 "another path"
             )
-
-
-def quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """The quantisation that a config describes, if any."""
-    for part in (config, text_part(config)):
-        found = getattr(part, "quantization_config", None)
-        if found:
-            return dict(found)
-    return None
 
 
 def _check_depth(source: Path, config: PreTrainedConfig, plan: PruningPlan) -> None:

@@ -17,9 +17,8 @@ from simdiff.checkpoints.tensor_names import (
 )
 from simdiff.checkpoints.weight_index import StoredWeights
 from simdiff.errors import SimdiffError
-from simdiff.models.config import layer_count, text_part
+from simdiff.models.config import layer_count, mtp_counts, text_part
 from simdiff.planning.plan import PruningPlan
-from simdiff.surgery.config_entries import mtp_counts
 
 Shapes = Mapping[Group, list[tuple[int, ...]]]
 

@@ -20,8 +20,8 @@ from simdiff.checkpoints.save_order import record_conversions, saved_tensors
 from simdiff.checkpoints.weight_index import read_weights
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
-from simdiff.models.config import layer_count
-from simdiff.surgery.config_entries import MTP, Depth
+from simdiff.models.config import MTP, layer_count
+from simdiff.surgery.config_entries import Depth
 from simdiff.surgery.config_patch import read_config, stale_counts, text_entries
 from simdiff.surgery.config_search import PER_LAYER
 from simdiff.surgery.structure import build

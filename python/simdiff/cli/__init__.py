@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from simdiff.cli import (
     bench,
     compare,
+    doctor,
     evaluate,
     export,
     info,
@@ -24,7 +28,7 @@ from simdiff.cli import (
 )
 from simdiff.cli.config import apply_config, config_path
 from simdiff.cli.parsing import CommandParser
-from simdiff.errors import SimdiffError
+from simdiff.errors import Note, SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
 COMMANDS = {
@@ -41,6 +45,7 @@ COMMANDS = {
     "report": report,
     "profile": profile,
     "info": info,
+    "doctor": doctor,
 }
 
 _DESCRIPTION = """\
@@ -67,8 +72,8 @@ examples:
 Every option can stand in a YAML file: --config run.yaml. What a command writes into a directory is
 repeated by the config.yaml in it.
 
-exit codes: 0 success, 1 unexpected error (verify: a check failed), 2 input that cannot be used,
-130 interrupted"""
+exit codes: 0 success, 1 unexpected error (verify, doctor: a check failed), 2 input that cannot be
+used, 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(module, "needs_torch", lambda given: True)(arguments):
             _load_libraries()
             _set_threads(getattr(arguments, "threads", None))
-        return module.run(arguments) or 0
+        with _notes_shown():
+            return module.run(arguments) or 0
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
         if not isinstance(error, SimdiffError) and not _is_for_users(error):
@@ -118,6 +124,24 @@ def _load_libraries() -> None:
             if not str(error).startswith("SIMDIFF_"):  # an environment variable of ours
                 raise
             raise SimdiffError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _notes_shown() -> Iterator[None]:
+    """Print every note once, in a line of standard error; other warnings as Python shows them."""
+    usual, told = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, Note):
+            usual(message, category, *where, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            print(f"Note: {message}.", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        warnings.showwarning = show
+        yield
 
 
 def _set_threads(count: int | None) -> None:

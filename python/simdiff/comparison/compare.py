@@ -25,6 +25,7 @@ from simdiff.io.outputs import held_directory
 from simdiff.io.progress import track
 from simdiff.models.identity import model_identity
 from simdiff.models.structure import find_decoder_layers
+from simdiff.models.windows import check_windows
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
@@ -103,6 +104,7 @@ def compare(
         simdiff_kernels.NonFiniteError: a hidden state of the dense model contains NaN or Inf.
     """
     options.counts(len(find_decoder_layers(model)))
+    check_windows(model, [calibration.tokens, held_out.tokens], "compare")
     with held_directory(journal, "comparison"):
         return _compare(model, calibration, held_out, options, journal, name, batch_size)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from simdiff.data.documents import COLUMN, Text, TextFile, check_text, source_name
 from simdiff.data.text import TokenWindows, token_windows
-from simdiff.io.progress import console
+from simdiff.io.progress import tell
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,9 @@ def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
     """Say on standard error that a text has fewer windows than were asked for."""
     if found < wanted:
         what = "all" if part == "all" else f"the {part} half"
-        console.print(
+        tell(
             f"note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
-            "for",
-            highlight=False,
-            markup=False,
+            "for"
         )
 
 

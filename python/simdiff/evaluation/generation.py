@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from simdiff.models.running import in_evaluation
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -18,6 +20,7 @@ class Generation:
     """Whether every token also has the highest logit in a forward over the text without cache."""
 
 
+@in_evaluation
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int = 32

@@ -9,6 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.io.progress import track
+from simdiff.models.running import in_evaluation
+from simdiff.models.windows import check_windows
 
 # Number of tokens whose logits are converted to float32 at a time, so that they stay in the cache.
 # For 511 tokens and a vocabulary of 49152 this takes a quarter of the time of all tokens at once
@@ -16,6 +18,7 @@ from simdiff.io.progress import track
 _ROWS = 64
 
 
+@in_evaluation
 @torch.inference_mode()
 def window_losses(
     model: PreTrainedModel, windows: Tensor, *, description: str | None = "perplexity"
@@ -26,6 +29,7 @@ def window_losses(
         model, windows: see `perplexity`.
         description: text of the progress bar; None shows none.
     """
+    check_windows(model, [windows], "perplexity")
     # Windows are read one at a time, since the logits are the largest tensor of a run.
     parts = windows.split(1)
     return [
@@ -46,6 +50,7 @@ def exponential(nll: float) -> float:
         return math.inf
 
 
+@in_evaluation
 @torch.no_grad()
 def token_losses(model: PreTrainedModel, window: Tensor) -> Tensor:
     """Negative log-likelihood of every token of a window except the first, float32, in nats.

@@ -36,6 +36,7 @@ from simdiff.evaluation.text_perplexity import (
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
 from simdiff.models.loading import load_model
+from simdiff.models.running import evaluating
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -72,17 +73,13 @@ class Subject:
         """
         if tokenizer is None:
             raise SimdiffError(f"Subject.given: tokenizer of {name!r} must be given, got None")
-        return cls(name, lambda: _evaluating(model, tokenizer))
 
+        @contextlib.contextmanager
+        def opened() -> Iterator[Loaded]:
+            with evaluating(model):
+                yield model, tokenizer
 
-@contextlib.contextmanager
-def _evaluating(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Loaded]:
-    training = model.training
-    model.eval()
-    try:
-        yield model, tokenizer
-    finally:
-        model.train(training)
+        return cls(name, opened)
 
 
 @dataclass(frozen=True)

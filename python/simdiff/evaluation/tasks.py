@@ -27,6 +27,7 @@ from simdiff.evaluation.task_files import (
 )
 from simdiff.evaluation.task_scores import TaskScore, task_score
 from simdiff.io.progress import step, track
+from simdiff.models.running import in_evaluation
 
 # Seeds as lm_eval's command sets them: for random, numpy and torch, and few-shot examples.
 SEEDS = {
@@ -211,6 +212,7 @@ def _load(manager: Any, name: str) -> tuple[dict[str, Any], dict[str, tuple[str,
     return tasks, {member: (member,) for member in members}
 
 
+@in_evaluation
 def run_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -18,6 +18,8 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
 from simdiff.io.progress import track
+from simdiff.models.running import in_evaluation
+from simdiff.models.windows import check_windows
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,13 @@ def text_perplexity(
     )
 
 
+@in_evaluation
 @torch.inference_mode()
 def window_sums(
     model: PreTrainedModel, text: TokenizedText, *, description: str = "perplexity"
 ) -> list[tuple[float, int]]:
     """For each window, the negative log-likelihood summed in float64, and the number of tokens."""
+    check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
     device = model.get_input_embeddings().weight.device
     sums = []
     for window in track(text.windows, description):

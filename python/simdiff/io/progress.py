@@ -35,6 +35,11 @@ def silent() -> Iterator[None]:
         console.quiet = before
 
 
+def tell(text: str) -> None:
+    """Print a sentence in one line, whatever the width of the terminal."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items; a bar shows how many are done and how long the others will take."""
     if total is None and isinstance(items, Sized):

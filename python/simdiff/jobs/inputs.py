@@ -7,28 +7,37 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.data.demo import DEMO
 from simdiff.data.documents import Text
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
-from simdiff.models.loading import load_model
+from simdiff.models.given import given_model
+from simdiff.models.loading import load_model, load_tokenizer
 
-Model: TypeAlias = PreTrainedModel | str | Path
-"""A causal language model of transformers, a directory, a hub name, or "demo"."""
+Model: TypeAlias = PreTrainedModel | nn.Module | str | Path
+"""A causal or vision-language model of transformers, compiled or parallel too; or its name: a
+directory, a hub name, or "demo"."""
 
 
 def resolve(
+    function: str,
     model: Model,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     dtype: str = "auto",
     device: str | None = None,
 ) -> tuple[PreTrainedModel, str, PreTrainedTokenizerBase | None]:
-    """A model as an object, its name, and its tokenizer where one was given or loaded with it."""
-    if isinstance(model, PreTrainedModel):
-        return model, model.name_or_path, tokenizer
+    """A model as an object, its name, and its tokenizer where one was given or loaded with it.
+
+    Raises:
+        SimdiffError: see `given_model` for objects and `load_model` for names.
+    """
+    if not isinstance(model, (str, Path)):
+        found = given_model(model, function)
+        return found, found.name_or_path, tokenizer
     loaded, its_tokenizer = load_model(str(model), dtype=dtype, device=device)
     return loaded, str(model), tokenizer or its_tokenizer
 
@@ -131,9 +140,9 @@ def saved_tokenizer(
     where = model.name_or_path
     try:
         if where:
-            return AutoTokenizer.from_pretrained(where)
+            return load_tokenizer(where, Path(where), "the model")
         reason = "the model was not loaded from anywhere"
-    except (OSError, ValueError, KeyError) as error:
+    except SimdiffError as error:
         reason = str(error)
     if not required:
         return None

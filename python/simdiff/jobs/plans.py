@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from transformers import PreTrainedModel
 
-from simdiff.io.progress import console
+from simdiff.io.progress import tell
 from simdiff.models.config import layer_count
 from simdiff.models.identity import model_identity, same_layers
 from simdiff.models.loading import load_config, meta_model, source_directory
@@ -69,7 +69,7 @@ def fitted(plan: PruningPlan, model: PreTrainedModel, name: str) -> PruningPlan:
         f"have the same shapes as those of {name}; what it lies beside (such as the vocabulary) "
         "differs"
     )
-    console.print(f"note: {note}", highlight=False, markup=False)
+    tell(f"note: {note}")
     return replace(plan, model=identity, notes=(*plan.notes, note))
 
 

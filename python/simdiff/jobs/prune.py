@@ -12,6 +12,7 @@ from simdiff.checkpoints.cut import (
 )
 from simdiff.checkpoints.from_memory import check_saveable, write_pruned
 from simdiff.io.outputs import new_directory, write_config
+from simdiff.models.files import check_kind
 from simdiff.models.loading import load_model, source_directory
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
@@ -36,6 +37,7 @@ def prune_checkpoint(
         What was changed beside the layers or left behind, for people.
     """
     source = source_directory(name)
+    check_kind(source)
     check_output(source, output)
     if dtype == "auto":
         cut = cut_checkpoint(source, plan, max_shard_size=max_shard_size)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.checkpoints.cut import check_output, quantization
+from simdiff.checkpoints.cut import check_output
 from simdiff.checkpoints.from_memory import origin, write_model
 from simdiff.data.documents import Text
 from simdiff.data.text import TokenWindows
@@ -24,8 +24,11 @@ from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.jobs.room import check_room
+from simdiff.models.config import quantization
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_model
+from simdiff.models.running import in_evaluation
+from simdiff.models.windows import check_windows
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
 from simdiff.recovery.methods import RecoveryContext, check_options
@@ -135,6 +138,7 @@ def check_recoverable(model: PreTrainedModel) -> None:
         )
 
 
+@in_evaluation
 def recovered(
     model: PreTrainedModel,
     plan: PruningPlan,
@@ -160,6 +164,7 @@ def recovered(
     """
     options = dict(options or {})
     function = check_options(method, options).function()
+    check_windows(model, [calibration.tokens, held_out.tokens], "recover")
     pruned = sharing_copy(model, plan.removed)
     dense_quality = _quality(model, held_out.tokens, "dense")
     plain_quality = _quality(pruned, held_out.tokens, "plain cut")

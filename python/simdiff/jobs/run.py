@@ -25,6 +25,7 @@ from simdiff.jobs.room import check_room
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
+from simdiff.models.windows import check_windows
 from simdiff.planning.bootstrap import amounts_of_text
 from simdiff.planning.names import SEARCHED
 from simdiff.planning.options import PlanOptions, search_journal
@@ -88,6 +89,7 @@ def run(
     num_remove = plan.count(model_identity(model, name))
     check_room(directory, model, num_remove)
     held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
+    check_windows(model, [held_out.tokens], "run")
     scores, calibration = calibrate(
         model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
     )

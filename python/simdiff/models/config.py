@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
@@ -16,19 +19,51 @@ DEPTH_NAMES = (
 )
 """Names of the layer count; a config class maps its own name to the first by attribute_map."""
 
+MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
+"""Names of entries of multi-token-prediction heads, which are not decoder layers."""
+
 
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """The part of a config that describes the decoder; the object itself, not a copy."""
     part = config.get_text_config(decoder=True)
-    return part if any(part is found for found in _parts(config)) else config
+    return part if any(part is found for found in parts(config)) else config
 
 
-def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+def parts(config: PreTrainedConfig | None) -> list[PreTrainedConfig]:
+    """A config and all configs in it; empty for None."""
+    if config is None:
+        return []
     found = [config]
     for value in vars(config).values():
         if isinstance(value, PreTrainedConfig):
-            found += _parts(value)
+            found += parts(value)
     return found
+
+
+def quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """The quantisation that a config describes, if any."""
+    for part in (config, text_part(config)):
+        found = getattr(part, "quantization_config", None)
+        if found:
+            return dict(found)
+    return None
+
+
+def mtp_counts(text: PreTrainedConfig) -> dict[str, int]:
+    """The numbers of multi-token-prediction heads in a config, by their names.
+
+    Their weights are stored as layers behind the last one.
+    """
+    return {
+        name: value
+        for name, value in vars(text).items()
+        if MTP.search(name) and "num" in name and is_int(value) and value > 0
+    }
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an int but not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def layer_counts(text: PreTrainedConfig) -> dict[str, int]:

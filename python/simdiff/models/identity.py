@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from typing import Any
 
+import torch
 from transformers import (
     PreTrainedModel,
 )
@@ -18,8 +20,14 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
     """The identity of a model, as scores, plans and results store it.
 
     `fingerprint` is a SHA-256 over the names and shapes of all parameters. Copies, other dtypes and
-    fine-tuned versions of a model have the same fingerprint; other models have another one.
+    fine-tuned versions of a model have the same fingerprint; other models have another one. So do
+    quantised versions: names and shapes are then those of the stock model of the same config, since
+    packed parameters have other ones, and some kernels pack them anew at the first forward.
     """
+    dtype = model.dtype
+    if is_packed(model):
+        with torch.device("meta"):
+            model = type(model)(copy.deepcopy(model.config))
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
     return {
@@ -33,10 +41,17 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
             for layer in find_decoder_layers(model).modules
         ],
         "embedding_parameters": _lookup_parameters(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "fingerprint": digest.hexdigest(),
         "layers_fingerprint": _layers_fingerprint(model),
     }
+
+
+def is_packed(model: PreTrainedModel) -> bool:
+    """Whether a quantiser holds a model's parameters in a form of its own."""
+    return bool(getattr(model, "is_quantized", False)) or (
+        getattr(model, "hf_quantizer", None) is not None
+    )
 
 
 def _lookup_parameters(model: PreTrainedModel) -> int:

@@ -1,25 +1,31 @@
-"""Load models, configs and checkpoint directories with the stock classes of transformers."""
+"""The one way in: load models, tokenizers, configs with the stock classes of transformers.
+
+What a model's files are is asked before anything is loaded (`files`), its class is the one that its
+config names (`classes`), every weight must have come from the files (`loaded`), and what libraries
+raise on the way becomes one sentence (`foreign`). Code of a checkpoint is never run, nor asked for.
+"""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import cached_file
 
 from simdiff.data.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
 from simdiff.io.progress import step
+from simdiff.models.classes import auto_class
+from simdiff.models.config import quantization
+from simdiff.models.files import ADAPTER_USE, GGUF_USE, check_kind, check_weights, read_config
+from simdiff.models.foreign import foreign, in_one_line, quietly
+from simdiff.models.loaded import check_loaded
 
 DTYPES = {
     "auto": "auto",
@@ -40,11 +46,16 @@ _NOT_FETCHED = (
     "consolidated*",
 )
 
+_QUANTISED = (
+    "score the unquantised model, and prune this one's files with that plan (simdiff prune MODEL "
+    "--plan plan.json)"
+)
+
 
 def load_model(
     name: str, *, dtype: str = "auto", device: str | None = None, description: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model with stock classes, ready for inference.
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """Load a language model as the stock class that its config names, ready for inference.
 
     Args:
         name: a local directory, a hub name, or "demo".
@@ -54,38 +65,120 @@ def load_model(
         description: text of the progress line.
 
     Raises:
-        SimdiffError: the model or the device does not exist.
+        SimdiffError: the model or the device does not exist, it is no causal or vision-language
+            model of stock transformers, its files are not all of it, or its format cannot run here.
     """
-    transformers_logging.disable_progress_bar()
-    path = str(demo_model()) if name == DEMO else name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
-    try:
-        with step(description or f"load {name}"):
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            placement = {"device_map": "auto"} if device == "auto" else {}
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], **placement)
-            if device != "auto":
-                model = model.to(device)
-    except (OSError, ValueError, KeyError) as error:
-        if _lacks_tokenizer(Path(path)):
-            raise SimdiffError(
-                f"model {name!r} must have a tokenizer, and its directory holds no file of one "
-                "(tokenizer.json, tokenizer.model or vocab.*): copy those of the original"
-            ) from None
-        kind = "a directory with a model" if Path(path).exists() else "a directory or a hub name"
-        raise SimdiffError(
-            f"model {name!r} must be {kind} that transformers loads: {error}"
-        ) from None
+    what = f"model {name!r}"
+    with step(description or f"load {name}"), quietly():
+        path, directory = find_model(name)
+        check_kind(directory)
+        config = load_config(directory)
+        auto_class(config, what)
+        check_quantiser(config, what)
+        if Path(path).is_dir():
+            check_weights(directory)
+        tokenizer = load_tokenizer(path, directory, what)
+        model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
+        check_loaded(model, loading, what)
+        _check_runs(model, what)
     return model.eval(), tokenizer
 
 
+def stock_model(
+    path: str | Path,
+    config: PreTrainedConfig,
+    *,
+    what: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model of the class that its config names, and what loading it reported.
+
+    Args:
+        path: a directory or a hub name.
+        config: of the model.
+        what: the model, for messages.
+        dtype, device: see `load_model`.
+
+    Raises:
+        SimdiffError: the class cannot be used, or transformers cannot load the model.
+    """
+    what = what or str(path)
+    auto = auto_class(config, what)
+    wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
+    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    packed = quantization(config)
+    if packed and device != "auto":  # its weights are placed as they are unpacked
+        options = {"device_map": {"": device}}
+    advice = f"it is quantised as {_method(packed)!r}; {_QUANTISED}" if packed else ""
+    with foreign(f"{what}: cannot be loaded", advice), quietly():
+        model, loading = auto.from_pretrained(
+            str(path),
+            config=config,
+            dtype=wanted,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported, and then refused
+            **options,
+        )
+        if not options:
+            model = model.to(device)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise SimdiffError(f"{what}: holds an adapter beside its model: {ADAPTER_USE}")
+    return model, loading
+
+
+def load_tokenizer(path: str | Path, directory: Path, what: str) -> Tokenizer:
+    """The tokenizer of a model; code of the checkpoint is not run.
+
+    Raises:
+        SimdiffError: there is none, or it cannot be loaded; says what to do.
+    """
+    if _lacks_tokenizer(directory) and Path(path).is_dir():
+        raise SimdiffError(
+            f"{what} must have a tokenizer, and its directory holds no file of one "
+            "(tokenizer.json, tokenizer.model or vocab.*): copy those of the original"
+        )
+    with foreign(f"{what}: its tokenizer cannot be loaded", "copy those files of the original"):
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+
+
 def _lacks_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds a model but no file from which a tokenizer could be made."""
-    if not (directory / "config.json").is_file():
-        return False
+    """Whether a directory holds no file from which a tokenizer could be made."""
     patterns = ("tokenizer.*", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
     return not any(any(directory.glob(pattern)) for pattern in patterns)
+
+
+def find_model(name: str) -> tuple[str, Path]:
+    """What transformers is told of a model, and the directory with its config.json.
+
+    Raises:
+        SimdiffError: there is no such directory or file, and the hub lacks it or is not reached.
+    """
+    if name == DEMO:
+        directory = demo_model()
+        return str(directory), directory
+    path = Path(name)
+    return name, path if path.exists() else _hub_directory(name)
+
+
+def _hub_directory(name: str) -> Path:
+    """The directory in the hub's cache that holds a model's config.json."""
+    what = f"model {name!r} must be a directory or a hub name"
+    if name.endswith(".gguf"):
+        raise SimdiffError(f"{what}, and there is no such file; of a GGUF file, {GGUF_USE}")
+    try:
+        found = cached_file(name, "config.json")
+    except Exception as error:
+        if "does not appear to have a file named" in str(error):
+            raise SimdiffError(
+                f"{what} with config.json, and {name} has none: an adapter must be merged into its "
+                "base model first, and of GGUF files the original must be given"
+            ) from None
+        raise SimdiffError(f"{what} that transformers loads: {in_one_line(error)}") from None
+    return Path(str(found)).parent
 
 
 def source_directory(name: str) -> Path:
@@ -100,14 +193,17 @@ def source_directory(name: str) -> Path:
         return demo_model()
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        check_kind(Path(name))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         with step(f"find {name}"):
             return Path(snapshot_download(name, ignore_patterns=list(_NOT_FETCHED)))
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as err:
-        raise SimdiffError(f"model {name!r} must be a directory or a hub name: {err}") from None
+    except Exception as error:
+        raise SimdiffError(
+            f"model {name!r} must be a directory or a hub name: {in_one_line(error)}"
+        ) from None
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
@@ -116,35 +212,72 @@ def load_config(directory: Path) -> PreTrainedConfig:
     Raises:
         SimdiffError: config.json is missing or damaged, or transformers does not know the model.
     """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise SimdiffError(f"{directory}: must hold config.json, and does not")
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SimdiffError(f"{path}: must be JSON, but is not: {error}") from None
-    try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    path, content = directory / "config.json", read_config(directory)
+    kind = content.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        known = f"{path}: must be the config of a model that stock transformers knows"
+        if "auto_map" in content:
+            raise SimdiffError(
+                f"{known}, and asks for code of its own (auto_map), which simdiff never runs: take "
+                "a version of the model for stock transformers"
+            )
+        if not kind:
+            raise SimdiffError(f"{known}, and has no model_type: take the original's config.json")
         raise SimdiffError(
-            f"{path}: must be the config of a model that stock transformers knows: {error}"
-        ) from None
+            f"{known}, and transformers {transformers.__version__} does not know model_type "
+            f"{kind!r}: a later version may (pip install --upgrade transformers)"
+        )
+    with foreign(f"{path}: must be the config of a model that stock transformers knows"):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build the stock model of a config on the meta device: all names and shapes, no weights.
 
     Raises:
-        SimdiffError: the config has no causal language model, or is inconsistent.
+        SimdiffError: the config is of no causal or vision-language model, or is inconsistent.
     """
+    auto = auto_class(config)
+    kind = type(config).__name__
+    with foreign(f"the config ({kind}) must describe a language model"), torch.device("meta"):
+        return auto.from_config(copy.deepcopy(config)).eval()
+
+
+def check_quantiser(config: PreTrainedConfig, what: str) -> None:
+    """Refuse weights in a format that transformers does not know.
+
+    Raises:
+        SimdiffError: names the format, and what to do instead.
+    """
+    found = quantization(config)
+    if found is None:
+        return
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        known = AutoHfQuantizer.supports_quant_method(found)
+    except ValueError:
+        known = False
+    if not known:
         raise SimdiffError(
-            f"the config ({type(config).__name__}) must describe a causal language model of stock "
-            f"transformers: {error}"
-        ) from None
+            f"{what}: is quantised as {_method(found)!r}, which transformers "
+            f"{transformers.__version__} cannot read: {_QUANTISED}"
+        )
+
+
+def _method(quantised: dict[str, Any]) -> str:
+    """The name of a quantisation."""
+    method = quantised.get("quant_method") or quantised.get("quant_algo") or "unknown"
+    return str(getattr(method, "value", method))
+
+
+@torch.inference_mode()
+def _check_runs(model: PreTrainedModel, what: str) -> None:
+    """Run weights of other formats on two tokens: kernels may be missing although it was loaded."""
+    usual = model.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    if usual and getattr(model, "hf_quantizer", None) is None:
+        return
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    with foreign(f"{what}: cannot run here", f"weights are {model.dtype}; {_QUANTISED}"), quietly():
+        model(input_ids=ids, use_cache=False)
 
 
 def _check_device(device: str) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_calls import entering, with_entering
+from simdiff.models.running import evaluating
 from simdiff.models.structure import decoder_body, find_decoder_layers
 
 
@@ -65,12 +66,14 @@ class PartialForward:
         self._body = decoder_body(model)
         self._autocast = autocast
         self._replaced: list[Any] = []
+        self._state = contextlib.ExitStack()
         self._course = Course()
         self._lengths: dict[int, int | None] = {}
         """Length of the tuple that each layer returns; None if it returns a tensor."""
 
     def __enter__(self) -> PartialForward:
         """Replace the layers' `forward`."""
+        self._state.enter_context(evaluating(self.model))
         self._replaced = [layer.__dict__.get("forward") for layer in self.layers]
         for index, layer in enumerate(self.layers):
             layer.forward = self._wrapped(index, layer.forward)
@@ -90,6 +93,7 @@ class PartialForward:
                 layer.__dict__.pop("forward", None)
             else:
                 layer.forward = forward
+        self._state.close()
 
     @contextlib.contextmanager
     def following(self, course: Course) -> Iterator[None]:

@@ -14,6 +14,7 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import token_losses, window_loss
 from simdiff.models.layer_indices import check_layers
 from simdiff.models.partial_forward import Course, PartialForward
+from simdiff.models.windows import check_windows
 
 # Bytes of hidden states kept for reuse; 8 windows of 512 tokens of a 7B model in bf16 fill it.
 MEMORY_BUDGET = 1 << 30
@@ -36,13 +37,14 @@ class BypassEvaluator:
             kept for layers spread evenly over the depth. 0 keeps none.
 
     Raises:
-        SimdiffError: no decoder layers are found.
+        SimdiffError: no decoder layers are found, or the model cannot read the windows.
     """
 
     def __init__(
         self, model: PreTrainedModel, windows: Tensor, *, memory_budget: int = MEMORY_BUDGET
     ) -> None:
         """Prepare; nothing is run yet."""
+        check_windows(model, [windows], "perplexity")
         self._model = model
         self._windows = windows.split(1)
         self._partial = PartialForward(model)

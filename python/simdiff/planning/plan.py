@@ -125,6 +125,12 @@ class PruningPlan:
         _check_removed(self.removed, num_layers)
         return replace(self, num_layers=num_layers, model={"name": name, **self.model})
 
+    @property
+    def loader(self) -> str:
+        """The name in transformers by which a model of this class is loaded."""
+        name = str(self.model.get("architecture", ""))
+        return name if name.endswith("ForConditionalGeneration") else "AutoModelForCausalLM"
+
     def reason(self, layer: int) -> str:
         """Why a layer is removed or kept, in a few words."""
         if self.by_hand:

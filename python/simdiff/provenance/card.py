@@ -87,7 +87,7 @@ def card(
     parts = [
         f"---\n{header}---\n",
         _introduction(plan, metadata, recovery),
-        _loading(),
+        _loading(plan),
         _removed(plan),
         _quality(results) if recovery is None else recovery_section(recovery),
         _table(plan, scores),
@@ -144,13 +144,13 @@ def _introduction(
     )
 
 
-def _loading() -> str:
+def _loading(plan: PruningPlan) -> str:
     lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {plan.loader}, AutoTokenizer",
         "",
         'path = "."  # this directory',
         "tokenizer = AutoTokenizer.from_pretrained(path)",
-        "model = AutoModelForCausalLM.from_pretrained(path)",
+        f"model = {plan.loader}.from_pretrained(path)",
     ]
     return (
         "## How to load\n\nIt is an ordinary checkpoint; no code but that of transformers is "

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
-from simdiff.data.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
 from simdiff.io.outputs import PLAN_FILE
+from simdiff.models.files import check_kind, check_weights, is_gguf_file
+from simdiff.models.foreign import in_one_line
+from simdiff.models.loading import load_config, source_directory, stock_model
 from simdiff.models.structure import find_decoder_layers, text_config
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import RECORD, RecoveryRecord, differing, digest
@@ -91,9 +91,9 @@ def verify(directory: Path, against: str | None = None) -> list[Check]:
         SimdiffError: the directory or its config.json is missing, or `against` cannot be loaded.
     """
     if not (directory / "config.json").is_file():
-        found = "no config.json in it" if directory.is_dir() else "no directory of that name"
-        if directory.is_file():
-            found = "a file"
+        if directory.is_dir() or is_gguf_file(directory):
+            check_kind(directory)  # says what it is instead
+        found = "a file" if directory.is_file() else "no directory of that name"
         raise SimdiffError(f"verify: {directory} must be a directory with a model, got {found}")
     transformers_logging.disable_progress_bar()
     subject = _Subject(directory, against)
@@ -117,8 +117,7 @@ def verify(directory: Path, against: str | None = None) -> list[Check]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    return str(error) if isinstance(error, SimdiffError) else in_one_line(error)
 
 
 def _config(subject: _Subject) -> str:
@@ -134,16 +133,16 @@ def _config(subject: _Subject) -> str:
             f"config.json names code of its own (auto_map: {config['auto_map']}), which is not "
             "run: stock classes must load this model"
         )
-    loaded = AutoConfig.from_pretrained(subject.directory, trust_remote_code=False)
+    loaded = load_config(subject.directory)
     return f"{loaded.model_type}, read by {type(loaded).__name__}"
 
 
 def _load(subject: _Subject) -> str:
     if not subject.config:
         raise _Skip("needs a config")
-    subject.model, subject.loading = AutoModelForCausalLM.from_pretrained(
-        subject.directory, dtype="auto", trust_remote_code=False, output_loading_info=True
-    )
+    check_weights(subject.directory)
+    config = load_config(subject.directory)
+    subject.model, subject.loading = stock_model(subject.directory, config)
     subject.model.eval()
     count = sum(p.numel() for p in subject.model.parameters())
     return f"{type(subject.model).__name__}, {count:,} parameters, {subject.model.dtype}"
@@ -164,7 +163,8 @@ def _keys(subject: _Subject) -> str:
         ("mismatched_keys", "of another shape than the config says"),
         ("error_msgs", "errors"),
     ):
-        keys = sorted(str(key) for key in subject.loading.get(kind) or ())
+        found = subject.loading.get(kind) or ()
+        keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in found)
         if keys:
             more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
             faults.append(f"{len(keys)} {words}: {', '.join(keys[:2])}{more}")
@@ -314,9 +314,11 @@ def _length(model: PreTrainedModel) -> tuple[int, str]:
 
 
 def _tokenizer(subject: _Subject) -> str:
+    # Without tokenizer files transformers builds an empty tokenizer of the model's type, or fails.
+    if not _has_tokenizer_files(subject.directory):
+        raise _Fault("no tokenizer files in the directory")
     tokenizer = AutoTokenizer.from_pretrained(subject.directory, trust_remote_code=False)
-    # Without tokenizer files transformers builds an empty tokenizer of the model's type.
-    if len(tokenizer) == 0 or not _has_tokenizer_files(subject.directory):
+    if len(tokenizer) == 0:
         raise _Fault("no tokenizer files in the directory")
     largest = max(tokenizer.get_vocab().values())
     if subject.model is None:
@@ -364,13 +366,12 @@ def _against(subject: _Subject) -> str:
     if subject.plan is None:
         raise _Fault(f"needs a readable {PLAN_FILE} in the directory, which names the layers")
     pruned = _model(subject)
-    path = str(demo_model()) if subject.against == DEMO else str(subject.against)
     try:
-        original = AutoModelForCausalLM.from_pretrained(path, dtype=pruned.dtype).eval()
-    except (OSError, ValueError) as error:
+        source = source_directory(str(subject.against))
+        original, _ = stock_model(source, load_config(source), dtype=pruned.dtype)
+    except SimdiffError as error:
         raise _UnusableError(
-            f"verify: --against {subject.against} must be a model that transformers loads: "
-            f"{_one_line(error)}"
+            f"verify: --against {subject.against} must be a model that transformers loads: {error}"
         ) from None
     ids = _ids(pruned, 64)
     found = pruned(input_ids=ids, use_cache=False).logits

@@ -73,9 +73,9 @@ def _headline(sources: ReportSources) -> Iterator[str]:
         yield f"<div class='tiles'>{tiles}</div>"
     if sources.model_path is not None:
         code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+            f"from transformers import {plan.loader}, AutoTokenizer\n"
             f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(sources.model_path)})\n"
-            f"model = AutoModelForCausalLM.from_pretrained({json.dumps(sources.model_path)})"
+            f"model = {plan.loader}.from_pretrained({json.dumps(sources.model_path)})"
         )
         yield "<p>The smaller model, seen from the directory of this page:</p>"
         yield f"<pre tabindex='0'>{html.escape(code)}</pre>"

@@ -13,7 +13,9 @@ from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
 from simdiff.io.progress import track
 from simdiff.models.identity import model_identity
+from simdiff.models.running import in_evaluation
 from simdiff.models.structure import decoder_body, find_decoder_layers
+from simdiff.models.windows import check_windows
 from simdiff.scoring.group_scores import SequenceScores
 from simdiff.scoring.hooks import BlockSink, LayerHooks
 from simdiff.scoring.metric_tables import LeadingScores, metric_tables
@@ -143,6 +145,7 @@ class CalibrationPass:
     def feed(self, batches: Sequence[Batch], description: str | None = None) -> None:
         """Run batches through the decoder; a description shows a bar."""
         inputs = model_inputs(batches, "score")
+        check_windows(self._model, [batch["input_ids"] for batch in inputs], "score")
         skip = self._running.skip_leading
         for batch in inputs:
             length = batch["input_ids"].shape[1]
@@ -210,6 +213,7 @@ class CalibrationPass:
         )
 
 
+@in_evaluation
 @torch.no_grad()
 def feed_forward(
     model: PreTrainedModel,

@@ -22,6 +22,7 @@ from simdiff.errors import SimdiffError
 from simdiff.io.outputs import check_new_file, write_bytes
 from simdiff.io.progress import step
 from simdiff.models.structure import DecoderLayers, find_decoder_layers
+from simdiff.models.windows import check_windows
 from simdiff.scoring.calibration_pass import feed_forward
 from simdiff_kernels import RunningScores, default_backend
 
@@ -97,6 +98,7 @@ def profile_pass(
     layers = find_decoder_layers(model)
     device = next(layers.modules.parameters()).device
     inputs = model_inputs(batches, "profile_pass")
+    check_windows(model, batches, "profile")
     with step("warm up"):
         warm = RunningScores(len(layers), backend=backend)
         feed_forward(model, layers.modules, warm, inputs[:1])

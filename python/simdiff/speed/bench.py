@@ -16,6 +16,7 @@ from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header
 from simdiff.io.machine import available_memory, describe_machine
 from simdiff.io.progress import step, track
+from simdiff.models.running import evaluating
 from simdiff.models.structure import text_config
 from simdiff.speed.decoding import Decoder, TimedGeneration, check_tokens, make_decoder
 from simdiff.speed.ideal import (
@@ -104,7 +105,8 @@ def bench(
     for setting in protocol.settings():
         check_memory(run.sizes, setting, available_memory(run.device))
     load = OtherLoad()
-    settings = [run.measure(index) for index in range(len(protocol.settings()))]
+    with evaluating(dense, pruned):
+        settings = [run.measure(index) for index in range(len(protocol.settings()))]
     return {
         **header("simdiff.bench"),
         "machine": describe_machine(),

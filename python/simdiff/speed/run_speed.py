@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.models.running import evaluating
 from simdiff.models.structure import text_config
 from simdiff.speed.bench import Rounds, draw_prompt, interleave, ratios, tokens_per_second
 from simdiff.speed.decoding import Decoder, check_tokens, make_decoder
@@ -68,13 +69,14 @@ def measure_speed(
     models = {"dense": dense, "pruned": pruned}
     setting = _fitting(dense, Setting(1, prompt_length, new_tokens))
     prompt = draw_prompt(dense, setting)
-    decoders, decoding = _decoders(models, prompt, setting.new_tokens)
-    rounds = interleave(
-        list(models),
-        lambda name: decoders[name].generate(prompt, setting.new_tokens),
-        repeats=repeats,
-        warm_up=warm_up,
-    )
+    with evaluating(dense, pruned):
+        decoders, decoding = _decoders(models, prompt, setting.new_tokens)
+        rounds = interleave(
+            list(models),
+            lambda name: decoders[name].generate(prompt, setting.new_tokens),
+            repeats=repeats,
+            warm_up=warm_up,
+        )
     ideal = plain_ideal(
         model_size(dense),
         model_size(pruned),

@@ -132,7 +132,7 @@ def score_with_sublayers(
     """Score layers and blocks as `score` does, and attention and MLP sub-layers in the same pass.
 
     Args:
-        model: the model, in evaluation mode.
+        model: the model.
         batches: calibration tokens, see `score`.
         options: further arguments of `score`.
 

@@ -136,18 +136,18 @@ def find_sublayers(model: PreTrainedModel) -> SublayerMap:
     token does.
 
     Args:
-        model: a causal language model of transformers, in evaluation mode.
+        model: a causal language model of transformers.
 
     Raises:
         SimdiffError: a layer has another structure; its class is named.
     """
+    from simdiff.models.running import evaluating
     from simdiff.models.structure import find_decoder_layers
     from simdiff.sublayers.probe import layer_steps, recorded_inputs
 
-    if model.training:
-        raise SimdiffError("find_sublayers: model must be in evaluation mode, got training mode")
     layers: nn.ModuleList = find_decoder_layers(model).modules
-    inputs = recorded_inputs(model, layers)
-    return SublayerMap(
-        tuple(layer_steps(index, layer, *inputs[index]) for index, layer in enumerate(layers))
-    )
+    with evaluating(model):
+        inputs = recorded_inputs(model, layers)
+        return SublayerMap(
+            tuple(layer_steps(index, layer, *inputs[index]) for index, layer in enumerate(layers))
+        )

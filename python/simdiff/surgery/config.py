@@ -10,9 +10,9 @@ import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from simdiff.errors import SurgeryError
-from simdiff.models.config import text_part
+from simdiff.models.config import MTP, mtp_counts, text_part
 from simdiff.models.layer_indices import spans
-from simdiff.surgery.config_entries import MTP, cut_entries, depth_of, mtp_counts
+from simdiff.surgery.config_entries import cut_entries, depth_of
 from simdiff.surgery.config_search import Trial, alternatives, search_config
 from simdiff.surgery.structure import Difference, Structure
 

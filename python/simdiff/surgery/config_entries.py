@@ -12,11 +12,15 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
-from simdiff.models.config import layer_count, layer_counts, text_part
+from simdiff.models.config import (
+    MTP,
+    is_int,
+    layer_count,
+    layer_counts,
+    mtp_counts,
+    text_part,
+)
 from simdiff.models.layer_indices import check_layers
-
-MTP = re.compile(r"(^|_)(mtp|nextn)(_|$)")
-"""Names of entries of multi-token-prediction heads, which are not decoder layers."""
 
 LAYERISH = re.compile(r"layer|block|(^|_)idx|ind(ex|ices)")
 
@@ -53,15 +57,6 @@ class Depth:
         """Drop the indices of removed layers and renumber the others as after the cut."""
         new = {layer + base: index + base for index, layer in enumerate(self.kept)}
         return [new[layer] for layer in indices if layer in new]
-
-
-def mtp_counts(text: PreTrainedConfig) -> dict[str, int]:
-    """The numbers of multi-token-prediction heads in a config, by their names."""
-    return {
-        name: value
-        for name, value in vars(text).items()
-        if MTP.search(name) and "num" in name and is_int(value) and value > 0
-    }
 
 
 def set_depth(text: PreTrainedConfig, depth: Depth) -> None:
@@ -116,11 +111,6 @@ def cut_entry(name: str, value: Any, depth: Depth) -> Any:
         new = {key: cut_entry(str(key), entry, depth) for key, entry in value.items()}
         return new if any(new[key] is not value[key] for key in value) else value
     return value
-
-
-def is_int(value: Any) -> bool:
-    """Whether a value is an int but not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_index_list(name: str, value: Any, num_layers: int) -> bool:

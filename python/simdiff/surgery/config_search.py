@@ -18,16 +18,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from simdiff.models.config import layer_counts, text_part
+from simdiff.models.config import MTP, is_int, layer_counts, text_part
 from simdiff.models.layer_indices import spans
 from simdiff.surgery.config_entries import (
     LAYERISH,
-    MTP,
     Depth,
     cut_entries,
     depth_of,
     is_index_list,
-    is_int,
 )
 from simdiff.surgery.dependencies import lost_attention, lost_by_sharing
 from simdiff.surgery.structure import (

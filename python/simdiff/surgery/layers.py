@@ -11,11 +11,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.models.config import text_part
+from simdiff.models.config import MTP, text_part
 from simdiff.models.layer_indices import check_layers
 from simdiff.models.structure import DecoderLayers, find_decoder_layers, text_config
 from simdiff.surgery.config import cut_config, refuse, without_mtp
-from simdiff.surgery.config_entries import MTP
 from simdiff.surgery.config_search import Trial
 from simdiff.surgery.structure import (
     StructureComparison,

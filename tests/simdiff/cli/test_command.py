@@ -150,7 +150,7 @@ def refusals(checkpoint: Path, text: Path, folder: Path) -> list[tuple[list[obje
         (["score", *run[1:], "-o", ours, "--overwrite"], "must be a file, but is a directory"),
         ([*run, "-o", folder / "no" / "parent"], "parent directory must exist"),
         (["run", folder / "nothing", "--text", text, *out], "a directory or a hub name"),
-        (["run", folder, "--text", text, *out], "a directory with a model"),
+        (["run", folder, "--text", text, *out], "holds no config.json: give one of"),
         (["run", checkpoint, "--text", short, *SMALL, *out], "fill one window of 16 tokens"),
         (["run", checkpoint, "--text", empty, *SMALL, *out], "must hold text"),
         (["run", checkpoint, "--text", broken, *SMALL, *out], "line 1 must be a JSON object"),

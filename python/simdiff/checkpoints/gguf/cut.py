@@ -103,6 +103,36 @@ def _prune(files: Sequence[GgufFile], plan: PruningPlan, output: Path, overwrite
     return GgufCut(output, tuple(kept[: len(kept) - predicting]), tuple(changes), num_bytes)
 
 
+def examine_gguf(source: Path) -> tuple[str, int, dict[int, str]]:
+    """What a GGUF file is, and which of its layers cannot be removed alone.
+
+    Returns:
+        Its architecture, its number of layers, and for layers that must stay the reason.
+
+    Raises:
+        SimdiffError: the file is damaged, or of an architecture of which no layer can be removed.
+    """
+    files = _open_parts(source)
+    try:
+        first = files[0]
+        architecture = str(first.get("general.architecture"))
+        check_architecture(first, architecture)
+        total, predicting = _layer_counts(files, architecture)
+        check_tensors(first, [tensor.name for file in files for tensor in file.tensors])
+        reasons = {}
+        for layer in range(total - predicting):
+            try:
+                check_positions(first, architecture, total - predicting, (layer,))
+                kept = [other for other in range(total) if other != layer]
+                _check_first_layer(files, first, architecture, kept)
+            except SimdiffError as error:
+                reasons[layer] = str(error)
+        return architecture, total - predicting, reasons
+    finally:
+        for file in files:
+            file.close()
+
+
 def _open_parts(source: Path) -> list[GgufFile]:
     """Open the file, or all files of a split model in order."""
     first = GgufFile(source)

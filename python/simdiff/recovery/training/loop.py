@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import evaluation_key
-from simdiff.io.progress import console
+from simdiff.io.progress import tell
+from simdiff.models.windows import check_windows
 from simdiff.recovery.training.data import Examples
 from simdiff.recovery.training.lora import require_peft
 from simdiff.recovery.training.options import FineTuningOptions
@@ -103,6 +104,7 @@ def fine_tune(
     require_peft()
     if options.distillation is not None and teacher is None:
         raise SimdiffError("fine-tuning: distillation needs the dense model as teacher, got none")
+    check_windows(model, [train.tokens, set_apart.tokens], "recover")
     key = {
         "start": evaluation_key(model, train.tokens, train.identity),
         "examples": [train.digest(), set_apart.digest()],
@@ -300,7 +302,7 @@ def _interruption() -> Iterator[list[int]]:
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
-        console.print("train: interrupted, finishing this step to keep it; again stops at once")
+        tell("train: interrupted, finishing this step to keep it; again stops at once")
         for each, handler in before.items():
             signal.signal(each, handler)
 

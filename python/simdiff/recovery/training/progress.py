@@ -9,7 +9,7 @@ import time
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from simdiff.evaluation.losses import exponential
-from simdiff.io.progress import console
+from simdiff.io.progress import console, tell
 
 # Without a terminal every evaluation prints a line, and steps at most one in this many seconds.
 _SECONDS_BETWEEN_LINES = 30.0
@@ -81,4 +81,4 @@ class TrainingProgress:
     def _print(self, line: str) -> None:
         if self._shown:
             self._line = time.monotonic()
-            console.print(line, highlight=False, soft_wrap=True)
+            tell(line)
