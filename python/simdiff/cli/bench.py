@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,11 +132,11 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
 
 def _models(
     arguments: argparse.Namespace, protocol: Protocol
-) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], tuple[int, ...] | None]:
+) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], Collection[int] | None]:
     """Both models, their names, and the removed layers where they are known."""
     from simdiff.errors import SimdiffError
     from simdiff.jobs.plans import check_depth, fitted, read_plan
-    from simdiff.models.identity import check_same_model
+    from simdiff.models.identity import check_same_model, stored_cut
     from simdiff.models.loading import load_model
     from simdiff.surgery.copies import sharing_copy
 
@@ -154,7 +155,8 @@ def _models(
     protocol.check(dense)
     if arguments.pruned is not None:
         pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
-        return dense, pruned, (arguments.model, arguments.pruned), None
+        removed = stored_cut(arguments.pruned).get("removed")
+        return dense, pruned, (arguments.model, arguments.pruned), removed
     assert plan is not None
     plan = fitted(plan, dense, arguments.model)
     check_same_model(dense, plan.model, "plan")

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from simdiff.evaluation.text_perplexity import (
 )
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
+from simdiff.models.identity import model_identity, stored_cut
 from simdiff.models.loading import load_model
 from simdiff.models.running import evaluating
 
@@ -48,6 +49,8 @@ class Subject:
     name: str
     opened: Callable[[], AbstractContextManager[Loaded]]
     """Makes a context manager that yields model and tokenizer and at its end undoes all changes."""
+    cut: dict[str, Any] = field(default_factory=dict)
+    """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
 
     @classmethod
     def stored(cls, name: str, dtype: str = "auto", device: str | None = None) -> Subject:
@@ -60,7 +63,7 @@ class Subject:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-        return cls(name, opened)
+        return cls(name, opened, stored_cut(name))
 
     @classmethod
     def given(
@@ -120,6 +123,10 @@ class ModelQuality:
     """Source and windows of the text, see `TokenizedText.identity`."""
     perplexity: TextPerplexity | None
     tasks: dict[str, TaskScore]
+    cut: dict[str, Any] = field(default_factory=dict)
+    """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
+    fingerprint: str | None = None
+    """Of `simdiff.models.identity.model_identity`; None where the decoder layers are not found."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,8 @@ class Quality:
         result: dict[str, Any] = {
             "num_parameters": model.num_parameters,
             "dtype": model.dtype,
+            "fingerprint": model.fingerprint,
+            **model.cut,
         }
         if model.perplexity is not None:
             ratio = None if found.perplexity is None else asdict(found.perplexity)
@@ -257,10 +266,19 @@ def evaluate_models(
                     None if part is None else part.identity,
                     quality,
                     scores,
+                    subject.cut,
+                    _fingerprint(model),
                 )
             )
             del model
     return Quality(measured, None if loaded is None else loaded.identity())
+
+
+def _fingerprint(model: PreTrainedModel) -> str | None:
+    try:
+        return str(model_identity(model, "")["fingerprint"])
+    except SimdiffError:
+        return None
 
 
 def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRatio | None:

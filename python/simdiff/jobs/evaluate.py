@@ -45,5 +45,8 @@ def with_plan(
         with cut_in_memory(model, found):
             yield model, tokenizer
 
-    subjects = [Subject.given(model, tokenizer, name), Subject(f"{name}, {what}", cut)]
+    known = {}
+    if isinstance(found, PruningPlan):
+        known = {"removed": sorted(found.removed), "cut_from": found.model.get("fingerprint")}
+    subjects = [Subject.given(model, tokenizer, name), Subject(f"{name}, {what}", cut, known)]
     return subjects, [str(unit) for unit in found.removed]

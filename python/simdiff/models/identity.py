@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from transformers import (
 )
 
 from simdiff.errors import SimdiffError
+from simdiff.io.json_files import read_json
+from simdiff.io.outputs import PLAN_FILE
 from simdiff.models.structure import find_decoder_layers, text_config
 
 
@@ -45,6 +49,23 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
         "fingerprint": digest.hexdigest(),
         "layers_fingerprint": _layers_fingerprint(model),
     }
+
+
+def stored_cut(name: str | Path) -> dict[str, Any]:
+    """What the plan.json in a pruned checkpoint's directory says of the cut, if there is one.
+
+    Returns:
+        `removed`, the layers in rising order, and `cut_from`, the dense model's fingerprint; empty
+        for other models.
+    """
+    path = Path(name) / PLAN_FILE
+    if not path.is_file():
+        return {}
+    with contextlib.suppress(SimdiffError, KeyError, TypeError, ValueError, AttributeError):
+        content = read_json(path, "simdiff.plan")
+        removed = sorted(map(int, content["removed"]))
+        return {"removed": removed, "cut_from": content.get("model", {}).get("fingerprint")}
+    return {}
 
 
 def is_packed(model: PreTrainedModel) -> bool:

@@ -155,7 +155,14 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
         if model.get("tasks"):
             for average in ("all_tasks", "above_chance"):
                 model["averages"][average]["retained"]
-    check_model(path, {"num_parameters": models[dense].get("num_parameters")}, plan)
+    known = {key: models[dense].get(key) for key in ("fingerprint", "num_parameters")}
+    check_model(path, known, plan)
+    cuts = [model.get("removed") for name, model in models.items() if name != dense]
+    if cuts and None not in cuts and sorted(plan.removed) not in cuts:
+        raise SimdiffError(
+            f"{path}: must be of the plan's cut, layers {sorted(plan.removed)}, got those without "
+            f"layers {' and '.join(map(str, cuts))}"
+        )
     others = [model.get("num_parameters") for name, model in models.items() if name != dense]
     wanted = pruned_parameters(plan)
     if others and None not in (wanted, *others) and wanted not in others:

@@ -54,6 +54,13 @@ def test_table_and_file(
     assert content["command"].startswith(f"simdiff eval {tiny_checkpoint}")
     dense, pruned = (content["models"][str(path)] for path in (tiny_checkpoint, small))
     assert (pruned["num_tokens"], pruned["evaluation"]["stride"]) == (15 + 5 * 4, 4)
+    made = json.loads(plan.read_text())
+    assert (pruned["removed"], pruned["cut_from"], dense["fingerprint"]) == (
+        sorted(made["removed"]),
+        made["model"]["fingerprint"],
+        made["model"]["fingerprint"],
+    )
+    assert "removed" not in dense
     assert len(pruned["tasks"]["piqa"]["items"]) == 7
     for wanted in (
         f"{dense['perplexity']:.2f} ({dense['low']:.2f} to {dense['high']:.2f})",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 import simdiff
-from simdiff.models.identity import check_same_model, model_identity
+from simdiff.io.json_files import header, write_json
+from simdiff.models.identity import check_same_model, model_identity, stored_cut
 
 
 class Packed(nn.Module):
@@ -48,3 +51,16 @@ def test_packed_parameters_are_those_of_the_stock_model(
     assert simdiff.plan(scores, 2, model=packed, windows=windows, bootstrap=0).removed
     llama.is_quantized, llama.hf_quantizer = False, None  # then they are what they are
     assert model_identity(llama, "tiny")["fingerprint"] != dense["fingerprint"]
+
+
+def test_the_cut_of_a_stored_model(tmp_path: Path) -> None:
+    assert stored_cut(tmp_path) == {}
+    plan = {"removed": [4, 1], "model": {"fingerprint": "f"}}
+    for schema, wanted in (
+        ("simdiff.plan", {"removed": [1, 4], "cut_from": "f"}),
+        ("simdiff.scores", {}),
+    ):
+        write_json(tmp_path / "plan.json", {**header(schema), **plan})
+        assert stored_cut(str(tmp_path)) == wanted
+    (tmp_path / "plan.json").write_text("{")
+    assert stored_cut(tmp_path) == {}

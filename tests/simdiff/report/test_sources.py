@@ -60,6 +60,28 @@ def test_damaged_and_foreign_files(
         read_sources(directory)
 
 
+def test_an_evaluation_of_another_cut_of_as_many_layers(run: tuple[Path, PruningPlan]) -> None:
+    directory, plan = run
+    content = evaluation(plan)
+    file = directory / "evaluation.json"
+    for removed, message in (
+        (sorted(plan.removed), None),
+        ([layer for layer in range(6) if layer not in plan.removed][:2], "must be of the plan's"),
+    ):
+        content["models"]["out/model"]["removed"] = removed
+        write_json(file, content)
+        if message is None:
+            assert read_sources(directory).evaluation is not None
+            continue
+        with pytest.raises(SimdiffError, match=message):
+            read_sources(directory)
+    content["models"]["out/model"]["removed"] = sorted(plan.removed)
+    content["models"][NAME]["fingerprint"] = "other"
+    write_json(file, content)
+    with pytest.raises(SimdiffError, match="with fingerprint .* got other"):
+        read_sources(directory)
+
+
 def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path) -> None:
     directory, plan = run
     other = tmp_path / "recovered"
