@@ -128,12 +128,16 @@ def check_saveable(model: PreTrainedModel) -> None:
     except Exception:  # a quantiser of another package
         saveable = False
     if not saveable:
-        kind = getattr(model, "quantization_method", None) or type(quantiser).__name__
-        raise SimdiffError(
-            f"weights packed by {getattr(kind, 'value', kind)} cannot be saved from memory: prune "
-            "the unquantised model and quantise the result, or give the directory without --dtype, "
-            "whose files are cut"
-        )
+        raise _packed(model)
+
+
+def _packed(model: PreTrainedModel) -> SimdiffError:
+    kind = getattr(model, "quantization_method", None) or type(model.hf_quantizer).__name__
+    return SimdiffError(
+        f"weights packed by {getattr(kind, 'value', kind)} cannot be saved from memory: prune the "
+        "unquantised model and quantise the result, or give the directory without --dtype, whose "
+        "files are cut"
+    )
 
 
 def origin(name: str, *, fetch: bool = False) -> Path | None:
@@ -168,6 +172,8 @@ def _save_weights(model: PreTrainedModel, directory: Path, max_shard_size: int) 
     except SimdiffError:
         raise
     except Exception as error:  # quantisers and conversions of transformers raise anything
+        if getattr(model, "hf_quantizer", None) is not None:
+            raise _packed(model) from error
         why = " ".join(str(error).split())[:300]
         raise SimdiffError(
             f"this {type(model).__name__} cannot be saved: {type(error).__name__}: {why}"
