@@ -6,13 +6,14 @@ Run by tools/install_matrix.py with the Python of each environment, outside the 
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 OPCHECKS = (
     "test_schema",
@@ -20,13 +21,12 @@ OPCHECKS = (
     "test_faketensor",
     "test_aot_dispatch_dynamic",
 )
-INTERPRETED = """
-import torch, simdiff_kernels as sk
-x, y = torch.randn(2, 7, 96)
-for got, wanted in zip(sk.token_metrics(x, y, backend="triton"),
-                       sk.token_metrics(x, y, backend="reference")):
-    assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-6)
-"""
+VARIANTS = [
+    {"kernel": "row_sums", "element": "bf16", "masked": True, "nested": True}
+    | {"hidden_size": 4096, "aligned": True},
+    {"kernel": "fold", "kinds": "u8", "apart": True},
+    {"kernel": "token_metrics", "element": "fp32"},
+]
 
 
 def check_import() -> None:
@@ -126,12 +126,12 @@ def check_command() -> None:
 
 
 def check_triton() -> None:
-    """The Triton kernels, interpreted, give what the reference gives."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    """Triton compiles the kernels for an A100, which need not be there."""
+    tool = Path(__file__).with_name("triton_compile.py")
+    with tempfile.TemporaryDirectory() as folder:
+        save = ["--target", "cuda:80", "--save", folder, json.dumps(VARIANTS)]
+        subprocess.run([sys.executable, str(tool), *save], check=True, capture_output=True)
+        assert len(list(Path(folder).glob("*.ptx"))) == len(VARIANTS)
 
 
 CHECKS: dict[str, Callable[[], None]] = {

@@ -19,9 +19,10 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 def test_the_page_shows_the_result() -> None:
     result = json.loads(MATRIX["RESULT"].read_text())
     assert MATRIX["with_table"](PAGE, result) == PAGE
-    assert result["wheel"]["name"].endswith(("-cp310-abi3-linux_x86_64.whl", "_x86_64.whl"))
+    assert re.search(r"-cp310-abi3-\w*linux\w*_x86_64\.whl$", result["wheel"]["name"])
     assert result["wheel"]["bytes"] <= 15e6
-    assert {cell["python"].rsplit(".", 1)[0] for cell in result["cells"]} == set(MATRIX["PYTHONS"])
+    assert {cell["python"].rsplit(".", 1)[0] for cell in result["cells"]} <= set(MATRIX["PYTHONS"])
+    assert not any(cell["problems"] for cell in result["cells"])
 
 
 def test_a_failed_pair_and_one_that_was_not_run_are_told() -> None:
