@@ -189,7 +189,9 @@ def extensions() -> list[CppExtension]:
 
 
 def tell_what_is_missing() -> None:
-    """One line for each part that was left out, why, and how to get it."""
+    """One line for each part that was left out, why, and how to get it; once in an install."""
+    if {"egg_info", "dist_info", "sdist"} & set(sys.argv):  # pip asks these before it builds
+        return
     for part, reason in left_out.items():
         kernels = {"SIMDIFF_CPU": "CPU", "SIMDIFF_CUDA": "CUDA"}[part]
         line = f"simdiff-kernels: the {kernels} kernels are left out: {reason}. {WITHOUT[part]}."
