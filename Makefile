@@ -8,6 +8,8 @@
 #                 without .venv it uses $(PYTHON) as it is and no registry (CHECK="--minutes 4")
 # make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 25 minutes);
 #              RESULT=suite-epyc-2-cores also keeps them under that name in benchmarks/results
+# make install-matrix  one wheel beside every torch and Python, docs/install.md; not part of the tests
+#              (python3.10 to 3.13 on the path, 40 GB, hours; CELLS="3.10:2.10.0" runs some)
 # make compare  every criterion at 2 to 12 of 30 layers, greedy search too (10 minutes on 2 cores)
 # make clean   remove what these made, the environment and the converted model included
 
@@ -22,8 +24,11 @@ SOURCES := $(wildcard $(addprefix csrc/*/*.,cpp h cu cuh))
 
 export SIMDIFF_CACHE := $(CURDIR)/.cache
 export HF_HUB_OFFLINE := 1
+# What is tested: a missing compiler is an error, and fewer GPUs are built for, which takes less long.
+export SIMDIFF_CPU ?= 1
+export SIMDIFF_CUDA_ARCHITECTURES ?= 80;90;100
 
-.PHONY: demo test test-transformers4 lint format docs bench compare gpu-check clean
+.PHONY: demo test test-transformers4 lint format docs bench compare gpu-check install-matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
@@ -72,6 +77,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/report.py write bench.json \
 		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
+install-matrix: export SIMDIFF_CUDA_ARCHITECTURES :=
+install-matrix: $(VENV)/.test
+	$(PIP) uv
+	$(BIN)/python tools/install_matrix.py $(addprefix --cells ,$(CELLS))
+
 compare: $(VENV)/.demo
 	$(BIN)/simdiff compare demo --dtype bfloat16 --text demo --num-windows 16 --evaluation-windows 4 \
 		--num-layers 2,4,6,8,10,12 --output comparison --overwrite
@@ -99,7 +109,7 @@ clean:
 $(VENV)/.tools: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the build tools (a few minutes)"
-	$(PIP) torch setuptools wheel ninja pybind11
+	$(PIP) torch setuptools wheel ninja
 	@touch $@
 
 BUILT_FROM := $(VENV)/.tools pyproject.toml setup.py $(SOURCES)

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -21,6 +22,27 @@ _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "referenc
 # What Triton supports (README of Triton 3.6 to 3.9).
 _TRITON_CAPABILITY = (8, 0)
 
+# The first torch whose stable ABI the compiled modules use; pyproject.toml asks for it.
+_OLDEST_TORCH = (2, 10)
+
+
+def check_torch(version: str) -> None:
+    """Refuse a torch that is too old, in a sentence.
+
+    Raises:
+        ImportError: it is older than 2.10.
+    """
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < _OLDEST_TORCH:
+        raise ImportError(
+            f"simdiff_kernels needs torch 2.10 or later, got {version}: pip install -U torch"
+        )
+
+
+check_torch(torch.__version__)
+
+_load_problems: dict[str, str] = {}  # of a compiled module: why it is there and not loaded
+
 
 @dataclass(frozen=True)
 class BackendStatus:
@@ -34,15 +56,28 @@ class BackendStatus:
     """What it was built for or found, or what it lacks."""
 
 
+def _load(name: str) -> ModuleType | None:
+    """A compiled module; None where it was not built, or cannot be loaded, which is warned of."""
+    try:
+        return importlib.import_module(f"simdiff_kernels.{name}")
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        _load_problems[name] = f"simdiff_kernels.{name} cannot be loaded: {error}"
+        warnings.warn(
+            f"{_load_problems[name]}; a slower backend is used. "
+            "pip install --force-reinstall --no-deps simdiff-kernels mends a broken file",
+            stacklevel=3,
+        )
+        return None
+
+
 @functools.cache
 def load_extension() -> ModuleType | None:
-    """The CPU module, or None where it was not built; importing it registers its operators."""
-    try:
-        extension = importlib.import_module("simdiff_kernels._C")
-    except ImportError:
-        return None
+    """The CPU module, or None where there is none; importing it registers its operators."""
+    extension = _load("_C")
     wanted = os.environ.get("SIMDIFF_CPU_ISA")
-    if wanted:
+    if extension is not None and wanted:
         try:
             extension.select_instruction_set(wanted)
         except ValueError as error:
@@ -52,11 +87,12 @@ def load_extension() -> ModuleType | None:
 
 @functools.cache
 def load_cuda_extension() -> ModuleType | None:
-    """The CUDA module, or None where it was not built; importing it registers its operators."""
-    try:
-        return importlib.import_module("simdiff_kernels._C_cuda")
-    except ImportError:
-        return None
+    """The CUDA module, or None where there is none; importing it registers its operators."""
+    return _load("_C_cuda")
+
+
+def _no_cpu_module() -> str:
+    return _load_problems.get("_C", "simdiff_kernels._C is not built")
 
 
 def interpreting_triton() -> bool:
@@ -67,7 +103,7 @@ def interpreting_triton() -> bool:
 def _cpu_status() -> BackendStatus:
     extension = load_extension()
     if extension is None:
-        return BackendStatus("cpu", False, "simdiff_kernels._C is not built")
+        return BackendStatus("cpu", False, _no_cpu_module())
     runnable = ", ".join(extension.available_instruction_sets())
     detail = f"{extension.selected_instruction_set()} (runs here: {runnable})"
     return BackendStatus("cpu", True, detail)
@@ -91,7 +127,7 @@ def _cuda_status() -> BackendStatus:
     extension = load_cuda_extension()
     if extension is None:
         detail = "simdiff_kernels._C_cuda is not built (nvcc builds it; SIMDIFF_CUDA=1 insists)"
-        return BackendStatus("cuda", False, detail)
+        return BackendStatus("cuda", False, _load_problems.get("_C_cuda", detail))
     targets = ", ".join(f"sm_{number}" for number in extension.compiled_architectures())
     release = extension.runtime_version
     built = f"built for {targets} with CUDA {release // 1000}.{release % 1000 // 10}"
@@ -182,7 +218,7 @@ def _problem(backend: str, device: torch.device) -> str:
         return ""
     if backend == "cpu":
         if load_extension() is None:
-            return "simdiff_kernels._C is not built"
+            return _no_cpu_module()
         return "" if device.type == "cpu" else "it runs on cpu tensors"
     installed = {"triton": _triton_status, "cuda": _cuda_status}[backend]
     if device.type == "cpu" and backend == "triton" and interpreting_triton():

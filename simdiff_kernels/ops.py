@@ -75,7 +75,13 @@ _FAKES = dict.fromkeys(_WRITTEN, _nothing) | {"token_metrics": _token_metrics_fa
 
 
 def _register() -> torch.library.Library:
-    library = torch.library.Library("simdiff_kernels", "DEF")
+    try:
+        library = torch.library.Library("simdiff_kernels", "DEF")
+    except RuntimeError as error:
+        raise ImportError(
+            f"simdiff_kernels: another copy of it has registered its operators in this process; "
+            f"this one is {__file__}. Keep one: python -m simdiff_kernels names them"
+        ) from error
     for operator in _WRITTEN:
         schema = _schema(operator)
         for backend in BACKENDS:

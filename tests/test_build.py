@@ -31,7 +31,9 @@ class Configured:
     stderr: str
 
 
-def configure(folder: Path, wanted: str | None, nvcc: str | None, told: str = NAMES) -> Configured:
+def configure(
+    folder: Path, wanted: str | None, nvcc: str | None, told: str = NAMES, compiler: str = "g++"
+) -> Configured:
     """Run setup.py up to where the extensions are known, with this script as the only nvcc.
 
     In a forked process: a fresh one would import torch, which takes longer than all the rest.
@@ -39,9 +41,9 @@ def configure(folder: Path, wanted: str | None, nvcc: str | None, told: str = NA
     if nvcc is not None:
         (folder / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
         (folder / "nvcc").chmod(0o755)
-    dropped = {"SIMDIFF_CUDA", "CUDA_HOME"}
+    dropped = {"SIMDIFF_CPU", "SIMDIFF_CUDA", "CUDA_HOME"}
     environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    environment["PATH"] = f"{folder}:/usr/bin:/bin"
+    environment |= {"PATH": f"{folder}:/usr/bin:/bin", "CXX": compiler}
     if wanted is not None:
         environment["SIMDIFF_CUDA"] = wanted
     said = folder / "stdout", folder / "stderr"
@@ -79,7 +81,26 @@ def test_parts(tmp_path: Path, wanted: str | None, nvcc: str | None, parts: list
     result = configure(tmp_path, wanted, nvcc)
     expected = str([f"simdiff_kernels.{part}" for part in parts])
     assert result.stdout.splitlines()[-1] == expected, result.stderr
-    assert ("the CUDA part is left out" in result.stderr) == (nvcc == "exit 3")
+    assert ("the CUDA kernels are left out" in result.stderr) == (
+        "_C_cuda" not in parts and wanted != "0"
+    )
+
+
+def test_without_a_compiler_both_parts_are_left_out_in_one_line_each(tmp_path: Path) -> None:
+    result = configure(tmp_path, None, None, compiler="no-such-compiler")
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[-1] == "[]"
+    lines = [line for line in result.stderr.splitlines() if line.startswith("simdiff-kernels:")]
+    assert len(lines) == 2
+    assert "CPU kernels are left out: there is no C++ compiler" in lines[0]
+    assert "another install bring the CPU kernels" in lines[0]
+    assert "simdiff-kernels[triton]" in lines[1]
+
+
+def test_a_part_that_was_insisted_on_needs_its_compiler(tmp_path: Path) -> None:
+    result = configure(tmp_path, "1", LIBRARIES, compiler="no-such-compiler")
+    assert result.returncode != 0
+    assert "SIMDIFF_CUDA=1, but there is no C++ compiler" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,13 +119,6 @@ def test_what_was_insisted_on_fails_aloud(
     assert message in result.stderr
 
 
-# Torch's own copy of pybind11 comes first on the include path. That of 2.10 and 2.11 begins and
-# ends like this; the one of 2.13 does not.
-REFUSES = """#if defined(TORCH_STABLE_ONLY) || defined(TORCH_TARGET_VERSION)
-#error "This file should not be included when TORCH_TARGET_VERSION is defined."
-#endif
-#include_next <pybind11/{name}>
-"""
 # What torch's headers have after 2.10 even where 2.10 is targeted, compared for 2.10, 2.11 and 2.13
 # in torch/csrc/stable and torch/headeronly. The headers alone are cheap to get, from the 80 MB of
 # `pip download torch==2.10.0 --no-deps --platform macosx_11_0_arm64`.
@@ -131,17 +145,21 @@ def test_every_file_that_sees_torch_is_compiled(compilations: dict[str, list[str
 
 
 @pytest.mark.parametrize("source", TORCH_SOURCES)
-def test_compiles_beside_a_torch_whose_pybind11_refuses_the_stable_abi(
-    source: str, compilations: dict[str, list[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "pybind11").mkdir()
-    for name in ("pybind11.h", "stl.h"):
-        (tmp_path / "pybind11" / name).write_text(REFUSES.format(name=name))
-    include = [f"-I{tmp_path}", f"-I{sysconfig.get_path('include')}"]
-    command = ["g++", "-std=c++17", "-fsyntax-only", "-w", *include, *compilations[source]]
+def test_is_compiled_for_every_python(source: str, compilations: dict[str, list[str]]) -> None:
+    """Only the limited API of 3.10 is seen, and the file compiles with it."""
+    python = [f"-I{sysconfig.get_path('include')}", "-DPy_LIMITED_API=0x030A0000"]
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-w", *python, *compilations[source]]
     path = ROOT / "csrc" / "torch" / source
     result = subprocess.run([*command, str(path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_wheel_is_one_for_every_python(tmp_path: Path) -> None:
+    told = "json.dumps([setup['PYTHON_TAG'], setup['cpp_extension'].min_supported_cpython, "
+    told += "[e.py_limited_api for e in setup['extensions']()]])"
+    result = configure(tmp_path, "1", LIBRARIES, told)
+    expected = ["cp310", "0x030A0000", [True, True]]
+    assert json.loads(result.stdout.splitlines()[-1]) == expected, result.stderr
 
 
 def test_nothing_is_used_that_torch_2_10_lacks() -> None:
