@@ -145,9 +145,10 @@ def _float32_is_enough(xx, xd, dd, ad):
     x, d = xx.to(tl.float32), dd.to(tl.float32)
     gap = (2 * xd + dd).to(tl.float32)  # y - x, without cancellation
     y = x + gap
-    m_range = (x > SMALLEST) & (x < LARGEST) & (y > SHORTEST * x) & (y < LARGEST) & (d < LARGEST)
+    # Constants stand on the right: the interpreter of Triton 3.7 and 3.8 multiplies no other way.
+    m_range = (x > SMALLEST) & (x < LARGEST) & (y > x * SHORTEST) & (y < LARGEST) & (d < LARGEST)
     m_equal = (dd == 0) & (ad == 0)
-    m_turned = (d >= SMALLEST) & (gap * (gap / (x + y)) <= CANCELLED * d)
+    m_turned = (d >= SMALLEST) & (gap * (gap / (x + y)) <= d * CANCELLED)
     return m_range & (m_equal | m_turned)
 
 
