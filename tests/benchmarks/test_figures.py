@@ -65,7 +65,8 @@ def test_measured_numbers_are_in_blocks(page: Path) -> None:
     number = r"(?<![\w.])(?:\d+\.\d+|\de[-+]\d\d)(?!\w|\.\d)"
     typed = figures.without_blocks(page.read_text())
     typed = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", typed, flags=re.DOTALL)
-    version = r"(?:torch|transformers|Python|Triton|CUDA|glibc|[Nn]um[Pp]y|NumPy below|to|arXiv) \d[\d.]*|Apache-2\.0"
+    kinds = "torch|transformers|Python|Triton|CUDA|glibc|numpy|NumPy below|to|arXiv"
+    version = rf"(?:{kinds}) \d[\d.]*|Apache-2\.0"
     typed = re.sub(rf"{version}|\w+-[\d.]+B\b", "", typed)  # SmolLM-1.7B is a name
     measured = set(re.findall(number, figures.page(Results())))
     perplexities = tables(figures.results(Results()))[0][1][1:3]
