@@ -195,7 +195,7 @@ class Quality:
         result: dict[str, Any] = {
             "num_parameters": model.num_parameters,
             "dtype": model.dtype,
-            "fingerprint": model.fingerprint,
+            **({} if model.fingerprint is None else {"fingerprint": model.fingerprint}),
             **model.cut,
         }
         if model.perplexity is not None:

@@ -190,7 +190,10 @@ def test_a_journal_of_other_input_is_refused(
         )
         assert simdiff(*command, "-o", tmp_path / "out") == 130
     for change, wanted in (
-        (("--num-windows", "3"), "differs in text.num_windows, text.num_tokens, tokens"),
+        (
+            ("--num-windows", "3"),
+            "differs in text.num_windows, text.num_tokens, text.tokens_sha256, tokens",
+        ),
         (("--alpha", "0.1"), "differs in alpha"),
         (("--protect", "1"), "differs in protect"),
         (("--dtype", "bfloat16"), "differs in weights, dtype"),

@@ -22,7 +22,7 @@ def test_foreign_journals_are_refused(
     content = path.read_text()
     other = windows.clone()
     other[2, 11] += 1
-    with pytest.raises(SimdiffError, match="of another run: it differs in tokens; remove it"):
+    with pytest.raises(SimdiffError, match="of another run, which differs in tokens; remove it"):
         journal(llama, other, path)
     with torch.no_grad():  # fine-tuned: same names, same shapes
         llama.model.layers[2].mlp.up_proj.weight.mul_(1.01)
