@@ -1,9 +1,12 @@
 // simdiff_kernels._C_cuda: importing it loads the CUDA operators; its functions tell what was
 // built.
+// clang-format off: before any standard header, as CPython asks
+#include "python_module.h"
+// clang-format on
+
 #include "../cuda/block_metrics.h"
 #include "../cuda/devices.h"
 #include "../cuda/row_sums.h"
-#include "python_module.h"
 
 namespace cuda = simdiff::cuda;
 

@@ -1,9 +1,12 @@
 // simdiff_kernels._C: importing it loads the operators; its functions tell what was built.
+// clang-format off: before any standard header, as CPython asks
+#include "python_module.h"
+// clang-format on
+
 #include <algorithm>
 #include <atomic>
 
 #include "../cpu/row_sums.h"
-#include "python_module.h"
 #include "torch_threads.h"
 
 namespace {
