@@ -20,10 +20,9 @@ from simdiff.cli.options import layer_list
 from simdiff.data.text import token_windows
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.machine import describe_machine
+from simdiff.jobs.plans import fitted
 from simdiff.jobs.recover import recovered
-from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
-from simdiff.models.structure import find_decoder_layers
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES
 from simdiff.surgery.layers import layers_removed
@@ -33,30 +32,13 @@ from simdiff.surgery.layers import layers_removed
 CUTS = ("12-18", "12-18,26")
 
 
-def plan_of(model: Any, name: str, removed: tuple[int, ...]) -> PruningPlan:
-    depth = len(find_decoder_layers(model))
-    return PruningPlan(
-        removed=removed,
-        num_layers=depth,
-        protected=(),
-        criterion="given",
-        formula="by hand",
-        alpha=None,
-        importance=(0.0,) * depth,
-        ranking=tuple(range(depth)),
-        notes=(),
-        model=model_identity(model, name),
-        calibration={},
-    )
-
-
 def measure(model: Any, tokenizer: Any, cut: str, arguments: argparse.Namespace) -> dict[str, Any]:
     size = {"window_length": arguments.window_length, "seed": arguments.seed}
     calibration = token_windows(arguments.text, tokenizer, num_windows=arguments.windows, **size)
     held_out = token_windows(
         arguments.text, tokenizer, part="held-out", num_windows=arguments.held_out_windows, **size
     )
-    plan = plan_of(model, arguments.model, layer_list(cut))
+    plan = fitted(PruningPlan(layer_list(cut)), model, arguments.model)
     pruned, record = recovered(model, plan, calibration, held_out, method="closed-form")
     plain = record.perplexity("pruned")
     row = {

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 from simdiff.errors import SimdiffError, nearest
 from simdiff.planning.layer_lists import parse_layers
 
-Container = argparse.ArgumentParser | argparse._ArgumentGroup
-
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose options stand in named groups."""

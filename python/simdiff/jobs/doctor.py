@@ -15,11 +15,11 @@ from simdiff.checkpoints.cut import cut_checkpoint
 from simdiff.checkpoints.gguf.cut import examine_gguf, is_gguf
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.evaluation.losses import window_losses
+from simdiff.jobs.plans import fitted
 from simdiff.jobs.recover import check_recoverable
 from simdiff.models.config import layer_count, quantization, text_part
 from simdiff.models.files import GGUF_USE, check_kind
 from simdiff.models.foreign import in_one_line
-from simdiff.models.identity import model_identity
 from simdiff.models.layer_indices import spans
 from simdiff.models.loading import find_model, load_config, load_model, meta_model, source_directory
 from simdiff.models.partial_forward import PartialForward
@@ -94,7 +94,7 @@ def diagnose(name: str, *, dtype: str = "auto", device: str | None = None) -> Di
         config = load_config(directory)
         # The stock model without weights: what can be cut as files needs no more.
         stock = meta_model(config)
-        plans = [_plan(stock, name, layers) for layers in _candidates(stock)]
+        plans = [fitted(PruningPlan(cut), stock, name) for cut in _candidates(stock)]
     except SimdiffError as error:
         return _unusable(name, str(error))
     found = Diagnosis(name, _description(stock))
@@ -134,24 +134,6 @@ def _first(plans: Sequence[PruningPlan], cut: Callable[[PruningPlan], str]) -> s
             continue
         return f"{detail}; others cannot go alone: {reasons[0]}" if reasons else detail
     raise reasons[0] if reasons else SimdiffError("it has a single layer")
-
-
-def _plan(model: PreTrainedModel, name: str, layers: tuple[int, ...]) -> PruningPlan:
-    """A plan of some layers, made for this model."""
-    depth = len(find_decoder_layers(model))
-    return PruningPlan(
-        removed=layers,
-        num_layers=depth,
-        protected=(),
-        criterion="doctor",
-        formula="",
-        alpha=None,
-        importance=(0.0,) * depth,
-        ranking=tuple(range(depth)),
-        notes=(),
-        model=model_identity(model, name),
-        calibration={},
-    )
 
 
 def _description(stock: PreTrainedModel) -> str:
