@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -134,8 +135,15 @@ class Correction:
             if not any(bool(token_mask(batch).any()) for batch in batches):
                 raise SimdiffError(f"correct: {name} must leave some token, got none")
 
-    def layer(self, position: int, dense: PartialForward, student: PartialForward) -> None:
-        """Correct one layer and advance the states past it."""
+    @property
+    def num_steps(self) -> int:
+        """How often `layer` yields."""
+        return 2 * len(self.batches) + 1
+
+    def layer(
+        self, position: int, dense: PartialForward, student: PartialForward
+    ) -> Iterator[None]:
+        """Correct one layer and advance the states past it; yields after each batch, and solved."""
         start = self.kept[position]
         if position == self.first:
             self.targets = [dense.run(b, None, 0, start) for b in self.batches]
@@ -145,9 +153,11 @@ class Correction:
         stop = self.target_depth(position)
         for index, batch in enumerate(self.batches):
             self.targets[index] = dense.run(batch, self.targets[index], start, stop)
-        self.fits.append(self._fit(position, student))
+            yield
+        self.fits.append((yield from self._fit(position, student)))
+        yield
 
-    def _fit(self, position: int, student: PartialForward) -> LayerFit:
+    def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
         """Correct the layer at a position, and replace its batches' states by those that leave."""
         layer = student.layers[position]
         batch = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
@@ -160,6 +170,7 @@ class Correction:
         if projection is None or self._tied(projection):
             for index, batch in enumerate(self.batches):
                 self.states[index] = student.run(batch, self.states[index], position, position + 1)
+                yield
             return LayerFit(self.kept[position], None, None, None, 1.0)
         features = self._features(projection)
         fitted, unseen = self._equations(projection, features)
@@ -175,6 +186,7 @@ class Correction:
                 self.states[index] = output
                 if projection.gain is None:
                     inputs.append(seen[0][0])
+                yield
         fit = best_ridge(fitted, unseen, self.settings.strengths, self._last_strength())
         if fit.correction is not None:
             if features == "outputs":

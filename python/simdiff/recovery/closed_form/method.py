@@ -128,8 +128,10 @@ def correct(
         PartialForward(pruned, autocast=autocast) as student,
     ):
         positions = range(run.first, len(kept))
-        for position in track(positions, "correct layers") if progress else positions:
-            run.layer(position, dense, student)
+        steps = (step for position in positions for step in run.layer(position, dense, student))
+        total = len(positions) * run.num_steps
+        for _ in track(steps, "correct layers", total) if progress else steps:
+            pass
     if not any(fit.projection for fit in run.fits):
         raise SimdiffError(
             f"closed-form recovery needs a layer of {type(model).__name__} whose last linear map "

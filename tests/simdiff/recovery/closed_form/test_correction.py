@@ -76,7 +76,7 @@ def test_the_states_that_leave_a_corrected_layer(family: str) -> None:
     with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
         for position in range(2):
             before = list(run.states)
-            run.layer(position, dense, student)
+            assert len(list(run.layer(position, dense, student))) == run.num_steps
             for index, batch in enumerate(run.batches):
                 start, first = (None, 0) if position == 0 else (before[index], position)
                 wanted = student.run(batch, start, first, position + 1)
@@ -139,7 +139,7 @@ def run_all(
     )
     plain = unseen_error(model, pruned, unseen)
     with PartialForward(model) as dense, PartialForward(pruned) as student:
-        run.layer(0, dense, student)
+        assert len(list(run.layer(0, dense, student))) == run.num_steps
     fit = run.fits[0]
     assert fit.projection == FOUND[family]
     if fit.projection is None:
@@ -153,7 +153,7 @@ def run_all(
     assert share == pytest.approx(fit.relative_error, rel=1e-6)
     plain = unseen_error(model, pruned, unseen, 2)
     with PartialForward(model) as dense, PartialForward(pruned) as student:
-        run.layer(1, dense, student)
+        assert len(list(run.layer(1, dense, student))) == run.num_steps
     assert [(fit.layer, fit.projection) for fit in run.fits] == [
         (0, FOUND[family]),
         (2, FOUND[family]),
