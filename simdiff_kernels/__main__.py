@@ -55,8 +55,8 @@ def lines() -> list[str]:
     """What is told, a dozen lines."""
     import torch
 
-    from simdiff_kernels import __version__
-    from simdiff_kernels.backends import backend_status, default_backend
+    from . import __version__
+    from .backends import backend_status, default_backend
 
     statuses = backend_status()
     here = copies(sys.path) or [Path(__file__).resolve().parent]
