@@ -24,6 +24,7 @@ from .names import (
 if TYPE_CHECKING:
     from .backends import BackendStatus, backend_status, default_backend
     from .blocks import BlockScratch, RunningBlockScores, accumulate_blocks
+    from .installation import describe_installation, installation_advice
     from .metrics import angular_distance
     from .ops import fold, row_sums, token_metrics
     from .running import RunningScores
@@ -49,6 +50,7 @@ _MODULES = {
         "default_backend",
     ),
     "blocks": ("BlockScratch", "RunningBlockScores", "accumulate_blocks"),
+    "installation": ("describe_installation", "installation_advice"),
     "metrics": ("angular_distance",),
     "ops": (
         "fold",
@@ -90,9 +92,11 @@ __all__ = [
     "backend_status",
     "block_summary_of",
     "default_backend",
+    "describe_installation",
     "empty_block_state",
     "empty_state",
     "fold",
+    "installation_advice",
     "join_block_states",
     "join_states",
     "row_sums",
