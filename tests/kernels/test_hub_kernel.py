@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -126,6 +127,17 @@ def test_every_source_of_a_compiled_build_is_named_and_there(tmp_path: Path) -> 
     for name, text in hub_kernel.MODULES.items():
         path = tmp_path / "kernel" / "torch-ext" / "simdiff_kernels" / name
         assert compile(path.read_text(), name, "exec") == compile(text, name, "exec")
+
+
+@pytest.mark.parametrize("source", ["module.cpp", "cuda_module.cpp"])
+def test_modules_compile_for_the_limited_api_of_the_builder(source: str) -> None:
+    """The oldest one, which has no PY_SSIZE_T_CLEAN."""
+    flags = [*hub_kernel.FLAGS, "-DTORCH_EXTENSION_NAME=_simdiff_kernels_cpu_1234567"]
+    flags += ["-DPy_LIMITED_API=3", f"-I{sysconfig.get_path('include')}"]
+    path = ROOT / "csrc" / "torch" / source
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-w", *flags, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_benchmark_class(
