@@ -27,14 +27,19 @@ from simdiff.checkpoints.safetensors_header import read_header
 from simdiff.checkpoints.weight_index import INDEX, read_weights
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import EvaluationJournal
+from simdiff.io.json_files import write_json
 from simdiff.planning.plan import PruningPlan, is_sublayer_plan
 from simdiff.recovery.training.state import STATE, TrainingState
+from simdiff.report.sources import read_sources
+from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.plan import SublayerName, SublayerPlan
 from support.damage import damaged_bytes, damaged_json, fuzz
 from support.gguf_models import ODD_ENTRIES, with_entry, write_gguf
 from support.plans import plan_for
+from support.report_files import evaluation, recovery, write_run
 from support.scores import drawn_scores
+from support.tiny_models import make_tiny
 
 Result = TypeVar("Result")
 OF_ALL = ("general.alignment", "general.architecture", "split.count", "split.no", "general.type")
@@ -239,6 +244,29 @@ def test_states_of_a_training(tmp_path: Path) -> None:
         assert found is None or isinstance(found, TrainingState)
 
     fuzz(damaged_bytes(valid, len(valid)), check, 200)
+
+
+def test_files_of_a_report(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    tokens = torch.randint(1, 90, (4, 16), generator=torch.Generator().manual_seed(3))
+    plan = write_run(directory, score(make_tiny("llama"), [tokens], name="tiny", progress=False))
+    sound = {
+        "evaluation": evaluation(plan),
+        "recovery": recovery(),
+        "results": json.loads((directory / "results.json").read_text()),
+    }
+    for kind, content in sound.items():
+        write_json(directory / f"{kind}.json", content)
+    assert read_sources(directory).evaluation is not None
+
+    def check(drawn: tuple[str, str]) -> None:
+        kind, text = drawn
+        (directory / f"{kind}.json").write_text(text)
+        read(lambda: read_sources(directory))
+        write_json(directory / f"{kind}.json", sound[kind])
+
+    kinds = [st.tuples(st.just(kind), damaged_json(content)) for kind, content in sound.items()]
+    fuzz(st.one_of(kinds), check, 100)
 
 
 def test_what_is_sound_is_read(tmp_path: Path) -> None:

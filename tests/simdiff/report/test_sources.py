@@ -31,6 +31,8 @@ def _spoil(content: dict[str, Any], way: list[str], value: Any) -> None:
         ("evaluation", ["schema"], "simdiff.plan", "must be a simdiff.evaluation file, got schema"),
         ("evaluation", ["schema_version"], 9, "a newer simdiff wrote it"),
         ("evaluation", ["models"], None, "but is damaged: KeyError: 'models'"),
+        ("evaluation", ["models"], {}, "models must hold one or more"),
+        ("evaluation", ["models"], "", "but is damaged: TypeError: must be an object"),
         ("evaluation", ["models", "out/model", "perplexity"], "many", "but is damaged: TypeError"),
         (
             "evaluation",
