@@ -21,6 +21,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+# The folder of a kernel for Hugging Face's hub, built: tests/kernels then tests it in the place of
+# the installed package.
+if "SIMDIFF_HUB_KERNEL" in os.environ:
+    import hub_kernel
+
+    hub_kernel.stand_in(Path(os.environ["SIMDIFF_HUB_KERNEL"]))
+
 from simdiff_kernels import BACKENDS
 from simdiff_kernels.backends import backend_status
 
@@ -125,8 +132,8 @@ def same_process_state() -> Iterator[None]:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     status = {entry.name: entry for entry in backend_status()}[request.param]
-    if request.param == "cuda" and not status.available:
-        pytest.skip(f"backend cuda: {status.detail}")
+    if not status.available and (request.param == "cuda" or "SIMDIFF_HUB_KERNEL" in os.environ):
+        pytest.skip(f"backend {request.param}: {status.detail}")
     assert status.available, f"backend {request.param} must be testable: {status.detail}"
     return request.param
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import (
+    MAX_JSON_BYTES,
+    as_object,
+    header,
+    load_json,
+    parse_json,
+    read_json,
+    write_json,
+)
 from simdiff.models.layer_indices import check_layers, layer_runs
 from simdiff.planning.confidence import PlanConfidence
-from simdiff.planning.layer_lists import is_layer_list, parse_layers
+from simdiff.planning.layer_lists import MOST_LAYERS, is_layer_list, parse_layers
 
 SCHEMA = "simdiff.plan"
 SUBLAYER_SCHEMA = "simdiff.sublayer_plan"
@@ -31,8 +38,8 @@ NO_CHECKPOINT = (
 def is_sublayer_plan(path: Path) -> bool:
     """Whether a file is a plan of sub-layers by its schema; False if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = load_json(path)
+    except SimdiffError:
         return False
     return isinstance(content, dict) and content.get("schema") == SUBLAYER_SCHEMA
 
@@ -204,12 +211,12 @@ class PruningPlan:
                 importance=tuple(map(float, importance)),
                 ranking=tuple(ranking),
                 notes=tuple(map(str, content.get("notes", ()))),
-                model=dict(content.get("model", {})),
-                calibration=dict(content.get("calibration", {})),
+                model=as_object(content.get("model", {})),
+                calibration=as_object(content.get("calibration", {})),
                 selection=str(content.get("selection", "lowest")),
-                candidates=tuple(map(dict, content.get("candidates", ()))),
+                candidates=tuple(map(as_object, content.get("candidates", ()))),
                 choice_agreement=content.get("choice_agreement"),
-                options=dict(content.get("options", {})),
+                options=as_object(content.get("options", {})),
                 confidence=None
                 if confidence is None
                 else PlanConfidence.from_dict(confidence, num_layers),
@@ -223,7 +230,8 @@ class PruningPlan:
 def _content(path: Path) -> dict[str, Any]:
     """The content of a plan.json, or of a list as if it were one."""
     try:
-        text = path.read_text(encoding="utf-8-sig") if path.is_file() else "{"
+        small = path.is_file() and path.stat().st_size <= MAX_JSON_BYTES
+        text = path.read_text(encoding="utf-8-sig") if small else "{"
     except (OSError, UnicodeDecodeError):
         text = "{"  # read_json says what is wrong
     if is_layer_list(text):
@@ -232,7 +240,7 @@ def _content(path: Path) -> dict[str, Any]:
         except SimdiffError as error:
             raise SimdiffError(f"{path}: {error}") from None
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         if text.lstrip().startswith("{"):
             return read_json(path, SCHEMA)
@@ -249,10 +257,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _check_removed(removed: Sequence[int], num_layers: int) -> None:
     """Refuse layers that are not there, or all; with `num_layers` 0 it is not known what is."""
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 0:
-        raise SimdiffError(f"num_layers must be a number above 0, got {num_layers!r}")
-    numbers = [layer for layer in removed if isinstance(layer, int)]
-    check_layers(removed, num_layers or max(numbers, default=0) + 1, "layers to remove")
+    known = isinstance(num_layers, int) and not isinstance(num_layers, bool)
+    if not known or not 0 <= num_layers <= MOST_LAYERS:
+        raise SimdiffError(f"num_layers must be from 1 to {MOST_LAYERS}, got {num_layers!r}")
+    check_layers(removed, num_layers or MOST_LAYERS, "layers to remove")
     if not removed or len(removed) == num_layers:
         raise SimdiffError(
             "removed must name 1 layer or more"

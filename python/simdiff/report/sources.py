@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import read_json
+from simdiff.io.json_files import as_object, read_json
 from simdiff.io.outputs import PLAN_FILE
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
@@ -145,7 +145,9 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
 
 def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
     """Check a file of `simdiff eval`, which has two or more models on the same text or tasks."""
-    models = content["models"]
+    models = as_object(content["models"])
+    if not models:
+        raise ValueError("models must hold one or more")
     dense = content.get("dense", next(iter(models)))
     for model in models.values():
         if "perplexity" in model:

@@ -62,10 +62,23 @@ def test_damaged_plans_are_refused(llama_scores: LayerScores, tmp_path: Path) ->
         ({"removed": list(range(6))}, "1 to 5 layers"),
         ({"importance": [1.0]}, "6 entries"),
         ({"ranking": [0, 0, 1, 2, 3, 4]}, "every layer once"),
+        ({"num_layers": 10**12, "ranking": [], "importance": []}, "from 1 to 10000, got 10"),
+        ({"alpha": float("inf")}, "must be finite"),
     ):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(SimdiffError, match=wanted):
             PruningPlan.load(path)
+
+
+def test_a_plan_that_is_nested_or_large_without_measure(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"schema": "simdiff.plan", "alpha": ' + "[" * 100_000)
+    with pytest.raises(SimdiffError, match="nested too deeply"):
+        PruningPlan.load(path)
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(SimdiffError, match="at most 100,000,000 bytes, got 1,000,000,000,000"):
+        PruningPlan.load(path)
 
 
 @pytest.mark.parametrize(

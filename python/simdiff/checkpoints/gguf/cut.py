@@ -138,7 +138,7 @@ def _open_parts(source: Path) -> list[GgufFile]:
     first = GgufFile(source)
     files = [first]
     try:
-        count = first.get("split.count", 1)
+        count = first.whole("split.count", 1)
         if count <= 1:
             return files
         match = _SHARD.fullmatch(source.name)
@@ -169,23 +169,24 @@ def _open_parts(source: Path) -> list[GgufFile]:
 def _layer_counts(files: Sequence[GgufFile], architecture: str) -> tuple[int, int]:
     """The number of all layers, and of those at the end that predict further tokens."""
     first = files[0]
-    total = first.get(f"{architecture}.block_count")
-    if not isinstance(total, int) or total < 1:
+    total = first.whole(f"{architecture}.block_count", 0)
+    if total < 1:
         raise SimdiffError(f"{first.path}: must have {architecture}.block_count, got {total!r}")
-    predicting = first.get(f"{architecture}.nextn_predict_layers", 0)
+    predicting = first.whole(f"{architecture}.nextn_predict_layers", 0)
     if not 0 <= predicting < total:
         raise SimdiffError(
             f"{first.path}: {architecture}.nextn_predict_layers must be below the {total} layers, "
             f"got {predicting}"
         )
     present = set(_suffixes(files))
-    missing = set(range(total - predicting)) - present
-    if missing or max(present) >= total:
-        stray = sorted(missing or {layer for layer in present if layer >= total})
+    # One by one: a damaged count may be any number.
+    missing = next((layer for layer in range(total - predicting) if layer not in present), None)
+    if missing is not None or max(present) >= total:
+        stray = min(layer for layer in present if layer >= total) if missing is None else missing
         raise SimdiffError(
             f"{first.path}: must have tensors for the layers 0 to {total - 1} of "
-            f"{architecture}.block_count; layer {stray[0]} "
-            + ("has none" if missing else "is beyond them")
+            f"{architecture}.block_count; layer {stray} "
+            + ("is beyond them" if missing is None else "has none")
         )
     return total, predicting
 
@@ -256,7 +257,7 @@ def _check_first_layer(
     """Refuse to remove a first layer whose tensors differ from those of all others (RWKV 7)."""
     suffixes = _suffixes(files)
     others = [names for layer, names in suffixes.items() if layer != 0]
-    dense = first.get(f"{architecture}.leading_dense_block_count", 0)
+    dense = first.whole(f"{architecture}.leading_dense_block_count", 0)
     alone = len(set(others)) == 1 and others[0] != suffixes[0]
     if kept[0] != 0 and alone and not dense:
         raise SimdiffError(
@@ -277,14 +278,15 @@ def _cut_entries(
     gguf: GgufFile, architecture: str, total: int, predicting: int, kept: Sequence[int]
 ) -> tuple[list[bytes], list[str]]:
     """The metadata of the output as bytes, and its changes in words."""
-    dense = sum(layer < gguf.get(f"{architecture}.leading_dense_block_count", 0) for layer in kept)
+    leading = gguf.whole(f"{architecture}.leading_dense_block_count", 0)
+    dense = sum(layer < leading for layer in kept)
     numbers = {"block_count": len(kept), "leading_dense_block_count": dense}
     lengths = (total, total - predicting)
     entries, changes = [], []
     for key, entry in gguf.entries.items():
         name = key.removeprefix(f"{architecture}.")
         if key in _SPLIT_KEYS:
-            if gguf.get("split.count", 1) > 1:
+            if gguf.whole("split.count", 1) > 1:
                 changes.append(f"{key}: dropped, the output is one file")
                 continue
             entries.append(gguf.raw(entry))

@@ -18,7 +18,6 @@ from simdiff.scoring.scores import LayerScores
 if TYPE_CHECKING:
     from simdiff.comparison.results import Comparison
     from simdiff.scoring.profiling import PassProfile
-    from simdiff_kernels import BackendStatus
 
 # Largest width of a table. A narrower screen shows fewer columns, not truncated ones.
 _WIDE = 100
@@ -227,14 +226,4 @@ def profile_table(profile: PassProfile) -> Table:
             f"{row['peak_bytes'] / 1e6:.1f}",
             end_section=index == len(rows) - 1,
         )
-    return table
-
-
-def backends_table(statuses: list[BackendStatus]) -> Table:
-    """A table of the backends that can score on this machine."""
-    table = Table(title="Scoring backends", title_justify="left")
-    for column in ("backend", "usable", "detail"):
-        table.add_column(column)
-    for status in statuses:
-        table.add_row(status.name, "yes" if status.available else "no", status.detail)
     return table
