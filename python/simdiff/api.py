@@ -27,6 +27,7 @@ from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_models
 from simdiff.evaluation.tasks import TaskOptions
+from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_path, new_directory
 from simdiff.jobs.calibrate import calibration_windows
 from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
@@ -262,13 +263,13 @@ def prune(
         check_same_model(loaded, plan.model, "plan")
         return remove_layers(loaded, plan.removed)
     directory = Path(output).absolute()
-    check_new_path(directory, overwrite)
+    check_new_path(directory, overwrite, Kind.MODEL)
     if not isinstance(model, (str, Path)):
         loaded, name, _ = resolve("prune", model, None)
         if tokenizer is None:
             tokenizer = saved_tokenizer(loaded, required=False)
         plan = fitted(plan, loaded, name)
-        with new_directory(directory, overwrite) as scratch:
+        with new_directory(directory, overwrite, Kind.MODEL) as scratch:
             write_pruned(loaded, tokenizer, plan, scratch, max_shard_size=max_shard_size)
             write_card(scratch, plan, name)
         return directory

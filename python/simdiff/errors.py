@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SimdiffError(ValueError):
@@ -23,3 +24,13 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+def nearest_path(path: Path) -> str:
+    """For a message about a path that is not there: the name beside it that may be meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        return ""
+    known = [other.name for other in folder.iterdir()]
+    prefix = "" if folder == Path() else f"{folder}/"
+    return "" if path.name in known else nearest(path.name, known, prefix)

@@ -43,7 +43,8 @@ from simdiff.checkpoints.weight_index import (
     weight_files,
 )
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.io.outputs import PLAN_FILE, check_apart, write_bytes
+from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.outputs import check_apart, write_bytes
 from simdiff.io.progress import step
 from simdiff.models.config import layer_count, layer_counts, quantization, text_part
 from simdiff.models.identity import check_same_model

@@ -13,9 +13,10 @@ from simdiff.cli.options import (
     add_model,
     add_output,
     add_text,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, layer_list, names
 from simdiff.planning.names import ALL_CRITERIA
 
@@ -52,6 +53,11 @@ def add(sub: CommandParser) -> None:
         action="store_true",
         help="forget what an interrupted call left in OUTPUT.journal",
     )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a model of the user's own without a text."""
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,13 +1,12 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, and what they asked for."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simdiff.cli.output import show as show
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError
 from simdiff.planning.names import (
@@ -301,7 +300,11 @@ def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
     """Where the result goes."""
     group = sub.group("output")
     group.add_argument("--output", "-o", type=Path, required=required, metavar="PATH", help=text)
-    group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier output of the same kind, which simdiff wrote",
+    )
 
 
 def text_of(arguments: argparse.Namespace) -> Text:
@@ -311,7 +314,7 @@ def text_of(arguments: argparse.Namespace) -> Text:
         SimdiffError: a model of the user's own, and no text.
     """
     if arguments.text is not None:
-        from simdiff.data.text_options import with_column
+        from simdiff.data.documents import with_column
 
         return with_column(str(arguments.text), getattr(arguments, "text_column", None))
     if arguments.model == DEMO:
@@ -374,26 +377,16 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     return options
 
 
-def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
-    """Print either JSON or what people read."""
-    if arguments.json:
-        print(json.dumps(content, indent=1, allow_nan=False))
-        return
-    from rich.console import Console
-
-    # Away from a terminal a table keeps its own width instead of being cut to 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
-    for table in tables:
-        console.print(table)
-
-
 def plan_lines(plan: Any) -> list[str]:
     """What went and why, for people."""
+    from simdiff.planning.outcome import outcome_line
+
     order = ", ".join(map(str, plan.removed))
     alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
     return [
         f"Removed, the least important first: {order}",
         f"Why: {plan.selection} by {plan.criterion}{alpha}: {plan.formula}",
         *(f"Note: {note}." for note in plan.notes),
+        *([] if (reached := outcome_line(plan.outcome, plan.asked)) is None else ["", reached]),
         "",
     ]

@@ -16,9 +16,10 @@ from simdiff.cli.options import (
     plan_lines,
     plan_options,
     scoring_options,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
@@ -34,6 +35,11 @@ def add(sub: CommandParser) -> None:
     add_plan(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a model of the user's own without a text."""
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,8 +17,9 @@ from simdiff.errors import SurgeryError
 from simdiff.evaluation.generation import generate
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.json_files import header, write_json
+from simdiff.io.kinds import PLAN_FILE, RESULTS_FILE, Kind
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
+from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.room import check_room
@@ -79,7 +80,7 @@ def run(
         dtype, device: see `simdiff.models.loading.load_model`.
         config: content of the config.yaml that repeats this; None writes none.
     """
-    check_new_path(directory.absolute(), overwrite)
+    check_new_path(directory.absolute(), overwrite, Kind.RUN)
     if scoring is not None:
         scoring.check(text.num_windows, text.window_length)
     if Path(name, "config.json").is_file():
@@ -95,7 +96,7 @@ def run(
     )
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
-    with new_directory(directory, overwrite) as scratch:
+    with new_directory(directory, overwrite, Kind.RUN) as scratch:
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
@@ -120,7 +121,7 @@ def run(
             if plan.bootstrap and plan.criterion not in SEARCHED
             else [],
         }
-        write_json(scratch / "results.json", results)
+        write_json(scratch / RESULTS_FILE, results)
         write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)

@@ -18,8 +18,11 @@ CRITERIA = (
 )
 """Criteria of scores alone; `simdiff.planning.criteria.CRITERIA` says what each of them is."""
 
+WEIGHED = ("simdiff-mssd", "simdiff-masd", "simdiff-max")
+"""Criteria that weigh difference against similarity by alpha."""
+
 _SWEPT = "-swept"
-SWEPT = {name + _SWEPT: name for name in ("simdiff-mssd", "simdiff-masd", "simdiff-max")}
+SWEPT = {name + _SWEPT: name for name in WEIGHED}
 """Criteria that try every alpha by perplexity, and the criterion whose alpha that is."""
 
 ONE_SHOT = "one-shot-perplexity"

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from simdiff.data.demo import DEMO
-from simdiff.io.outputs import PLAN_FILE, write_bytes
+from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.outputs import write_bytes
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.markdown import code, code_block, plain

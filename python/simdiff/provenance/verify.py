@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from simdiff.errors import SimdiffError
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.models.files import check_kind, check_weights, is_gguf_file
 from simdiff.models.foreign import in_one_line
 from simdiff.models.loading import load_config, source_directory, stock_model

@@ -11,7 +11,7 @@ from typing import Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import read_json
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 

@@ -39,7 +39,7 @@ class LayersTable:
 
     def table(self, width: int) -> Table:
         """The table with the columns that fit into `width` characters."""
-        columns = (*_COLUMNS, *(["in draws"] if self.plan.confidence is not None else []))
+        columns = (*_COLUMNS, *(["in draws"] if self.plan.draws is not None else []))
         shown = [n for n, c in enumerate(columns) if width >= _WIDE or c not in _LEFT_OUT]
         table = Table(
             title=f"{self.scores.model['name']}: every layer, counted from 0",
