@@ -16,9 +16,9 @@ from simdiff.planning.names import ALL_CRITERIA
 # Options that name a file or a directory which must be there.
 _PATHS = (
     *("scores", "plan", "directory", "evaluation", "bench", "recovery"),
-    *("task_data", "task_path", "against"),
+    *("task_data", "task_path"),
 )
-_MODELS = ("model", "models", "pruned")
+_MODELS = ("model", "models", "pruned", "against")
 _TEXTS = ("text", "held_out", "training_text")
 # What a number must be at least.
 _LEAST = {
@@ -36,6 +36,7 @@ _LEAST = {
     "new_tokens": 1,
     "repeats": 1,
     "warm_up": 0,
+    "speed_rounds": 0,
     "threads": 1,
 }
 # More threads than this for each CPU are a slip of the keyboard, and thousands end the process.
@@ -95,7 +96,7 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 def _check_model(name: str, arguments: argparse.Namespace) -> None:
     from simdiff.models.files import check_name
 
-    if name != "demo":
+    if name != "demo" and arguments.command != "export":  # whose model may be elsewhere
         check_name(name)
 
 

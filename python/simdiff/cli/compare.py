@@ -8,6 +8,7 @@ from pathlib import Path
 from simdiff.cli.config import config_text
 from simdiff.cli.options import (
     add_choice,
+    add_criteria_text,
     add_evaluation,
     add_held_out,
     add_model,
@@ -35,8 +36,9 @@ def add(sub: CommandParser) -> None:
         type=names,
         default=ALL_CRITERIA,
         metavar="NAMES",
-        help=f"names between commas, of {', '.join(ALL_CRITERIA)} (default: all)",
+        help="names between commas, see below (default: all)",
     )
+    add_criteria_text(sub)
     group.add_argument(
         "--num-layers",
         type=layer_list,

@@ -10,6 +10,7 @@ from simdiff.cli.output import show as show
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError
 from simdiff.planning.names import (
+    ABOUT,
     ALL_CRITERIA,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
@@ -145,9 +146,15 @@ def add_criterion(sub: CommandParser) -> None:
         choices=ALL_CRITERIA,
         default=DEFAULT_CRITERION,
         metavar="NAME",
-        help=f"what makes a layer important: {', '.join(ALL_CRITERIA)}; those of perplexity, and "
-        "those that sweep alpha, run the model without layers",
+        help="what makes a layer important, see below",
     )
+    add_criteria_text(sub)
+
+
+def add_criteria_text(sub: CommandParser) -> None:
+    """End the help with a line for every criterion."""
+    lines = "\n".join(f"  {name:<21}{ABOUT[name]}" for name in ALL_CRITERIA)
+    sub.epilog = f"criteria:\n{lines}\n\nFormulas and sources: docs/method.md."
 
 
 def add_choice(sub: CommandParser) -> None:

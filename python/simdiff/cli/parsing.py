@@ -90,7 +90,8 @@ class CommandParser(_Brief):
         loud.add_argument(
             "--quiet", action="store_true", help="print no progress and no notes, only the result"
         )
-        loud.add_argument(
+        rare(
+            loud,
             "--verbose",
             action="store_true",
             help="also print what libraries log, and where an error came from",

@@ -34,6 +34,13 @@ def add(sub: CommandParser) -> None:
     add_scoring(sub)
     add_plan(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
+    sub.group("measurement").add_argument(
+        "--speed-rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed rounds of the speed test, which takes most of a short run's time (0: none)",
+    )
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
 
 
@@ -58,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         device=arguments.device,
         overwrite=arguments.overwrite,
+        speed_rounds=arguments.speed_rounds,
         config=config_text(arguments),
     )
     plan, results = outcome.plan, outcome.results

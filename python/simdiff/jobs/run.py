@@ -34,7 +34,7 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
 from simdiff.report.page import write_report
 from simdiff.scoring.scores import LayerScores
-from simdiff.speed.run_speed import measure_speed
+from simdiff.speed.run_speed import SPEED_ROUNDS, measure_speed
 from simdiff.surgery.copies import sharing_copy
 
 PROMPT = "The history of the steam engine began"
@@ -62,6 +62,7 @@ def run(
     dtype: str = "auto",
     device: str | None = None,
     overwrite: bool = False,
+    speed_rounds: int = SPEED_ROUNDS,
     config: str | None = None,
 ) -> RunOutcome:
     """Make a smaller model and prove what it is worth.
@@ -78,6 +79,8 @@ def run(
         held_out_source: another text to evaluate on, whole.
         batch_size: windows per forward while scoring.
         dtype, device: see `simdiff.models.loading.load_model`.
+        overwrite: replace an earlier run.
+        speed_rounds: timed rounds of the speed test; 0 measures no speed.
         config: content of the config.yaml that repeats this; None writes none.
     """
     check_new_path(directory.absolute(), overwrite, Kind.RUN)
@@ -102,7 +105,7 @@ def run(
         chosen.save(scratch / PLAN_FILE)
         (scratch / "model").mkdir()
         _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
-        dense, pruned = _measure_dense(model, chosen, held_out)
+        dense, pruned = _measure_dense(model, chosen, held_out, speed_rounds)
         del model
         gc.collect()
         pruned |= _measure_pruned(scratch / "model", held_out, dtype, device)
@@ -150,17 +153,20 @@ def _write_model(
 
 
 def _measure_dense(
-    model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows
+    model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows, speed_rounds: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Quality of the dense model, and the speed of both, interleaved on the same weights."""
     quality = perplexity(model, held_out.tokens, description="perplexity, dense")
-    pruned = sharing_copy(model, plan.removed)
-    speed = measure_speed(model, pruned, prompt_length=min(128, held_out.tokens.shape[1]))
-    dense = asdict(quality) | {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "speed": asdict(speed["dense"]),
-    }
-    return dense, {"speed": asdict(speed["pruned"])}
+    dense = asdict(quality) | {"num_parameters": sum(p.numel() for p in model.parameters())}
+    if not speed_rounds:
+        return dense, {}
+    speed = measure_speed(
+        model,
+        sharing_copy(model, plan.removed),
+        prompt_length=min(128, held_out.tokens.shape[1]),
+        repeats=speed_rounds,
+    )
+    return dense | {"speed": asdict(speed["dense"])}, {"speed": asdict(speed["pruned"])}
 
 
 def _measure_pruned(

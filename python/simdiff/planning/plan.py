@@ -156,8 +156,7 @@ class PruningPlan:
         if layer in self.protected:
             return f"{rank} lowest, protected"
         if layer not in self.removed and place <= len(self.removed):
-            chosen = "by perplexity" if self.candidates else "as blocks"
-            return f"{rank} lowest, others chosen {chosen}"
+            return f"{rank} lowest, worse {'by loss' if self.candidates else 'in blocks'}"
         if layer in self.removed and self.selection != "lowest":
             start, stop = next(b for b in layer_runs(self.removed) if b[0] <= layer < b[1])
             return f"{rank} lowest, " + (

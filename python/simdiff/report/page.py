@@ -180,12 +180,12 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts["scored with"] = f"backend {known.get('backend')} on {known.get('device')}"
         facts |= _versions("scores", known)
     if results is not None:
-        speeds = results["dense"]["speed"]
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
-        facts["speed of the run"] = (
-            f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-            f"threads, {results['machine']}"
-        )
+        if speeds := results["dense"].get("speed"):
+            facts["speed of the run"] = (
+                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+                f"threads, {results['machine']}"
+            )
         facts |= _versions("run", results)
     for kind, content in (
         ("evaluation", sources.evaluation),

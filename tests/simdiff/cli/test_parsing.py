@@ -145,5 +145,8 @@ def test_every_criterion_has_its_name_and_nothing_else_has() -> None:
     from simdiff.sublayers.structure import ALL_KINDS, KINDS
 
     assert tuple(CRITERIA) == names.CRITERIA
+    assert tuple(names.ABOUT) == names.ALL_CRITERIA
+    weighed = {name for name, criterion in CRITERIA.items() if criterion.takes_alpha}
+    assert set(names.WEIGHED) == weighed
     assert names.DEFAULT_CRITERION in CRITERIA
     assert ("layer", *KINDS, ALL_KINDS) == names.UNITS

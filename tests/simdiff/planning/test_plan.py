@@ -26,9 +26,9 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
     )
     for layer, reason in (
         (112, "1st lowest, alone"),
-        (111, "2nd lowest, others chosen as blocks"),
-        (110, "3rd lowest, others chosen as blocks"),
-        (109, "4th lowest, others chosen as blocks"),
+        (111, "2nd lowest, worse in blocks"),
+        (110, "3rd lowest, worse in blocks"),
+        (109, "4th lowest, worse in blocks"),
         (108, "5th lowest"),
         (103, "10th lowest"),
         (102, "11th lowest"),
@@ -47,7 +47,7 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
     lowest = dataclasses.replace(plan, selection="lowest")
     assert lowest.reason(92) == "21st lowest"
     evaluated = dataclasses.replace(plan, candidates=({"removed": [3]},))
-    assert evaluated.reason(111) == "2nd lowest, others chosen by perplexity"
+    assert evaluated.reason(111) == "2nd lowest, worse by loss"
     with pytest.raises(SimdiffError, match="layer must be 0 to 112, got 113"):
         plan.reason(113)
 

@@ -125,23 +125,20 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = results["dense"], results["pruned"]
-    faster = pruned["speed"]["times_faster"]
+    speeds = [
+        (
+            f"{phase}, tokens/s",
+            dense["speed"][phase],
+            pruned["speed"][phase],
+            pruned["speed"]["times_faster"][phase],
+            style,
+        )
+        for phase, style in (("decode", ".1f"), ("prefill", ".0f"))
+        if "speed" in dense
+    ]
     rows = (
         ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f"),
-        (
-            "decode, tokens/s",
-            dense["speed"]["decode"],
-            pruned["speed"]["decode"],
-            faster["decode"],
-            ".1f",
-        ),
-        (
-            "prefill, tokens/s",
-            dense["speed"]["prefill"],
-            pruned["speed"]["prefill"],
-            faster["prefill"],
-            ".0f",
-        ),
+        *speeds,
         ("parameters", dense["num_parameters"], pruned["num_parameters"], None, ",.0f"),
     )
     for name, before, after, ratio, style in rows:
