@@ -35,7 +35,7 @@ SEARCHED = (*SWEPT, *SEARCHES)
 ALL_CRITERIA = (*CRITERIA, *SEARCHED)
 
 ABOUT = {
-    "simdiff": "squared error of a cut, by the norms; blocks chosen together; reads a model if given",
+    "simdiff": "squared error of a cut by the norms, blocks chosen together; may read the model",
     "simdiff-mssd": "the paper's: cosine distance and mean squared difference (MSSD), by alpha",
     "simdiff-masd": "the paper's: cosine distance and mean absolute difference (MASD), by alpha",
     "simdiff-max": "as simdiff-mssd, with the largest token in place of the mean",
@@ -47,11 +47,11 @@ ABOUT = {
     "cosine-block": "one block of least cosine distance (LLM-Streamline)",
     "angular-block": "one block of least angle, of all tokens (Gromov et al.)",
     "angular-block-last": "one block of least angle, of the last tokens (Gromov et al.)",
-    "one-shot-perplexity": "loss of the model without each layer alone; runs the model",
-    "greedy-perplexity": "the same, one layer after the other; runs the model, takes longest",
     "simdiff-mssd-swept": "simdiff-mssd at the best alpha by perplexity; runs the model",
     "simdiff-masd-swept": "simdiff-masd at the best alpha by perplexity; runs the model",
     "simdiff-max-swept": "simdiff-max at the best alpha by perplexity; runs the model",
+    "one-shot-perplexity": "loss of the model without each layer alone; runs the model",
+    "greedy-perplexity": "the same, one layer after the other; runs the model, takes longest",
 }
 """Each criterion in a line of help."""
 
