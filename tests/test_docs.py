@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import pkgutil
 import re
 import shlex
 import shutil
@@ -171,6 +172,18 @@ def test_commands_run_in_sequence(
     assert {"score", "plan", "prune", "verify", "recover", "eval"} <= {words[0] for words in run}
     for words in run:
         assert main([*words, *QUICK.get(words[0], "").split()]) == 0, words
+
+
+def test_every_command_has_its_function() -> None:
+    rows = re.findall(
+        r"^\| `simdiff (\w+)` \| `([\w.]+)`(?:; .* `([\w.]+)`)? \|$",
+        (DOCS / "python.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    assert {command for command, *_ in rows} == {*site_pages.command_parsers()}
+    for _, *found in rows:
+        for name in filter(None, found):
+            assert callable(pkgutil.resolve_name(name)), name
 
 
 def test_families_are_those_of_the_tests() -> None:

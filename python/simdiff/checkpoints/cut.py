@@ -263,8 +263,8 @@ def _check_cut(
         check_cut(model_class, config, cut, plan.kept, allow_packed=True)
         raise SurgeryError(
             f"{model_class.__name__} has tensors that hold parts of every layer, which cannot be "
-            "copied as they are: prune the model in memory, by giving the --dtype that it is "
-            "stored in, such as --dtype bfloat16"
+            "copied as they are: prune the model in memory, by giving the dtype that it is "
+            "stored in, such as dtype='bfloat16'"
         ) from None
 
 

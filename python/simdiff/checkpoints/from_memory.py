@@ -136,8 +136,8 @@ def _packed(model: PreTrainedModel) -> SimdiffError:
     kind = getattr(model, "quantization_method", None) or type(model.hf_quantizer).__name__
     return SimdiffError(
         f"weights packed by {getattr(kind, 'value', kind)} cannot be saved from memory: prune the "
-        "unquantised model and quantise the result, or give the directory without --dtype, whose "
-        "files are cut"
+        "unquantised model and quantise the result, or give the directory without dtype=..., "
+        "whose files are cut"
     )
 
 

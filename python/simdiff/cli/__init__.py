@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--verbose" in words:
             traceback.print_exc()
-        print(f"simdiff {command}: error: {in_flags(str(error), command)}", file=sys.stderr)
+        print(f"simdiff {command}: error: {in_flags(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # such as `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -136,16 +136,21 @@ def _parsed(command: str | None, words: Sequence[str]) -> tuple[argparse.Namespa
     return root.parse_args(words), given
 
 
-def in_flags(message: str, command: str | None) -> str:
-    """An error in the words of the command line: `overwrite=True` is `--overwrite` there."""
-    if command is None:
-        return message
-    for action in _parsers()[1][command]._actions:
-        if action.option_strings:
-            flag = f"--{action.dest.replace('_', '-')}"
-            message = re.sub(rf"\b{action.dest}=(True|\.\.\.)", flag, message)
-            message = re.sub(rf"\b{action.dest}=(?=[\w'\"])", f"{flag} ", message)
-    return message
+def in_flags(message: str) -> str:
+    """An error of Python's functions in the words of the command line.
+
+    `overwrite=True` is `--overwrite` there, and `window_length=64` is `--window-length 64`.
+    """
+    known = {action.dest for sub in _parsers()[1].values() for action in sub._actions}
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2].strip("'")
+        if name not in known:
+            return match[0]
+        words = [f"--{name.replace('_', '-')}", *([] if value in ("True", "...") else [value])]
+        return " ".join(words)
+
+    return re.sub(r"\b([a-z_]+)=(True|\.\.\.|'[^']*'|[\w./-]*\w)", flag, message)
 
 
 @contextlib.contextmanager

@@ -202,7 +202,8 @@ def _load(manager: Any, name: str) -> tuple[dict[str, Any], dict[str, tuple[str,
     except Exception as error:  # lm_eval, datasets, the hub's client or a user's file may raise any
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SimdiffError(
-            f"task {name!r}: its data must be at hand (--task-data) or within reach on the hub: "
+            f"task {name!r}: its data must be at hand (--task-data, or data in TaskOptions) or "
+            "within reach on the hub: "
             f"{type(error).__name__}: {reason}"
         ) from error
     tasks = dict(loaded["tasks"])

@@ -127,7 +127,7 @@ def check_replaceable(path: Path, kind: Kind | None) -> None:
     found = kind_of(path)
     if kind is None or found is not kind:
         what = "is nothing that simdiff wrote" if found is None else f"is {found.value}"
-        wanted = "" if kind is None else f", and --overwrite replaces {kind.value} here"
+        wanted = "" if kind is None else f", and overwrite=True replaces {kind.value} alone"
         raise SimdiffError(f"output {path} {what}{wanted}: it is not overwritten")
     if kind in _ENTRIES:
         others = sorted(entry.name for entry in path.iterdir() if entry.name not in _ENTRIES[kind])

@@ -54,7 +54,7 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
     if differing:
         raise SimdiffError(
             f"text {text['source']}: must be as it was when the scores were made, and has changed "
-            f"(other {', '.join(differing)}): score the model again, or plan without --model"
+            f"(other {', '.join(differing)}): score the model again, or plan without model=..."
         )
     return windows.tokens
 

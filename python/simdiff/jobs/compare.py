@@ -17,7 +17,7 @@ from simdiff.report.comparison_page import write_comparison
 
 def run_comparison(
     name: str,
-    directory: Path,
+    directory: str | Path,
     *,
     text: TextOptions,
     options: ComparisonOptions,
@@ -41,7 +41,7 @@ def run_comparison(
         restart: forget what an interrupted comparison left.
         config: content of the config.yaml that repeats this; None writes none.
     """
-    directory = directory.absolute()
+    directory = Path(directory).absolute()
     check_new_path(directory, overwrite, Kind.COMPARISON)
     text.check(held_out_source)
     journal = directory.with_name(directory.name + ".journal")

@@ -52,7 +52,7 @@ class RunOutcome:
 
 def run(
     name: str,
-    directory: Path,
+    directory: str | Path,
     *,
     text: TextOptions,
     plan: PlanOptions,
@@ -83,6 +83,7 @@ def run(
         speed_rounds: timed rounds of the speed test; 0 measures no speed.
         config: content of the config.yaml that repeats this; None writes none.
     """
+    directory = Path(directory)
     check_new_path(directory.absolute(), overwrite, Kind.RUN)
     if scoring is not None:
         scoring.check(text.num_windows, text.window_length)

@@ -18,8 +18,8 @@ _LONGEST = 160
 _KNOWN = (
     (
         r"MemoryError|out of memory|can't allocate memory|not enough memory",
-        "there is not enough memory for it: give --dtype bfloat16, another --device, or --device "
-        "auto, which spreads it over all GPUs",
+        "there is not enough memory for it: give dtype='bfloat16', another device, or "
+        "device='auto', which spreads it over all GPUs",
     ),
     (
         r"flash.?att",

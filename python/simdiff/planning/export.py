@@ -72,7 +72,7 @@ def _model_name(plan: PruningPlan, model: str | None) -> str:
     name = model or plan.model.get("name")
     if not name or name == DEMO:
         raise SimdiffError(
-            f"the mergekit format names the model, and the plan's is {name!r}: give --model, a "
+            f"the mergekit format names the model, and the plan's is {name!r}: give model=..., a "
             "directory or a hub name that mergekit can read"
         )
     return str(name)
