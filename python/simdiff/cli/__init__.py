@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [*words[1:], "--help"]
     _open_streams()
     command = words[0] if words and words[0] in COMMANDS else None
+    arguments = None
     try:
         arguments, given = _parsed(command, words)
         arguments.command_line = shlex.join(["simdiff", *words])
@@ -113,7 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        consequence = getattr(COMMANDS[command or "run"], "INTERRUPTED", "nothing was written")
+        module = COMMANDS[command or "run"]
+        consequence = getattr(module, "INTERRUPTED", "nothing was written")
+        if arguments is not None and hasattr(module, "interrupted"):
+            consequence = module.interrupted(arguments)
         print(f"simdiff {command}: interrupted, {consequence}", file=sys.stderr)
         return 130
 

@@ -21,10 +21,17 @@ from simdiff.recovery.methods import METHODS, check_option_names
 from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
-INTERRUPTED = (
-    "nothing was written; given again the command goes on where a training stopped, with --restart "
-    "it begins anew"
-)
+
+
+def interrupted(arguments: argparse.Namespace) -> str:
+    """What an interruption leaves; only what trains keeps its state."""
+    if arguments.method == "closed-form":
+        return "nothing was written"
+    return (
+        "nothing was written; given again the command goes on where the training stopped, with "
+        "--restart it begins anew"
+    )
+
 
 # Shown by the first help; the others are those of the preset for most trainings.
 _COMMON = ("preset", "training_text")

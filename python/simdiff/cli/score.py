@@ -68,4 +68,14 @@ def run(arguments: argparse.Namespace) -> None:
     notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
     tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]
     tables += [sublayers_table(scores)] if arguments.sublayers else []
-    show(arguments, scores.to_dict(), *tables, *notes, f"Scores: {arguments.output}")
+    read = scores.calibration
+    show(
+        arguments,
+        scores.to_dict(),
+        *tables,
+        f"Read: {read['num_windows']} windows of {read['window_length']} tokens of the "
+        f"{read['part']} half of {read['source']}. What the columns mean: docs/guide.md.",
+        *notes,
+        f"Scores: {arguments.output}. Next: simdiff plan {arguments.output} --model "
+        f"{arguments.model} --num-layers N",
+    )

@@ -229,10 +229,12 @@ def run_tasks(
     Raises:
         SimdiffError: lm_eval refuses the model or an item.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     options = loaded.options
-    with _quiet(offline=options.data is not None):
+    # It asks git for the commit of the working directory, which says nothing and may complain.
+    no_commit = _replaced(evaluator, "get_git_commit_hash", lambda: None)
+    with _quiet(offline=options.data is not None), no_commit:
         harness = _harness(description)(
             # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
             pretrained=model,
@@ -240,7 +242,7 @@ def run_tasks(
             batch_size=options.batch_size,
         )
         try:
-            results = simple_evaluate(
+            results = evaluator.simple_evaluate(
                 model=harness,
                 tasks=list(loaded.tasks.values()),
                 num_fewshot=options.num_fewshot,

@@ -190,15 +190,12 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def profile_table(profile: PassProfile) -> Table:
     """A table of the time and memory of a calibration pass, layer by layer."""
-    title = f"Calibration pass: {profile.num_batches} batches, {profile.num_tokens} tokens"
-    table = Table(title=f"{title}, on {profile.device}", title_justify="left")
-    for column in (
-        "layer",
-        "forward, ms",
-        f"scoring ({profile.backend}), ms",
-        "overhead, %",
-        "peak, MB",
-    ):
+    batches = "1 batch" if profile.num_batches == 1 else f"{profile.num_batches} batches"
+    table = plain_table(
+        f"Calibration pass: {batches}, {profile.num_tokens} tokens, on {profile.device}, scored by "
+        f"{profile.backend}"
+    )
+    for column in ("layer", "forward, ms", "scoring, ms", "overhead, %", "peak, MB"):
         table.add_column(column, justify="right")
     content = profile.to_dict()
     rows = [(str(layer["layer"]), layer) for layer in content["layers"]]
