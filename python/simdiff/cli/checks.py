@@ -11,15 +11,16 @@ from typing import Any
 from simdiff.cli.effects import check_effects
 from simdiff.cli.output import DIRECTORIES, on_standard_output, output_kind
 from simdiff.errors import SimdiffError, nearest, nearest_path
+from simdiff.io.kinds import Kind
 from simdiff.planning.names import ALL_CRITERIA
 
 # Options that name a file or a directory which must be there.
 _PATHS = (
     *("scores", "plan", "directory", "evaluation", "bench", "recovery"),
-    *("task_data", "task_path"),
+    *("task_data", "task_path", "training_text"),
 )
 _MODELS = ("model", "models", "pruned", "against")
-_TEXTS = ("text", "held_out", "training_text")
+_TEXTS = ("text", "held_out")
 # What a number must be at least.
 _LEAST = {
     "num_windows": 1,
@@ -58,7 +59,7 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
     for name in _values(arguments, _MODELS):
         _check_model(name, arguments)
     for name in _values(arguments, _PATHS):
-        if name != "demo" and not Path(name).exists():
+        if name not in ("demo", "-") and not Path(name).exists():
             raise SimdiffError(f"{name}: No such file or directory{nearest_path(Path(name))}")
     for name in getattr(arguments, "criteria", ()):
         if name not in ALL_CRITERIA:
@@ -94,10 +95,14 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def _check_model(name: str, arguments: argparse.Namespace) -> None:
-    from simdiff.models.files import check_name
+    from simdiff.models.files import check_kind, check_name
 
-    if name != "demo" and arguments.command != "export":  # whose model may be elsewhere
-        check_name(name)
+    if name == "demo" or arguments.command == "export":  # whose model may be elsewhere
+        return
+    check_name(name)
+    of_gguf = arguments.command == "prune" and output_kind(arguments) is Kind.GGUF
+    if Path(name).exists() and not of_gguf and arguments.command != "doctor":
+        check_kind(Path(name))  # doctor tells more of it
 
 
 def _check_text(name: str, arguments: argparse.Namespace) -> None:
@@ -111,7 +116,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
     kind = output_kind(arguments)
     if on_standard_output(arguments):
-        if kind in DIRECTORIES or output_kind(arguments).value.startswith("a GGUF"):
+        if kind in (*DIRECTORIES, Kind.GGUF):
             raise SimdiffError(f"--output - is for text; {kind.value} needs a path")
         return
     output = Path(arguments.output).absolute()

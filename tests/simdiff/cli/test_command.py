@@ -200,10 +200,17 @@ def test_nan_in_the_model_is_a_message(
 
 
 def test_overwrite_replaces_only_what_simdiff_wrote(
-    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, text = tmp_path / "out", ("--text", tiny_text, *SMALL)
+    out, text = tmp_path / "out", ("--text", tiny_text, *SMALL, "--speed-rounds", 0)
     assert simdiff("run", tiny_checkpoint, *text, "-o", out) == 0
+    assert "tokens/s" not in capsys.readouterr().out, "no speed test was made"
+    assert "speed" not in json.loads((out / "results.json").read_text())["dense"]
+    assert "<h2>Speed" not in (out / "report.html").read_text()
     first = (out / "plan.json").read_text()
     from simdiff.jobs import run as pipeline
 

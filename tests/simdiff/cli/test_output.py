@@ -87,6 +87,7 @@ def test_help_of_a_command(capsys) -> None:
             ["plan", "x", "--criterion", "simdif"],
             "simdiff plan: error: argument --criterion: got 'simdif'; did you mean simdiff?\n",
         ),
+        (["plan", "x", "--criterion", "mssd"], "got 'mssd'; did you mean simdiff-mssd?\n"),
         (["plan", "x", "--ratio", "a"], "argument --ratio: invalid float value: 'a'\n"),
         (["score", "m"], "error: the following arguments are required: --output/-o\n"),
     ],
