@@ -31,6 +31,7 @@ from simdiff.cli import (
 )
 from simdiff.cli.checks import check
 from simdiff.cli.config import apply_config, config_path
+from simdiff.cli.examples import epilog
 from simdiff.cli.parsing import CommandParser, RootParser
 from simdiff.errors import Note, SimdiffError
 
@@ -245,6 +246,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
         parsers[name] = sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)
         module.add(sub)
         sub.add_general()
+        sub.epilog = epilog(name, sub.epilog)
         sub.set_defaults(parser=sub)
     return result, parsers
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from simdiff import cli
+from simdiff.cli.effects import check_effects
+from simdiff.cli.examples import EXAMPLES
 from simdiff.cli.options import text_of
 from simdiff.cli.parsing import CommandParser
 from simdiff.errors import SimdiffError
@@ -52,6 +55,17 @@ def test_help_is_short_and_help_all_is_whole(
         assert "\noptions:" not in text, "every option stands in a group that has a name"
     if len(every) > 17:
         assert len(listed(short)) < len(every)
+
+
+def test_every_command_has_examples_that_parse() -> None:
+    assert list(EXAMPLES) == COMMANDS
+    for command, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line)
+            assert words[:2] == ["simdiff", command]
+            arguments, given = cli._parsed(command, words[1:])
+            check_effects(arguments, given)
+        assert f"examples:\n  {lines[0]}\n" in str(parsers()[command].format_help())
 
 
 def test_defaults_are_told(capsys: pytest.CaptureFixture[str]) -> None:
