@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simdiff.cli.output import show as show
 from simdiff.cli.parsing import CommandParser, layer_list, rare
@@ -382,18 +382,3 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     )
     options.check(arguments.num_windows, arguments.window_length)
     return options
-
-
-def plan_lines(plan: Any) -> list[str]:
-    """What went and why, for people."""
-    from simdiff.planning.outcome import outcome_line
-
-    order = ", ".join(map(str, plan.removed))
-    alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
-    return [
-        f"Removed, the least important first: {order}",
-        f"Why: {plan.selection} by {plan.criterion}{alpha}: {plan.formula}",
-        *(f"Note: {note}." for note in plan.notes),
-        *([] if (reached := outcome_line(plan.outcome, plan.asked)) is None else ["", reached]),
-        "",
-    ]

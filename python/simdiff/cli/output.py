@@ -68,3 +68,18 @@ def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -
     console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
     for table in tables:
         console.print(table, soft_wrap=isinstance(table, str) and not sys.stdout.isatty())
+
+
+def plan_lines(plan: Any) -> list[str]:
+    """What went and why, for people."""
+    from simdiff.planning.outcome import outcome_line
+
+    order = ", ".join(map(str, plan.removed))
+    alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
+    return [
+        f"Removed, the least important first: {order}",
+        f"Why: {plan.selection} by {plan.criterion}{alpha}: {plan.formula}",
+        *(f"Note: {note}." for note in plan.notes),
+        *([] if (reached := outcome_line(plan.outcome, plan.asked)) is None else ["", reached]),
+        "",
+    ]

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options
-from simdiff.cli.output import on_standard_output, show, write_output
+from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_options
+from simdiff.cli.output import on_standard_output, plan_lines, show, write_output
 from simdiff.cli.parsing import CommandParser
 from simdiff.planning.names import UNITS
 

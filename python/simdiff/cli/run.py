@@ -13,13 +13,12 @@ from simdiff.cli.options import (
     add_plan,
     add_scoring,
     add_text,
-    plan_lines,
     plan_options,
     scoring_options,
     text_of,
     text_options,
 )
-from simdiff.cli.output import show
+from simdiff.cli.output import plan_lines, show
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
@@ -220,8 +221,21 @@ def _umask() -> int:
     return mask
 
 
+@contextlib.contextmanager
+def _kept_elsewhere(scratch: Path, path: Path) -> Iterator[None]:
+    """Keep a finished result beside its path, where that was taken while the result was made."""
+    try:
+        yield
+    except SimdiffError as error:
+        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+        other = next(name for name in names if not name.exists())
+        scratch.rename(other)
+        raise SimdiffError(f"{error}; this result is kept as {other}") from None
+
+
 def _replace_directory(scratch: Path, path: Path, overwrite: bool, kind: Kind | None) -> None:
-    check_new_path(path, overwrite, kind)  # somebody may have made it in the meantime
+    with _kept_elsewhere(scratch, path):
+        check_new_path(path, overwrite, kind)  # somebody may have made it in the meantime
     if not path.exists():
         scratch.rename(path)
     elif not _exchange(scratch, path):
@@ -254,7 +268,8 @@ def _exchange(first: Path, second: Path) -> bool:
 def new_file(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """Yield the path of an empty file next to `path`, renamed to `path` when the body succeeds.
 
-    What another command has written to `path` in the meantime stays.
+    What another command has written to `path` in the meantime stays, and this result is kept beside
+    it, as the error tells.
 
     Its content is synced to the disk before the rename. A process that is killed at any moment
     leaves at `path` either what was there before or the complete file.
@@ -282,17 +297,18 @@ def new_file(path: Path, overwrite: bool = False, kind: Kind | None = None) -> I
 
 
 def _replace_file(scratch: Path, path: Path, overwrite: bool, kind: Kind | None) -> None:
-    check_new_file(path, overwrite, kind)  # somebody may have made it in the meantime
-    if overwrite:
-        os.replace(scratch, path)
-        return
-    try:
-        os.link(scratch, path)  # unlike a rename, refused where there is a file by now
-    except FileExistsError:
-        check_new_file(path, overwrite, kind)
-        raise
-    except OSError:  # a file system without hard links
-        os.replace(scratch, path)
+    with _kept_elsewhere(scratch, path):
+        check_new_file(path, overwrite, kind)  # somebody may have made it in the meantime
+        if overwrite:
+            os.replace(scratch, path)
+            return
+        try:
+            os.link(scratch, path)  # unlike a rename, refused where there is a file by now
+        except FileExistsError:
+            check_new_file(path, overwrite, kind)
+            raise
+        except OSError:  # a file system without hard links
+            os.replace(scratch, path)
 
 
 @contextlib.contextmanager

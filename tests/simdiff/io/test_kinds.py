@@ -98,12 +98,23 @@ def test_the_second_to_finish_does_not_replace_the_first(tmp_path: Path) -> None
             scratch.write_text("second")
             path.write_text("first")
 
-    with pytest.raises(SimdiffError, match="must not exist yet"):
+    with pytest.raises(SimdiffError, match=r"must not exist yet.*is kept as .*scores-2\.json"):
         second()
     assert path.read_text() == "first"
+    assert (tmp_path / "scores-2.json").read_text() == "second"
+    with pytest.raises(SimdiffError, match=r"is kept as .*out-2"):
+        directory_of_two(tmp_path / "out")
+    assert (tmp_path / "out-2" / "second").exists()
     with pytest.raises(SimdiffError, match="is nothing that simdiff wrote"):
         write_new(path, b"third", True, Kind.PLAN)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["scores.json"]
+    found = sorted(entry.name for entry in tmp_path.iterdir())
+    assert found == ["out", "out-2", "scores-2.json", "scores.json"]
+
+
+def directory_of_two(path: Path) -> None:
+    with new_directory(path) as scratch:
+        (scratch / "second").touch()
+        path.mkdir()
 
 
 def test_inputs_are_not_replaced(tmp_path: Path) -> None:
