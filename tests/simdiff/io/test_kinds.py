@@ -102,13 +102,22 @@ def test_the_second_to_finish_does_not_replace_the_first(tmp_path: Path) -> None
         second()
     assert path.read_text() == "first"
     assert (tmp_path / "scores-2.json").read_text() == "second"
+
+    def over_a_users_own(path: Path) -> None:
+        with new_file(path, True, Kind.PLAN) as scratch:
+            scratch.write_text("second")
+            path.write_text("precious")
+
+    with pytest.raises(SimdiffError, match=r"is nothing that simdiff wrote.* kept as .*a-2\.json"):
+        over_a_users_own(tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "precious"
     with pytest.raises(SimdiffError, match=r"is kept as .*out-2"):
         directory_of_two(tmp_path / "out")
     assert (tmp_path / "out-2" / "second").exists()
     with pytest.raises(SimdiffError, match="is nothing that simdiff wrote"):
         write_new(path, b"third", True, Kind.PLAN)
     found = sorted(entry.name for entry in tmp_path.iterdir())
-    assert found == ["out", "out-2", "scores-2.json", "scores.json"]
+    assert found == ["a-2.json", "a.json", "out", "out-2", "scores-2.json", "scores.json"]
 
 
 def directory_of_two(path: Path) -> None:
