@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from simdiff.cli.options import (
     add_amount,
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"Read: {read['num_windows']} windows of {read['window_length']} tokens of the "
         f"{read['part']} half of {read['source']}. What the columns mean: docs/guide.md.",
         *notes,
-        f"Scores: {arguments.output}. Next: simdiff plan {arguments.output} --model "
-        f"{arguments.model} --num-layers N",
+        f"Scores: {arguments.output}",
+        f"Next: simdiff plan {shlex.quote(str(arguments.output))} --model "
+        f"{shlex.quote(arguments.model)} --num-layers N",
     )
