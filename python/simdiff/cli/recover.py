@@ -22,6 +22,9 @@ from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
 
+# Shown by the first help; the others are those of the preset for most trainings.
+_COMMON = ("preset", "training_text")
+
 
 def interrupted(arguments: argparse.Namespace) -> str:
     """What an interruption leaves; only what trains keeps its state."""
@@ -31,10 +34,6 @@ def interrupted(arguments: argparse.Namespace) -> str:
         "nothing was written; given again the command goes on where the training stopped, with "
         "--restart it begins anew"
     )
-
-
-# Shown by the first help; the others are those of the preset for most trainings.
-_COMMON = ("preset", "training_text")
 
 
 def add(sub: CommandParser) -> None:
