@@ -66,8 +66,8 @@ examples:
   simdiff run demo --output out                     the whole way on the built-in demo model
   simdiff run ./my-model --text corpus.txt --ratio 0.25 --output out
   simdiff score ./my-model --text corpus.txt --output scores.json      the slow part, once ...
-  simdiff plan scores.json --num-layers 8          ... plans as often as liked: this one is shown,
-  simdiff plan scores.json --num-layers 8 --output plan.json                    and this one kept
+  simdiff plan scores.json --num-layers 8                              shown, as often as liked
+  simdiff plan scores.json --num-layers 8 --output plan.json           and kept
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
   simdiff recover ./my-model --plan plan.json --text corpus.txt --output ./my-model-repaired
   simdiff eval ./my-model ./my-model-small --text other.txt
