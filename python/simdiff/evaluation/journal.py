@@ -189,7 +189,7 @@ def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
     raise SimdiffError(
         f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
-        "remove it, give another output, or --restart where the command has that"
+        "remove it, give another output, or begin anew (restart=True, where there is that)"
     )
 
 

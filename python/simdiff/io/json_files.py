@@ -34,10 +34,14 @@ SCHEMAS = {
 """Every kind of JSON file, and the newest version of each that this code writes and reads."""
 
 
+def json_text(content: dict[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file that is either complete or absent."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(Path(path), (text + "\n").encode())
+    write_bytes(Path(path), json_text(content).encode())
 
 
 MAX_JSON_BYTES = 100_000_000

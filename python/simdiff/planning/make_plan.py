@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
+from simdiff.io.progress import step
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
 from simdiff.planning.criteria import importance
@@ -110,15 +111,17 @@ def make_plan(
             # Imported here: without a model nothing needs torch.
             from simdiff.planning import exchange
 
-            best, candidates, agreement = exchange.exchange_search(
-                exchange.losses_of_cuts(model, windows),
-                shortlist(scores, num_remove, protect, max_blocks=max_blocks),
-                costs.raised(EXPONENT),
-                max_reads=exchange.affordable_reads(scores.num_layers, num_remove, len(windows)),
-                num_windows=len(windows),
-                protect=protect,
-                max_blocks=max_blocks,
-            )
+            reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
+            with step(f"choose by perplexity, {reads} reads of a window"):
+                best, candidates, agreement = exchange.exchange_search(
+                    exchange.losses_of_cuts(model, windows),
+                    shortlist(scores, num_remove, protect, max_blocks=max_blocks),
+                    costs.raised(EXPONENT),
+                    max_reads=reads,
+                    num_windows=len(windows),
+                    protect=protect,
+                    max_blocks=max_blocks,
+                )
             removed, label = best.removed, best.origin
         else:
             power = EXPONENT if criterion == "simdiff" else 1.0

@@ -15,7 +15,13 @@ from simdiff.planning.budget import Budget
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.drawn_plans import PlanOfScores
 from simdiff.planning.make_plan import check_planning, default_selection, make_plan
-from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SEARCHED
+from simdiff.planning.names import (
+    DEFAULT_ALPHA,
+    DEFAULT_CRITERION,
+    NUM_RESAMPLES,
+    SEARCHED,
+    WEIGHED,
+)
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection
 from simdiff.scoring.scores import LayerScores
@@ -52,6 +58,11 @@ class PlanOptions:
         count = self.budget.layers(model)
         if self.criterion not in SEARCHED:
             check_criterion(self.criterion, self.alpha)
+        if self.alpha != DEFAULT_ALPHA and self.criterion not in WEIGHED:
+            raise SimdiffError(
+                f"alpha has an effect only with a criterion that weighs by it "
+                f"({', '.join(WEIGHED)}), got {self.alpha} with {self.criterion}"
+            )
         check_planning(self.criterion, self.selection, self.max_blocks)
         check_selection(int(model["num_layers"]), count, self.protect)
         if self.bootstrap < 0:
@@ -90,7 +101,7 @@ class PlanOptions:
             # Imported here: a plan of scores alone needs no torch.
             from simdiff.planning.searched_criteria import search_plan
 
-            return search_plan(
+            found = search_plan(
                 model,
                 scores,
                 windows,
@@ -99,6 +110,7 @@ class PlanOptions:
                 protect=self.protect,
                 journal=journal,
             )
+            return replace(found, asked=self.budget.asked)
         plan = self.first_plan(scores, model, windows)
         notes = [] if scores.stability is None else [str(scores.stability["note"])]
         confidence = None
@@ -113,7 +125,12 @@ class PlanOptions:
                 )
             else:
                 notes.append(confidence.note(plan.removed))
-        return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
+        return replace(
+            plan,
+            confidence=confidence,
+            notes=(*plan.notes, *notes),
+            asked=self.budget.asked,
+        )
 
     @property
     def of_scores(self) -> PlanOfScores:
@@ -146,7 +163,7 @@ def _needs_model(criterion: str) -> SimdiffError:
     """The error for a search without a model."""
     return SimdiffError(
         f"criterion {criterion} evaluates the model without layers on calibration text: give the "
-        "model of the scores too (--model) and at least one evaluation window"
+        "model of the scores too (model=...) and at least one evaluation window"
     )
 
 

@@ -20,6 +20,7 @@ from simdiff.io.json_files import (
 from simdiff.models.layer_indices import check_layers, layer_runs
 from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.layer_lists import MOST_LAYERS, is_layer_list, parse_layers
+from simdiff.planning.outcome import outcome
 
 SCHEMA = "simdiff.plan"
 SUBLAYER_SCHEMA = "simdiff.sublayer_plan"
@@ -87,9 +88,22 @@ class PruningPlan:
     (`simdiff.planning.choice`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of `simdiff plan` with which the plan was made, by their names there."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The wish from which the number of layers follows, by the names of `Budget`."""
     confidence: PlanConfidence | None = None
     """Result of the bootstrap over sequences for the plan that scores alone give, from which this
     plan may differ; None if scores have no sequences."""
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What the plan reaches, see `simdiff.planning.outcome.outcome`."""
+        return outcome(self.model, self.removed)
+
+    @property
+    def draws(self) -> PlanConfidence | None:
+        """The confidence, where it is of these very layers: perplexity may have chosen others."""
+        found = self.confidence
+        return found if found and {*found.removed} == {*self.removed} else None
 
     @property
     def by_hand(self) -> bool:
@@ -142,9 +156,14 @@ class PruningPlan:
         """Why a layer is removed or kept, in a few words."""
         if self.by_hand:
             return "named by hand" if layer in self.removed else "not named"
-        rank = _ordinal(self.ranking.index(layer) + 1)
+        if layer not in self.ranking:
+            raise SimdiffError(f"layer must be 0 to {self.num_layers - 1}, got {layer}")
+        place = self.ranking.index(layer) + 1
+        rank = _ordinal(place)
         if layer in self.protected:
             return f"{rank} lowest, protected"
+        if layer not in self.removed and place <= len(self.removed):
+            return f"{rank} lowest, worse {'by loss' if self.candidates else 'in blocks'}"
         if layer in self.removed and self.selection != "lowest":
             start, stop = next(b for b in layer_runs(self.removed) if b[0] <= layer < b[1])
             return f"{rank} lowest, " + (
@@ -172,6 +191,8 @@ class PruningPlan:
             "candidates": list(self.candidates),
             "choice_agreement": self.choice_agreement,
             "options": self.options,
+            "asked": self.asked,
+            "outcome": self.outcome,
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
 
@@ -217,6 +238,7 @@ class PruningPlan:
                 candidates=tuple(map(as_object, content.get("candidates", ()))),
                 choice_agreement=content.get("choice_agreement"),
                 options=as_object(content.get("options", {})),
+                asked=as_object(content.get("asked", {})),
                 confidence=None
                 if confidence is None
                 else PlanConfidence.from_dict(confidence, num_layers),

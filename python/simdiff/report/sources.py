@@ -11,7 +11,7 @@ from typing import Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, read_json
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 
@@ -138,7 +138,9 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
     _check_pruned(path, content["pruned"]["num_parameters"], plan)
     for stage in ("dense", "pruned"):
         part = content[stage]
-        _finite(part["perplexity"], part["nll"], part["speed"]["prefill"], part["speed"]["decode"])
+        _finite(part["perplexity"], part["nll"])
+        if "speed" in part:
+            _finite(part["speed"]["prefill"], part["speed"]["decode"])
     content["evaluation"]["num_predicted_tokens"]
     content["pruned"]["generation"]["equals_uncached"]
 

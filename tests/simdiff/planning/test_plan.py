@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simdiff.errors import SimdiffError
+from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.criteria import importance
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import select
@@ -26,9 +27,10 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
     )
     for layer, reason in (
         (112, "1st lowest, alone"),
-        (111, "2nd lowest"),
-        (110, "3rd lowest"),
-        (109, "4th lowest"),
+        (111, "2nd lowest, worse in blocks"),
+        (110, "3rd lowest, worse in blocks"),
+        (109, "4th lowest, worse in blocks"),
+        (108, "5th lowest"),
         (103, "10th lowest"),
         (102, "11th lowest"),
         (101, "12th lowest"),
@@ -45,6 +47,19 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
         assert plan.reason(layer) == reason
     lowest = dataclasses.replace(plan, selection="lowest")
     assert lowest.reason(92) == "21st lowest"
+    evaluated = dataclasses.replace(plan, candidates=({"removed": [3]},))
+    assert evaluated.reason(111) == "2nd lowest, worse by loss"
+    with pytest.raises(SimdiffError, match="layer must be 0 to 112, got 113"):
+        plan.reason(113)
+
+
+def test_draws_of_another_plan_do_not_stand_beside_this_one() -> None:
+    """Perplexity may choose other layers than those that were drawn again."""
+    plan = plan_for(6, (2, 4))
+    found = PlanConfidence((2, 4), (0.5,) * 6, 0.5, (0.0,) * 6, (1.0,) * 6, 500, 0, 4, 4, 0)
+    assert dataclasses.replace(plan, confidence=found).draws is found
+    assert dataclasses.replace(plan, removed=(2, 3), confidence=found).draws is None
+    assert plan.draws is None
 
 
 def test_plan_file_round_trip(llama_scores: LayerScores, tmp_path: Path) -> None:

@@ -308,6 +308,12 @@ def tensor_record(tensor: TensorRecord, name: str, offset: int) -> bytes:
     )
 
 
+def text_entry(key: bytes, text: bytes) -> bytes:
+    """A metadata entry of the type string."""
+    string = 8
+    return struct.pack("<Q", len(key)) + key + struct.pack("<IQ", string, len(text)) + text
+
+
 def file_header(version: int, num_tensors: int, num_entries: int) -> bytes:
     """The first 24 bytes of a file."""
     return struct.pack("<4sIQQ", MAGIC, version, num_tensors, num_entries)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.checkpoints.gguf.container import MAGIC, GgufFile
+from simdiff.checkpoints.gguf.container import MAGIC, GgufFile, text_entry
 from simdiff.checkpoints.gguf.position_rules import (
     check_architecture,
     check_positions,
@@ -22,6 +22,7 @@ from simdiff.checkpoints.gguf.position_rules import (
 )
 from simdiff.checkpoints.gguf.writer import Piece, write_gguf
 from simdiff.errors import SimdiffError
+from simdiff.io.kinds import GGUF_MARK, Kind
 from simdiff.io.outputs import check_new_file
 from simdiff.planning.plan import PruningPlan
 
@@ -68,11 +69,11 @@ def prune_gguf(
             layer matters to the architecture, the output exists, or the disk lacks space.
     """
     output = output.absolute()
-    check_new_file(output, overwrite)
     files = _open_parts(source)
     try:
-        if output.exists() and any(output.samefile(file.path) for file in files):
+        if overwrite and output.exists() and any(output.samefile(file.path) for file in files):
             raise SimdiffError(f"output {output} must not be the input itself; give another path")
+        check_new_file(output, overwrite, Kind.GGUF)
         return _prune(files, plan, output, overwrite)
     finally:
         for file in files:
@@ -92,6 +93,7 @@ def _prune(files: Sequence[GgufFile], plan: PruningPlan, output: Path, overwrite
     kept = [layer for layer in range(total) if layer not in plan.removed]
     _check_first_layer(files, first, architecture, kept)
     entries, changes = _cut_entries(first, architecture, total, predicting, kept)
+    entries.insert(1, text_entry(GGUF_MARK, ",".join(map(str, sorted(plan.removed))).encode()))
     numbers = {layer: new for new, layer in enumerate(kept)}
     pieces = [
         Piece(file, tensor, name)
@@ -285,6 +287,8 @@ def _cut_entries(
     entries, changes = [], []
     for key, entry in gguf.entries.items():
         name = key.removeprefix(f"{architecture}.")
+        if key == GGUF_MARK.decode():
+            continue  # of an earlier cut, whose layers had other numbers
         if key in _SPLIT_KEYS:
             if gguf.whole("split.count", 1) > 1:
                 changes.append(f"{key}: dropped, the output is one file")

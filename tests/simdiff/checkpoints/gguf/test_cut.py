@@ -71,6 +71,7 @@ def test_every_kind_of_metadata(tmp_path: Path) -> None:
     assert cut.kept == (0, 2, 3, 5)
     check_tensors(cut.output, [source], kept)
     before, after = content(source), content(cut.output)
+    assert after.pop("simdiff.removed_layers")[1] == "1,4"
     assert list(after) == list(before)
     for name, (types, value) in before.items():
         key = name.removeprefix("glm4moe.")
