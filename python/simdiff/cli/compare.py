@@ -20,6 +20,7 @@ from simdiff.cli.parsing import CommandParser, layer_list, names
 from simdiff.planning.names import ALL_CRITERIA
 
 TEXT = "Criteria against numbers of removed layers: quality, layers, time to plan."
+SHARED = True
 INTERRUPTED = "give the same command again to go on where it stopped"
 
 

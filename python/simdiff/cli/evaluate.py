@@ -18,6 +18,7 @@ from simdiff.cli.options import (
 from simdiff.cli.parsing import CommandParser, names, rare
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
+SHARED = True
 
 
 def add(sub: CommandParser) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.planning.names import (
     ALL_CRITERIA,
     DEFAULT_ALPHA,
@@ -375,7 +376,9 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
 
 
 def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
-    """Print either JSON or what people read."""
+    """Print either JSON or what people read; of several processes the first does."""
+    if not ranks.writes():
+        return
     if arguments.json:
         print(json.dumps(content, indent=1, allow_nan=False))
         return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from simdiff.scoring.scores import LayerScores
 
 TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
+SHARED = True
 INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
 
 
@@ -45,6 +46,7 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
+    from simdiff.io import ranks
     from simdiff.io.outputs import check_new_file
     from simdiff.planning.options import search_journal
     from simdiff.report.terminal.tables import layers_table
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         model, windows = calibrated(arguments.model, scores)
         plan = options.plan(scores, model, windows, journal)
     plan.save(arguments.output)
-    journal.unlink(missing_ok=True)
+    ranks.first(lambda: journal.unlink(missing_ok=True))
     show(
         arguments,
         plan.to_dict(),

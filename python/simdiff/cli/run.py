@@ -22,6 +22,7 @@ from simdiff.cli.options import (
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
+SHARED = True
 INTERRUPTED = "nothing was written; a search goes on where it stopped if it is started again"
 
 

@@ -17,6 +17,7 @@ from simdiff.cli.options import (
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "Score every layer on calibration text; write scores.json."
+SHARED = True
 
 
 def add(sub: CommandParser) -> None:

@@ -19,6 +19,7 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import CONFIDENCE, PerplexityInterval, perplexity_interval
 from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key, evaluation_key
 from simdiff.evaluation.losses import window_losses
+from simdiff.io import ranks
 from simdiff.io.json_files import header, read_json, write_json
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import held_directory
@@ -179,10 +180,17 @@ def _scored(
     """Score the layers, or load the scores of an earlier call; return them and the seconds."""
     key = evaluation_key(model, calibration.tokens, calibration.identity.to_dict())
     path, scores_path = journal / "scoring.json", journal / "scores.json"
-    if path.exists():
+
+    def earlier() -> tuple[LayerScores, float] | None:
+        if not path.exists():
+            return None
         content = read_json(path, "simdiff.comparison-scoring")
         check_key(path, content.get("key"), {**key, "name": name, "batch_size": batch_size})
         return LayerScores.load(scores_path), float(content["seconds"])
+
+    known = ranks.first(earlier)
+    if known is not None:
+        return known
     start = time.perf_counter()
     scores = score(
         model,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,17 +18,14 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
+from simdiff.io import ranks
 from simdiff.io.json_files import header, read_json, write_json
-from simdiff.models.identity import model_identity
+from simdiff.models.identity import model_identity, weights_digest
 
 SCHEMA = "simdiff.evaluations"
 # Least time between two writes. Each writes the whole file, and more often would cost more time
 # than an interruption can lose.
 SECONDS_BETWEEN_WRITES = 1.0
-
-# Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
-# base, at no noticeable cost.
-_SAMPLED_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -64,23 +61,12 @@ def evaluation_key(
     device = model.get_input_embeddings().weight.device
     return {
         "model": {key: identity[key] for key in ("architecture", "num_layers", "fingerprint")},
-        "weights": _weights_digest(model),
+        "weights": weights_digest(model),
         "dtype": identity["dtype"],
         "device": device.type,
         "text": dict(text),
         "tokens": hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest(),
     }
-
-
-def _weights_digest(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            flat = parameter.reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
-            digest.update(name.encode())
-            digest.update(sample.double().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class EvaluationJournal:
@@ -105,6 +91,7 @@ class EvaluationJournal:
         compute: Callable[[frozenset[int]], list[float]],
     ) -> None:
         """Read the evaluations in the file."""
+        ranks.agree("what is evaluated", key)
         self._key = dict(key)
         self._path = path
         self._compute = compute
@@ -113,23 +100,40 @@ class EvaluationJournal:
         self._unwritten = False
         self.computed = 0
         """Number of evaluations computed, not read from the file."""
-        if path is not None and path.exists():
-            self._load(path)
+        if path is not None:
+            self._known = ranks.first(lambda: self._load(path) if path.exists() else {})
+
+    def ahead(self, sets: Iterable[Collection[int]]) -> None:
+        """Evaluate sets of layers that will be asked for, shared among processes.
+
+        A single process does nothing: it evaluates them when they are asked for.
+        """
+        wanted = dict.fromkeys(map(frozenset, sets))
+        missing = [layers for layers in wanted if layers not in self._known]
+        if ranks.size() > 1 and missing:
+            found = ranks.shared(self._evaluated, missing)
+            self._keep(dict(zip(missing, found, strict=True)))
 
     def __call__(self, removed: Collection[int]) -> Evaluation:
         """Evaluate the model without these layers, or return the stored evaluation."""
         layers = frozenset(removed)
         if layers not in self._known:
-            start = time.perf_counter()
-            losses = self._compute(layers)
-            seconds = time.perf_counter() - start
-            finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
-            self._known[layers] = Evaluation(finite, seconds)
-            self.computed += 1
-            self._unwritten = True
-            if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-                self.flush()
+            self._keep({layers: self._evaluated(layers)})
         return self._known[layers]
+
+    def _evaluated(self, layers: frozenset[int]) -> Evaluation:
+        start = time.perf_counter()
+        losses = self._compute(layers)
+        seconds = time.perf_counter() - start
+        finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
+        return Evaluation(finite, seconds)
+
+    def _keep(self, found: Mapping[frozenset[int], Evaluation]) -> None:
+        self._known.update(found)
+        self.computed += len(found)
+        self._unwritten = True
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self.flush()
 
     def __enter__(self) -> EvaluationJournal:
         """Return the journal; no file is opened, since it is written as a whole."""
@@ -160,7 +164,8 @@ class EvaluationJournal:
         write_json(self._path, content)
         self._written, self._unwritten = time.monotonic(), False
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> dict[frozenset[int], Evaluation]:
+        known = {}
         content = read_json(path, SCHEMA)
         check_key(path, content.get("key"), self._key)
         try:
@@ -169,12 +174,13 @@ class EvaluationJournal:
                 if not losses:
                     raise ValueError("an evaluation has no losses")
                 layers = frozenset(map(int, entry["removed"]))
-                self._known[layers] = Evaluation(losses, float(entry["seconds"]))
+                known[layers] = Evaluation(losses, float(entry["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
                 f"{path}: must hold finished evaluations, but is damaged: "
                 f"{type(error).__name__}: {error}"
             ) from None
+        return known
 
 
 def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:

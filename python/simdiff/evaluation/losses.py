@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.io.progress import track
+from simdiff.io import ranks
 from simdiff.models.running import in_evaluation
 from simdiff.models.windows import check_windows
 
@@ -30,11 +30,9 @@ def window_losses(
         description: text of the progress bar; None shows none.
     """
     check_windows(model, [windows], "perplexity")
+    ranks.agree("what is evaluated", {"tokens": windows.cpu().numpy().tobytes()})
     # Windows are read one at a time, since the logits are the largest tensor of a run.
-    parts = windows.split(1)
-    return [
-        window_loss(model, ids) for ids in (track(parts, description) if description else parts)
-    ]
+    return ranks.shared(lambda ids: window_loss(model, ids), windows.split(1), description)
 
 
 def window_loss(model: PreTrainedModel, ids: Tensor) -> float:

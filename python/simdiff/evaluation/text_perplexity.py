@@ -17,7 +17,7 @@ from simdiff.data.text import adds_bos, column_of, text_tokens, too_short
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
-from simdiff.io.progress import track
+from simdiff.io import ranks
 from simdiff.models.running import in_evaluation
 from simdiff.models.windows import check_windows
 
@@ -213,16 +213,18 @@ def window_sums(
     """For each window, the negative log-likelihood summed in float64, and the number of tokens."""
     check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
     device = model.get_input_embeddings().weight.device
-    sums = []
-    for window in track(text.windows, description):
+    ranks.agree("the text that is evaluated", {"text": text.identity})
+
+    def summed(window: TextWindow) -> tuple[float, int]:
         ids = text.tokens[window.start : window.end]
         if text.bos_token is not None:
             ids = torch.cat([ids.new_tensor([text.bos_token]), ids])
         count = window.end - window.first
         logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
         losses = losses_of_logits(logits[-count - 1 : -1], ids[-count:])
-        sums.append((float(losses.double().sum()), count))
-    return sums
+        return float(losses.double().sum()), count
+
+    return ranks.shared(summed, text.windows, description)
 
 
 def joined_windows(sums: Sequence[tuple[float, int]], length: int) -> list[tuple[float, int]]:

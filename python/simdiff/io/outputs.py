@@ -1,4 +1,8 @@
-"""Output files and directories that appear whole or not at all, and locks on directories."""
+"""Output files and directories that appear whole or not at all, and locks on directories.
+
+Of several processes that share a job (`simdiff.io.ranks`) process 0 alone checks, locks and writes;
+what it refuses is refused in all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 
 # Every directory that the toolkit writes holds one of these two files. Only a directory with one of
 # them is overwritten.
@@ -29,6 +34,10 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         SimdiffError: the output exists and may not be replaced, or the toolkit did not write it; it
             is a symbolic link; its parent does not exist or may not be written to.
     """
+    ranks.first(lambda: _check_new_path(path, overwrite))
+
+
+def _check_new_path(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise SimdiffError(
             f"output {path}: its parent directory must exist, {path.parent} does not"
@@ -83,9 +92,13 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     Raises:
         SimdiffError: see `check_new_path`; also when a directory has that name.
     """
+    ranks.first(lambda: _check_new_file(path, overwrite))
+
+
+def _check_new_file(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise SimdiffError(f"output {path} must be a file, but is a directory")
-    check_new_path(path, overwrite)
+    _check_new_path(path, overwrite)
 
 
 @contextlib.contextmanager
@@ -101,18 +114,32 @@ def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         SimdiffError: see `check_new_path`.
     """
     path = path.absolute()
-    check_new_path(path, overwrite)
-    remove_leftovers(path)
-    scratch, lock = _locked_directory(path)
+    scratch, lock = ranks.first(lambda: _begin_directory(path, overwrite))
+    if not ranks.writes():
+        yield scratch  # what process 0 writes there may be read
+        ranks.gather(None)
+        ranks.first(lambda: None)
+        return
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _sync_tree(scratch)
-        _replace_directory(scratch, path, overwrite)
-        _sync(path.parent)
+        ranks.gather(None)  # all have come so far
+        ranks.first(lambda: _end_directory(scratch, path, overwrite))
     finally:
         _discard(scratch)
         os.close(lock)
+
+
+def _begin_directory(path: Path, overwrite: bool) -> tuple[Path, int]:
+    _check_new_path(path, overwrite)
+    remove_leftovers(path)
+    return _locked_directory(path)
+
+
+def _end_directory(scratch: Path, path: Path, overwrite: bool) -> None:
+    scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    _sync_tree(scratch)
+    _replace_directory(scratch, path, overwrite)
+    _sync(path.parent)
 
 
 def remove_leftovers(path: Path) -> list[Path]:
@@ -202,7 +229,7 @@ def _umask() -> int:
 
 
 def _replace_directory(scratch: Path, path: Path, overwrite: bool) -> None:
-    check_new_path(path, overwrite)  # somebody may have made it in the meantime
+    _check_new_path(path, overwrite)  # somebody may have made it in the meantime
     if not path.exists():
         scratch.rename(path)
     elif not _exchange(scratch, path):
@@ -242,7 +269,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         SimdiffError: see `check_new_file`; or the file cannot be written.
     """
     path = path.absolute()
-    check_new_file(path, overwrite)
+    _check_new_file(path, overwrite)
     scratch = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
@@ -251,7 +278,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
-        check_new_file(path, overwrite)  # somebody may have made it in the meantime
+        _check_new_file(path, overwrite)  # somebody may have made it in the meantime
         os.replace(scratch, path)
     except OSError as error:
         raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
@@ -272,6 +299,15 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
     Raises:
         SimdiffError: another process holds the lock, or the directory cannot be made.
     """
+    lock = ranks.first(lambda: _hold(directory, purpose))
+    try:
+        yield
+    finally:
+        if ranks.writes():
+            os.close(lock)
+
+
+def _hold(directory: Path, purpose: str) -> int:
     try:
         directory.mkdir(exist_ok=True)
     except OSError as error:
@@ -284,14 +320,13 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
             f"{directory} must be used by one {purpose} at a time, and another one runs (or the "
             "file system has no locks, and earlier work is there)"
         )
-    try:
-        yield
-    finally:
-        os.close(lock)
+    return lock
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or absent."""
+    """Write a file that is either complete or absent; process 0 alone writes."""
+    if not ranks.writes():
+        return
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
         with os.fdopen(handle, "wb") as file:

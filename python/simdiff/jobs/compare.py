@@ -7,6 +7,7 @@ from pathlib import Path
 from simdiff.comparison.compare import ComparisonOptions, compare, remove_journal
 from simdiff.comparison.results import Comparison
 from simdiff.data.text_options import TextOptions, both_parts
+from simdiff.io import ranks
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.loading import load_model
@@ -45,7 +46,7 @@ def run_comparison(
     text.check(held_out_source)
     journal = directory.with_name(directory.name + ".journal")
     if restart:
-        remove_journal(journal)
+        ranks.first(lambda: remove_journal(journal))
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     options.counts(len(find_decoder_layers(model)))
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
@@ -54,8 +55,12 @@ def run_comparison(
     )
     with new_directory(directory, overwrite) as scratch:
         write_config(scratch, config)
-        comparison.save(scratch)
-        with step("write the report"):
-            write_comparison(scratch, comparison)
-    remove_journal(journal)
+        ranks.first(lambda: _write(comparison, scratch))
+    ranks.first(lambda: remove_journal(journal))
     return comparison
+
+
+def _write(comparison: Comparison, directory: Path) -> None:
+    comparison.save(directory)
+    with step("write the report"):
+        write_comparison(directory, comparison)

@@ -16,6 +16,7 @@ from simdiff.data.text_options import TextOptions, held_out_windows
 from simdiff.errors import SurgeryError
 from simdiff.evaluation.generation import generate
 from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io import ranks
 from simdiff.io.json_files import header, write_json
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
@@ -87,7 +88,7 @@ def run(
     text.check(held_out_source)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     num_remove = plan.count(model_identity(model, name))
-    check_room(directory, model, num_remove)
+    ranks.first(lambda: check_room(directory, model, num_remove))
     held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
     check_windows(model, [held_out.tokens], "run")
     scores, calibration = calibrate(
@@ -99,8 +100,9 @@ def run(
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
-        (scratch / "model").mkdir()
-        _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
+        ranks.first(
+            lambda: _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
+        )
         dense, pruned = _measure_dense(model, chosen, held_out)
         del model
         gc.collect()
@@ -121,10 +123,8 @@ def run(
             else [],
         }
         write_json(scratch / "results.json", results)
-        write_card(scratch / "model", chosen, name, scores, results)
-        with step("write the report"):
-            write_report(scratch, scores, chosen, results)
-    journal.unlink(missing_ok=True)
+        ranks.first(lambda: _write_words(scratch, name, scores, chosen, results))
+    ranks.first(lambda: journal.unlink(missing_ok=True))
     return RunOutcome(directory, scores, chosen, results)
 
 
@@ -137,6 +137,7 @@ def _write_model(
     directory: Path,
 ) -> None:
     """From the model's own files where they can be cut, from memory otherwise."""
+    directory.mkdir()
     source = files_of(name, dtype)
     try:
         cut = None if source is None else cut_checkpoint(source, plan)
@@ -148,13 +149,28 @@ def _write_model(
         write_cut(cut, directory)
 
 
+def _write_words(
+    directory: Path,
+    name: str,
+    scores: LayerScores,
+    plan: PruningPlan,
+    results: dict[str, Any],
+) -> None:
+    """The model card and the report."""
+    write_card(directory / "model", plan, name, scores, results)
+    with step("write the report"):
+        write_report(directory, scores, plan, results)
+
+
 def _measure_dense(
     model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Quality of the dense model, and the speed of both, interleaved on the same weights."""
     quality = perplexity(model, held_out.tokens, description="perplexity, dense")
-    pruned = sharing_copy(model, plan.removed)
-    speed = measure_speed(model, pruned, prompt_length=min(128, held_out.tokens.shape[1]))
+    length = min(128, held_out.tokens.shape[1])
+    speed = ranks.first(
+        lambda: measure_speed(model, sharing_copy(model, plan.removed), prompt_length=length)
+    )
     dense = asdict(quality) | {
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "speed": asdict(speed["dense"]),
@@ -172,7 +188,7 @@ def _measure_pruned(
     quality = asdict(perplexity(model, held_out.tokens, description="perplexity, pruned"))
     del quality["num_tokens"]
     with step("generate"):
-        sample = generate(model, tokenizer, PROMPT)
+        sample = ranks.first(lambda: generate(model, tokenizer, PROMPT))
     return quality | {
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "generation": asdict(sample),

@@ -20,9 +20,11 @@ from transformers.utils import cached_file
 
 from simdiff.data.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.io.progress import step
 from simdiff.models.classes import auto_class
 from simdiff.models.config import quantization
+from simdiff.models.devices import own_device, own_memory
 from simdiff.models.files import ADAPTER_USE, GGUF_USE, check_kind, check_weights, read_config
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
@@ -61,14 +63,15 @@ def load_model(
         name: a local directory, a hub name, or "demo".
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs; None takes the GPU
-            if there is one.
+            if there is one. Of several processes on a machine each takes a GPU of its own, and with
+            "auto" its share of them.
         description: text of the progress line.
 
     Raises:
         SimdiffError: the model or the device does not exist, it is no causal or vision-language
             model of stock transformers, its files are not all of it, or its format cannot run here.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_device(device)
     what = f"model {name!r}"
     with step(description or f"load {name}"), quietly():
@@ -108,7 +111,9 @@ def stock_model(
     what = what or str(path)
     auto = auto_class(config, what)
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    options: dict[str, Any] = {}
+    if device == "auto":
+        options = {"device_map": "auto", "max_memory": own_memory()}
     packed = quantization(config)
     if packed and device != "auto":  # its weights are placed as they are unpacked
         options = {"device_map": {"": device}}
@@ -158,6 +163,7 @@ def find_model(name: str) -> tuple[str, Path]:
         SimdiffError: there is no such directory or file, and the hub lacks it or is not reached.
     """
     if name == DEMO:
+        ranks.first(demo_model)  # converted on first use
         directory = demo_model()
         return str(directory), directory
     path = Path(name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.blocks import BlockCosts
 from simdiff.planning.bypass import BypassEvaluator
@@ -70,7 +71,8 @@ def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
                 pass
         except SurgeryError:
             return None
-        return evaluator.token_losses(plan, window)
+        # Each plan depends on the losses of those before it: process 0 reads them alone.
+        return ranks.first(lambda: evaluator.token_losses(plan, window).cpu())
 
     return losses
 

@@ -16,6 +16,7 @@ from simdiff.planning.alpha_sweep import sweep_alpha, sweep_plan
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.names import GREEDY, ONE_SHOT, SWEPT
 from simdiff.planning.perplexity_search import (
+    Ahead,
     Evaluate,
     greedy_plan,
     greedy_search,
@@ -35,6 +36,7 @@ def searched_plan(
     evaluate: Evaluate,
     rebase: Callable[[frozenset[int]], None],
     protect: Collection[int] = (),
+    ahead: Ahead | None = None,
 ) -> tuple[PruningPlan, dict[str, Any] | None]:
     """Make the plan of a search or a sweep; return it and the sweep's curve over alpha, or None.
 
@@ -46,12 +48,13 @@ def searched_plan(
         rebase: called before every step with the layers removed so far, see
             `BypassEvaluator.rebase`.
         protect: layers that stay.
+        ahead: is told what will be evaluated, many sets of layers at once.
 
     Raises:
         SimdiffError: the selection is impossible, or there is no finite perplexity.
     """
     if criterion == GREEDY:
-        steps = greedy_search(evaluate, scores.num_layers, num_remove, protect, rebase)
+        steps = greedy_search(evaluate, scores.num_layers, num_remove, protect, rebase, ahead)
         plan = greedy_plan(
             steps,
             num_remove,
@@ -63,7 +66,7 @@ def searched_plan(
         return plan, None
     rebase(frozenset())
     if criterion == ONE_SHOT:
-        step = one_shot_search(evaluate, scores.num_layers, num_remove, protect)
+        step = one_shot_search(evaluate, scores.num_layers, num_remove, protect, ahead)
         ranked = one_shot_importance(step, scores.num_layers)
         return with_exclusions(select(scores, ranked, num_remove, protect), [step]), None
     sweep = sweep_alpha(
@@ -72,6 +75,7 @@ def searched_plan(
         num_remove,
         lambda gone: evaluate(frozenset(gone)).perplexity,
         protect,
+        ahead,
     )
     return sweep_plan(scores, sweep, protect), sweep.to_dict()
 
@@ -106,7 +110,9 @@ def search_plan(
     evaluator = BypassEvaluator(model, windows)
     key = evaluation_key(model, windows, scores.calibration)
     with EvaluationJournal(key, journal, evaluator.losses) as evaluate:
-        plan, _ = searched_plan(scores, criterion, num_remove, evaluate, evaluator.rebase, protect)
+        plan, _ = searched_plan(
+            scores, criterion, num_remove, evaluate, evaluator.rebase, protect, evaluate.ahead
+        )
     note = f"evaluated on the first {len(windows)} windows of the calibration text"
     options = {} if criterion in SWEPT else {"evaluation-windows": len(windows)}
     return replace(plan, notes=(*plan.notes, note), options={**plan.options, **options})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.io.progress import track
-from simdiff.models.identity import model_identity
+from simdiff.models.identity import model_identity, weights_digest
 from simdiff.models.running import in_evaluation
 from simdiff.models.structure import decoder_body, find_decoder_layers
 from simdiff.models.windows import check_windows
@@ -125,7 +127,7 @@ class CalibrationPass:
                 f"{skip_leading}"
             )
         self._layers = find_decoder_layers(model)
-        group_size = -(-num_sequences // groups)
+        self._group_size = group_size = -(-num_sequences // groups)
         self._running = RunningGroups(
             len(self._layers),
             -(-num_sequences // group_size),
@@ -161,14 +163,64 @@ class CalibrationPass:
                 + ", got all tokens masked"
             )
         inputs = [part for batch in inputs for part in self._parts(batch)]
+        self._agree(inputs)
+        first = self._num_sequences
         self._ids += [batch["input_ids"] for batch in inputs]
+        mine = shared_batches(list(map(_num_rows, inputs)), first, self._group_size)
+        if ranks.size() == 1:
+            self._run(inputs, mine, first, description)
+            return
+        self._running.put(
+            ranks.all_of(
+                lambda: self._running.part(self._run(inputs, mine, first, description))
+            )
+        )
+
+    def _run(
+        self, inputs: Sequence[dict[str, Tensor]], mine: range, first: int, description: str | None
+    ) -> range:
+        """Run this process's batches and pass by those of others; the sequences that it has run."""
+        running, batches = self._running, inputs[mine.start : mine.stop]
+        for batch in inputs[: mine.start]:
+            running.skip(token_mask(batch))
         feed_forward(
             self._model,
             self._layers.modules,
-            self._running,
-            inputs if description is None else track(inputs, description),
-            self._running.blocks,
+            running,
+            batches if description is None else track(batches, description),
+            running.blocks,
         )
+        for batch in inputs[mine.stop :]:
+            running.skip(token_mask(batch))
+        first += sum(map(_num_rows, inputs[: mine.start]))
+        return range(first, first + sum(map(_num_rows, batches)))
+
+    def _agree(self, inputs: Sequence[dict[str, Tensor]]) -> None:
+        """Refuse processes that would score something else.
+
+        Raises:
+            SimdiffError: names what differs.
+        """
+        if ranks.size() == 1:
+            return
+        tokens = hashlib.sha256()
+        for batch in inputs:
+            for name in sorted(batch):
+                tokens.update(f"{name} {tuple(batch[name].shape)}".encode())
+                tokens.update(batch[name].cpu().numpy().tobytes())
+        model = {key: value for key, value in self._identity.items() if key != "name"}
+        ranks.agree(
+            "what is scored",
+            {
+                "model": {**model, "weights": weights_digest(self._model)},
+                "tokens": tokens.hexdigest(),
+                "options": {**self._provenance, "group_size": self._group_size},
+            },
+        )
+
+    @property
+    def _num_sequences(self) -> int:
+        return sum(map(len, self._ids))
 
     def _parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Divide a batch into parts whose hidden states fit into `max_state_bytes`."""
@@ -211,6 +263,28 @@ class CalibrationPass:
                 metric_tables(leading, ids),
             ),
         )
+
+
+def _num_rows(batch: Mapping[str, Tensor]) -> int:
+    return len(batch["input_ids"])
+
+
+def shared_batches(rows: Sequence[int], first: int, group_size: int) -> range:
+    """The batches that this process runs: whole groups, so that no state is made by two processes.
+
+    Args:
+        rows: number of sequences in each batch.
+        first: number of sequences before them.
+        group_size: number of consecutive sequences in a group.
+    """
+    ends, seen = [], first
+    for index, count in enumerate(rows, 1):
+        seen += count
+        if seen % group_size == 0 or index == len(rows):
+            ends.append(index)
+    runs = ranks.part(len(ends))
+    borders = [0, *ends]
+    return range(borders[runs.start], borders[runs.stop])
 
 
 @in_evaluation
