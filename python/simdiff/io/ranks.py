@@ -11,6 +11,7 @@ raised in all of them, so that all take the same decisions. Process 0 alone prin
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import hashlib
@@ -116,10 +117,11 @@ def joined() -> Iterator[None]:
 
     from simdiff.io.progress import silent  # here: commands that print help do not wait for it
 
-    own = not distributed.is_initialized()
     try:
-        if own:
+        if not distributed.is_initialized():
             distributed.init_process_group(_backend(), timeout=_START)
+            # Not at the end of the with block: a second one must not meet the first in others.
+            atexit.register(_leave)
         _group = distributed.new_group(backend="gloo", timeout=_WAIT)
         _failures = distributed.new_group(backend="gloo", timeout=_TOGETHER)
     except (RuntimeError, ValueError) as error:
@@ -133,9 +135,16 @@ def joined() -> Iterator[None]:
             agree("the processes", _versions())
             yield
     finally:
-        _group = _failures = None
-        if own:
-            distributed.destroy_process_group()
+        mine, _group, _failures = (_group, _failures), None, None
+        for group in mine:
+            distributed.destroy_process_group(group)
+
+
+def _leave() -> None:
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _backend() -> str:
