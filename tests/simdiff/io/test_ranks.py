@@ -99,3 +99,128 @@ def test_every_number_of_processes_gives_the_same_bits(
     assert len(names) == 7
     for name in names:
         assert without_time(several / name) == without_time(one / name), name
+
+
+def failing(
+    folder: Path, model: Path, text: Path, prepare: Callable[[int], list[object] | None]
+) -> list[Ended]:
+    """A calibration pass in two processes that must leave nothing; `prepare` spoils one of them."""
+    (folder / "out").mkdir()
+
+    def body(rank: int) -> int:
+        more = prepare(rank) or ["--num-windows", 6]
+        output = ["-o", folder / "out" / "scores.json"]
+        words = ["score", model, "--text", text, *SMALL, *more, *output]
+        return cli.main(list(map(str, words)))
+
+    start = time.monotonic()
+    ended = run(folder / "processes", 2, body)
+    assert time.monotonic() - start < 30
+    assert not list((folder / "out").iterdir())
+    return ended
+
+
+def test_other_text_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        words = "\n\n".join(" ".join(f"w{k + rank}" for k in range(20)) for _ in range(20))
+        (tmp_path / str(rank) / "text.txt").write_text(words)
+    ended = failing(
+        tmp_path, tiny_checkpoint, Path("text.txt"), lambda rank: os.chdir(tmp_path / str(rank))
+    )
+    assert [end.code for end in ended] == [2, 2]
+    message = "what is scored must be the same in all processes, got other tokens ("
+    assert message in ended[0].errors
+    assert not ended[1].errors
+
+
+def test_other_options_and_versions_are_refused(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    ended = failing(
+        tmp_path, tiny_checkpoint, tiny_text, lambda rank: ["--num-windows", 4 + rank]
+    )
+    assert [end.code for end in ended] == [2, 2]
+    assert "got other --num-windows (4 in process 0, 5 in process 1)" in ended[0].errors
+    assert not ended[1].errors
+
+    def body(rank: int) -> int:
+        ranks._versions = lambda: {"torch": f"2.{rank}"}  # type: ignore[assignment]
+        return cli.main(["score", str(tiny_checkpoint), "--text", str(tiny_text), "-o", "x.json"])
+
+    ended = run(tmp_path / "versions", 2, body)
+    assert [end.code for end in ended] == [2, 2]
+    assert "got other torch (2.0 in process 0, 2.1 in process 1)" in ended[0].errors
+
+
+@pytest.mark.parametrize("dies", ["killed", "raises"])
+def test_a_process_that_dies_ends_all(
+    dies: str, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    def spoil(rank: int) -> None:
+        from transformers import LlamaModel
+
+        def forward(*_: object, **__: object) -> None:
+            if dies == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("out of memory, say")
+
+        if rank == 1:
+            LlamaModel.forward = forward  # type: ignore[method-assign]
+
+    ended = failing(tmp_path, tiny_checkpoint, tiny_text, spoil)
+    if dies == "killed":
+        assert [end.code for end in ended] == [1, -signal.SIGKILL]
+        assert "error: another process has ended" in ended[0].errors
+    else:
+        assert ended[0].code == 1 and ended[1].code != 0
+        assert "error: process 1: RuntimeError: out of memory, say" in ended[0].errors
+        assert "out of memory, say" in ended[1].errors
+
+
+def test_errors_of_all_and_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    ended = failing(tmp_path, tiny_checkpoint, tmp_path / "missing.txt", lambda rank: None)
+    assert [end.code for end in ended] == [2, 2]
+    assert "missing.txt" in ended[0].errors
+    assert not ended[1].errors
+
+    def body(rank: int) -> int:
+        def refuse() -> None:
+            raise SurgeryError("not this one")
+
+        def odd(item: int) -> int:
+            if item == 6:
+                raise KeyError(item)
+            return 10 * item
+
+        with ranks.joined():
+            assert (ranks.rank(), ranks.size(), ranks.local()) == (rank, 3, (rank, 3))
+            assert ranks.shared(lambda item: 10 * item, range(7)) == list(range(0, 70, 10))
+            assert ranks.shared(lambda item: item, range(1)) == [0]
+            assert ranks.first(lambda: os.getpid()) == ranks.gather(os.getpid())[0]
+            assert ranks.all_of(lambda: (ranks.rank(), ranks.size())) == [(0, 1)] * 3
+            with pytest.raises(SurgeryError, match="not this one"):
+                ranks.first(refuse)
+            kind = KeyError if rank == 2 else ranks.ElsewhereError
+            with pytest.raises(kind, match="6"):
+                ranks.shared(odd, range(7))
+            with pytest.raises(SimdiffError, match=r"other a\.b \(0 in process 0, 1 in process 1"):
+                ranks.agree("they", {"a": {"b": rank, "c": 0}})
+            assert ranks.writes() == (rank == 0)
+        return 0
+
+    ended = run(tmp_path / "three", 3, body)
+    assert [end.code for end in ended] == [0, 0, 0], ended
+
+
+def test_one_process_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ranks.joined():
+        assert (ranks.rank(), ranks.size(), ranks.writes(), ranks.local()) == (0, 1, True, (0, 1))
+        assert ranks.shared(lambda item: -item, [1, 2]) == [-1, -2]
+        assert ranks.part(5) == range(5)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    assert ranks.announced() == (0, 1)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SimdiffError, match="RANK must be a number below WORLD_SIZE"):
+        ranks.announced()
