@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simdiff.evaluation.quality import Quality
     from simdiff.evaluation.tasks import TaskOptions
     from simdiff.jobs.stability import ScoringOptions
+    from simdiff.jobs.states import score_states
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
@@ -40,6 +41,7 @@ _HOMES = {
     "prune": "simdiff.api",
     "recover": "simdiff.api",
     "score": "simdiff.api",
+    "score_states": "simdiff.jobs.states",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "prune",
     "recover",
     "score",
+    "score_states",
 ]
 
 

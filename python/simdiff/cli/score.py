@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simdiff.cli.options import (
     add_amount,
@@ -14,7 +16,11 @@ from simdiff.cli.options import (
     show,
     text_options,
 )
-from simdiff.cli.parsing import CommandParser
+from simdiff.cli.parsing import CommandParser, rare
+from simdiff.errors import SimdiffError
+
+if TYPE_CHECKING:
+    from simdiff.scoring.scores import LayerScores
 
 TEXT = "Score every layer on calibration text; write scores.json."
 SHARED = True
@@ -30,6 +36,15 @@ def add(sub: CommandParser) -> None:
         action="store_true",
         help="also score the attention and the MLP of every layer, for `simdiff plan --unit`",
     )
+    rare(
+        sub.group("calibration"),
+        "--states",
+        type=Path,
+        metavar="DIR",
+        help="score hidden states that were saved elsewhere, in place of a text: a .safetensors "
+        "file for each prompt with hidden_states (tokens, layers + 1, hidden_size) and token_ids, "
+        "as vLLM writes them; of MODEL only the config is read",
+    )
     stable = "the plan that has to be stable, with --calibrate-until-stable"
     sub.group(stable, "Of the default criterion; `simdiff run` takes any other.")
     add_amount(sub, stable)
@@ -43,10 +58,10 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.models.loading import load_model
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
-    from simdiff.report.terminal.sublayers import sublayers_table
-    from simdiff.report.terminal.tables import leading_table, scores_table
 
     check_new_file(arguments.output.absolute(), arguments.overwrite)
+    if arguments.states is not None:
+        return _of_states(arguments)
     scoring = scoring_options(arguments)
     plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
     text = text_options(arguments)
@@ -61,6 +76,38 @@ def run(arguments: argparse.Namespace) -> None:
         scoring=scoring,
         batch_size=arguments.batch_size,
     )
+    _show(arguments, scores)
+
+
+def _of_states(arguments: argparse.Namespace) -> None:
+    """From saved states; what needs the text or the model itself is refused."""
+    from simdiff.jobs.states import score_states
+
+    needed = {
+        "--text": arguments.text is not None,
+        "--sublayers": arguments.sublayers,
+        "--calibrate-until-stable": arguments.calibrate_until_stable,
+    }
+    if any(needed.values()):
+        raise SimdiffError(
+            "--states has the states that entered and left whole layers, and no text: not with "
+            + ", ".join(option for option, given in needed.items() if given)
+        )
+    scores = score_states(
+        arguments.model,
+        arguments.states,
+        device=arguments.device,
+        groups=arguments.groups,
+        skip_leading=arguments.skip_leading,
+    )
+    _show(arguments, scores)
+
+
+def _show(arguments: argparse.Namespace, scores: LayerScores) -> None:
+    """Write scores and print them."""
+    from simdiff.report.terminal.sublayers import sublayers_table
+    from simdiff.report.terminal.tables import leading_table, scores_table
+
     scores.save(arguments.output)
     notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
     tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]

@@ -241,28 +241,47 @@ class CalibrationPass:
         Raises:
             simdiff_kernels.NonFiniteError: a hidden state contains NaN or Inf.
         """
-        running, ids = self._running, self._ids
-        summary = running.finish()
-        sequences = SequenceScores.from_groups(running.group_scores())
-        blocks, angles = running.finish_blocks()
-        leading = running.finish_leading()
-        return LayerScores(
-            metrics=metric_tables(summary, ids, sequences),
-            blocks=blocks,
-            last_token_angles=angles,
-            num_tokens=int(summary.num_tokens[0]),
+        return scores_of(
+            self._running,
+            self._ids,
             model=self._identity,
             calibration=self._calibration | dict(calibration or {}),
             provenance=self._provenance,
-            sequences=sequences,
-            leading=None
-            if leading is None
-            else LeadingScores(
-                running.skip_leading,
-                int(leading.num_tokens[0]),
-                metric_tables(leading, ids),
-            ),
         )
+
+
+def scores_of(
+    running: RunningGroups, ids: Sequence[Tensor], *, sequences: bool = True, **record: Any
+) -> LayerScores:
+    """The scores of all tokens that running states have seen.
+
+    Args:
+        running: the states.
+        ids: token ids `(batch, sequence)` of each batch.
+        sequences: whether tokens are in rows of sequences: then they are kept apart, and have last
+            tokens.
+        record: `model`, `calibration` and `provenance`, for the record.
+
+    Raises:
+        simdiff_kernels.NonFiniteError: a hidden state contains NaN or Inf.
+    """
+    summary = running.finish()
+    apart = SequenceScores.from_groups(running.group_scores()) if sequences else None
+    blocks, angles = running.finish_blocks()
+    leading = running.finish_leading()
+    return LayerScores(
+        metrics=metric_tables(summary, ids, apart),
+        blocks=blocks,
+        last_token_angles=angles if sequences else None,
+        num_tokens=int(summary.num_tokens[0]),
+        sequences=apart,
+        leading=None
+        if leading is None
+        else LeadingScores(
+            running.skip_leading, int(leading.num_tokens[0]), metric_tables(leading, ids)
+        ),
+        **record,
+    )
 
 
 def _num_rows(batch: Mapping[str, Tensor]) -> int:
