@@ -63,6 +63,7 @@ ROOMS = (
     "provenance",
     "report",
     "jobs",
+    "engines",
     "api",
     "cli",
 )

@@ -333,7 +333,9 @@ def _without_errors(
         if own is not None and number == rank():
             raise _shared(own) if kind else own
         kinds = {"SimdiffError": SimdiffError, "SurgeryError": SurgeryError}
-        raise _shared(kinds.get(kind, ElsewhereError)(text if kind else f"process {number}: {text}"))
+        raise _shared(
+            kinds.get(kind, ElsewhereError)(text if kind else f"process {number}: {text}")
+        )
     return found
 
 

@@ -100,9 +100,7 @@ def run(
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
-        ranks.first(
-            lambda: _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
-        )
+        ranks.first(lambda: _write_model(name, dtype, model, tokenizer, chosen, scratch / "model"))
         dense, pruned = _measure_dense(model, chosen, held_out)
         del model
         gc.collect()

@@ -171,9 +171,7 @@ class CalibrationPass:
             self._run(inputs, mine, first, description)
             return
         self._running.put(
-            ranks.all_of(
-                lambda: self._running.part(self._run(inputs, mine, first, description))
-            )
+            ranks.all_of(lambda: self._running.part(self._run(inputs, mine, first, description)))
         )
 
     def _run(

@@ -137,9 +137,7 @@ def test_other_text_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_other_options_and_versions_are_refused(
     tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
 ) -> None:
-    ended = failing(
-        tmp_path, tiny_checkpoint, tiny_text, lambda rank: ["--num-windows", 4 + rank]
-    )
+    ended = failing(tmp_path, tiny_checkpoint, tiny_text, lambda rank: ["--num-windows", 4 + rank])
     assert [end.code for end in ended] == [2, 2]
     assert "got other --num-windows (4 in process 0, 5 in process 1)" in ended[0].errors
     assert not ended[1].errors
@@ -173,7 +171,8 @@ def test_a_process_that_dies_ends_all(
         assert [end.code for end in ended] == [1, -signal.SIGKILL]
         assert "error: another process has ended" in ended[0].errors
     else:
-        assert ended[0].code == 1 and ended[1].code != 0
+        assert ended[0].code == 1
+        assert ended[1].code != 0
         assert "error: process 1: RuntimeError: out of memory, say" in ended[0].errors
         assert "out of memory, say" in ended[1].errors
 

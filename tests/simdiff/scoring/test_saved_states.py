@@ -69,7 +69,8 @@ def test_the_same_bits_as_hooks(tiny: PreTrainedModel, tmp_path: Path) -> None:
         found = simdiff.score_states(tiny, tmp_path / "states", progress=False, **options)
         wanted = score(tiny, batches, name="", progress=False, **options)
         assert numbers(found) == numbers(wanted)
-        assert found.blocks is not None and found.sequences is not None
+        assert found.blocks is not None
+        assert found.sequences is not None
         assert found.last_token_angles is not None
 
 
