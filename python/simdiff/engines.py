@@ -2,8 +2,8 @@
 
 Both engines pass two tensors from layer to layer, whose sum is the hidden state, and all tokens of
 a forward in one row without padding. A layer writes over what enters it, so that states are taken
-before each layer and before the final norm: L + 1 of them, which is what `RunningGroups` takes. They
-stay on the device; what is written is the file of scores.
+before each layer and before the final norm: L + 1 of them, which is what `RunningGroups` takes.
+They stay on the device; what is written is the file of scores.
 
 Every token that passes counts, those of a warm-up too. The engine must run without CUDA graphs,
 without prefix caching and without pipeline parallelism. Sequences cannot be told apart: the scores

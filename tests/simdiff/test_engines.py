@@ -146,8 +146,8 @@ def test_sglang(llama: PreTrainedModel, tiny_checkpoint: Path, tmp_path: Path) -
     first, second = batches()
     engine(first)
     assert simdiff.LayerScores.load(output).num_tokens == len(first)
+    handle = engine.model.layers[3].register_forward_pre_hook(fail)
     with pytest.raises(AssertionError):  # a forward that ends in a layer is forgotten
-        handle = engine.model.layers[3].register_forward_pre_hook(fail)
         engine(second)
     handle.remove()
     engine(second)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def run(
     text.check(held_out_source)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     num_remove = plan.count(model_identity(model, name))
-    ranks.first(lambda: check_room(directory, model, num_remove))
+    ranks.first(partial(check_room, directory, model, num_remove))
     held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
     check_windows(model, [held_out.tokens], "run")
     scores, calibration = calibrate(
@@ -100,7 +101,7 @@ def run(
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
-        ranks.first(lambda: _write_model(name, dtype, model, tokenizer, chosen, scratch / "model"))
+        ranks.first(partial(_write_model, name, dtype, model, tokenizer, chosen, scratch / "model"))
         dense, pruned = _measure_dense(model, chosen, held_out)
         del model
         gc.collect()

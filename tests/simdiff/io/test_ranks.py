@@ -1,4 +1,4 @@
-"""Processes that share a job: the same bits as one process, the same errors, no output by halves."""
+"""Processes that share a job: the same bits as one, the same errors, no output by halves."""
 
 from __future__ import annotations
 
