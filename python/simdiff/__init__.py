@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Quality
     from simdiff.evaluation.tasks import TaskOptions
+    from simdiff.io.ranks import processes
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.jobs.states import score_states
     from simdiff.planning.budget import Budget
@@ -38,6 +39,7 @@ _HOMES = {
     "TextOptions": "simdiff.data.text_options",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
+    "processes": "simdiff.io.ranks",
     "prune": "simdiff.api",
     "recover": "simdiff.api",
     "score": "simdiff.api",
@@ -58,6 +60,7 @@ __all__ = [
     "TextOptions",
     "evaluate",
     "plan",
+    "processes",
     "prune",
     "recover",
     "score",

@@ -197,7 +197,7 @@ def vllm_scores(model: nn.Module) -> dict[str, Any]:
     scores = getattr(model, _SCORES, None)
     if scores is None:
         raise SimdiffError("vllm_scores: vllm_hooks must have been applied to the model")
-    return scores.scores().to_dict()  # type: ignore[no-any-return]
+    return scores.scores().to_dict()
 
 
 def _layers_and_norm(model: nn.Module, scores: EngineScores) -> list[nn.Module]:

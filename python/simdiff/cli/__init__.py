@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return module.run(arguments) or 0
         _load_libraries()
         _set_threads(getattr(arguments, "threads", None))
-        with _notes_shown(), ranks.joined():
+        with _notes_shown(), ranks.processes():
             try:
                 return _shared(module, arguments)
             except (SimdiffError, ValueError, ranks.ElsewhereError) as error:

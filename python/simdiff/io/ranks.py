@@ -1,6 +1,6 @@
 """Several processes that share one job, as `torchrun` and `accelerate launch` start them.
 
-Both set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; `joined` then connects the processes by
+Both set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; `processes` then connects the processes by
 torch.distributed. What they exchange are Python objects in the main memory (gloo): running states,
 losses, errors. Everything here is a no-op in a single process.
 
@@ -16,6 +16,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ _WAIT = datetime.timedelta(days=1)
 _TOGETHER = datetime.timedelta(seconds=3)
 
 _group: Any = None
+_local = 0, 1
 _failures: Any = None
 _alone = 0
 
@@ -89,17 +91,11 @@ def _number() -> int:
 
 def local() -> tuple[int, int]:
     """The number of this process on its machine, and how many run there."""
-    if _group is None:
-        return 0, 1
-    number, count = announced()
-    return (
-        int(os.environ.get("LOCAL_RANK", number)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", count)),
-    )
+    return _local
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def processes() -> Iterator[None]:
     """Share the work inside the with block among the processes that were started with this one.
 
     Without a launcher's variables, or with one process, nothing changes. Where torch.distributed
@@ -108,7 +104,7 @@ def joined() -> Iterator[None]:
     Raises:
         SimdiffError: the processes cannot be reached, or run different versions.
     """
-    global _group, _failures
+    global _group, _failures, _local
     number, count = announced()
     if count == 1 or _group is not None:
         yield
@@ -133,11 +129,21 @@ def joined() -> Iterator[None]:
     try:
         with silent() if number else contextlib.nullcontext():
             agree("the processes", _versions())
+            _local = _place()
             yield
     finally:
-        mine, _group, _failures = (_group, _failures), None, None
+        mine, _group, _failures, _local = (_group, _failures), None, None, (0, 1)
         for group in mine:
             distributed.destroy_process_group(group)
+
+
+def _place() -> tuple[int, int]:
+    """This process's number on its machine and how many run there, as the launcher or names say."""
+    here = platform.node()
+    told = gather(here)
+    before = sum(name == here for name in told[: rank()])
+    number = int(os.environ.get("LOCAL_RANK", before))
+    return number, int(os.environ.get("LOCAL_WORLD_SIZE", told.count(here)))
 
 
 def _leave() -> None:
@@ -156,7 +162,6 @@ def _backend() -> str:
 
 
 def _versions() -> dict[str, str]:
-    import platform
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"Python": platform.python_version()}

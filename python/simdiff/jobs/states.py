@@ -33,7 +33,7 @@ def score_states(
     Of the model only its config is read. Every `.safetensors` file of the directory is a prompt:
     `hidden_states` `(tokens, L + 1, hidden_size)`, the states that enter layers 0 ... L - 1 and the
     one that leaves the last, before the final norm; and `token_ids` `(tokens,)`. They are read one
-    after the other in the order of their names. vLLM writes such files (docs/scale.md).
+    after the other in the order of their names. vLLM writes such files (docs/engines.md).
 
     Args:
         model: an object, a directory, a hub name, or "demo".

@@ -62,7 +62,8 @@ class RunningBlockGroups:
         sums = self._groups.sums_of_all_layers(states)
         kinds = batch.kinds_on(device)
         accumulate_blocks(
-            *self._state[:2],
+            self._state[0],
+            self._state[1],
             states,
             kinds=kinds,
             sums=sums,
@@ -90,7 +91,8 @@ class RunningBlockGroups:
             last = [state[rows, place].unsqueeze(1) for state in states]
             used = torch.where(counted.any(1, keepdim=True), COUNTED, LEFT_OUT).to(torch.uint8)
         accumulate_blocks(
-            *self._state[2:4],
+            self._state[2],
+            self._state[3],
             last,
             kinds=used,
             scratch=self._last_scratch,

@@ -192,7 +192,7 @@ def test_errors_of_all_and_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None
                 raise KeyError(item)
             return 10 * item
 
-        with ranks.joined():
+        with ranks.processes():
             assert (ranks.rank(), ranks.size(), ranks.local()) == (rank, 3, (rank, 3))
             assert ranks.shared(lambda item: 10 * item, range(7)) == list(range(0, 70, 10))
             assert ranks.shared(lambda item: item, range(1)) == [0]
@@ -213,7 +213,7 @@ def test_errors_of_all_and_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_one_process_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ranks.joined():
+    with ranks.processes():
         assert (ranks.rank(), ranks.size(), ranks.writes(), ranks.local()) == (0, 1, True, (0, 1))
         assert ranks.shared(lambda item: -item, [1, 2]) == [-1, -2]
         assert ranks.part(5) == range(5)
