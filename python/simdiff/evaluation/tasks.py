@@ -249,6 +249,7 @@ def _scores(
 ) -> dict[str, TaskScore]:
     """The scores of `run_tasks`; in other processes than the first an empty mapping."""
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     options = loaded.options
     with _quiet(offline=options.data is not None):
@@ -262,6 +263,8 @@ def _scores(
             results = simple_evaluate(
                 model=harness,
                 tasks=list(loaded.tasks.values()),
+                # The tasks are there: without this it would read all files of all its tasks.
+                task_manager=TaskManager(include_defaults=False),
                 num_fewshot=options.num_fewshot,
                 batch_size=options.batch_size,
                 samples=loaded.drawn(),
