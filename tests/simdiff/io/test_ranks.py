@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,12 @@ def run(folder: Path, count: int, body: Callable[[int], int]) -> list[Ended]:
 def commands(folder: Path, count: int, *lists: list[object]) -> list[Ended]:
     """Commands one after the other in the same processes; every process must end well."""
 
+    def forbidden(**_: object) -> None:
+        raise AssertionError("a process other than the first writes")
+
     def body(rank: int) -> int:
+        if rank:
+            tempfile.mkstemp = tempfile.mkdtemp = forbidden  # type: ignore[assignment]
         return max(cli.main(list(map(str, words))) for words in lists)
 
     ended = run(folder, count, body)
