@@ -276,9 +276,6 @@ def _scores(
             raise SimdiffError(f"{description}: lm_eval refuses: {error}") from error
     if results is None:
         return {}
-    for samples in results["samples"].values():  # process after process
-        filters = list(dict.fromkeys(sample["filter"] for sample in samples))
-        samples.sort(key=lambda sample: (filters.index(sample["filter"]), sample["doc_id"]))
     return {
         row: task_score(row, members, results, options.metric)
         for row, members in loaded.rows.items()
