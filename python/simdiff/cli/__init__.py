@@ -164,7 +164,7 @@ def _notes_shown() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, Note):
             usual(message, category, *where, **more)
-        elif ranks.writes() and str(message) not in told:
+        elif ranks.prints() and str(message) not in told:
             told.add(str(message))
             print(f"Note: {message}.", file=sys.stderr)
 

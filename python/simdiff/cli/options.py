@@ -377,7 +377,7 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
 
 def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
     """Print either JSON or what people read; of several processes the first does."""
-    if not ranks.writes():
+    if not ranks.prints():
         return
     if arguments.json:
         print(json.dumps(content, indent=1, allow_nan=False))

@@ -78,9 +78,14 @@ def rank() -> int:
     return 0 if size() == 1 else _number()
 
 
-def writes() -> bool:
-    """Whether this process is the one that prints and writes: process 0, or the only one."""
+def prints() -> bool:
+    """Whether this process is the one that prints: process 0, or the only one."""
     return _group is None or _number() == 0
+
+
+def writes() -> bool:
+    """Whether this process writes files: process 0 does, and within `alone` each its own."""
+    return bool(_alone) or prints()
 
 
 def _number() -> int:

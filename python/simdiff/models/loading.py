@@ -163,8 +163,10 @@ def find_model(name: str) -> tuple[str, Path]:
         SimdiffError: there is no such directory or file, and the hub lacks it or is not reached.
     """
     if name == DEMO:
-        ranks.first(demo_model)  # converted on first use
-        directory = demo_model()
+        # Converted on first use, by one process of each machine.
+        ranks.all_of(lambda: demo_model() if ranks.local()[0] == 0 else None)
+        with ranks.alone():
+            directory = demo_model()
         return str(directory), directory
     path = Path(name)
     return name, path if path.exists() else _hub_directory(name)

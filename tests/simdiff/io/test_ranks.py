@@ -211,7 +211,9 @@ def test_errors_of_all_and_of_one(tiny_checkpoint: Path, tmp_path: Path) -> None
                 ranks.shared(odd, range(7))
             with pytest.raises(SimdiffError, match=r"other a\.b \(0 in process 0, 1 in process 1"):
                 ranks.agree("they", {"a": {"b": rank, "c": 0}})
-            assert ranks.writes() == (rank == 0)
+            assert ranks.writes() == ranks.prints() == (rank == 0)
+            with ranks.alone():
+                assert (ranks.writes(), ranks.prints()) == (True, rank == 0)
         return 0
 
     ended = run(tmp_path / "three", 3, body)
