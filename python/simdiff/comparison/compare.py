@@ -17,9 +17,9 @@ from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.data.text import TokenWindows
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import CONFIDENCE, PerplexityInterval, perplexity_interval
-from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key, evaluation_key
+from simdiff.evaluation.journal import Evaluation, EvaluationJournal, evaluation_key
 from simdiff.evaluation.losses import window_losses
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import held_directory
 from simdiff.io.progress import track

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.evaluation.journal import Evaluation, EvaluationJournal
+from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.make_plan import make_plan
 from simdiff.planning.names import SEARCHED, SEARCHES

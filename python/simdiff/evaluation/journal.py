@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.models.identity import model_identity
 
 SCHEMA = "simdiff.evaluations"
@@ -175,31 +174,3 @@ class EvaluationJournal:
                 f"{path}: must hold finished evaluations, but is damaged: "
                 f"{type(error).__name__}: {error}"
             ) from None
-
-
-def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuse a file that was made for other input.
-
-    Raises:
-        SimdiffError: names the differences.
-    """
-    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
-    if found == wanted:
-        return
-    found = found if isinstance(found, dict) else {}
-    raise SimdiffError(
-        f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
-        "remove it, give another output, or --restart where the command has that"
-    )
-
-
-def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The names of what differs, those within a mapping as `options.length`."""
-    names = []
-    for key in dict.fromkeys((*wanted, *found)):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            names.append(f"{prefix}{key}")
-    return names

@@ -26,6 +26,7 @@ from simdiff.models.config import quantization
 from simdiff.models.files import ADAPTER_USE, GGUF_USE, check_kind, check_weights, read_config
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
+from simdiff.models.streamed import StreamOptions, streamed_model
 
 DTYPES = {
     "auto": "auto",
@@ -53,7 +54,12 @@ _QUANTISED = (
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str | None = None, description: str | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    description: str | None = None,
+    stream: StreamOptions | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a language model as the stock class that its config names, ready for inference.
 
@@ -63,6 +69,8 @@ def load_model(
         device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs; None takes the GPU
             if there is one.
         description: text of the progress line.
+        stream: how a model larger than memory is held, whose layers are loaded one at a time; None
+            loads every model whole.
 
     Raises:
         SimdiffError: the model or the device does not exist, it is no causal or vision-language
@@ -80,10 +88,28 @@ def load_model(
         if Path(path).is_dir():
             check_weights(directory)
         tokenizer = load_tokenizer(path, directory, what)
+        if stream is not None and stream.is_for(directory, DTYPES[dtype], device, name):
+            model, loading = _streamed(path, config, what, dtype, device, stream)
+            check_loaded(model, loading, what)
+            return model.eval(), tokenizer
         model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
         check_loaded(model, loading, what)
         _check_runs(model, what)
     return model.eval(), tokenizer
+
+
+def _streamed(
+    path: str, config: PreTrainedConfig, what: str, dtype: str, device: str, stream: StreamOptions
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model whose layers have no weights yet; see `simdiff.models.streamed`."""
+    if device == "auto":
+        raise SimdiffError(f"{what}: a streamed model runs on one device, got --device auto")
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        return stock_model(path, config, what=what, dtype=dtype, device=None)
+
+    kind = type(meta_model(config))
+    return streamed_model(kind, load, what, torch.device(device), stream)
 
 
 def stock_model(
@@ -92,7 +118,7 @@ def stock_model(
     *,
     what: str | None = None,
     dtype: str | torch.dtype = "auto",
-    device: str = "cpu",
+    device: str | None = "cpu",
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of the class that its config names, and what loading it reported.
 
@@ -100,7 +126,7 @@ def stock_model(
         path: a directory or a hub name.
         config: of the model.
         what: the model, for messages.
-        dtype, device: see `load_model`.
+        dtype, device: see `load_model`; with None as device it stays where it was loaded.
 
     Raises:
         SimdiffError: the class cannot be used, or transformers cannot load the model.
@@ -110,7 +136,7 @@ def stock_model(
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
     options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
     packed = quantization(config)
-    if packed and device != "auto":  # its weights are placed as they are unpacked
+    if packed and device not in ("auto", None):  # its weights are placed as they are unpacked
         options = {"device_map": {"": device}}
     advice = f"it is quantised as {_method(packed)!r}; {_QUANTISED}" if packed else ""
     with foreign(f"{what}: cannot be loaded", advice), quietly():
@@ -123,7 +149,7 @@ def stock_model(
             ignore_mismatched_sizes=True,  # they are reported, and then refused
             **options,
         )
-        if not options:
+        if not options and device is not None:
             model = model.to(device)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SimdiffError(f"{what}: holds an adapter beside its model: {ADAPTER_USE}")

@@ -14,7 +14,9 @@ from simdiff.errors import SimdiffError
 from simdiff.io.progress import track
 from simdiff.models.identity import model_identity
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import decoder_body, find_decoder_layers
+from simdiff.models.sweep import Sweep
 from simdiff.models.windows import check_windows
 from simdiff.scoring.group_scores import SequenceScores
 from simdiff.scoring.hooks import BlockSink, LayerHooks
@@ -139,7 +141,9 @@ class CalibrationPass:
         self._calibration = dict(calibration or {})
         if skip_leading:
             self._calibration["skip_leading"] = skip_leading
-        device = next(self._layers.modules.parameters()).device.type
+        stream = stream_of(model)
+        parameters = self._layers.modules.parameters()
+        device = (next(parameters) if stream is None else stream).device.type
         self._provenance = {"backend": backend or default_backend(device), "device": device}
 
     def feed(self, batches: Sequence[Batch], description: str | None = None) -> None:
@@ -162,6 +166,8 @@ class CalibrationPass:
             )
         inputs = [part for batch in inputs for part in self._parts(batch)]
         self._ids += [batch["input_ids"] for batch in inputs]
+        if stream_of(self._model) is not None:
+            return feed_streamed(self._model, self._running, inputs, description or "score")
         feed_forward(
             self._model,
             self._layers.modules,
@@ -235,3 +241,33 @@ def feed_forward(
             body(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
             if isinstance(running, RunningGroups):
                 running.end()
+
+
+@torch.no_grad()
+def feed_streamed(
+    model: PreTrainedModel, running: RunningGroups, inputs: Sequence[dict[str, Tensor]], name: str
+) -> None:
+    """Run batches through the layers of a streamed model, one layer after the other, and score.
+
+    The states of a batch reach the scores in the order of `feed_forward`, so these are the same to
+    the last bit.
+
+    Args:
+        model: see `simdiff.models.streamed`.
+        running: the scores.
+        inputs: batches of `model_inputs`.
+        name: of the pass.
+    """
+    sweep = Sweep(model, inputs, purpose=name, keep=True)
+    hooks = LayerHooks(find_decoder_layers(model).modules, running, running.blocks)
+    with sweep.finished():
+        for index, batch in enumerate(track(inputs, f"{name}, all blocks")):
+            mask = token_mask(batch)
+            counted = running.begin(mask)
+            states = sweep.all_states(index)
+            hooks.token_shape = tuple(mask.shape)
+            counts_all = bool(counted.all())
+            hooks.attention_mask = None if counts_all else counted.to(states[0].device)
+            for layer in range(running.num_layers):
+                hooks.measure(layer, states[layer], states[layer + 1])
+            running.end()

@@ -1,0 +1,250 @@
+"""Hidden states of many windows: in memory within a bound, and in files that outlive a kill.
+
+A set holds the states of all batches at one depth. Sets are written beside the computation; once a
+layer is finished and its sets are on the disk, the manifest that names them is replaced as a whole.
+So a run that is killed goes on from the last finished layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from simdiff.errors import SimdiffError
+from simdiff.io.json_files import check_key, header, read_json, write_json
+from simdiff.io.outputs import held_directory
+
+SCHEMA = "simdiff.states"
+_RUN, _MANIFEST = "run.json", "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WAITING = 2
+"""Batches that may wait to be written."""
+
+
+class OffloadFolder:
+    """A folder for the hidden states of the passes of one run; `remove` takes it away.
+
+    Args:
+        path: it is made where it does not exist; its parent must.
+        key: everything that all passes depend on: the model, its files, dtype and device.
+
+    Raises:
+        SimdiffError: the folder cannot be written, is in use, holds other files, or is of another
+            run.
+    """
+
+    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+        """Make or take the folder, and lock it until this process ends."""
+        self.path = path.absolute()
+        self._held = contextlib.ExitStack()
+        self._made = not self.path.exists()
+        self._held.enter_context(held_directory(self.path, "streamed pass"))
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise SimdiffError(f"offload folder {self.path}: must be writable, and is not")
+        run = self.path / _RUN
+        if run.exists():
+            content = read_json(run, SCHEMA)
+            check_key(run, content.get("key"), key)
+            self._made, self._texts = bool(content["made"]), dict(content["texts"])
+        else:
+            if any(self.path.iterdir()):
+                raise SimdiffError(
+                    f"offload folder {self.path}: must be new or empty, and holds other files: "
+                    "give another one"
+                )
+            self._texts = {}
+        self._key = dict(key)
+
+    def directory(self, purpose: str, text: str, course: Mapping[str, Any]) -> Path:
+        """The directory of one pass.
+
+        Args:
+            purpose: of the pass, such as "score".
+            text: digest of the tokens that it reads.
+            course: what else tells it from others of this purpose.
+
+        Raises:
+            SimdiffError: an earlier pass of this purpose read another text.
+        """
+        if self._texts.setdefault(purpose, text) != text:
+            raise SimdiffError(
+                f"offload folder {self.path} is of another run, which differs in the text of "
+                f"{purpose}: remove it, or give another one"
+            )
+        content = {"key": self._key, "made": self._made, "texts": self._texts}
+        write_json(self.path / _RUN, {**header(SCHEMA), **content})
+        digest = hashlib.sha256(json.dumps([purpose, text, course], sort_keys=True).encode())
+        directory = self.path / digest.hexdigest()[:16]
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def remove(self) -> None:
+        """Remove what the passes left, and the folder where it was made for them."""
+        for entry in self.path.iterdir():
+            if entry.name == _RUN:
+                entry.unlink()
+            elif (entry / _MANIFEST).exists() or not any(entry.iterdir()):
+                shutil.rmtree(entry)
+        if self._made:
+            with contextlib.suppress(OSError):  # somebody else's files in it stay
+                self.path.rmdir()
+        self._held.close()
+
+
+class StateSets:
+    """The sets of hidden states of one pass.
+
+    Args:
+        directory: of the pass, see `OffloadFolder.directory`; None keeps everything in memory.
+        memory: bytes that may lie in memory.
+        device: where states are wanted.
+    """
+
+    def __init__(self, directory: Path | None, memory: int, device: torch.device) -> None:
+        """Read the manifest of an earlier run."""
+        self.directory = directory
+        self.manifest: dict[str, Any] = {}
+        """As it was found: `layer`, `frontier` and what `commit` was given besides."""
+        self._memory, self._device = memory, device
+        self._tensors: dict[str, dict[int, Tensor]] = {}
+        self._held_bytes = 0
+        self._shapes: list[list[int]] = []
+        self._dtype = torch.float32
+        self._writer = ThreadPoolExecutor(1)
+        self._waiting: list[Future[None]] = []
+        self._open: dict[str, BinaryIO] = {}
+        if directory is not None and (directory / _MANIFEST).exists():
+            self.manifest = read_json(directory / _MANIFEST, SCHEMA)
+            self._shapes = self.manifest["shapes"]
+            self._dtype = getattr(torch, self.manifest["dtype"])
+
+    def put(self, name: str, batch: int, states: Tensor) -> None:
+        """Add the states of a batch to a set; batches come in their order.
+
+        Raises:
+            SimdiffError: the disk is full, or neither memory nor a folder is there for them.
+        """
+        if batch == len(self._shapes):
+            self._shapes.append(list(states.shape))
+            self._dtype = states.dtype
+        num_bytes = states.numel() * states.element_size()
+        fits = self._held_bytes + num_bytes <= self._memory
+        if fits:
+            self._tensors.setdefault(name, {})[batch] = states
+            self._held_bytes += num_bytes
+        elif self.directory is None:
+            raise SimdiffError(
+                f"the hidden states of all windows take more than {self._memory:,} bytes of "
+                "memory: give more (--stream-memory), or a folder (--offload-folder)"
+            )
+        if self.directory is not None:
+            self._submit(self._write, name, states)
+
+    def get(self, name: str, batch: int) -> Tensor:
+        """The states of a batch."""
+        found = self._tensors.get(name, {}).get(batch)
+        return self._read(name, batch) if found is None else found
+
+    def commit(self, names: Sequence[str], **content: Any) -> None:
+        """Finish a layer: drop all sets but these, and write them and the manifest to the disk."""
+        for name in [name for name in self._tensors if name not in names]:
+            states = self._tensors.pop(name)
+            self._held_bytes -= sum(one.numel() * one.element_size() for one in states.values())
+        if self.directory is not None:
+            shapes = [list(shape) for shape in self._shapes]
+            dtype = str(self._dtype).removeprefix("torch.")
+            self._submit(self._finish, names, {**content, "shapes": shapes, "dtype": dtype})
+
+    def close(self) -> None:
+        """Wait for what is still to be written."""
+        try:
+            self._wait(0)
+        finally:
+            self._writer.shutdown()
+            for file in self._open.values():
+                file.close()
+
+    def _submit(self, function: Any, *arguments: Any) -> None:
+        self._wait(_WAITING)
+        self._waiting.append(self._writer.submit(function, *arguments))
+
+    def _wait(self, most: int) -> None:
+        """Wait until no more than this many writes are left; raise what went wrong in one."""
+        while len(self._waiting) > most or (self._waiting and self._waiting[0].done()):
+            with self._full_disk():
+                self._waiting.pop(0).result()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise SimdiffError(
+                f"offload folder {self.directory}: the disk is full; what is finished stays: make "
+                "room and give the same command again"
+            ) from None
+
+    def _write(self, name: str, states: Tensor) -> None:
+        assert self.directory is not None
+        if name not in self._open:
+            self._open[name] = (self.directory / name).open("wb", buffering=0)
+        flat = states.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        view = memoryview(flat.numpy())
+        while view:
+            view = view[self._open[name].write(view) :]
+
+    def _finish(self, names: Sequence[str], content: dict[str, Any]) -> None:
+        assert self.directory is not None
+        for file in self._open.values():
+            os.fsync(file.fileno())
+            file.close()
+        self._open.clear()
+        write_json(self.directory / _MANIFEST, {**header(SCHEMA), **content})
+        for path in self.directory.iterdir():
+            if path.name not in (*names, _MANIFEST):
+                path.unlink()
+
+    def _read(self, name: str, batch: int) -> Tensor:
+        """From its file."""
+        assert self.directory is not None
+        self._wait(0)
+        sizes = [torch.Size(shape).numel() * self._dtype.itemsize for shape in self._shapes]
+        flat = torch.empty(sizes[batch], dtype=torch.uint8)
+        with (self.directory / name).open("rb", buffering=0) as file:
+            file.seek(sum(sizes[:batch]))
+            view = memoryview(flat.numpy())
+            while view:
+                count = file.readinto(view)
+                if not count:
+                    raise SimdiffError(f"{self.directory / name}: became shorter: start again")
+                view = view[count:]
+        return flat.view(self._dtype).view(self._shapes[batch]).to(self._device)
+
+
+def check_free(directory: Path, num_bytes: int) -> None:
+    """Refuse a pass whose states would not fit on the disk, beside those that lie there already.
+
+    Raises:
+        SimdiffError: tells the bytes needed and free.
+    """
+    there = sum(path.stat().st_size for path in directory.iterdir())
+    free, wanted = shutil.disk_usage(directory).free, max(0, num_bytes - there)
+    if free < wanted:
+        raise SimdiffError(
+            f"the disk of {directory} must have {wanted:,} bytes free for the hidden states of all "
+            f"windows, got {free:,}: free {(wanted - free) / 1e9:.2f} GB, or give --offload-folder "
+            "elsewhere"
+        )
