@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +20,7 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
 from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.models.identity import model_identity
+from simdiff.models.streamed import stream_of
 
 SCHEMA = "simdiff.evaluations"
 # Least time between two writes. Each writes the whole file, and more often would cost more time
@@ -73,6 +75,9 @@ def evaluation_key(
 
 def _weights_digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
+    stream = stream_of(model)
+    if stream is not None:  # its weights are in files, of which size and time tell
+        return hashlib.sha256(json.dumps(stream.files, sort_keys=True).encode()).hexdigest()
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             flat = parameter.reshape(-1)
@@ -91,7 +96,8 @@ class EvaluationJournal:
     Args:
         key: everything that the evaluations depend on, see `evaluation_key`.
         path: path of the file; None stores evaluations in memory only.
-        compute: returns the losses of each window without some layers.
+        compute: returns the losses of each window without some layers; None if they are not known
+            yet, see `simdiff.evaluation.streamed_losses.in_few_passes`.
 
     Raises:
         SimdiffError: the file was made with another key, or is damaged.
@@ -101,7 +107,7 @@ class EvaluationJournal:
         self,
         key: Mapping[str, Any],
         path: Path | None,
-        compute: Callable[[frozenset[int]], list[float]],
+        compute: Callable[[frozenset[int]], list[float] | None],
     ) -> None:
         """Read the evaluations in the file."""
         self._key = dict(key)
@@ -116,12 +122,17 @@ class EvaluationJournal:
             self._load(path)
 
     def __call__(self, removed: Collection[int]) -> Evaluation:
-        """Evaluate the model without these layers, or return the stored evaluation."""
+        """Evaluate the model without these layers, or return the stored evaluation.
+
+        What is not known yet has a loss of NaN and is not stored.
+        """
         layers = frozenset(removed)
         if layers not in self._known:
             start = time.perf_counter()
             losses = self._compute(layers)
             seconds = time.perf_counter() - start
+            if losses is None:
+                return Evaluation((math.nan,), 0.0)
             finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
             self._known[layers] = Evaluation(finite, seconds)
             self.computed += 1

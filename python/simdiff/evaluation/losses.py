@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.evaluation.streamed_losses import losses_in_one_pass
 from simdiff.io.progress import track
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
+from simdiff.models.sweep import WHOLE
 from simdiff.models.windows import check_windows
 
 # Number of tokens whose logits are converted to float32 at a time, so that they stay in the cache.
@@ -32,6 +35,15 @@ def window_losses(
     check_windows(model, [windows], "perplexity")
     # Windows are read one at a time, since the logits are the largest tensor of a run.
     parts = windows.split(1)
+    if stream_of(model) is not None:
+        found = losses_in_one_pass(
+            model,
+            parts,
+            {WHOLE: range(len(parts))},
+            lambda index: token_losses(model, parts[index][0]),
+            purpose=description or "perplexity",
+        )[WHOLE]
+        return [float(found[index].double().mean()) for index in range(len(parts))]
     return [
         window_loss(model, ids) for ids in (track(parts, description) if description else parts)
     ]

@@ -17,8 +17,11 @@ from simdiff.data.text import adds_bos, column_of, text_tokens, too_short
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
+from simdiff.evaluation.streamed_losses import losses_in_one_pass
 from simdiff.io.progress import track
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
+from simdiff.models.sweep import WHOLE, Plan
 from simdiff.models.windows import check_windows
 
 
@@ -212,17 +215,51 @@ def window_sums(
 ) -> list[tuple[float, int]]:
     """For each window, the negative log-likelihood summed in float64, and the number of tokens."""
     check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
-    device = model.get_input_embeddings().weight.device
-    sums = []
-    for window in track(text.windows, description):
+    if stream_of(model) is not None:
+        return sums_of_plans(model, text, [WHOLE], description=description)[WHOLE]
+    return [
+        (float(_losses(model, ids, count).double().sum()), count)
+        for ids, count in track(read_windows(text), description)
+    ]
+
+
+def sums_of_plans(
+    model: PreTrainedModel, text: TokenizedText, plans: Sequence[Plan], *, description: str
+) -> dict[Plan, list[tuple[float, int]]]:
+    """`window_sums` of a streamed model without the layers of each plan, in one pass."""
+    check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
+    windows = read_windows(text)
+    found = losses_in_one_pass(
+        model,
+        [ids[None] for ids, _ in windows],
+        dict.fromkeys(plans, range(len(windows))),
+        lambda index: _losses(model, *windows[index]),
+        purpose=description,
+    )
+    return {
+        plan: [
+            (float(found[plan][index].double().sum()), count)
+            for index, (_, count) in enumerate(windows)
+        ]
+        for plan in plans
+    }
+
+
+def read_windows(text: TokenizedText) -> list[tuple[Tensor, int]]:
+    """The token ids of each window, with BOS, and how many of its last tokens are predicted."""
+    windows = []
+    for window in text.windows:
         ids = text.tokens[window.start : window.end]
         if text.bos_token is not None:
             ids = torch.cat([ids.new_tensor([text.bos_token]), ids])
-        count = window.end - window.first
-        logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
-        losses = losses_of_logits(logits[-count - 1 : -1], ids[-count:])
-        sums.append((float(losses.double().sum()), count))
-    return sums
+        windows.append((ids, window.end - window.first))
+    return windows
+
+
+def _losses(model: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
+    device = model.get_input_embeddings().weight.device
+    logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
+    return losses_of_logits(logits[-count - 1 : -1], ids[-count:])
 
 
 def joined_windows(sums: Sequence[tuple[float, int]], length: int) -> list[tuple[float, int]]:

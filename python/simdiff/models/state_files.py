@@ -11,7 +11,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +28,9 @@ from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.io.outputs import held_directory
 
 SCHEMA = "simdiff.states"
-_RUN, _MANIFEST = "run.json", "manifest.json"
+_RUN, MANIFEST = "run.json", "manifest.json"
+DONE = "losses.safetensors"
+"""What a finished pass leaves in place of its states."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAITING = 2
 """Batches that may wait to be written."""
@@ -56,36 +60,34 @@ class OffloadFolder:
         if run.exists():
             content = read_json(run, SCHEMA)
             check_key(run, content.get("key"), key)
-            self._made, self._texts = bool(content["made"]), dict(content["texts"])
+            self._made = bool(content["made"])
+        elif any(self.path.iterdir()):
+            raise SimdiffError(
+                f"offload folder {self.path}: must be new or empty, and holds other files: give "
+                "another one"
+            )
         else:
-            if any(self.path.iterdir()):
-                raise SimdiffError(
-                    f"offload folder {self.path}: must be new or empty, and holds other files: "
-                    "give another one"
-                )
-            self._texts = {}
-        self._key = dict(key)
+            write_json(run, {**header(SCHEMA), "key": dict(key), "made": self._made})
 
-    def directory(self, purpose: str, text: str, course: Mapping[str, Any]) -> Path:
+    def directory(self, purpose: str, course: Any) -> Path:
         """The directory of one pass.
 
         Args:
             purpose: of the pass, such as "score".
-            text: digest of the tokens that it reads.
-            course: what else tells it from others of this purpose.
+            course: what else tells it from others: the tokens that it reads, the plans.
 
         Raises:
-            SimdiffError: an earlier pass of this purpose read another text.
+            SimdiffError: another pass of this purpose was begun here and never finished.
         """
-        if self._texts.setdefault(purpose, text) != text:
-            raise SimdiffError(
-                f"offload folder {self.path} is of another run, which differs in the text of "
-                f"{purpose}: remove it, or give another one"
-            )
-        content = {"key": self._key, "made": self._made, "texts": self._texts}
-        write_json(self.path / _RUN, {**header(SCHEMA), **content})
-        digest = hashlib.sha256(json.dumps([purpose, text, course], sort_keys=True).encode())
-        directory = self.path / digest.hexdigest()[:16]
+        name = re.sub(r"\W+", "-", purpose)
+        digest = hashlib.sha256(json.dumps(course, sort_keys=True).encode()).hexdigest()[:16]
+        directory = self.path / f"{name}-{digest}"
+        for other in self.path.glob(f"{name}-{'?' * 16}"):
+            if other != directory and (other / MANIFEST).exists() and not (other / DONE).exists():
+                raise SimdiffError(
+                    f"offload folder {self.path} is of another run, which differs in the text, the "
+                    f"windows or the plans of its pass {purpose!r}: remove it, or give another one"
+                )
         directory.mkdir(exist_ok=True)
         return directory
 
@@ -94,7 +96,7 @@ class OffloadFolder:
         for entry in self.path.iterdir():
             if entry.name == _RUN:
                 entry.unlink()
-            elif (entry / _MANIFEST).exists() or not any(entry.iterdir()):
+            elif re.fullmatch(r".+-[0-9a-f]{16}", entry.name) and entry.is_dir():
                 shutil.rmtree(entry)
         if self._made:
             with contextlib.suppress(OSError):  # somebody else's files in it stay
@@ -119,25 +121,27 @@ class StateSets:
         self._memory, self._device = memory, device
         self._tensors: dict[str, dict[int, Tensor]] = {}
         self._held_bytes = 0
-        self._shapes: list[list[int]] = []
+        self._shapes: dict[int, list[int]] = {}
+        self._members: dict[str, list[int]] = {}
+        """The batches of each set, in the order of its file."""
         self._dtype = torch.float32
         self._writer = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
         self._open: dict[str, BinaryIO] = {}
-        if directory is not None and (directory / _MANIFEST).exists():
-            self.manifest = read_json(directory / _MANIFEST, SCHEMA)
-            self._shapes = self.manifest["shapes"]
+        if directory is not None and (directory / MANIFEST).exists():
+            self.manifest = read_json(directory / MANIFEST, SCHEMA)
+            self._shapes = {int(batch): found for batch, found in self.manifest["shapes"].items()}
+            self._members = self.manifest["members"]
             self._dtype = getattr(torch, self.manifest["dtype"])
 
     def put(self, name: str, batch: int, states: Tensor) -> None:
-        """Add the states of a batch to a set; batches come in their order.
+        """Add the states of a batch to a set.
 
         Raises:
             SimdiffError: the disk is full, or neither memory nor a folder is there for them.
         """
-        if batch == len(self._shapes):
-            self._shapes.append(list(states.shape))
-            self._dtype = states.dtype
+        self._shapes[batch], self._dtype = list(states.shape), states.dtype
+        self._members.setdefault(name, []).append(batch)
         num_bytes = states.numel() * states.element_size()
         fits = self._held_bytes + num_bytes <= self._memory
         if fits:
@@ -161,10 +165,11 @@ class StateSets:
         for name in [name for name in self._tensors if name not in names]:
             states = self._tensors.pop(name)
             self._held_bytes -= sum(one.numel() * one.element_size() for one in states.values())
+        self._members = {name: self._members[name] for name in names}
         if self.directory is not None:
-            shapes = [list(shape) for shape in self._shapes]
-            dtype = str(self._dtype).removeprefix("torch.")
-            self._submit(self._finish, names, {**content, "shapes": shapes, "dtype": dtype})
+            content |= {"shapes": dict(self._shapes), "members": dict(self._members)}
+            content["dtype"] = str(self._dtype).removeprefix("torch.")
+            self._submit(self._finish, names, content)
 
     def close(self) -> None:
         """Wait for what is still to be written."""
@@ -212,19 +217,23 @@ class StateSets:
             os.fsync(file.fileno())
             file.close()
         self._open.clear()
-        write_json(self.directory / _MANIFEST, {**header(SCHEMA), **content})
+        write_json(self.directory / MANIFEST, {**header(SCHEMA), **content})
         for path in self.directory.iterdir():
-            if path.name not in (*names, _MANIFEST):
+            if path.name not in (*names, MANIFEST):
                 path.unlink()
+
+    def _num_bytes(self, batch: int) -> int:
+        return math.prod(self._shapes[batch]) * self._dtype.itemsize
 
     def _read(self, name: str, batch: int) -> Tensor:
         """From its file."""
         assert self.directory is not None
         self._wait(0)
-        sizes = [torch.Size(shape).numel() * self._dtype.itemsize for shape in self._shapes]
-        flat = torch.empty(sizes[batch], dtype=torch.uint8)
+        members = self._members[name]
+        before = members[: members.index(batch)]
+        flat = torch.empty(self._num_bytes(batch), dtype=torch.uint8)
         with (self.directory / name).open("rb", buffering=0) as file:
-            file.seek(sum(sizes[:batch]))
+            file.seek(sum(map(self._num_bytes, before)))
             view = memoryview(flat.numpy())
             while view:
                 count = file.readinto(view)

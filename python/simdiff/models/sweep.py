@@ -34,7 +34,7 @@ class Sweep:
     Args:
         model: a streamed model, see `simdiff.models.streamed`.
         batches: token ids, as `model_inputs` makes them.
-        plans: sets of removed layers.
+        plans: sets of removed layers, each with the indices of the batches that it reads.
         purpose: tells this pass from others of a run, and is the text of the bar.
         keep: keep the states that enter every layer, for the whole model alone.
 
@@ -46,7 +46,7 @@ class Sweep:
         self,
         model: PreTrainedModel,
         batches: Batches,
-        plans: Collection[Plan] = (WHOLE,),
+        plans: Mapping[Plan, Collection[int]] | None = None,
         *,
         purpose: str,
         keep: bool = False,
@@ -55,7 +55,8 @@ class Sweep:
         stream = stream_of(model)
         assert stream is not None
         self._stream, self._batches, self._keep = stream, batches, keep
-        self.plans = sorted(set(plans), key=sorted)
+        plans = {WHOLE: range(len(batches))} if plans is None else plans
+        self.plans = {plan: sorted(plans[plan]) for plan in sorted(plans, key=sorted)}
         self._purpose = purpose
         self._model = model
         self.directory = self._directory()
@@ -71,8 +72,8 @@ class Sweep:
         folder = offload_folder(self._model)
         if folder is None:
             return None
-        course = {"plans": [sorted(plan) for plan in self.plans], "keep": self._keep}
-        directory = folder.directory(self._purpose, _digest(self._batches), course)
+        plans = [[sorted(plan), read] for plan, read in self.plans.items()]
+        directory = folder.directory(self._purpose, [plans, _digest(self._batches), self._keep])
         check_free(directory, self._most_bytes())
         return directory
 
@@ -131,6 +132,12 @@ class Sweep:
         first = self._partial.embedded(self._batches[batch])
         return [first, *(self._sets.get(name, batch) for name in names)]
 
+    def drop_states(self) -> None:
+        """Remove the files of a finished pass whose result was written beside them."""
+        assert self.directory is not None
+        for path in self.directory.glob("*.states"):
+            path.unlink()
+
     def _states(self, name: str | None, batch: int) -> Tensor:
         if name is None:  # all layers before this one are skipped
             return self._partial.embedded(self._batches[batch])
@@ -145,11 +152,13 @@ class Sweep:
             plans = [plan for plan in self.plans if plan & {*range(layer)} == removed]
             if any(layer in plan for plan in plans):
                 after[removed | {layer}] = name
-            if any(layer not in plan for plan in plans):
+            staying = [plan for plan in plans if layer not in plan]
+            if staying:
                 made = _name(layer + 1, place)
-                for index, batch in enumerate(self._batches):
+                for index in sorted({index for plan in staying for index in self.plans[plan]}):
                     before = None if name is None else self._sets.get(name, index)
-                    self._sets.put(made, index, self._partial.step(batch, before, layer))
+                    states = self._partial.step(self._batches[index], before, layer)
+                    self._sets.put(made, index, states)
                 after[removed] = made
         self._frontier = after
         kept = [_name(index + 1, 0) for index in range(layer)] if self._keep else []

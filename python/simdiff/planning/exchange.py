@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.blocks import BlockCosts
-from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.choice import choice_agreement, standard_error
 from simdiff.planning.shortlist import Candidate
+from simdiff.planning.streamed_search import evaluator_of
 from simdiff.surgery.layers import SurgeryError, layers_removed
 
 Plan = tuple[int, ...]
@@ -62,7 +62,7 @@ def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
         model: the dense model; it is unchanged between and after evaluations.
         windows: token ids `(num_windows, window_length)` of calibration text, never held-out text.
     """
-    evaluator = BypassEvaluator(model, windows)
+    evaluator = evaluator_of(model, windows)
 
     def losses(plan: Plan, window: int) -> Tensor | None:
         try:
