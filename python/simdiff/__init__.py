@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simdiff.evaluation.quality import Quality
     from simdiff.evaluation.tasks import TaskOptions
     from simdiff.jobs.stability import ScoringOptions
+    from simdiff.models.streamed import StreamOptions
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
@@ -32,6 +33,7 @@ _HOMES = {
     "RecoveryRecord": "simdiff.recovery.record",
     "ScoringOptions": "simdiff.jobs.stability",
     "SimdiffError": "simdiff.errors",
+    "StreamOptions": "simdiff.models.streamed",
     "TaskOptions": "simdiff.evaluation.tasks",
     "TextFile": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
@@ -51,6 +53,7 @@ __all__ = [
     "RecoveryRecord",
     "ScoringOptions",
     "SimdiffError",
+    "StreamOptions",
     "TaskOptions",
     "TextFile",
     "TextOptions",

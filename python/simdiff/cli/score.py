@@ -15,13 +15,19 @@ from simdiff.cli.options import (
     text_options,
 )
 from simdiff.cli.parsing import CommandParser
+from simdiff.cli.streaming import add_stream, stream_options
 
 TEXT = "Score every layer on calibration text; write scores.json."
+INTERRUPTED = (
+    "nothing was written; a streamed model goes on from its last finished layer if it is started "
+    "again"
+)
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff score`."""
     add_model(sub)
+    add_stream(sub)
     add_text(sub)
     add_scoring(sub)
     sub.group("calibration").add_argument(
@@ -40,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.io.outputs import check_new_file
     from simdiff.jobs.calibrate import calibrate
     from simdiff.models.loading import load_model
+    from simdiff.models.sweep import remove_states
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
     from simdiff.report.terminal.sublayers import sublayers_table
@@ -50,7 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
     plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
     text = text_options(arguments)
     text.check()
-    model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = load_model(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        stream=stream_options(arguments),
+    )
     scores, _ = calibrate(
         model,
         tokenizer,
@@ -61,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     scores.save(arguments.output)
+    remove_states(model)
     notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
     tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]
     tables += [sublayers_table(scores)] if arguments.sublayers else []

@@ -19,6 +19,7 @@ from simdiff.planning.make_plan import make_plan
 from simdiff.planning.names import SEARCHED, SEARCHES
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.searched_criteria import searched_plan
+from simdiff.planning.streamed_search import StreamedEvaluator
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison-cells"
@@ -65,7 +66,7 @@ class Planner:
         windows: Tensor,
         choice_windows: Tensor | None,
         evaluate: EvaluationJournal,
-        evaluator: BypassEvaluator,
+        evaluator: BypassEvaluator | StreamedEvaluator,
         *,
         alpha: float,
         protect: Collection[int],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -179,25 +179,29 @@ class TextPerplexity:
 
 
 def text_perplexity(
-    model: PreTrainedModel, text: TokenizedText, *, description: str = "perplexity"
+    model: PreTrainedModel,
+    text: TokenizedText,
+    *,
+    description: str = "perplexity",
+    sums: Callable[..., list[tuple[float, int]]] | None = None,
 ) -> TextPerplexity:
     """Token-weighted perplexity of a text.
 
     The interval is that of `mean_loss` over runs of consecutive windows. Windows that overlap share
     context, so a run takes windows until it has predicted as many tokens as one window holds; runs
-    are treated as independent.
+    are treated as independent. `sums` takes the place of `window_sums`.
 
     Raises:
         SimdiffError: the loss of some window is NaN or Inf.
     """
-    sums = window_sums(model, text, description=description)
-    bad = [index for index, (loss, _) in enumerate(sums) if not math.isfinite(loss)]
+    found = (sums or window_sums)(model, text, description=description)
+    bad = [index for index, (loss, _) in enumerate(found) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(
             f"text_perplexity: the loss must be finite, got NaN or Inf in {len(bad)} of "
-            f"{len(sums)} windows, first in window {bad[0]}"
+            f"{len(found)} windows, first in window {bad[0]}"
         )
-    runs = joined_windows(sums, text.identity["window_length"])
+    runs = joined_windows(found, text.identity["window_length"])
     mean = mean_loss(runs)
     return TextPerplexity(
         mean.perplexity,

@@ -78,6 +78,16 @@ def _bytes_in_memory(directory: Path, dtype: torch.dtype | str) -> int:
     return sum(math.prod(tensor.shape) for tensor in stored) * dtype.itemsize
 
 
+def chosen_stream(stream: StreamOptions | bool | None) -> StreamOptions | None:
+    """The options that an argument of a Python function means.
+
+    True streams, False loads whole, None does what fits.
+    """
+    if stream is False:
+        return None
+    return stream if isinstance(stream, StreamOptions) else StreamOptions(always=bool(stream))
+
+
 def stream_of(model: nn.Module) -> WeightStream | None:
     """What loads the layers of a streamed model; None for every other model."""
     return getattr(model, _ATTRIBUTE, None)
