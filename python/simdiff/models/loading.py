@@ -89,7 +89,7 @@ def load_model(
             check_weights(directory)
         tokenizer = load_tokenizer(path, directory, what)
         if stream is not None and stream.is_for(directory, DTYPES[dtype], device, name):
-            model, loading = _streamed(path, config, what, dtype, device, stream)
+            model, loading = streamed_stock(path, config, what, dtype, device, stream)
             check_loaded(model, loading, what)
             return model.eval(), tokenizer
         model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
@@ -98,7 +98,7 @@ def load_model(
     return model.eval(), tokenizer
 
 
-def _streamed(
+def streamed_stock(
     path: str, config: PreTrainedConfig, what: str, dtype: str, device: str, stream: StreamOptions
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model whose layers have no weights yet; see `simdiff.models.streamed`."""

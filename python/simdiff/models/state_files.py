@@ -17,6 +17,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,11 +50,17 @@ class OffloadFolder:
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
-        """Make or take the folder, and lock it until this process ends."""
+        """Make or take the folder."""
         self.path = path.absolute()
-        self._held = contextlib.ExitStack()
         self._made = not self.path.exists()
-        self._held.enter_context(held_directory(self.path, "streamed pass"))
+        with self.held():
+            self._take(key)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Lock the folder against other processes inside a with block."""
+        return held_directory(self.path, "streamed pass")
+
+    def _take(self, key: Mapping[str, Any]) -> None:
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise SimdiffError(f"offload folder {self.path}: must be writable, and is not")
         run = self.path / _RUN
@@ -101,7 +108,6 @@ class OffloadFolder:
         if self._made:
             with contextlib.suppress(OSError):  # somebody else's files in it stay
                 self.path.rmdir()
-        self._held.close()
 
 
 class StateSets:
@@ -127,6 +133,7 @@ class StateSets:
         self._dtype = torch.float32
         self._writer = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
+        self._failed = False
         self._open: dict[str, BinaryIO] = {}
         if directory is not None and (directory / MANIFEST).exists():
             self.manifest = read_json(directory / MANIFEST, SCHEMA)
@@ -182,7 +189,14 @@ class StateSets:
 
     def _submit(self, function: Any, *arguments: Any) -> None:
         self._wait(_WAITING)
-        self._waiting.append(self._writer.submit(function, *arguments))
+        self._waiting.append(self._writer.submit(self._unless_failed, function, *arguments))
+
+    def _unless_failed(self, function: Any, *arguments: Any) -> None:
+        """Once a write has failed, no later one may finish the layer."""
+        if not self._failed:
+            self._failed = True
+            function(*arguments)
+            self._failed = False
 
     def _wait(self, most: int) -> None:
         """Wait until no more than this many writes are left; raise what went wrong in one."""

@@ -105,7 +105,9 @@ class Sweep:
         ]
         stages = needed + [depth] * head
         total = sum(map(self._stream.num_bytes, stages))
+        folder = self._stream.folder
         with (
+            contextlib.nullcontext() if folder is None else folder.held(),
             contextlib.closing(self._stream.each(stages)) as loaded,
             contextlib.closing(self._sets),
             torch.inference_mode(False),
