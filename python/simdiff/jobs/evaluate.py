@@ -15,7 +15,7 @@ from simdiff.jobs.plans import check_depth, fitted
 from simdiff.models.layer_indices import spans
 from simdiff.models.loading import load_model
 from simdiff.models.streamed import StreamOptions, stream_of
-from simdiff.models.sweep import WHOLE, refuse_streamed
+from simdiff.models.sweep import WHOLE, refuse_streamed, remove_states
 from simdiff.planning.plan import PruningPlan
 from simdiff.sublayers.any_plan import cut_in_memory, load_any_plan
 
@@ -55,6 +55,7 @@ def with_plan(
     def cut() -> Iterator[Loaded]:
         with cut_in_memory(model, found):
             yield model, tokenizer
+        remove_states(model)
 
     known = {}
     if isinstance(found, PruningPlan):

@@ -17,6 +17,7 @@ import torch
 
 from simdiff.errors import SimdiffError
 from simdiff.models import state_files
+from simdiff.models.loading import load_config, streamed_stock
 from simdiff.models.streamed import StreamOptions, stream_of
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.sweep import remove_states
@@ -181,6 +182,11 @@ def test_a_kill_loses_no_finished_layer(llama: Path, wanted, tmp_path: Path, at:
     # The writer may have been killed before the third layer's files were named.
     some = {streamed_bytes(llama, layers=range(first, 6)) for first in (2, 3)}
     assert stream.bytes_read in some
+
+
+def test_a_streamed_model_runs_on_one_device(llama: Path) -> None:
+    with pytest.raises(SimdiffError, match="a streamed model runs on one device"):
+        streamed_stock(str(llama), load_config(llama), "tiny", "auto", "auto", StreamOptions())
 
 
 def test_streaming_is_chosen_where_a_model_does_not_fit(llama: Path, monkeypatch, capsys) -> None:
