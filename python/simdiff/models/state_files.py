@@ -150,8 +150,13 @@ class StateSets:
         self._shapes[batch], self._dtype = list(states.shape), states.dtype
         self._members.setdefault(name, []).append(batch)
         num_bytes = states.numel() * states.element_size()
-        fits = self._held_bytes + num_bytes <= self._memory
-        if fits:
+        older = iter([other for other in self._tensors if other != name])
+        while self.directory is not None and self._held_bytes + num_bytes > self._memory:
+            oldest = next(older, None)
+            if oldest is None:
+                break
+            self._drop(oldest)
+        if self._held_bytes + num_bytes <= self._memory:
             self._tensors.setdefault(name, {})[batch] = states
             self._held_bytes += num_bytes
         elif self.directory is None:
@@ -170,13 +175,17 @@ class StateSets:
     def commit(self, names: Sequence[str], **content: Any) -> None:
         """Finish a layer: drop all sets but these, and write them and the manifest to the disk."""
         for name in [name for name in self._tensors if name not in names]:
-            states = self._tensors.pop(name)
-            self._held_bytes -= sum(one.numel() * one.element_size() for one in states.values())
+            self._drop(name)
         self._members = {name: self._members[name] for name in names}
         if self.directory is not None:
             content |= {"shapes": dict(self._shapes), "members": dict(self._members)}
             content["dtype"] = str(self._dtype).removeprefix("torch.")
             self._submit(self._finish, names, content)
+
+    def _drop(self, name: str) -> None:
+        """Forget a set in memory."""
+        states = self._tensors.pop(name)
+        self._held_bytes -= sum(one.numel() * one.element_size() for one in states.values())
 
     def close(self) -> None:
         """Wait for what is still to be written."""

@@ -160,6 +160,7 @@ class WeightStream:
             return find_decoder_layers(self._model).modules[stage]
         return self._model.get_output_embeddings() if self._stages.get(stage) else None
 
+    @torch.no_grad()
     def _load(self, stage: int) -> None:
         if not self._places[stage]:
             return

@@ -15,15 +15,6 @@ from support.commands import simdiff
 
 TEXT = ("--num-windows", "4", "--window-length", "16", "--batch-size", "2")
 WAYS = ("--no-stream", "--stream")
-    "schema",
-    "removed",
-    "candidates",
-    "choice_agreement",
-    "metrics",
-    "blocks",
-    "cells",
-    "dense",
-)
 
 
 @pytest.fixture
