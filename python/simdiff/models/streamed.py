@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -122,7 +123,7 @@ class WeightStream:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of weights read so far, with those that stay."""
+        """Bytes of layers and heads read so far."""
         return self._reader.bytes_read
 
     @property
@@ -252,7 +253,7 @@ def streamed_model(
         report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
         stages, resident = _divided(model, stored, config, own, what)
         reader = TensorReader({tensor.path for tensor in stored}, pinned=device.type == "cuda")
-        stock(model, reader.read(resident, keep=True), None, config)
+        stock(model, _mapped(resident), None, config)
         parts.append((stages, reader, config))
         return report
 
@@ -329,6 +330,15 @@ def _divided(
     for group in stages.values():  # read in the order of their bytes
         group.sort(key=lambda tensor: (str(tensor.path), tensor.start))
     return stages, resident
+
+
+def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
+    """Tensors mapped into memory, of which only what is used takes any: rows of an embedding."""
+    files: dict[Path, Any] = {}
+    for tensor in tensors:
+        if tensor.path not in files:
+            files[tensor.path] = safe_open(tensor.path, framework="pt")
+    return {tensor.name: files[tensor.path].get_slice(tensor.name) for tensor in tensors}
 
 
 def _own_head(model: PreTrainedModel) -> set[str]:

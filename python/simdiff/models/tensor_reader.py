@@ -67,18 +67,14 @@ class TensorReader:
         self._pinned = pinned
         self._buffers = [torch.empty(0, dtype=torch.uint8)] * 2
 
-    def read(self, tensors: Sequence[StoredTensor], *, keep: bool = False) -> dict[str, Tensor]:
+    def read(self, tensors: Sequence[StoredTensor]) -> dict[str, Tensor]:
         """The tensors by name, read once and whole.
-
-        Args:
-            tensors: in any order.
-            keep: give them memory of their own, which no later group takes.
 
         Raises:
             SimdiffError: a file has changed since the beginning or while it was read.
         """
         starts, total = _places(tensors)
-        buffer = self._buffer(total, keep)
+        buffer = self._buffer(total)
         bytes_of = {
             tensor.name: buffer[start : start + tensor.num_bytes]
             for tensor, start in zip(tensors, starts, strict=True)
@@ -94,11 +90,9 @@ class TensorReader:
             for tensor in tensors
         }
 
-    def _buffer(self, num_bytes: int, keep: bool) -> Tensor:
+    def _buffer(self, num_bytes: int) -> Tensor:
         """Memory that begins with a line of the cache."""
         wanted = num_bytes + _LINE
-        if keep:
-            return _from_line(torch.empty(wanted, dtype=torch.uint8))
         self._buffers.reverse()
         if self._buffers[0].numel() < wanted:
             self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # freed before the next is there
