@@ -61,10 +61,10 @@ def with_plan(
     if isinstance(found, PruningPlan):
         known = {"removed": sorted(found.removed), "cut_from": found.model.get("fingerprint")}
     dense, pruned = Subject.given(model, tokenizer, name), Subject(f"{name}, {what}", cut, known)
-    if stream_of(model) is not None:
-        if not isinstance(found, PruningPlan):
-            refuse_streamed(model, "a plan of sub-layers", "evaluate it on a machine that holds it")
-        dense, pruned = _in_one_pass(dense, pruned, frozenset(known["removed"]))
+    if not isinstance(found, PruningPlan):
+        refuse_streamed(model, "a plan of sub-layers", "evaluate it on a machine that holds it")
+    elif stream_of(model) is not None:
+        dense, pruned = _in_one_pass(dense, pruned, frozenset(found.removed))
     return [dense, pruned], [str(unit) for unit in found.removed]
 
 

@@ -28,7 +28,7 @@ from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
 from simdiff.models.streamed import StreamOptions, streamed_model
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

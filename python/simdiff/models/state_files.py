@@ -27,6 +27,7 @@ from torch import Tensor
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.io.outputs import held_directory
+from simdiff.models.tensor_reader import bytes_of
 
 SCHEMA = "simdiff.states"
 _RUN, MANIFEST = "run.json", "manifest.json"
@@ -230,7 +231,7 @@ class StateSets:
         if name not in self._open:
             self._open[name] = (self.directory / name).open("wb", buffering=0)
         flat = states.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        view = memoryview(flat.numpy())
+        view = bytes_of(flat)
         while view:
             view = view[self._open[name].write(view) :]
 
@@ -257,7 +258,7 @@ class StateSets:
         flat = torch.empty(self._num_bytes(batch), dtype=torch.uint8)
         with (self.directory / name).open("rb", buffering=0) as file:
             file.seek(sum(map(self._num_bytes, before)))
-            view = memoryview(flat.numpy())
+            view = bytes_of(flat)
             while view:
                 count = file.readinto(view)
                 if not count:

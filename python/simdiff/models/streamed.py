@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ class WeightStream:
         """Stored bytes of a stage."""
         return total_bytes(self._stages.get(stage, ()))
 
-    def each(self, stages: Sequence[int]) -> Iterator[int]:
+    def each(self, stages: Sequence[int]) -> Generator[int, None, None]:
         """Yield stages while their weights are there; the next one is read meanwhile."""
         loading: Future[None] | None = None
         with ThreadPoolExecutor(1) as ahead:

@@ -75,18 +75,18 @@ class TensorReader:
         """
         starts, total = _places(tensors)
         buffer = self._buffer(total)
-        bytes_of = {
+        memory = {
             tensor.name: buffer[start : start + tensor.num_bytes]
             for tensor, start in zip(tensors, starts, strict=True)
         }
         self._check({tensor.path for tensor in tensors})
-        pieces = [piece for tensor in tensors for piece in _pieces(tensor, bytes_of[tensor.name])]
+        pieces = [piece for tensor in tensors for piece in _pieces(tensor, memory[tensor.name])]
         with ThreadPoolExecutor(_READERS) as readers:
             for count in readers.map(_read_piece, pieces):
                 self.bytes_read += count
         self._check({tensor.path for tensor in tensors})
         return {
-            tensor.name: bytes_of[tensor.name].view(DTYPES[tensor.dtype]).view(tensor.shape)
+            tensor.name: memory[tensor.name].view(DTYPES[tensor.dtype]).view(tensor.shape)
             for tensor in tensors
         }
 
@@ -113,6 +113,11 @@ class TensorReader:
                 )
 
 
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a uint8 tensor on the CPU, to read into or to write from."""
+    return memoryview(tensor.numpy().data)
+
+
 def _places(tensors: Sequence[StoredTensor]) -> tuple[list[int], int]:
     """Where each tensor begins in a buffer, as in its file within a line, and the bytes of all."""
     starts, end = [], 0
@@ -129,7 +134,7 @@ def _from_line(buffer: Tensor) -> Tensor:
 
 def _pieces(tensor: StoredTensor, target: Tensor) -> Iterator[tuple[Path, int, Any]]:
     """A tensor as pieces that are read at once: file, offset, memory."""
-    view = memoryview(target.numpy())
+    view = bytes_of(target)
     for start in range(0, tensor.num_bytes, _PIECE_BYTES):
         yield tensor.path, tensor.start + start, view[start : start + _PIECE_BYTES]
 
