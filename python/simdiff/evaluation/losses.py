@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.evaluation.streamed_losses import losses_in_one_pass
-from simdiff.io.progress import track
+from simdiff.io.progress import silent, track
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import stream_of
 from simdiff.models.sweep import WHOLE
@@ -36,13 +37,14 @@ def window_losses(
     # Windows are read one at a time, since the logits are the largest tensor of a run.
     parts = windows.split(1)
     if stream_of(model) is not None:
-        found = losses_in_one_pass(
-            model,
-            parts,
-            {WHOLE: range(len(parts))},
-            lambda index: token_losses(model, parts[index][0]),
-            purpose=description or "perplexity",
-        )[WHOLE]
+        with contextlib.nullcontext() if description else silent():
+            found = losses_in_one_pass(
+                model,
+                parts,
+                {WHOLE: range(len(parts))},
+                lambda index: token_losses(model, parts[index][0]),
+                purpose=description or "perplexity",
+            )[WHOLE]
         return [float(found[index].double().mean()) for index in range(len(parts))]
     return [
         window_loss(model, ids) for ids in (track(parts, description) if description else parts)

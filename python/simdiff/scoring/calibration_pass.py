@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
-from simdiff.io.progress import track
+from simdiff.io.progress import silent, track
 from simdiff.models.identity import model_identity
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import stream_of
@@ -167,7 +168,8 @@ class CalibrationPass:
         inputs = [part for batch in inputs for part in self._parts(batch)]
         self._ids += [batch["input_ids"] for batch in inputs]
         if stream_of(self._model) is not None:
-            return feed_streamed(self._model, self._running, inputs, description or "score")
+            with contextlib.nullcontext() if description else silent():
+                return feed_streamed(self._model, self._running, inputs, description or "score")
         feed_forward(
             self._model,
             self._layers.modules,
