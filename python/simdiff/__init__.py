@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from simdiff.io.ranks import processes
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.jobs.states import score_states
+    from simdiff.models.streamed import StreamOptions
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
@@ -34,6 +35,7 @@ _HOMES = {
     "RecoveryRecord": "simdiff.recovery.record",
     "ScoringOptions": "simdiff.jobs.stability",
     "SimdiffError": "simdiff.errors",
+    "StreamOptions": "simdiff.models.streamed",
     "TaskOptions": "simdiff.evaluation.tasks",
     "TextFile": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
@@ -55,6 +57,7 @@ __all__ = [
     "RecoveryRecord",
     "ScoringOptions",
     "SimdiffError",
+    "StreamOptions",
     "TaskOptions",
     "TextFile",
     "TextOptions",

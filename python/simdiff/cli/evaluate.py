@@ -16,6 +16,7 @@ from simdiff.cli.options import (
     text_of,
 )
 from simdiff.cli.parsing import CommandParser, names, rare
+from simdiff.cli.streaming import add_stream, stream_options
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
 SHARED = True
@@ -24,6 +25,7 @@ SHARED = True
 def add(sub: CommandParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
+    add_stream(sub)
     add_plan_source(
         sub,
         "model with and without layers",
@@ -135,6 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
         check_text(text.source)
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
+    stream = stream_options(arguments)
     plan = arguments.plan or arguments.remove
     if plan is not None:
         if len(models) != 1:
@@ -142,10 +145,19 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.plan and arguments.remove:
             raise SimdiffError("--plan or --remove must say which layers go, got both")
         models, removed = with_plan(
-            arguments.models[0], plan, dtype=arguments.dtype, device=arguments.device
+            arguments.models[0],
+            plan,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            stream=stream,
         )
     quality = evaluate_models(
-        models, text=text, tasks=tasks, dtype=arguments.dtype, device=arguments.device
+        models,
+        text=text,
+        tasks=tasks,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        stream=stream,
     )
     content = {**quality.to_dict(), "command": arguments.command_line}
     if removed is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
 from simdiff.cli.parsing import CommandParser
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.planning.names import UNITS
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def add(sub: CommandParser) -> None:
         help="the model of the scores: simdiff then chooses among a few plans by perplexity on the "
         "text that calibrated",
     )
+    add_stream(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(sub, "file to write, such as plan.json")
 
@@ -62,9 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
         plan = options.plan(scores)
     else:
         from simdiff.jobs.calibrate import calibrated
+        from simdiff.models.sweep import remove_states
 
-        model, windows = calibrated(arguments.model, scores)
+        model, windows = calibrated(arguments.model, scores, stream=stream_options(arguments))
         plan = options.plan(scores, model, windows, journal)
+        remove_states(model)
     plan.save(arguments.output)
     ranks.first(lambda: journal.unlink(missing_ok=True))
     show(

@@ -16,6 +16,7 @@ from simdiff.cli.options import (
     text_options,
 )
 from simdiff.cli.parsing import CommandParser, rare
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.recovery.methods import METHODS
 from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
@@ -32,6 +33,7 @@ _COMMON = ("preset", "training_text")
 def add(sub: CommandParser) -> None:
     """The options of `simdiff recover`."""
     add_model(sub)
+    add_stream(sub)
     methods = "; ".join(f"{name}: {method.text}" for name, method in METHODS.items())
     group = sub.group("recovery")
     add_plan_source(sub, "recovery")
@@ -112,6 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         device=arguments.device,
+        stream=stream_options(arguments),
         overwrite=arguments.overwrite,
         restart=arguments.restart,
         config=config_text(arguments),

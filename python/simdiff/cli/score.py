@@ -17,6 +17,7 @@ from simdiff.cli.options import (
     text_options,
 )
 from simdiff.cli.parsing import CommandParser, rare
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.errors import SimdiffError
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ if TYPE_CHECKING:
 
 TEXT = "Score every layer on calibration text; write scores.json."
 SHARED = True
+INTERRUPTED = (
+    "nothing was written; a streamed model goes on from its last finished layer if it is started "
+    "again"
+)
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff score`."""
     add_model(sub)
+    add_stream(sub)
     add_text(sub)
     add_scoring(sub)
     sub.group("calibration").add_argument(
@@ -56,6 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.io.outputs import check_new_file
     from simdiff.jobs.calibrate import calibrate
     from simdiff.models.loading import load_model
+    from simdiff.models.sweep import remove_states
     from simdiff.planning.budget import Budget
     from simdiff.planning.options import PlanOptions
 
@@ -66,7 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
     plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
     text = text_options(arguments)
     text.check()
-    model, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = load_model(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        stream=stream_options(arguments),
+    )
     scores, _ = calibrate(
         model,
         tokenizer,
@@ -77,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
     )
     _show(arguments, scores)
+    remove_states(model)
 
 
 def _of_states(arguments: argparse.Namespace) -> None:

@@ -12,14 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key
+from simdiff.evaluation.journal import Evaluation, EvaluationJournal
 from simdiff.io import ranks
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import check_key, header, read_json, write_json
+from simdiff.models.streamed import stream_of
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.make_plan import make_plan
 from simdiff.planning.names import SEARCHED, SEARCHES
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.searched_criteria import searched_plan
+from simdiff.planning.streamed_search import StreamedEvaluator
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison-cells"
@@ -66,7 +68,7 @@ class Planner:
         windows: Tensor,
         choice_windows: Tensor | None,
         evaluate: EvaluationJournal,
-        evaluator: BypassEvaluator,
+        evaluator: BypassEvaluator | StreamedEvaluator,
         *,
         alpha: float,
         protect: Collection[int],
@@ -105,7 +107,7 @@ class Planner:
                 self._timed,
                 self._evaluator.rebase,
                 protect,
-                self._timed_ahead,
+                None if stream_of(self._model) is not None else self._timed_ahead,
             )
         plan = make_plan(
             scores,

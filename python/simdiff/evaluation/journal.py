@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
 from simdiff.io import ranks
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.models.identity import model_identity, weights_digest
 
 SCHEMA = "simdiff.evaluations"
@@ -77,7 +76,8 @@ class EvaluationJournal:
     Args:
         key: everything that the evaluations depend on, see `evaluation_key`.
         path: path of the file; None stores evaluations in memory only.
-        compute: returns the losses of each window without some layers.
+        compute: returns the losses of each window without some layers; None if they are not known
+            yet, see `simdiff.evaluation.streamed_losses.in_few_passes`.
 
     Raises:
         SimdiffError: the file was made with another key, or is damaged.
@@ -87,7 +87,7 @@ class EvaluationJournal:
         self,
         key: Mapping[str, Any],
         path: Path | None,
-        compute: Callable[[frozenset[int]], list[float]],
+        compute: Callable[[frozenset[int]], list[float] | None],
     ) -> None:
         """Read the evaluations in the file."""
         ranks.agree("what is evaluated", key)
@@ -105,25 +105,35 @@ class EvaluationJournal:
     def ahead(self, sets: Iterable[Collection[int]]) -> None:
         """Evaluate sets of layers that will be asked for, shared among processes.
 
-        A single process does nothing: it evaluates them when they are asked for.
+        A single process does nothing: it evaluates them when they are asked for. Nor is it for a
+        streamed model, whose windows are shared, see
+        `simdiff.evaluation.streamed_losses.losses_in_one_pass`.
         """
         wanted = dict.fromkeys(map(frozenset, sets))
         missing = [layers for layers in wanted if layers not in self._known]
         if ranks.size() > 1 and missing:
-            found = ranks.shared(self._evaluated, missing)
-            self._keep(dict(zip(missing, found, strict=True)))
+            found = zip(missing, ranks.shared(self._evaluated, missing), strict=True)
+            self._keep({layers: entry for layers, entry in found if entry is not None})
 
     def __call__(self, removed: Collection[int]) -> Evaluation:
-        """Evaluate the model without these layers, or return the stored evaluation."""
+        """Evaluate the model without these layers, or return the stored evaluation.
+
+        What is not known yet has a loss of NaN and is not stored.
+        """
         layers = frozenset(removed)
         if layers not in self._known:
-            self._keep({layers: self._evaluated(layers)})
+            found = self._evaluated(layers)
+            if found is None:
+                return Evaluation((math.nan,), 0.0)
+            self._keep({layers: found})
         return self._known[layers]
 
-    def _evaluated(self, layers: frozenset[int]) -> Evaluation:
+    def _evaluated(self, layers: frozenset[int]) -> Evaluation | None:
         start = time.perf_counter()
         losses = self._compute(layers)
         seconds = time.perf_counter() - start
+        if losses is None:
+            return None
         finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
         return Evaluation(finite, seconds)
 
@@ -180,31 +190,3 @@ class EvaluationJournal:
                 f"{type(error).__name__}: {error}"
             ) from None
         return known
-
-
-def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuse a file that was made for other input.
-
-    Raises:
-        SimdiffError: names the differences.
-    """
-    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
-    if found == wanted:
-        return
-    found = found if isinstance(found, dict) else {}
-    raise SimdiffError(
-        f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
-        "remove it, give another output, or --restart where the command has that"
-    )
-
-
-def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The names of what differs, those within a mapping as `options.length`."""
-    names = []
-    for key in dict.fromkeys((*wanted, *found)):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            names.append(f"{prefix}{key}")
-    return names

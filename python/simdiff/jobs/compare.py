@@ -11,7 +11,9 @@ from simdiff.io import ranks
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.loading import load_model
+from simdiff.models.streamed import StreamOptions
 from simdiff.models.structure import find_decoder_layers
+from simdiff.models.sweep import remove_states
 from simdiff.report.comparison_page import write_comparison
 
 
@@ -25,6 +27,7 @@ def run_comparison(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | None = None,
     overwrite: bool = False,
     restart: bool = False,
     config: str | None = None,
@@ -39,6 +42,7 @@ def run_comparison(
         name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
         options: what is compared.
         restart: forget what an interrupted comparison left.
+        stream: see `load_model`.
         config: content of the config.yaml that repeats this; None writes none.
     """
     directory = directory.absolute()
@@ -47,7 +51,7 @@ def run_comparison(
     journal = directory.with_name(directory.name + ".journal")
     if restart:
         ranks.first(lambda: remove_journal(journal))
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    model, tokenizer = load_model(name, dtype=dtype, device=device, stream=stream)
     options.counts(len(find_decoder_layers(model)))
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     comparison = compare(
@@ -57,6 +61,7 @@ def run_comparison(
         write_config(scratch, config)
         ranks.first(lambda: _write(comparison, scratch))
     ranks.first(lambda: remove_journal(journal))
+    remove_states(model)
     return comparison
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ from simdiff.io import ranks
 from simdiff.io.json_files import header, write_json
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
-from simdiff.io.progress import step
+from simdiff.io.progress import step, tell
 from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.room import check_room
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
+from simdiff.models.streamed import StreamOptions, stream_of
+from simdiff.models.sweep import offload_folder, refuse_streamed, remove_states
 from simdiff.models.windows import check_windows
 from simdiff.planning.bootstrap import amounts_of_text
 from simdiff.planning.names import SEARCHED
@@ -62,6 +64,7 @@ def run(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | None = None,
     overwrite: bool = False,
     config: str | None = None,
 ) -> RunOutcome:
@@ -79,6 +82,7 @@ def run(
         held_out_source: another text to evaluate on, whole.
         batch_size: windows per forward while scoring.
         dtype, device: see `simdiff.models.loading.load_model`.
+        stream: see there; speed is not measured, and nothing generated, where it is streamed.
         config: content of the config.yaml that repeats this; None writes none.
     """
     check_new_path(directory.absolute(), overwrite)
@@ -87,7 +91,8 @@ def run(
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
     text.check(held_out_source)
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    model, tokenizer = load_model(name, dtype=dtype, device=device, stream=stream)
+    streamed = stream if stream_of(model) is not None else None
     num_remove = plan.count(model_identity(model, name))
     ranks.first(partial(check_room, directory, model, num_remove))
     held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
@@ -103,12 +108,14 @@ def run(
         chosen.save(scratch / PLAN_FILE)
         ranks.first(partial(_write_model, name, dtype, model, tokenizer, chosen, scratch / "model"))
         dense, pruned = _measure_dense(model, chosen, held_out)
+        states = offload_folder(model)
         del model
         gc.collect()
-        pruned |= _measure_pruned(scratch / "model", held_out, dtype, device)
+        pruned |= _measure_pruned(scratch / "model", held_out, dtype, device, streamed)
         results = {
             **header("simdiff.results"),
             "machine": describe_machine(),
+            **({"streamed": True} if streamed else {}),
             "num_layers": scores.num_layers,
             "removed": list(chosen.removed),
             "evaluation": held_out.identity.to_dict()
@@ -124,6 +131,8 @@ def run(
         write_json(scratch / "results.json", results)
         ranks.first(lambda: _write_words(scratch, name, scores, chosen, results))
     ranks.first(lambda: journal.unlink(missing_ok=True))
+    if states is not None:
+        states.remove()
     return RunOutcome(directory, scores, chosen, results)
 
 
@@ -143,6 +152,9 @@ def _write_model(
     except SurgeryError:  # of what spans layers only a model in memory can be cut
         cut = None
     if cut is None:
+        refuse_streamed(
+            model, "a cut of more than whole layers' files", "prune it on a machine that holds it"
+        )
         write_pruned(model, tokenizer, plan, directory, source=origin(name, fetch=True))
     else:
         write_cut(cut, directory)
@@ -164,31 +176,46 @@ def _write_words(
 def _measure_dense(
     model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Quality of the dense model, and the speed of both, interleaved on the same weights."""
+    """Quality of the dense model, and the speed of both, interleaved on the same weights.
+
+    A streamed model has no speed to compare: it waits for its files.
+    """
     quality = perplexity(model, held_out.tokens, description="perplexity, dense")
+    dense = asdict(quality) | {"num_parameters": sum(p.numel() for p in model.parameters())}
+    if stream_of(model) is not None:
+        tell("note: no speed is measured and nothing generated, since the model is streamed")
+        return dense, {}
     length = min(128, held_out.tokens.shape[1])
     speed = ranks.first(
         lambda: measure_speed(model, sharing_copy(model, plan.removed), prompt_length=length)
     )
-    dense = asdict(quality) | {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "speed": asdict(speed["dense"]),
-    }
+    dense["speed"] = asdict(speed["dense"])
     return dense, {"speed": asdict(speed["pruned"])}
 
 
 def _measure_pruned(
-    directory: Path, held_out: TokenWindows, dtype: str, device: str | None
+    directory: Path,
+    held_out: TokenWindows,
+    dtype: str,
+    device: str | None,
+    stream: StreamOptions | None,
 ) -> dict[str, Any]:
     """Reload the checkpoint with stock classes and measure what it is."""
+    if stream is not None:  # as the dense model is, whose states lie elsewhere
+        stream = replace(stream, always=True, folder=directory.with_name("states"))
     model, tokenizer = load_model(
-        str(directory), dtype=dtype, device=device, description="reload the pruned checkpoint"
+        str(directory),
+        dtype=dtype,
+        device=device,
+        description="reload the pruned checkpoint",
+        stream=stream,
     )
     quality = asdict(perplexity(model, held_out.tokens, description="perplexity, pruned"))
     del quality["num_tokens"]
+    quality["num_parameters"] = sum(p.numel() for p in model.parameters())
+    if stream is not None:
+        remove_states(model)
+        return quality
     with step("generate"):
         sample = ranks.first(lambda: generate(model, tokenizer, PROMPT))
-    return quality | {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "generation": asdict(sample),
-    }
+    return quality | {"generation": asdict(sample)}

@@ -17,6 +17,7 @@ from transformers import (
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import read_json
 from simdiff.io.outputs import PLAN_FILE
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import find_decoder_layers, text_config
 
 # Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
@@ -132,6 +133,9 @@ def same_layers(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def weights_digest(model: PreTrainedModel) -> str:
     """SHA-256 over a few values of every parameter in memory, and the names of all."""
     digest = hashlib.sha256()
+    stream = stream_of(model)
+    if stream is not None:  # its weights are in files, of which size and time tell
+        return hashlib.sha256(json.dumps(stream.files, sort_keys=True).encode()).hexdigest()
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             digest.update(name.encode())

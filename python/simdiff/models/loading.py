@@ -28,8 +28,9 @@ from simdiff.models.devices import own_device, own_memory
 from simdiff.models.files import ADAPTER_USE, GGUF_USE, check_kind, check_weights, read_config
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
+from simdiff.models.streamed import StreamOptions, streamed_model
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -55,7 +56,12 @@ _QUANTISED = (
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str | None = None, description: str | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    description: str | None = None,
+    stream: StreamOptions | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a language model as the stock class that its config names, ready for inference.
 
@@ -66,6 +72,8 @@ def load_model(
             if there is one. Of several processes on a machine each takes a GPU of its own, and with
             "auto" its share of them.
         description: text of the progress line.
+        stream: how a model larger than memory is held, whose layers are loaded one at a time; None
+            loads every model whole.
 
     Raises:
         SimdiffError: the model or the device does not exist, it is no causal or vision-language
@@ -83,10 +91,29 @@ def load_model(
         if Path(path).is_dir():
             check_weights(directory)
         tokenizer = load_tokenizer(path, directory, what)
+        wanted = stream is not None and stream.is_for(directory, DTYPES[dtype], device, name)
+        if stream is not None and any(ranks.gather(wanted)):  # of no process alone
+            model, loading = streamed_stock(path, config, what, dtype, device, stream)
+            check_loaded(model, loading, what)
+            return model.eval(), tokenizer
         model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
         check_loaded(model, loading, what)
         _check_runs(model, what)
     return model.eval(), tokenizer
+
+
+def streamed_stock(
+    path: str, config: PreTrainedConfig, what: str, dtype: str, device: str, stream: StreamOptions
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model whose layers have no weights yet; see `simdiff.models.streamed`."""
+    if device == "auto":
+        raise SimdiffError(f"{what}: a streamed model runs on one device, got --device auto")
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        return stock_model(path, config, what=what, dtype=dtype, device=None)
+
+    kind = type(meta_model(config))
+    return streamed_model(kind, load, what, torch.device(device), stream)
 
 
 def stock_model(
@@ -95,7 +122,7 @@ def stock_model(
     *,
     what: str | None = None,
     dtype: str | torch.dtype = "auto",
-    device: str = "cpu",
+    device: str | None = "cpu",
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of the class that its config names, and what loading it reported.
 
@@ -103,7 +130,7 @@ def stock_model(
         path: a directory or a hub name.
         config: of the model.
         what: the model, for messages.
-        dtype, device: see `load_model`.
+        dtype, device: see `load_model`; with None as device it stays where it was loaded.
 
     Raises:
         SimdiffError: the class cannot be used, or transformers cannot load the model.
@@ -115,7 +142,7 @@ def stock_model(
     if device == "auto":
         options = {"device_map": "auto", "max_memory": own_memory()}
     packed = quantization(config)
-    if packed and device != "auto":  # its weights are placed as they are unpacked
+    if packed and device not in ("auto", None):  # its weights are placed as they are unpacked
         options = {"device_map": {"": device}}
     advice = f"it is quantised as {_method(packed)!r}; {_QUANTISED}" if packed else ""
     with foreign(f"{what}: cannot be loaded", advice), quietly():
@@ -128,7 +155,7 @@ def stock_model(
             ignore_mismatched_sizes=True,  # they are reported, and then refused
             **options,
         )
-        if not options:
+        if not options and device is not None:
             model = model.to(device)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SimdiffError(f"{what}: holds an adapter beside its model: {ADAPTER_USE}")

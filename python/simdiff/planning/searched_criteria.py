@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from simdiff.evaluation.journal import EvaluationJournal, evaluation_key
 from simdiff.models.identity import check_same_model
+from simdiff.models.streamed import stream_of
 from simdiff.planning.alpha_sweep import sweep_alpha, sweep_plan
-from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.names import GREEDY, ONE_SHOT, SWEPT
 from simdiff.planning.perplexity_search import (
     Ahead,
@@ -26,6 +26,7 @@ from simdiff.planning.perplexity_search import (
 )
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import select
+from simdiff.planning.streamed_search import evaluator_of
 from simdiff.scoring.scores import LayerScores
 
 
@@ -107,11 +108,12 @@ def search_plan(
             another model, or the journal of another input.
     """
     check_same_model(model, scores.model, "file of scores")
-    evaluator = BypassEvaluator(model, windows)
+    evaluator = evaluator_of(model, windows)
     key = evaluation_key(model, windows, scores.calibration)
     with EvaluationJournal(key, journal, evaluator.losses) as evaluate:
+        ahead = None if stream_of(model) is not None else evaluate.ahead
         plan, _ = searched_plan(
-            scores, criterion, num_remove, evaluate, evaluator.rebase, protect, evaluate.ahead
+            scores, criterion, num_remove, evaluate, evaluator.rebase, protect, ahead
         )
     note = f"evaluated on the first {len(windows)} windows of the calibration text"
     options = {} if criterion in SWEPT else {"evaluation-windows": len(windows)}

@@ -146,7 +146,7 @@ def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
 
 
 def _generation(results: Mapping[str, Any] | None) -> Iterator[str]:
-    if results is None:
+    if results is None or "generation" not in results["pruned"]:
         return
     sample = results["pruned"]["generation"]
     check = "agrees" if sample["equals_uncached"] else "DISAGREES"
@@ -180,10 +180,12 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts["scored with"] = f"backend {known.get('backend')} on {known.get('device')}"
         facts |= _versions("scores", known)
     if results is not None:
-        speeds = results["dense"]["speed"]
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
+        speeds = results["dense"].get("speed")
         facts["speed of the run"] = (
-            f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+            f"not measured, since the model was streamed, on {results['machine']}"
+            if speeds is None
+            else f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
             f"threads, {results['machine']}"
         )
         facts |= _versions("run", results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,10 +14,12 @@ from transformers import PreTrainedModel
 from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
 from simdiff.io import ranks
-from simdiff.io.progress import track
+from simdiff.io.progress import silent, track
 from simdiff.models.identity import model_identity, weights_digest
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import decoder_body, find_decoder_layers
+from simdiff.models.sweep import Sweep
 from simdiff.models.windows import check_windows
 from simdiff.scoring.group_scores import SequenceScores
 from simdiff.scoring.hooks import BlockSink, LayerHooks
@@ -141,7 +144,9 @@ class CalibrationPass:
         self._calibration = dict(calibration or {})
         if skip_leading:
             self._calibration["skip_leading"] = skip_leading
-        device = next(self._layers.modules.parameters()).device.type
+        stream = stream_of(model)
+        parameters = self._layers.modules.parameters()
+        device = (next(parameters) if stream is None else stream).device.type
         self._provenance = {"backend": backend or default_backend(device), "device": device}
 
     def feed(self, batches: Sequence[Batch], description: str | None = None) -> None:
@@ -181,17 +186,25 @@ class CalibrationPass:
         running, batches = self._running, inputs[mine.start : mine.stop]
         for batch in inputs[: mine.start]:
             running.skip(token_mask(batch))
-        feed_forward(
-            self._model,
-            self._layers.modules,
-            running,
-            batches if description is None else track(batches, description),
-            running.blocks,
-        )
+        self._feed(batches, description)
         for batch in inputs[mine.stop :]:
             running.skip(token_mask(batch))
         first += sum(map(_num_rows, inputs[: mine.start]))
         return range(first, first + sum(map(_num_rows, batches)))
+
+    def _feed(self, batches: Sequence[dict[str, Tensor]], description: str | None) -> None:
+        if not batches:
+            return
+        if stream_of(self._model) is not None:
+            with contextlib.nullcontext() if description else silent():
+                return feed_streamed(self._model, self._running, batches, description or "score")
+        feed_forward(
+            self._model,
+            self._layers.modules,
+            self._running,
+            batches if description is None else track(batches, description),
+            self._running.blocks,
+        )
 
     def _agree(self, inputs: Sequence[dict[str, Tensor]]) -> None:
         """Refuse processes that would score something else.
@@ -326,3 +339,33 @@ def feed_forward(
             body(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
             if isinstance(running, RunningGroups):
                 running.end()
+
+
+@torch.no_grad()
+def feed_streamed(
+    model: PreTrainedModel, running: RunningGroups, inputs: Sequence[dict[str, Tensor]], name: str
+) -> None:
+    """Run batches through the layers of a streamed model, one layer after the other, and score.
+
+    The states of a batch reach the scores in the order of `feed_forward`, so these are the same to
+    the last bit.
+
+    Args:
+        model: see `simdiff.models.streamed`.
+        running: the scores.
+        inputs: batches of `model_inputs`.
+        name: of the pass.
+    """
+    sweep = Sweep(model, inputs, purpose=name, keep=True)
+    hooks = LayerHooks(find_decoder_layers(model).modules, running, running.blocks)
+    with sweep.finished():
+        for index, batch in enumerate(track(inputs, f"{name}, all blocks")):
+            mask = token_mask(batch)
+            counted = running.begin(mask)
+            states = sweep.all_states(index)
+            hooks.token_shape = tuple(mask.shape)
+            counts_all = bool(counted.all())
+            hooks.attention_mask = None if counts_all else counted.to(states[0].device)
+            for layer in range(running.num_layers):
+                hooks.measure(layer, states[layer], states[layer + 1])
+            running.end()

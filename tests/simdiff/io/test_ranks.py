@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,14 @@ def run(folder: Path, count: int, body: Callable[[int], int]) -> list[Ended]:
 def commands(folder: Path, count: int, *lists: list[object]) -> list[Ended]:
     """Commands one after the other in the same processes; every process must end well."""
 
-    def forbidden(**_: object) -> None:
-        raise AssertionError("a process other than the first writes")
+    make = tempfile.mkstemp
+
+    def checked(**options: Any) -> Any:
+        assert ranks.writes(), "a process other than the first writes"
+        return make(**options)
 
     def body(rank: int) -> int:
-        if rank:
-            tempfile.mkstemp = forbidden  # type: ignore[assignment]
+        tempfile.mkstemp = checked  # type: ignore[assignment]
         return next((code for words in lists if (code := cli.main(list(map(str, words))))), 0)
 
     ended = run(folder, count, body)
@@ -87,9 +90,38 @@ def made(
                 ["plan", scores, *greedy, "--evaluation-windows", 2, "-o", output / "greedy.json"],
                 ["plan", scores, *swept, "-o", output / "swept.json"],
                 ["plan", scores, "--model", model, "-o", output / "plan.json"],
+                [
+                    *score,
+                    "--stream",
+                    "--offload-folder",
+                    output / "states",
+                    "-o",
+                    output / "streamed.json",
+                ],
+                [
+                    "plan",
+                    scores,
+                    *greedy,
+                    "--stream",
+                    "--evaluation-windows",
+                    2,
+                    "-o",
+                    output / "greedy-streamed.json",
+                ],
+                [
+                    "eval",
+                    model,
+                    "--text",
+                    text,
+                    "--window-length",
+                    16,
+                    "--stream",
+                    "-o",
+                    output / "eval-streamed.json",
+                ],
                 ["eval", model, "--text", text, "--window-length", 16, "-o", output / "eval.json"],
             )
-            assert ended[0].output.count("Scores: ") == 3
+            assert ended[0].output.count("Scores: ") == 4
         return found[count]
 
     return make
@@ -102,7 +134,7 @@ def test_every_number_of_processes_gives_the_same_bits(
     one, several = made(1), made(count)
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in several.iterdir())
-    assert len(names) == 7
+    assert len(names) == 10
     for name in names:
         assert without_time(several / name) == without_time(one / name), name
 

@@ -18,7 +18,7 @@ def speed_pairs(sources: ReportSources) -> dict[str, list[SpeedPair]]:
     if sources.bench is not None:
         settings = sources.bench["settings"]
         return {phase: [_benched(setting, phase) for setting in settings] for phase in PHASES}
-    if sources.results is not None:
+    if sources.results is not None and "speed" in sources.results["dense"]:
         results = sources.results
         return {phase: [_run_pair(results, phase)] for phase in PHASES}
     return {}

@@ -125,25 +125,16 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = results["dense"], results["pruned"]
-    faster = pruned["speed"]["times_faster"]
-    rows = (
-        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f"),
-        (
-            "decode, tokens/s",
-            dense["speed"]["decode"],
-            pruned["speed"]["decode"],
-            faster["decode"],
-            ".1f",
-        ),
-        (
-            "prefill, tokens/s",
-            dense["speed"]["prefill"],
-            pruned["speed"]["prefill"],
-            faster["prefill"],
-            ".0f",
-        ),
-        ("parameters", dense["num_parameters"], pruned["num_parameters"], None, ",.0f"),
-    )
+    rows: list[tuple[str, float, float, float | None, str]] = [
+        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f")
+    ]
+    if "speed" in pruned:  # not of a streamed model
+        speeds, faster = (dense["speed"], pruned["speed"]), pruned["speed"]["times_faster"]
+        for phase, style in (("decode", ".1f"), ("prefill", ".0f")):
+            before, after = (speed[phase] for speed in speeds)
+            rows.append((f"{phase}, tokens/s", before, after, faster[phase], style))
+    sizes = dense["num_parameters"], pruned["num_parameters"]
+    rows.append(("parameters", *sizes, None, ",.0f"))
     for name, before, after, ratio, style in rows:
         ratio = after / before if ratio is None else ratio
         table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{ratio:.3f}")
