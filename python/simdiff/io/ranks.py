@@ -66,21 +66,17 @@ def announced() -> tuple[int, int]:
 
 def size() -> int:
     """The number of processes that share what is run here; 1 within `alone`."""
-    if _group is None or _alone:
-        return 1
-    import torch.distributed
-
-    return int(torch.distributed.get_world_size(_group))
+    return 1 if _alone else whole()[1]
 
 
 def rank() -> int:
     """The number of this process among them; 0 within `alone`."""
-    return 0 if size() == 1 else _number()
+    return 0 if size() == 1 else whole()[0]
 
 
 def prints() -> bool:
     """Whether this process is the one that prints: process 0, or the only one."""
-    return _group is None or _number() == 0
+    return whole()[0] == 0
 
 
 def writes() -> bool:
@@ -88,10 +84,14 @@ def writes() -> bool:
     return bool(_alone) or prints()
 
 
-def _number() -> int:
+def whole() -> tuple[int, int]:
+    """The number of this process and how many there are, within `alone` too."""
+    if _group is None:
+        return 0, 1
     import torch.distributed
 
-    return int(torch.distributed.get_rank(_group))
+    found = torch.distributed.get_rank(_group), torch.distributed.get_world_size(_group)
+    return int(found[0]), int(found[1])
 
 
 def local() -> tuple[int, int]:
@@ -301,15 +301,15 @@ def tells(error: BaseException) -> bool:
     if _group is None:
         return True
     if isinstance(error, ElsewhereError) or getattr(error, "_simdiff_shared", False):
-        return _number() == 0
+        return prints()
     import torch.distributed
 
-    texts: list[Any] = [None] * int(torch.distributed.get_world_size(_group))
+    texts: list[Any] = [None] * whole()[1]
     try:
         torch.distributed.all_gather_object(texts, str(error), group=_failures)
     except RuntimeError:
         return True  # the others have not failed, or in another way
-    return _number() == 0 or texts[0] != str(error)
+    return prints() or texts[0] != str(error)
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
