@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,14 @@ def run(folder: Path, count: int, body: Callable[[int], int]) -> list[Ended]:
 def commands(folder: Path, count: int, *lists: list[object]) -> list[Ended]:
     """Commands one after the other in the same processes; every process must end well."""
 
-    def forbidden(**_: object) -> None:
-        raise AssertionError("a process other than the first writes")
+    make = tempfile.mkstemp
+
+    def checked(**options: Any) -> Any:
+        assert ranks.writes(), "a process other than the first writes"
+        return make(**options)
 
     def body(rank: int) -> int:
-        if rank:
-            tempfile.mkstemp = forbidden  # type: ignore[assignment]
+        tempfile.mkstemp = checked  # type: ignore[assignment]
         return next((code for words in lists if (code := cli.main(list(map(str, words))))), 0)
 
     ended = run(folder, count, body)
