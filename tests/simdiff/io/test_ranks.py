@@ -139,6 +139,38 @@ def test_every_number_of_processes_gives_the_same_bits(
         assert without_time(several / name) == without_time(one / name), name
 
 
+def test_run_and_compare_in_two_processes(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
+    reads = [tiny_checkpoint, "--text", tiny_text, *SMALL, "--num-windows", 6, "--num-layers", 2]
+    criteria = ["--criteria", "simdiff,one-shot-perplexity", "--evaluation-windows", 2]
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        commands(
+            tmp_path / f"processes-{count}",
+            count,
+            ["run", *reads, "--bootstrap", 20, "-o", tmp_path / str(count) / "run"],
+            ["compare", *reads, *criteria, "-o", tmp_path / str(count) / "compared"],
+            ["prune", tiny_checkpoint, "--remove", 1, "-o", tmp_path / str(count) / "pruned"],
+        )
+    one, two = tmp_path / "1", tmp_path / "2"
+    files = {path.relative_to(one) for path in one.rglob("*")}
+    assert files == {path.relative_to(two) for path in two.rglob("*")}
+    for name in ("run/scores.json", "run/plan.json", "compared/scores.json"):
+        assert without_time(two / name) == without_time(one / name)
+    for name in ("run/model/model.safetensors", "pruned/model.safetensors"):
+        assert (two / name).read_bytes() == (one / name).read_bytes()
+    measured = [json.loads((path / "run/results.json").read_text()) for path in (one, two)]
+    for model in ("dense", "pruned"):
+        assert measured[0][model].pop("speed").keys() == measured[1][model].pop("speed").keys()
+        assert measured[0][model] == measured[1][model]
+    cells = [json.loads((path / "compared/compare.json").read_text()) for path in (one, two)]
+    for found in cells:
+        for cell in found["cells"]:
+            cell.pop("seconds_to_plan")
+    assert cells[0]["cells"] == cells[1]["cells"]
+
+
 def failing(
     folder: Path, model: Path, text: Path, prepare: Callable[[int], list[object] | None]
 ) -> list[Ended]:
