@@ -47,6 +47,16 @@ def test_score_then_plan(given, tmp_path: Path) -> None:
     assert {**one, "created": 0} == {**other, "created": 0}
 
 
+def test_until_stable(given, tmp_path: Path) -> None:
+    """Each check reads more windows in a pass of its own, and goes on with the same scores."""
+    output = tmp_path / "out"
+    output.mkdir()
+    until = ("--calibrate-until-stable", "--max-windows", 16, "--stable-confidence", 1)
+    one, other = both("score", *given, *until, "--num-layers", 2, output=output)
+    assert len(one["stability"]["checks"]) > 1
+    assert {**one, "created": 0} == {**other, "created": 0}
+
+
 def test_run(given, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out"
     output.mkdir()
