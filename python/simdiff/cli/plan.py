@@ -68,8 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
 
         model, windows = calibrated(arguments.model, scores, stream=stream_options(arguments))
         plan = options.plan(scores, model, windows, journal)
-        remove_states(model)
     plan.save(arguments.output)
+    if arguments.model is not None:
+        remove_states(model)
     ranks.first(lambda: journal.unlink(missing_ok=True))
     show(
         arguments,

@@ -250,8 +250,10 @@ def evaluate_models(
             also `load_tasks`, `read_text`, `load_model`.
     """
     subjects = [
-        model if isinstance(model, Subject) else Subject.stored(str(model), dtype, device, stream)
-        for model in models
+        model
+        if isinstance(model, Subject)
+        else Subject.stored(str(model), dtype, device, stream and stream.beside(index))
+        for index, model in enumerate(models)
     ]
     names = [subject.name for subject in subjects]
     if not names or len(set(names)) != len(names):

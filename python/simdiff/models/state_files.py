@@ -62,9 +62,9 @@ class OffloadFolder:
         return held_directory(self.path, "streamed pass")
 
     def _take(self, key: Mapping[str, Any]) -> None:
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise SimdiffError(f"offload folder {self.path}: must be writable, and is not")
         run = self.path / _RUN
+        for leftover in self.path.glob(f".{_RUN}.*"):  # of a run that was killed while it began
+            leftover.unlink()
         if run.exists():
             content = read_json(run, SCHEMA)
             check_key(run, content.get("key"), key)
@@ -74,8 +74,12 @@ class OffloadFolder:
                 f"offload folder {self.path}: must be new or empty, and holds other files: give "
                 "another one"
             )
-        else:
+        try:
             write_json(run, {**header(SCHEMA), "key": dict(key), "made": self._made})
+        except OSError as error:
+            raise SimdiffError(
+                f"offload folder {self.path}: cannot be written: {error.strerror}"
+            ) from None
 
     def directory(self, purpose: str, course: Any) -> Path:
         """The directory of one pass.
@@ -102,12 +106,11 @@ class OffloadFolder:
     def remove(self) -> None:
         """Remove what the passes left, and the folder where it was made for them."""
         for entry in self.path.iterdir():
-            if entry.name == _RUN:
-                entry.unlink()
-            elif re.fullmatch(r".+-[0-9a-f]{16}", entry.name) and entry.is_dir():
+            if re.fullmatch(r".+-[0-9a-f]{16}", entry.name) and entry.is_dir():
                 shutil.rmtree(entry)
+        (self.path / _RUN).unlink()  # last: a folder without it is somebody else's
         if self._made:
-            with contextlib.suppress(OSError):  # somebody else's files in it stay
+            with contextlib.suppress(OSError):  # other files in it stay
                 self.path.rmdir()
 
 

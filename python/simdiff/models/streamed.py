@@ -34,7 +34,7 @@ from simdiff.models.tensor_reader import DTYPES, TensorReader
 _ATTRIBUTE = "_simdiff_stream"
 DEFAULT_MEMORY = 2 << 30
 """Bytes of hidden states that are kept in memory."""
-_SHARE = 0.8
+_SHARE = 0.9
 """Of the free memory that the weights of a model may take that is not streamed."""
 
 
@@ -48,6 +48,18 @@ class StreamOptions:
     """Where hidden states are kept, so that an interrupted pass goes on; None keeps none."""
     always: bool = False
     """Stream a model that would fit, too."""
+
+    def beside(self, number: int) -> StreamOptions:
+        """The same for one more model of a command, whose states lie in a folder of their own.
+
+        Args:
+            number: of the model, from 0.
+        """
+        if self.folder is None or not number:
+            return self
+        return dataclasses.replace(
+            self, folder=self.folder.with_name(f"{self.folder.name}-{number}")
+        )
 
     def is_for(self, directory: Path, dtype: torch.dtype | str, device: str, name: str) -> bool:
         """Whether a model is to be streamed; says so where nobody asked for it.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import simdiff as package
 from simdiff.errors import SimdiffError
+from simdiff.models.layer_by_layer import LayerByLayer
 from support.commands import simdiff
 
 TEXT = ("--num-windows", "4", "--window-length", "16", "--batch-size", "2")
@@ -44,6 +47,16 @@ def test_score_then_plan(given, tmp_path: Path) -> None:
     scores = output / "score--stream.json"
     command = ("plan", scores, "--num-layers", 2, "--model", given[0])
     one, other = both(*command, output=output)
+    assert {**one, "created": 0} == {**other, "created": 0}
+
+
+def test_until_stable(given, tmp_path: Path) -> None:
+    """Each check reads more windows in a pass of its own, and goes on with the same scores."""
+    output = tmp_path / "out"
+    output.mkdir()
+    until = ("--calibrate-until-stable", "--max-windows", 16, "--stable-confidence", 1)
+    one, other = both("score", *given, *until, "--num-layers", 2, output=output)
+    assert len(one["stability"]["checks"]) > 1
     assert {**one, "created": 0} == {**other, "created": 0}
 
 
@@ -90,6 +103,29 @@ def test_eval(given, tmp_path: Path, capsys) -> None:
     assert one["models"] == other["models"]
     assert "GB of weights read" in capsys.readouterr().err
     assert simdiff("eval", given[0], *given[1:-2], "--stream") == 0
+
+
+def test_eval_of_two_models_goes_on_after_a_kill(given, tmp_path: Path, monkeypatch) -> None:
+    second = shutil.copytree(given[0], tmp_path / "second")
+    content = safetensors.torch.load_file(second / "model.safetensors")
+    content["model.norm.weight"] *= 2
+    safetensors.torch.save_file(content, second / "model.safetensors", {"format": "pt"})
+    command = ("eval", given[0], second, *given[1:-2], "--stream", "-o", tmp_path / "eval.json")
+    step, calls = LayerByLayer.step, []
+
+    def interrupted(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 4 * 6 + 4 * 2 + 1:  # 4 windows: the second model's third layer
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(LayerByLayer, "step", interrupted)
+    assert simdiff(*command) == 130
+    assert simdiff(*command) == 0
+    assert len(calls) == (4 * 6 + 4 * 2 + 1) + (4 * 6 + 4 * 4)
+    found = json.loads((tmp_path / "eval.json").read_text())["models"]
+    assert len({model["perplexity"] for model in found.values()}) == 2
+    assert not [path for path in tmp_path.iterdir() if "states" in path.name]
 
 
 def test_what_needs_the_whole_model_is_refused(given, tmp_path: Path, capsys) -> None:

@@ -113,6 +113,23 @@ def test_folders_that_cannot_be_used(llama: Path, tmp_path: Path, monkeypatch) -
     with pytest.raises(SimdiffError, match="must be new or empty, and holds other files"):
         scored(streamed(llama, folder=folder))
     assert (folder / "letter.txt").exists()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / ".run.json.x1y2").touch()  # of a run that was killed while it began
+    model = streamed(llama, folder=folder)
+    scored(model)
+    remove_states(model)
+    assert folder.exists()  # it was there before
+    assert not any(folder.iterdir())
+    write = state_files.write_json
+
+    def denied(path, content):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(state_files, "write_json", denied)
+    with pytest.raises(SimdiffError, match="cannot be written: Permission denied"):
+        scored(streamed(llama, folder=folder))
+    monkeypatch.setattr(state_files, "write_json", write)
     with pytest.raises(SimdiffError, match="streamed pass"):
         scored(streamed(llama, folder=tmp_path / "no" / "parent"))
 
