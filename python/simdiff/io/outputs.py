@@ -27,6 +27,7 @@ COMPARISON_MARKER = "compare.json"
 CONFIG = "config.yaml"
 
 
+@ranks.by_first
 def check_new_path(path: Path, overwrite: bool) -> None:
     """Refuse an output that exists or cannot be made, before any work is done for it.
 
@@ -34,10 +35,6 @@ def check_new_path(path: Path, overwrite: bool) -> None:
         SimdiffError: the output exists and may not be replaced, or the toolkit did not write it; it
             is a symbolic link; its parent does not exist or may not be written to.
     """
-    ranks.first(lambda: _check_new_path(path, overwrite))
-
-
-def _check_new_path(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
         raise SimdiffError(
             f"output {path}: its parent directory must exist, {path.parent} does not"
@@ -86,21 +83,19 @@ def check_apart(source: Path, output: Path) -> None:
         )
 
 
+@ranks.by_first
 def check_new_file(path: Path, overwrite: bool) -> None:
     """Refuse an output file that exists or cannot be made, as `check_new_path` a directory.
 
     Raises:
         SimdiffError: see `check_new_path`; also when a directory has that name.
     """
-    ranks.first(lambda: _check_new_file(path, overwrite))
-
-
-def _check_new_file(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise SimdiffError(f"output {path} must be a file, but is a directory")
-    _check_new_path(path, overwrite)
+    check_new_path(path, overwrite)
 
 
+@ranks.entered_by_first
 @contextlib.contextmanager
 def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory next to `path` that is renamed to `path` when the body succeeds.
@@ -114,32 +109,18 @@ def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         SimdiffError: see `check_new_path`.
     """
     path = path.absolute()
-    scratch, lock = ranks.first(lambda: _begin_directory(path, overwrite))
-    if not ranks.writes():
-        yield scratch  # what process 0 writes there may be read
-        ranks.gather(None)
-        ranks.first(lambda: None)
-        return
+    check_new_path(path, overwrite)
+    remove_leftovers(path)
+    scratch, lock = _locked_directory(path)
     try:
         yield scratch
-        ranks.gather(None)  # all have come so far
-        ranks.first(lambda: _end_directory(scratch, path, overwrite))
+        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _sync_tree(scratch)
+        _replace_directory(scratch, path, overwrite)
+        _sync(path.parent)
     finally:
         _discard(scratch)
         os.close(lock)
-
-
-def _begin_directory(path: Path, overwrite: bool) -> tuple[Path, int]:
-    _check_new_path(path, overwrite)
-    remove_leftovers(path)
-    return _locked_directory(path)
-
-
-def _end_directory(scratch: Path, path: Path, overwrite: bool) -> None:
-    scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-    _sync_tree(scratch)
-    _replace_directory(scratch, path, overwrite)
-    _sync(path.parent)
 
 
 def remove_leftovers(path: Path) -> list[Path]:
@@ -229,7 +210,7 @@ def _umask() -> int:
 
 
 def _replace_directory(scratch: Path, path: Path, overwrite: bool) -> None:
-    _check_new_path(path, overwrite)  # somebody may have made it in the meantime
+    check_new_path(path, overwrite)  # somebody may have made it in the meantime
     if not path.exists():
         scratch.rename(path)
     elif not _exchange(scratch, path):
@@ -269,7 +250,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         SimdiffError: see `check_new_file`; or the file cannot be written.
     """
     path = path.absolute()
-    _check_new_file(path, overwrite)
+    check_new_file(path, overwrite)
     scratch = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
@@ -278,7 +259,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
-        _check_new_file(path, overwrite)  # somebody may have made it in the meantime
+        check_new_file(path, overwrite)  # somebody may have made it in the meantime
         os.replace(scratch, path)
     except OSError as error:
         raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
@@ -288,6 +269,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     _sync(path.parent)
 
 
+@ranks.entered_by_first
 @contextlib.contextmanager
 def held_directory(directory: Path, purpose: str) -> Iterator[None]:
     """Make a directory and lock it against other processes; the lock ends with this process.
@@ -299,15 +281,6 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
     Raises:
         SimdiffError: another process holds the lock, or the directory cannot be made.
     """
-    lock = ranks.first(lambda: _hold(directory, purpose))
-    try:
-        yield
-    finally:
-        if ranks.writes():
-            os.close(lock)
-
-
-def _hold(directory: Path, purpose: str) -> int:
     try:
         directory.mkdir(exist_ok=True)
     except OSError as error:
@@ -320,11 +293,14 @@ def _hold(directory: Path, purpose: str) -> int:
             f"{directory} must be used by one {purpose} at a time, and another one runs (or the "
             "file system has no locks, and earlier work is there)"
         )
-    return lock
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or absent; process 0 alone writes."""
+    """Write a file that is either complete or absent."""
     if not ranks.writes():
         return
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)

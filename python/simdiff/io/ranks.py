@@ -14,16 +14,18 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import functools
 import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from simdiff.errors import SimdiffError, SurgeryError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
 
 _WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # How long a process waits for the others to start, and for one that has more to do. A process that
@@ -234,6 +236,32 @@ def first(function: Callable[[], Result]) -> Result:
         Exception: see `all_of`.
     """
     return all_of(function if rank() == 0 else lambda: None)[0]  # type: ignore[return-value]
+
+
+def by_first(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function that process 0 runs for all of them, see `first`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return first(lambda: function(*args, **kwargs))
+
+    return wrapped
+
+
+def entered_by_first(
+    manager: Callable[Parameters, contextlib.AbstractContextManager[Result]],
+) -> Callable[Parameters, contextlib.AbstractContextManager[Result]]:
+    """Decorate a context manager that process 0 enters and leaves; all get what it yields."""
+
+    @contextlib.contextmanager
+    @functools.wraps(manager)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Iterator[Result]:
+        with contextlib.ExitStack() as stack:
+            yield first(lambda: stack.enter_context(manager(*args, **kwargs)))
+            gather(None)  # all have come so far
+            first(stack.close)
+
+    return wrapped
 
 
 def shared(
