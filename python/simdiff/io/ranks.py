@@ -33,8 +33,8 @@ _WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _START = datetime.timedelta(minutes=5)
 _WAIT = datetime.timedelta(days=1)
 
-# Within which processes that fail together are to find that out.
-_TOGETHER = datetime.timedelta(seconds=3)
+# Within which processes connect that are to find out whether all failed, and find it out.
+_TOGETHER = datetime.timedelta(seconds=15)
 
 _group: Any = None
 _local = 0, 1
