@@ -203,9 +203,9 @@ def gather(value: Result) -> list[Result]:
     values: list[Any] = [None] * count
     try:
         torch.distributed.all_gather_object(values, value, group=_group)
-    except RuntimeError as error:
+    except RuntimeError:
         raise ElsewhereError(
-            f"another process has ended, or cannot be reached any more: {error}"
+            "another process has ended, or cannot be reached any more: its own words tell why"
         ) from None
     return values
 
