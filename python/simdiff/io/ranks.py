@@ -33,8 +33,8 @@ _WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _START = datetime.timedelta(minutes=5)
 _WAIT = datetime.timedelta(days=1)
 
-# Within which processes that fail together are to find that out.
-_TOGETHER = datetime.timedelta(seconds=3)
+# Within which processes connect that are to find out whether all failed, and find it out.
+_TOGETHER = datetime.timedelta(seconds=15)
 
 _group: Any = None
 _local = 0, 1
@@ -203,9 +203,9 @@ def gather(value: Result) -> list[Result]:
     values: list[Any] = [None] * count
     try:
         torch.distributed.all_gather_object(values, value, group=_group)
-    except RuntimeError as error:
+    except RuntimeError:
         raise ElsewhereError(
-            f"another process has ended, or cannot be reached any more: {error}"
+            "another process has ended, or cannot be reached any more: its own words tell why"
         ) from None
     return values
 
