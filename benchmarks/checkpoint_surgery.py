@@ -32,11 +32,11 @@ import ratios
 from transformers import LlamaConfig
 
 from simdiff.checkpoints.cut import cut_checkpoint, write_cut
-from simdiff.checkpoints.safetensors_header import StoredTensor, header_bytes, total_bytes
 from simdiff.checkpoints.shards import split_shards, write_index
 from simdiff.checkpoints.weight_index import read_weights
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import new_directory
+from simdiff.io.safetensors_header import StoredTensor, header_bytes, total_bytes
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import meta_model
 from simdiff.planning.plan import PruningPlan

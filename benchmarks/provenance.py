@@ -57,7 +57,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
             "tasks": "evaluation/task_files evaluation/task_scores evaluation/tasks",
             "sub-layers": "sublayers/*",
             "checkpoint surgery": "checkpoints/cut checkpoints/layer_numbering "
-            "checkpoints/safetensors_header",
+            "io/safetensors_header",
         }.items()
     },
 }

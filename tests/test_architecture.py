@@ -64,6 +64,7 @@ ROOMS = (
     "provenance",
     "report",
     "jobs",
+    "engines",
     "api",
     "cli",
 )

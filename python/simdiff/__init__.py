@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from simdiff.errors import Note, SimdiffError, SurgeryError
     from simdiff.evaluation.quality import Quality
     from simdiff.evaluation.tasks import TaskOptions
+    from simdiff.io.ranks import processes
     from simdiff.jobs.compare import run_comparison
     from simdiff.jobs.doctor import diagnose
     from simdiff.jobs.run import run
     from simdiff.jobs.stability import ScoringOptions
+    from simdiff.jobs.states import score_states
+    from simdiff.models.streamed import StreamOptions
     from simdiff.planning.budget import Budget
     from simdiff.planning.export import export_plan
     from simdiff.planning.options import PlanOptions
@@ -46,6 +49,7 @@ _HOMES = {
     "ScoringOptions": "simdiff.jobs.stability",
     "SimdiffError": "simdiff.errors",
     "SurgeryError": "simdiff.errors",
+    "StreamOptions": "simdiff.models.streamed",
     "TaskOptions": "simdiff.evaluation.tasks",
     "TextFile": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
@@ -55,6 +59,7 @@ _HOMES = {
     "export_plan": "simdiff.planning.export",
     "plan": "simdiff.api",
     "profile_pass": "simdiff.scoring.profiling",
+    "processes": "simdiff.io.ranks",
     "prune": "simdiff.api",
     "recover": "simdiff.api",
     "report_page": "simdiff.report.page",
@@ -62,6 +67,7 @@ _HOMES = {
     "run_comparison": "simdiff.jobs.compare",
     "score": "simdiff.api",
     "verify": "simdiff.provenance.verify",
+    "score_states": "simdiff.jobs.states",
 }
 
 __all__ = [
@@ -76,6 +82,7 @@ __all__ = [
     "RecoveryRecord",
     "ScoringOptions",
     "SimdiffError",
+    "StreamOptions",
     "SurgeryError",
     "TaskOptions",
     "TextFile",
@@ -85,6 +92,7 @@ __all__ = [
     "evaluate",
     "export_plan",
     "plan",
+    "processes",
     "profile_pass",
     "prune",
     "recover",
@@ -92,6 +100,7 @@ __all__ = [
     "run",
     "run_comparison",
     "score",
+    "score_states",
     "verify",
 ]
 

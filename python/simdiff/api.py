@@ -36,6 +36,8 @@ from simdiff.jobs.prune import prune_checkpoint
 from simdiff.jobs.recover import recover as recover_by_name
 from simdiff.jobs.stability import ScoringOptions
 from simdiff.models.identity import check_same_model
+from simdiff.models.streamed import StreamOptions, chosen_stream
+from simdiff.models.sweep import remove_states
 from simdiff.planning.budget import Budget
 from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES
 from simdiff.planning.options import PlanOptions
@@ -60,6 +62,7 @@ def score(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | bool | None = None,
     backend: str | None = None,
     sublayers: bool = False,
     skip_leading: int = 0,
@@ -82,6 +85,8 @@ def score(
         num_windows, window_length, seed: how much of the text, and its shuffle.
         batch_size: windows per forward.
         dtype, device: of a model that is loaded by name; see `simdiff.models.loading.load_model`.
+        stream: True loads the layers of a model given by name one at a time, False loads it whole,
+            None what fits; or `StreamOptions`, with a folder from which a killed call goes on.
         backend: of simdiff_kernels; None takes the fastest.
         sublayers: also score the attention and the MLP of every layer.
         skip_leading: so many first tokens of each window are kept apart; not with `sublayers`.
@@ -124,13 +129,15 @@ def score(
     chosen.check(num_windows, length)
     if not isinstance(source, Tensor):
         source.check()
-    loaded, name, tokenizer = resolve("score", model, tokenizer, dtype=dtype, device=device)
+    loaded, name, tokenizer = resolve(
+        "score", model, tokenizer, dtype=dtype, device=device, stream=stream
+    )
     if isinstance(source, Tensor):
         batches, record = list(source.split(batch_size)), {}
     else:
         windows = source.windows(tokenizer or saved_tokenizer(loaded), "calibration")
         batches, record = windows.batches(batch_size), windows.identity.to_dict()
-    return (score_with_sublayers if chosen.sublayers else score_batches)(
+    scores = (score_with_sublayers if chosen.sublayers else score_batches)(
         loaded,
         batches,
         name=name,
@@ -141,6 +148,8 @@ def score(
         skip_leading=chosen.skip_leading,
         max_state_bytes=chosen.max_state_bytes,
     )
+    remove_states(loaded)
+    return scores
 
 
 def plan(
@@ -163,6 +172,7 @@ def plan(
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
     bootstrap: int = NUM_RESAMPLES,
+    stream: StreamOptions | bool | None = None,
 ) -> PruningPlan:
     """Choose the layers that go.
 
@@ -179,6 +189,7 @@ def plan(
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
             that calibrated, if their text can be read again.
         evaluation_windows: that searches read, and of the greedy search of which it spends 1/50.
+        stream: how `model` is loaded, see `score`.
         bootstrap: draws of the calibration windows that tell how sure the plan is; 0 is none.
 
     Raises:
@@ -201,11 +212,15 @@ def plan(
     chosen = one_way("plan", options, PlanOptions(), plain)
     if model is None:
         return chosen.plan(scores)
-    loaded, _, tokenizer = resolve("plan", model, tokenizer, dtype=str(scores.model["dtype"]))
+    loaded, _, tokenizer = resolve(
+        "plan", model, tokenizer, dtype=str(scores.model["dtype"]), stream=stream
+    )
     check_same_model(loaded, scores.model, "file of scores")
     if windows is None:
         windows = calibration_windows(scores, tokenizer or saved_tokenizer(loaded))
-    return chosen.plan(scores, loaded, windows)
+    found = chosen.plan(scores, loaded, windows)
+    remove_states(loaded)
+    return found
 
 
 @overload
@@ -300,6 +315,7 @@ def evaluate(
     tasks: TaskOptions | Sequence[str] | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | bool | None = None,
 ) -> Quality:
     """Perplexity and accuracy of one or several models, the first taken as the dense one.
 
@@ -315,7 +331,7 @@ def evaluate(
             no overlap.
         seed: of the shuffle of documents.
         tasks: of lm_eval, by name or with their options; needs simdiff-kernels[eval].
-        dtype, device: of models given by name.
+        dtype, device, stream: of models given by name, see `score`.
 
     Raises:
         SimdiffError: no such model, text or task; a text shorter than a window; NaN or Inf.
@@ -344,7 +360,14 @@ def evaluate(
     options = (
         tasks if tasks is None or isinstance(tasks, TaskOptions) else TaskOptions(tuple(tasks))
     )
-    return evaluate_models(subjects, text=choice, tasks=options, dtype=dtype, device=device)
+    return evaluate_models(
+        subjects,
+        text=choice,
+        tasks=options,
+        dtype=dtype,
+        device=device,
+        stream=chosen_stream(stream),
+    )
 
 
 def recover(

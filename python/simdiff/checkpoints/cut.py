@@ -24,7 +24,6 @@ from simdiff.checkpoints.layer_numbering import check_layers_stored, has_heads, 
 from simdiff.checkpoints.other_files import OtherFiles, copy_other_files, sort_other_files
 from simdiff.checkpoints.quantiser import Modules
 from simdiff.checkpoints.read_back import Fit, fit, read_back
-from simdiff.checkpoints.safetensors_header import total_bytes
 from simdiff.checkpoints.save_order import in_saving_order, record_conversions, saved_groups
 from simdiff.checkpoints.shards import (
     DEFAULT_SHARD_SIZE,
@@ -46,6 +45,7 @@ from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.io.kinds import PLAN_FILE
 from simdiff.io.outputs import check_apart, write_bytes
 from simdiff.io.progress import step
+from simdiff.io.safetensors_header import total_bytes
 from simdiff.models.config import layer_count, layer_counts, quantization, text_part
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_config, meta_model, source_directory

@@ -15,11 +15,11 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from simdiff.checkpoints.quantiser import QUANTISER_ENTRIES
-from simdiff.checkpoints.safetensors_header import StoredTensor
 from simdiff.checkpoints.save_order import record_conversions, saved_tensors
 from simdiff.checkpoints.weight_index import read_weights
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
+from simdiff.io.safetensors_header import StoredTensor
 from simdiff.models.config import MTP, layer_count
 from simdiff.surgery.config_entries import Depth
 from simdiff.surgery.config_patch import read_config, stale_counts, text_entries

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.checkpoints.safetensors_header import (
+from simdiff.checkpoints.weight_index import INDEX, SINGLE
+from simdiff.errors import SimdiffError
+from simdiff.io.progress import track_bytes
+from simdiff.io.safetensors_header import (
     StoredTensor,
     file_order,
     header_bytes,
     total_bytes,
 )
-from simdiff.checkpoints.weight_index import INDEX, SINGLE
-from simdiff.errors import SimdiffError
-from simdiff.io.progress import track_bytes
 
 Named = tuple[str, StoredTensor]
 """The new name of a tensor, and the tensor."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simdiff.checkpoints.safetensors_header import StoredTensor, read_header
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
 from simdiff.io.links import check_inside
+from simdiff.io.safetensors_header import StoredTensor, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

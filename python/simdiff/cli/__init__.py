@@ -34,6 +34,7 @@ from simdiff.cli.config import apply_config, config_path
 from simdiff.cli.examples import epilog
 from simdiff.cli.parsing import CommandParser, RootParser
 from simdiff.errors import Note, SimdiffError
+from simdiff.io import ranks
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
 COMMANDS = {
@@ -98,11 +99,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _loudness(arguments):
             check(arguments, given)
             getattr(module, "check", lambda given: None)(arguments)
-            if getattr(module, "needs_torch", lambda given: True)(arguments):
-                _load_libraries()
-                _set_threads(getattr(arguments, "threads", None))
-            with _notes_shown(arguments.quiet):
-                return module.run(arguments) or 0
+            if not getattr(module, "needs_torch", lambda given: True)(arguments):
+                if ranks.announced()[0]:
+                    return 0  # the first process does it
+                with _notes_shown(arguments.quiet):
+                    return module.run(arguments) or 0
+            _load_libraries()
+            _set_threads(getattr(arguments, "threads", None))
+            with _notes_shown(arguments.quiet), ranks.processes():
+                try:
+                    return _shared(module, arguments)
+                except (SimdiffError, ValueError, ranks.ElsewhereError) as error:
+                    if ranks.tells(error):
+                        raise
+                    return 2
+    except ranks.ElsewhereError as error:
+        print(f"simdiff {command}: error: {error}", file=sys.stderr)
+        return 1
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
         if not isinstance(error, SimdiffError) and not _is_for_users(error):
@@ -121,6 +134,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             consequence = module.interrupted(arguments)
         print(f"simdiff {command}: interrupted, {consequence}", file=sys.stderr)
         return 130
+
+
+def _shared(module: Any, arguments: argparse.Namespace) -> int:
+    """Run a command in all processes that were started, or in the first where it shares nothing."""
+    given = {
+        f"--{name.replace('_', '-')}": repr(value)
+        for name, value in vars(arguments).items()
+        if name not in ("parser", "command_line")
+    }
+    ranks.agree("options", given)
+    if getattr(module, "SHARED", False):
+        return module.run(arguments) or 0
+    if ranks.size() > 1:
+        warnings.warn(
+            Note(f"simdiff {arguments.command} runs in one process: the others wait"), stacklevel=2
+        )
+    return ranks.first(lambda: module.run(arguments)) or 0
 
 
 def _parsed(command: str | None, words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
@@ -179,9 +209,9 @@ def _open_streams() -> None:
 
 def _load_libraries() -> None:
     """Say what the first seconds are spent on."""
-    from simdiff.io.progress import step
+    from simdiff.io.progress import silent, step
 
-    with step("load torch and transformers"):
+    with silent() if ranks.announced()[0] else step("load torch and transformers"):
         try:
             import simdiff.jobs.run  # noqa: F401
         except ValueError as error:
@@ -198,7 +228,7 @@ def _notes_shown(quiet: bool) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if not issubclass(category, Note):
             usual(message, category, *where, **more)
-        elif str(message) not in told:
+        elif ranks.prints() and str(message) not in told:
             told.add(str(message))
             if quiet:
                 return

@@ -19,15 +19,18 @@ from simdiff.cli.options import (
 )
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, layer_list, names
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.planning.names import ALL_CRITERIA
 
 TEXT = "Criteria against numbers of removed layers: quality, layers, time to plan."
+SHARED = True
 INTERRUPTED = "give the same command again to go on where it stopped"
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff compare`."""
     add_model(sub)
+    add_stream(sub)
     add_text(sub)
     add_held_out(sub)
     group = sub.group("layers to remove")
@@ -87,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         device=arguments.device,
+        stream=stream_options(arguments),
         overwrite=arguments.overwrite,
         restart=arguments.restart,
         config=config_text(arguments),

@@ -16,14 +16,17 @@ from simdiff.cli.options import (
 )
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, names, rare
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.errors import SimdiffError
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
+SHARED = True
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff eval`."""
     add_model(sub, several=True)
+    add_stream(sub)
     add_plan_source(
         sub,
         "model with and without layers",
@@ -136,13 +139,23 @@ def run(arguments: argparse.Namespace) -> None:
         )
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
+    stream = stream_options(arguments)
     plan = arguments.plan or arguments.remove
     if plan is not None:
         models, removed = with_plan(
-            arguments.models[0], plan, dtype=arguments.dtype, device=arguments.device
+            arguments.models[0],
+            plan,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            stream=stream,
         )
     quality = evaluate_models(
-        models, text=text, tasks=tasks, dtype=arguments.dtype, device=arguments.device
+        models,
+        text=text,
+        tasks=tasks,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        stream=stream,
     )
     content = {**quality.to_dict(), "command": arguments.command_line}
     if removed is not None:

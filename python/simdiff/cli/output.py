@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from simdiff.io import ranks
 from simdiff.io.kinds import Kind
 
 STANDARD_OUTPUT = "-"
@@ -49,7 +50,8 @@ def write_output(arguments: argparse.Namespace, content: dict[str, Any] | str) -
 
     text = content if isinstance(content, str) else json_text(content)
     if on_standard_output(arguments):
-        print(text, end="")
+        if ranks.prints():
+            print(text, end="")
     elif arguments.output is not None:
         kind = output_kind(arguments)
         write_new(Path(arguments.output), text.encode(), arguments.overwrite, kind)
@@ -57,7 +59,7 @@ def write_output(arguments: argparse.Namespace, content: dict[str, Any] | str) -
 
 def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
     """Print either JSON or what people read; nothing beside a result on standard output."""
-    if on_standard_output(arguments):
+    if on_standard_output(arguments) or not ranks.prints():
         return
     if arguments.json:
         print(json.dumps(content, indent=1, allow_nan=False))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_options
 from simdiff.cli.output import on_standard_output, plan_lines, show, write_output
 from simdiff.cli.parsing import CommandParser
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.planning.names import UNITS
 
 if TYPE_CHECKING:
     from simdiff.scoring.scores import LayerScores
 
 TEXT = "Choose the layers that go, from saved scores; a model helps, but is not needed."
+SHARED = True
 INTERRUPTED = "no plan was written; a search goes on where it stopped if it is started again"
 
 
@@ -35,6 +38,7 @@ def add(sub: CommandParser) -> None:
         help="the model of the scores: simdiff then chooses among a few plans by perplexity on the "
         "text that calibrated",
     )
+    add_stream(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(
         sub,
@@ -50,6 +54,7 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
+    from simdiff.io import ranks
     from simdiff.planning.options import search_journal
     from simdiff.report.terminal.tables import layers_table
     from simdiff.scoring.scores import LayerScores
@@ -64,12 +69,15 @@ def run(arguments: argparse.Namespace) -> None:
         plan = options.plan(scores)
     else:
         from simdiff.jobs.calibrate import calibrated
+        from simdiff.models.sweep import remove_states
 
-        model, windows = calibrated(arguments.model, scores)
+        model, windows = calibrated(arguments.model, scores, stream=stream_options(arguments))
         plan = options.plan(scores, model, windows, journal)
     write_output(arguments, plan.to_dict())
+    if arguments.model is not None:
+        remove_states(model)
     if journal is not None:
-        journal.unlink(missing_ok=True)
+        ranks.first(partial(journal.unlink, missing_ok=True))
     show(
         arguments,
         plan.to_dict(),

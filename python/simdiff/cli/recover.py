@@ -17,6 +17,7 @@ from simdiff.cli.options import (
 )
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, rare
+from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.recovery.methods import METHODS, check_option_names
 from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
@@ -39,6 +40,7 @@ def interrupted(arguments: argparse.Namespace) -> str:
 def add(sub: CommandParser) -> None:
     """The options of `simdiff recover`."""
     add_model(sub)
+    add_stream(sub)
     methods = "; ".join(f"{name}: {method.text}" for name, method in METHODS.items())
     group = sub.group("recovery")
     add_plan_source(sub, "recovery")
@@ -126,6 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         device=arguments.device,
+        stream=stream_options(arguments),
         overwrite=arguments.overwrite,
         restart=arguments.restart,
         config=config_text(arguments),

@@ -20,14 +20,17 @@ from simdiff.cli.options import (
 )
 from simdiff.cli.output import plan_lines, show
 from simdiff.cli.parsing import CommandParser
+from simdiff.cli.streaming import add_stream, stream_options
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
+SHARED = True
 INTERRUPTED = "nothing was written; a search goes on where it stopped if it is started again"
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff run`."""
     add_model(sub)
+    add_stream(sub)
     add_text(sub)
     add_held_out(sub)
     add_scoring(sub)
@@ -63,13 +66,20 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         dtype=arguments.dtype,
         device=arguments.device,
+        stream=stream_options(arguments),
         overwrite=arguments.overwrite,
         speed_rounds=arguments.speed_rounds,
         config=config_text(arguments),
     )
     plan, results = outcome.plan, outcome.results
-    sample = results["pruned"]["generation"]
-    agrees = "agrees with" if sample["equals_uncached"] else "DIFFERS from"
+    sample = results["pruned"].get("generation")
+    written = []
+    if sample is not None:
+        agrees = "agrees with" if sample["equals_uncached"] else "DIFFERS from"
+        written = [
+            f"The pruned model continues with the KV cache, which {agrees} a forward without:\n"
+            f"  {sample['prompt']}{sample['text']}\n"
+        ]
     show(
         arguments,
         {
@@ -81,8 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         layers_table(outcome.scores, plan),
         *plan_lines(plan),
         results_table(results),
-        f"The pruned model continues with the KV cache, which {agrees} a forward without:\n"
-        f"  {sample['prompt']}{sample['text']}\n",
+        *written,
         f"Checkpoint: {outcome.directory / 'model'}",
         f"Report:     {outcome.directory / 'report.html'}",
     )

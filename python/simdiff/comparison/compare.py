@@ -6,7 +6,8 @@ import math
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,19 +18,22 @@ from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.data.text import TokenWindows
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import CONFIDENCE, PerplexityInterval, perplexity_interval
-from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key, evaluation_key
+from simdiff.evaluation.journal import Evaluation, EvaluationJournal, evaluation_key
 from simdiff.evaluation.losses import window_losses
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.evaluation.streamed_losses import in_few_passes
+from simdiff.io import ranks
+from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import held_directory
 from simdiff.io.progress import track
 from simdiff.models.identity import model_identity
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import check_windows
-from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.criteria import check_criterion
-from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
+from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA, DEFAULT_CRITERION, SEARCHED
 from simdiff.planning.selection import check_selection
+from simdiff.planning.streamed_search import evaluator_of
 from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.scores import LayerScores
 from simdiff.surgery.layers import layers_removed
@@ -122,7 +126,7 @@ def _compare(
     windows = calibration.tokens[: options.search_windows]
     choice_windows = calibration.tokens[: options.evaluation_windows]
     scores, seconds = _scored(model, calibration, journal, name, batch_size)
-    evaluator = BypassEvaluator(model, windows)
+    evaluator = evaluator_of(model, windows)
     search_key = evaluation_key(model, windows, calibration.identity.to_dict())
     with EvaluationJournal(search_key, journal / "search.json", evaluator.losses) as evaluate:
         planner = Planner(
@@ -145,12 +149,20 @@ def _compare(
             "scored_tokens": scores.num_tokens,
         }
         done = CellJournal(journal, {**search_key, **chosen})
-        for criterion in options.criteria:
-            for count in counts:
-                if (criterion, count) not in done.cells:
-                    done.add(planner.cell(criterion, count))
+        wanted = [(criterion, count) for criterion in options.criteria for count in counts]
+        due = [cell for cell in wanted if cell not in done.cells]
+        if stream_of(model) is not None:  # all plans together, in few passes
+            start = time.perf_counter()
+            cells = in_few_passes(model, lambda: [planner.cell(*cell) for cell in due])
+            together = time.perf_counter() - start
+            for cell in cells:
+                searched = cell.criterion in (*SEARCHED, DEFAULT_CRITERION)
+                done.add(replace(cell, seconds=together) if searched else cell)
+        else:
+            for criterion, count in due:
+                done.add(planner.cell(criterion, count))
     cells = [done.cells[criterion, count] for count in counts for criterion in options.criteria]
-    dense, compared = _measured(model, held_out, cells, journal)
+    dense, compared = in_few_passes(model, partial(_measured, model, held_out, cells, journal))
     provenance = {
         "machine": describe_machine(),
         "num_threads": torch.get_num_threads(),
@@ -179,10 +191,17 @@ def _scored(
     """Score the layers, or load the scores of an earlier call; return them and the seconds."""
     key = evaluation_key(model, calibration.tokens, calibration.identity.to_dict())
     path, scores_path = journal / "scoring.json", journal / "scores.json"
-    if path.exists():
+
+    def earlier() -> tuple[LayerScores, float] | None:
+        if not path.exists():
+            return None
         content = read_json(path, "simdiff.comparison-scoring")
         check_key(path, content.get("key"), {**key, "name": name, "batch_size": batch_size})
         return LayerScores.load(scores_path), float(content["seconds"])
+
+    known = ranks.first(earlier)
+    if known is not None:
+        return known
     start = time.perf_counter()
     scores = score(
         model,
@@ -202,7 +221,14 @@ def _measured(
 ) -> tuple[PerplexityInterval, list[ComparedCell]]:
     """Measure each distinct plan once, its layers removed as for a checkpoint."""
 
-    def losses(removed: frozenset[int]) -> list[float]:
+    evaluator = None if stream_of(model) is None else evaluator_of(model, held_out.tokens)
+
+    def losses(removed: frozenset[int]) -> list[float] | None:
+        if evaluator is not None:
+            if removed:
+                with layers_removed(model, removed):  # raises if stock classes cannot express it
+                    pass
+            return evaluator.losses(removed)
         if not removed:
             return window_losses(model, held_out.tokens, description=None)
         with layers_removed(model, removed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import Evaluation, EvaluationJournal, check_key
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.evaluation.journal import Evaluation, EvaluationJournal
+from simdiff.io import ranks
+from simdiff.io.json_files import check_key, header, read_json, write_json
+from simdiff.models.streamed import stream_of
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.make_plan import make_plan
 from simdiff.planning.names import SEARCHED, SEARCHES
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.searched_criteria import searched_plan
+from simdiff.planning.streamed_search import StreamedEvaluator
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison-cells"
@@ -65,7 +68,7 @@ class Planner:
         windows: Tensor,
         choice_windows: Tensor | None,
         evaluate: EvaluationJournal,
-        evaluator: BypassEvaluator,
+        evaluator: BypassEvaluator | StreamedEvaluator,
         *,
         alpha: float,
         protect: Collection[int],
@@ -98,7 +101,13 @@ class Planner:
         scores, protect = self._scores, self._protect
         if criterion in SEARCHED:
             return searched_plan(
-                scores, criterion, count, self._timed, self._evaluator.rebase, protect
+                scores,
+                criterion,
+                count,
+                self._timed,
+                self._evaluator.rebase,
+                protect,
+                None if stream_of(self._model) is not None else self._timed_ahead,
             )
         plan = make_plan(
             scores,
@@ -127,6 +136,11 @@ class Planner:
         self._charged[removed] = found.seconds
         return found
 
+    def _timed_ahead(self, sets: Sequence[frozenset[int]]) -> None:
+        start = time.perf_counter()
+        self._evaluate.ahead(sets)
+        self._in_evaluations += time.perf_counter() - start
+
 
 class CellJournal:
     """Stores finished cells, each before the next one begins.
@@ -142,9 +156,12 @@ class CellJournal:
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         """Read the cells in the folder."""
         self._folder, self._key = folder, dict(key)
-        self.cells: dict[tuple[str, int], Cell] = {}
+        self.cells: dict[tuple[str, int], Cell] = ranks.first(self._load)
+
+    def _load(self) -> dict[tuple[str, int], Cell]:
+        cells: dict[tuple[str, int], Cell] = {}
         if not self._path.exists():
-            return
+            return cells
         content = read_json(self._path, SCHEMA)
         check_key(self._path, content.get("key"), self._key)
         try:
@@ -152,14 +169,15 @@ class CellJournal:
                 fields = {**entry, "plan": None}
                 cell = Cell(**fields)
                 if entry["plan"] is not None:
-                    plan = PruningPlan.load(folder / entry["plan"])
+                    plan = PruningPlan.load(self._folder / entry["plan"])
                     cell = Cell(**{**fields, "plan": plan})
-                self.cells[cell.criterion, cell.num_remove] = cell
+                cells[cell.criterion, cell.num_remove] = cell
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
                 f"{self._path}: must hold finished cells, but is damaged: "
                 f"{type(error).__name__}: {error}"
             ) from None
+        return cells
 
     @property
     def _path(self) -> Path:

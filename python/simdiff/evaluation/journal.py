@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
-from simdiff.io.json_files import header, read_json, write_json
-from simdiff.models.identity import model_identity
+from simdiff.io import ranks
+from simdiff.io.json_files import check_key, header, read_json, write_json
+from simdiff.models.identity import model_identity, weights_digest
 
 SCHEMA = "simdiff.evaluations"
 # Least time between two writes. Each writes the whole file, and more often would cost more time
 # than an interruption can lose.
 SECONDS_BETWEEN_WRITES = 1.0
-
-# Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
-# base, at no noticeable cost.
-_SAMPLED_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -64,23 +59,12 @@ def evaluation_key(
     device = model.get_input_embeddings().weight.device
     return {
         "model": {key: identity[key] for key in ("architecture", "num_layers", "fingerprint")},
-        "weights": _weights_digest(model),
+        "weights": weights_digest(model),
         "dtype": identity["dtype"],
         "device": device.type,
         "text": dict(text),
         "tokens": hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest(),
     }
-
-
-def _weights_digest(model: PreTrainedModel) -> str:
-    digest = hashlib.sha256()
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            flat = parameter.reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
-            digest.update(name.encode())
-            digest.update(sample.double().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class EvaluationJournal:
@@ -92,7 +76,8 @@ class EvaluationJournal:
     Args:
         key: everything that the evaluations depend on, see `evaluation_key`.
         path: path of the file; None stores evaluations in memory only.
-        compute: returns the losses of each window without some layers.
+        compute: returns the losses of each window without some layers; None if they are not known
+            yet, see `simdiff.evaluation.streamed_losses.in_few_passes`.
 
     Raises:
         SimdiffError: the file was made with another key, or is damaged.
@@ -102,9 +87,10 @@ class EvaluationJournal:
         self,
         key: Mapping[str, Any],
         path: Path | None,
-        compute: Callable[[frozenset[int]], list[float]],
+        compute: Callable[[frozenset[int]], list[float] | None],
     ) -> None:
         """Read the evaluations in the file."""
+        ranks.agree("what is evaluated", key)
         self._key = dict(key)
         self._path = path
         self._compute = compute
@@ -113,23 +99,50 @@ class EvaluationJournal:
         self._unwritten = False
         self.computed = 0
         """Number of evaluations computed, not read from the file."""
-        if path is not None and path.exists():
-            self._load(path)
+        if path is not None:
+            self._known = ranks.first(lambda: self._load(path) if path.exists() else {})
+
+    def ahead(self, sets: Iterable[Collection[int]]) -> None:
+        """Evaluate sets of layers that will be asked for, shared among processes.
+
+        A single process does nothing: it evaluates them when they are asked for. Nor is it for a
+        streamed model, whose windows are shared, see
+        `simdiff.evaluation.streamed_losses.losses_in_one_pass`.
+        """
+        wanted = dict.fromkeys(map(frozenset, sets))
+        missing = [layers for layers in wanted if layers not in self._known]
+        if ranks.size() > 1 and missing:
+            found = zip(missing, ranks.shared(self._evaluated, missing), strict=True)
+            self._keep({layers: entry for layers, entry in found if entry is not None})
 
     def __call__(self, removed: Collection[int]) -> Evaluation:
-        """Evaluate the model without these layers, or return the stored evaluation."""
+        """Evaluate the model without these layers, or return the stored evaluation.
+
+        What is not known yet has a loss of NaN and is not stored.
+        """
         layers = frozenset(removed)
         if layers not in self._known:
-            start = time.perf_counter()
-            losses = self._compute(layers)
-            seconds = time.perf_counter() - start
-            finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
-            self._known[layers] = Evaluation(finite, seconds)
-            self.computed += 1
-            self._unwritten = True
-            if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-                self.flush()
+            found = self._evaluated(layers)
+            if found is None:
+                return Evaluation((math.nan,), 0.0)
+            self._keep({layers: found})
         return self._known[layers]
+
+    def _evaluated(self, layers: frozenset[int]) -> Evaluation | None:
+        start = time.perf_counter()
+        losses = self._compute(layers)
+        seconds = time.perf_counter() - start
+        if losses is None:
+            return None
+        finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)
+        return Evaluation(finite, seconds)
+
+    def _keep(self, found: Mapping[frozenset[int], Evaluation]) -> None:
+        self._known.update(found)
+        self.computed += len(found)
+        self._unwritten = True
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self.flush()
 
     def __enter__(self) -> EvaluationJournal:
         """Return the journal; no file is opened, since it is written as a whole."""
@@ -160,7 +173,8 @@ class EvaluationJournal:
         write_json(self._path, content)
         self._written, self._unwritten = time.monotonic(), False
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path) -> dict[frozenset[int], Evaluation]:
+        known = {}
         content = read_json(path, SCHEMA)
         check_key(path, content.get("key"), self._key)
         try:
@@ -169,37 +183,10 @@ class EvaluationJournal:
                 if not losses:
                     raise ValueError("an evaluation has no losses")
                 layers = frozenset(map(int, entry["removed"]))
-                self._known[layers] = Evaluation(losses, float(entry["seconds"]))
+                known[layers] = Evaluation(losses, float(entry["seconds"]))
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
                 f"{path}: must hold finished evaluations, but is damaged: "
                 f"{type(error).__name__}: {error}"
             ) from None
-
-
-def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuse a file that was made for other input.
-
-    Raises:
-        SimdiffError: names the differences.
-    """
-    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
-    if found == wanted:
-        return
-    found = found if isinstance(found, dict) else {}
-    raise SimdiffError(
-        f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
-        "remove it, give another output, or begin anew (restart=True, where there is that)"
-    )
-
-
-def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The names of what differs, those within a mapping as `options.length`."""
-    names = []
-    for key in dict.fromkeys((*wanted, *found)):
-        one, other = found.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            names += _differing(one, other, f"{prefix}{key}.")
-        elif one != other:
-            names.append(f"{prefix}{key}")
-    return names
+        return known

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.io.progress import track
+from simdiff.evaluation.streamed_losses import losses_in_one_pass
+from simdiff.io import ranks
+from simdiff.io.progress import silent
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
+from simdiff.models.sweep import WHOLE
 from simdiff.models.windows import check_windows
 
 # Number of tokens whose logits are converted to float32 at a time, so that they stay in the cache.
@@ -30,11 +35,20 @@ def window_losses(
         description: text of the progress bar; None shows none.
     """
     check_windows(model, [windows], "perplexity")
+    ranks.agree("what is evaluated", {"tokens": windows.cpu().numpy().tobytes()})
     # Windows are read one at a time, since the logits are the largest tensor of a run.
     parts = windows.split(1)
-    return [
-        window_loss(model, ids) for ids in (track(parts, description) if description else parts)
-    ]
+    if stream_of(model) is not None:
+        with contextlib.nullcontext() if description else silent():
+            found = losses_in_one_pass(
+                model,
+                parts,
+                {WHOLE: range(len(parts))},
+                lambda index: token_losses(model, parts[index][0]),
+                purpose=description or "perplexity",
+            )[WHOLE]
+        return [float(found[index].double().mean()) for index in range(len(parts))]
+    return ranks.shared(lambda ids: window_loss(model, ids), parts, description)
 
 
 def window_loss(model: PreTrainedModel, ids: Tensor) -> float:

@@ -32,12 +32,15 @@ from simdiff.evaluation.text_perplexity import (
     TokenizedText,
     read_text,
     text_perplexity,
+    window_sums,
 )
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
 from simdiff.models.identity import model_identity, stored_cut
 from simdiff.models.loading import load_model
 from simdiff.models.running import evaluating
+from simdiff.models.streamed import StreamOptions
+from simdiff.models.sweep import refuse_streamed, remove_states
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -51,14 +54,25 @@ class Subject:
     """Makes a context manager that yields model and tokenizer and at its end undoes all changes."""
     cut: dict[str, Any] = field(default_factory=dict)
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
+    sums: Callable[..., list[tuple[float, int]]] = window_sums
+    """Measures the losses of windows, see `window_sums`."""
 
     @classmethod
-    def stored(cls, name: str, dtype: str = "auto", device: str | None = None) -> Subject:
+    def stored(
+        cls,
+        name: str,
+        dtype: str = "auto",
+        device: str | None = None,
+        stream: StreamOptions | None = None,
+    ) -> Subject:
         """A model given by its directory or hub name, or "demo"; see `load_model`."""
 
         @contextlib.contextmanager
         def opened() -> Iterator[Loaded]:
-            yield load_model(name, dtype=dtype, device=device)
+            loaded = load_model(name, dtype=dtype, device=device, stream=stream)
+            yield loaded
+            remove_states(loaded[0])
+            del loaded
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -221,6 +235,7 @@ def evaluate_models(
     tasks: TaskOptions | None = None,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | None = None,
 ) -> Quality:
     """Measure models one after the other on the same text and the same items of the same tasks.
 
@@ -228,15 +243,17 @@ def evaluate_models(
         models: the dense model first; names as for `load_model`, or subjects in memory.
         text: the text for perplexity; None measures none.
         tasks: the tasks for accuracy, through lm_eval; None runs none.
-        dtype, device: dtype and device of the models given by name.
+        dtype, device, stream: of the models given by name, see `load_model`.
 
     Raises:
         SimdiffError: there is no model, two have one name, or there is neither text nor task; see
             also `load_tasks`, `read_text`, `load_model`.
     """
     subjects = [
-        model if isinstance(model, Subject) else Subject.stored(str(model), dtype, device)
-        for model in models
+        model
+        if isinstance(model, Subject)
+        else Subject.stored(str(model), dtype, device, stream and stream.beside(index))
+        for index, model in enumerate(models)
     ]
     names = [subject.name for subject in subjects]
     if not names or len(set(names)) != len(names):
@@ -254,9 +271,11 @@ def evaluate_models(
             part = quality = None
             if text is not None:
                 part = text.read(tokenizer, tell=not measured)
-                quality = text_perplexity(model, part, description=f"perplexity, {subject.name}")
+                description = f"perplexity, {subject.name}"
+                quality = text_perplexity(model, part, description=description, sums=subject.sums)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
+                refuse_streamed(model, "a task of lm_eval", "give --text alone")
                 scores = run_tasks(model, tokenizer, loaded, description=f"tasks, {subject.name}")
             measured.append(
                 ModelQuality(

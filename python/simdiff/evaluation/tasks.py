@@ -26,6 +26,7 @@ from simdiff.evaluation.task_files import (
     write_task_files,
 )
 from simdiff.evaluation.task_scores import TaskScore, task_score
+from simdiff.io import ranks
 from simdiff.io.progress import step, track
 from simdiff.models.running import in_evaluation
 
@@ -119,6 +120,12 @@ class LoadedTasks:
             name: sorted(random.Random(f"{ITEM_SEED} {name}").sample(range(n), min(limit, n)))
             for name, n in counts.items()
         }
+
+    def fewest_items(self) -> int:
+        """The number of items of the task that has the fewest."""
+        most = self.options.limit
+        counts = [len(task.eval_docs) for task in self.tasks.values()]
+        return min(counts if most is None else [min(most, count) for count in counts])
 
     def _task(self, name: str) -> dict[str, Any]:
         config = self.tasks[name].config
@@ -221,7 +228,7 @@ def run_tasks(
     *,
     description: str = "tasks",
 ) -> dict[str, TaskScore]:
-    """Run every item of every task on a model.
+    """Run every item of every task on a model; processes share the items as lm_eval deals them.
 
     Returns:
         A score for each of `loaded.rows`.
@@ -229,7 +236,21 @@ def run_tasks(
     Raises:
         SimdiffError: lm_eval refuses the model or an item.
     """
+    ranks.agree("tasks", loaded.identity())
+    if loaded.fewest_items() < ranks.size():  # lm_eval needs an item for every process
+        return ranks.first(lambda: _scores(model, tokenizer, loaded, description))
+    return ranks.gather(_scores(model, tokenizer, loaded, description))[0]
+
+
+def _scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedTasks,
+    description: str,
+) -> dict[str, TaskScore]:
+    """The scores of `run_tasks`; in other processes than the first an empty mapping."""
     from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
 
     options = loaded.options
     # It asks git for the commit of the working directory, which says nothing and may complain.
@@ -245,6 +266,8 @@ def run_tasks(
             results = evaluator.simple_evaluate(
                 model=harness,
                 tasks=list(loaded.tasks.values()),
+                # The tasks are there: without this it would read all files of all its tasks.
+                task_manager=TaskManager(include_defaults=False),
                 num_fewshot=options.num_fewshot,
                 batch_size=options.batch_size,
                 samples=loaded.drawn(),
@@ -254,6 +277,8 @@ def run_tasks(
             )
         except (ValueError, AssertionError, KeyError) as error:
             raise SimdiffError(f"{description}: lm_eval refuses: {error}") from error
+    if results is None:
+        return {}
     return {
         row: task_score(row, members, results, options.metric)
         for row, members in loaded.rows.items()
@@ -261,10 +286,27 @@ def run_tasks(
 
 
 def _harness(description: str) -> Any:
-    """Make lm_eval's model class with our progress bar."""
+    """Make lm_eval's model class with our progress bar, its data parallelism by our processes."""
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     class Harness(HFLM):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._rank, self._world_size = ranks.rank(), ranks.size()
+
+        def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+            # lm_eval gathers how many requests each process has, to fill all up to the most, which
+            # only models that are themselves divided among processes need.
+            return tensor.reshape(1).repeat(self.world_size)
+
+        def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+            found = ranks.gather(obj)
+            return found if self.rank == dst else None
+
+        def barrier(self) -> None:
+            ranks.gather(None)
+
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
             with _counted(self, len(requests), description):
                 return super().loglikelihood(requests, disable_tqdm=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,8 +17,11 @@ from simdiff.data.text import adds_bos, column_of, text_tokens, too_short
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
-from simdiff.io.progress import track
+from simdiff.evaluation.streamed_losses import losses_in_one_pass
+from simdiff.io import ranks
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
+from simdiff.models.sweep import WHOLE, Plan
 from simdiff.models.windows import check_windows
 
 
@@ -176,25 +179,29 @@ class TextPerplexity:
 
 
 def text_perplexity(
-    model: PreTrainedModel, text: TokenizedText, *, description: str = "perplexity"
+    model: PreTrainedModel,
+    text: TokenizedText,
+    *,
+    description: str = "perplexity",
+    sums: Callable[..., list[tuple[float, int]]] | None = None,
 ) -> TextPerplexity:
     """Token-weighted perplexity of a text.
 
     The interval is that of `mean_loss` over runs of consecutive windows. Windows that overlap share
     context, so a run takes windows until it has predicted as many tokens as one window holds; runs
-    are treated as independent.
+    are treated as independent. `sums` takes the place of `window_sums`.
 
     Raises:
         SimdiffError: the loss of some window is NaN or Inf.
     """
-    sums = window_sums(model, text, description=description)
-    bad = [index for index, (loss, _) in enumerate(sums) if not math.isfinite(loss)]
+    found = (sums or window_sums)(model, text, description=description)
+    bad = [index for index, (loss, _) in enumerate(found) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(
             f"text_perplexity: the loss must be finite, got NaN or Inf in {len(bad)} of "
-            f"{len(sums)} windows, first in window {bad[0]}"
+            f"{len(found)} windows, first in window {bad[0]}"
         )
-    runs = joined_windows(sums, text.identity["window_length"])
+    runs = joined_windows(found, text.identity["window_length"])
     mean = mean_loss(runs)
     return TextPerplexity(
         mean.perplexity,
@@ -212,17 +219,53 @@ def window_sums(
 ) -> list[tuple[float, int]]:
     """For each window, the negative log-likelihood summed in float64, and the number of tokens."""
     check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
-    device = model.get_input_embeddings().weight.device
-    sums = []
-    for window in track(text.windows, description):
+    ranks.agree("the text that is evaluated", {"text": text.identity})
+    if stream_of(model) is not None:
+        return sums_of_plans(model, text, [WHOLE], description=description)[WHOLE]
+    return ranks.shared(
+        lambda window: (float(_losses(model, *window).double().sum()), window[1]),
+        read_windows(text),
+        description,
+    )
+
+
+def sums_of_plans(
+    model: PreTrainedModel, text: TokenizedText, plans: Sequence[Plan], *, description: str
+) -> dict[Plan, list[tuple[float, int]]]:
+    """`window_sums` of a streamed model without the layers of each plan, in one pass."""
+    check_windows(model, [text.tokens], "evaluate", length=text.identity["window_length"])
+    windows = read_windows(text)
+    found = losses_in_one_pass(
+        model,
+        [ids[None] for ids, _ in windows],
+        dict.fromkeys(plans, range(len(windows))),
+        lambda index: _losses(model, *windows[index]),
+        purpose=description,
+    )
+    return {
+        plan: [
+            (float(found[plan][index].double().sum()), count)
+            for index, (_, count) in enumerate(windows)
+        ]
+        for plan in plans
+    }
+
+
+def read_windows(text: TokenizedText) -> list[tuple[Tensor, int]]:
+    """The token ids of each window, with BOS, and how many of its last tokens are predicted."""
+    windows = []
+    for window in text.windows:
         ids = text.tokens[window.start : window.end]
         if text.bos_token is not None:
             ids = torch.cat([ids.new_tensor([text.bos_token]), ids])
-        count = window.end - window.first
-        logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
-        losses = losses_of_logits(logits[-count - 1 : -1], ids[-count:])
-        sums.append((float(losses.double().sum()), count))
-    return sums
+        windows.append((ids, window.end - window.first))
+    return windows
+
+
+def _losses(model: PreTrainedModel, ids: Tensor, count: int) -> Tensor:
+    device = model.get_input_embeddings().weight.device
+    logits = model(input_ids=ids[None].to(device), use_cache=False).logits[0]
+    return losses_of_logits(logits[-count - 1 : -1], ids[-count:])
 
 
 def joined_windows(sums: Sequence[tuple[float, int]], length: int) -> list[tuple[float, int]]:

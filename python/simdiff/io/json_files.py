@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ SCHEMAS = {
     # Version 2 added the blocks; 3 their angular distance, and the sequences and leading tokens
     # apart; 4 may lack the absolute difference of blocks. Earlier files load without them.
     "simdiff.scores": 4,
+    "simdiff.states": 1,
     "simdiff.sublayer_plan": 1,
 }
 """Every kind of JSON file, and the newest version of each that this code writes and reads."""
@@ -172,3 +173,31 @@ def header(schema: str) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
+    """Refuse a file that was made for other input.
+
+    Raises:
+        SimdiffError: names the differences.
+    """
+    wanted = json.loads(json.dumps(wanted))  # with lists for tuples, as in the file
+    if found == wanted:
+        return
+    found = found if isinstance(found, dict) else {}
+    raise SimdiffError(
+        f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
+        "remove it, give another output, or begin anew (restart=True, where there is that)"
+    )
+
+
+def _differing(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The names of what differs, those within a mapping as `options.length`."""
+    names = []
+    for key in dict.fromkeys((*wanted, *found)):
+        one, other = found.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            names += _differing(one, other, f"{prefix}{key}.")
+        elif one != other:
+            names.append(f"{prefix}{key}")
+    return names

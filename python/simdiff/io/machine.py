@@ -54,6 +54,11 @@ def available_memory(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + unused)
+    known = [free for free in (_in_machine(), _in_group()) if free is not None]
+    return min(known, default=None)
+
+
+def _in_machine() -> int | None:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -61,3 +66,15 @@ def available_memory(device: torch.device) -> int | None:
     except OSError:
         pass
     return None
+
+
+def _in_group() -> int | None:
+    """What a container may still allocate; pages of files count as free."""
+    names = ("max", "current", "stat")
+    try:
+        texts = [Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in names]
+        kept = dict(line.split() for line in texts[2].splitlines())
+        files = int(kept["active_file"]) + int(kept["inactive_file"])
+        return int(texts[0]) - int(texts[1]) + files  # "max" where there is no limit
+    except (OSError, ValueError, KeyError):
+        return None

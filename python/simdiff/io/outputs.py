@@ -1,4 +1,8 @@
-"""Output files and directories that appear whole or not at all, and locks on directories."""
+"""Output files and directories that appear whole or not at all, and locks on directories.
+
+Of several processes that share a job (`simdiff.io.ranks`) process 0 alone checks, locks and writes;
+what it refuses is refused in all of them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,11 @@ from itertools import count
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.io.kinds import CONFIG, Kind, check_replaceable
 
 
+@ranks.by_first
 def check_new_path(path: Path, overwrite: bool, kind: Kind | None = None) -> None:
     """Refuse an output that exists or cannot be made, before any work is done for it.
 
@@ -91,6 +97,7 @@ def check_apart(source: Path, output: Path) -> None:
         )
 
 
+@ranks.by_first
 def check_new_file(path: Path, overwrite: bool, kind: Kind | None = None) -> None:
     """Refuse an output file that exists or cannot be made, as `check_new_path` a directory.
 
@@ -104,6 +111,7 @@ def check_new_file(path: Path, overwrite: bool, kind: Kind | None = None) -> Non
     check_new_path(path, overwrite, kind)
 
 
+@ranks.entered_by_first
 @contextlib.contextmanager
 def new_directory(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """Yield an empty directory next to `path` that is renamed to `path` when the body succeeds.
@@ -311,6 +319,7 @@ def _replace_file(scratch: Path, path: Path, overwrite: bool, kind: Kind | None)
             os.replace(scratch, path)
 
 
+@ranks.entered_by_first
 @contextlib.contextmanager
 def held_directory(directory: Path, purpose: str) -> Iterator[None]:
     """Make a directory and lock it against other processes; the lock ends with this process.
@@ -342,6 +351,8 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that is either complete or absent."""
+    if not ranks.writes():
+        return
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
         with os.fdopen(handle, "wb") as file:

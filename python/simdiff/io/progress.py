@@ -119,3 +119,49 @@ def track_bytes(total: int, description: str) -> Iterator[Callable[[int], None]]
         f"{total / 1e6 / max(seconds, 1e-9):.0f} MB/s",
         highlight=False,
     )
+
+
+@contextlib.contextmanager
+def track_layers(
+    layers: int, num_bytes: int, description: str, *, done: int = 0
+) -> Iterator[Callable[..., None]]:
+    """Yield a function that takes the bytes read for a layer just done, and how many layers it is.
+
+    A bar shows layers, bytes and time left; without a terminal one line at the end tells them.
+
+    Args:
+        layers: number of layers.
+        num_bytes: that will be read.
+        description: text of the bar.
+        done: layers that an earlier run has done.
+    """
+    read, start = 0, time.monotonic()
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("layers, {task.fields[read]} read"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console) if console.is_terminal else None
+    with bar or contextlib.nullcontext():
+        task = bar.add_task(description, total=layers, completed=done, read="0 GB") if bar else None
+
+        def advance(count: int, layers: int = 1) -> None:
+            nonlocal read
+            read += count
+            if bar is not None and task is not None:
+                bar.update(
+                    task, advance=layers, read=f"{read / 1e9:.1f} of {num_bytes / 1e9:.1f} GB"
+                )
+
+        yield advance
+    if bar is None:
+        since = f" from layer {done} on" if done else ""
+        console.print(
+            f"{description}: {time.monotonic() - start:.1f} s, {layers} layers{since}, "
+            f"{read / 1e9:.2f} GB of weights read",
+            highlight=False,
+        )

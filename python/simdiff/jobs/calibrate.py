@@ -14,19 +14,27 @@ from simdiff.errors import SimdiffError
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
 from simdiff.models.loading import load_model
+from simdiff.models.streamed import StreamOptions
 from simdiff.planning.names import NUM_RESAMPLES, SEARCHED
 from simdiff.planning.options import PlanOptions
 from simdiff.scoring.scores import LayerScores
 
 
-def calibrated(name: str, scores: LayerScores) -> tuple[PreTrainedModel, Tensor]:
+def calibrated(
+    name: str, scores: LayerScores, stream: StreamOptions | None = None
+) -> tuple[PreTrainedModel, Tensor]:
     """The model that scores were made for, and the token windows they were made on.
+
+    Args:
+        name: of the model.
+        scores: that were made for it.
+        stream: see `load_model`.
 
     Raises:
         SimdiffError: another model, or a text that has changed or gone.
     """
     check_text(_source(scores))  # before the model is loaded
-    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]))
+    model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]), stream=stream)
     check_same_model(model, scores.model, "file of scores")
     return model, calibration_windows(scores, tokenizer)
 

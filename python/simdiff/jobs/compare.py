@@ -7,11 +7,14 @@ from pathlib import Path
 from simdiff.comparison.compare import ComparisonOptions, compare, remove_journal
 from simdiff.comparison.results import Comparison
 from simdiff.data.text_options import TextOptions, both_parts
+from simdiff.io import ranks
 from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.loading import load_model
+from simdiff.models.streamed import StreamOptions
 from simdiff.models.structure import find_decoder_layers
+from simdiff.models.sweep import remove_states
 from simdiff.report.comparison_page import write_comparison
 
 
@@ -25,6 +28,7 @@ def run_comparison(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | None = None,
     overwrite: bool = False,
     restart: bool = False,
     config: str | None = None,
@@ -39,6 +43,7 @@ def run_comparison(
         name, directory, text, held_out_source, batch_size, dtype, device, overwrite: see `run`.
         options: what is compared.
         restart: forget what an interrupted comparison left.
+        stream: see `load_model`.
         config: content of the config.yaml that repeats this; None writes none.
     """
     directory = Path(directory).absolute()
@@ -46,8 +51,8 @@ def run_comparison(
     text.check(held_out_source)
     journal = directory.with_name(directory.name + ".journal")
     if restart:
-        remove_journal(journal)
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+        ranks.first(lambda: remove_journal(journal))
+    model, tokenizer = load_model(name, dtype=dtype, device=device, stream=stream)
     options.counts(len(find_decoder_layers(model)))
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     comparison = compare(
@@ -55,8 +60,13 @@ def run_comparison(
     )
     with new_directory(directory, overwrite, Kind.COMPARISON) as scratch:
         write_config(scratch, config)
-        comparison.save(scratch)
-        with step("write the report"):
-            write_comparison(scratch, comparison)
-    remove_journal(journal)
+        ranks.first(lambda: _write(comparison, scratch))
+    ranks.first(lambda: remove_journal(journal))
+    remove_states(model)
     return comparison
+
+
+def _write(comparison: Comparison, directory: Path) -> None:
+    comparison.save(directory)
+    with step("write the report"):
+        write_comparison(directory, comparison)

@@ -16,6 +16,7 @@ from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.models.given import given_model
 from simdiff.models.loading import load_model, load_tokenizer
+from simdiff.models.streamed import StreamOptions, chosen_stream
 
 Model: TypeAlias = PreTrainedModel | nn.Module | str | Path
 """A causal or vision-language model of transformers, compiled or parallel too; or its name: a
@@ -29,6 +30,7 @@ def resolve(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | bool | None = False,
 ) -> tuple[PreTrainedModel, str, PreTrainedTokenizerBase | None]:
     """A model as an object, its name, and its tokenizer where one was given or loaded with it.
 
@@ -38,7 +40,8 @@ def resolve(
     if not isinstance(model, (str, Path)):
         found = given_model(model, function)
         return found, found.name_or_path, tokenizer
-    loaded, its_tokenizer = load_model(str(model), dtype=dtype, device=device)
+    options = chosen_stream(stream)
+    loaded, its_tokenizer = load_model(str(model), dtype=dtype, device=device, stream=options)
     return loaded, str(model), tokenizer or its_tokenizer
 
 

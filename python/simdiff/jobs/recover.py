@@ -29,6 +29,8 @@ from simdiff.models.config import quantization
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_model
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import StreamOptions
+from simdiff.models.sweep import refuse_streamed
 from simdiff.models.windows import check_windows
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
@@ -51,6 +53,7 @@ def recover(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | None = None,
     overwrite: bool = False,
     restart: bool = False,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
@@ -71,7 +74,7 @@ def recover(
         held_out_source: another text to evaluate on, whole.
         options: of the method, by name.
         batch_size: windows per forward.
-        dtype, device: see `simdiff.models.loading.load_model`.
+        dtype, device, stream: see `simdiff.models.loading.load_model`.
         restart: forget what an interrupted training left.
         loaded: the model and its tokenizer, where they are in memory already.
         config: content of the config.yaml that repeats this; None writes none.
@@ -95,7 +98,12 @@ def recover(
     training = directory.absolute().with_name(directory.name + ".training")
     if restart:
         remove_state(training)
-    model, tokenizer = loaded or load_model(name, dtype=dtype, device=device)
+    model, tokenizer = loaded or load_model(name, dtype=dtype, device=device, stream=stream)
+    refuse_streamed(
+        model,
+        "recovery",
+        "recover on a machine that holds it (--no-stream loads it whole in any case)",
+    )
     plan = fitted(plan, model, name)
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)

@@ -9,14 +9,16 @@ evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from simdiff.data.batches import Batch
 from simdiff.data.text import TokenWindows
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.io.progress import console
 from simdiff.planning.bootstrap import PlanOf, bootstrap_plan
 from simdiff.planning.names import NUM_RESAMPLES
@@ -113,7 +115,8 @@ def score_windows(
         SimdiffError: a plan that cannot be made, or what `score` raises.
     """
     if not options.until_stable:
-        scores = (score_with_sublayers if options.sublayers else score)(
+        scores_of = _with_sublayers if options.sublayers else score
+        scores = scores_of(
             model,
             windows.batches(batch_size),
             name=name,
@@ -156,6 +159,13 @@ def score_windows(
         "note": _note(stable, checks, options, num_resamples),
     }
     return replace(scores, stability=stability), used
+
+
+def _with_sublayers(
+    model: PreTrainedModel, batches: Sequence[Batch], **options: Any
+) -> LayerScores:
+    """Scores of sub-layers too, whose running states one process makes for all windows."""
+    return ranks.first(lambda: score_with_sublayers(model, batches, **options))
 
 
 def _targets(first: int, most: int) -> Iterator[int]:

@@ -17,7 +17,12 @@ from transformers import (
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import read_json
 from simdiff.io.kinds import PLAN_FILE
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import find_decoder_layers, text_config
+
+# Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
+# base, at no noticeable cost.
+_SAMPLED_VALUES = 64
 
 
 def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
@@ -123,3 +128,20 @@ def same_layers(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if "layers_fingerprint" in one and "layers_fingerprint" in other:
         keys.append("layers_fingerprint")
     return all(one.get(key) == other.get(key) is not None for key in keys)
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 over a few values of every parameter in memory, and the names of all."""
+    digest = hashlib.sha256()
+    stream = stream_of(model)
+    if stream is not None:  # its weights are in files, of which size and time tell
+        return hashlib.sha256(json.dumps(stream.files, sort_keys=True).encode()).hexdigest()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            digest.update(name.encode())
+            if parameter.is_meta:
+                continue
+            flat = parameter.reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
+            digest.update(sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()

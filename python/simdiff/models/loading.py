@@ -20,9 +20,11 @@ from transformers.utils import cached_file
 
 from simdiff.data.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError, nearest_path
+from simdiff.io import ranks
 from simdiff.io.progress import step
 from simdiff.models.classes import auto_class
 from simdiff.models.config import quantization
+from simdiff.models.devices import own_device, own_memory
 from simdiff.models.files import (
     ADAPTER_USE,
     GGUF_USE,
@@ -33,8 +35,9 @@ from simdiff.models.files import (
 )
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
+from simdiff.models.streamed import StreamOptions, streamed_model
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "auto": "auto",
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -60,7 +63,12 @@ _QUANTISED = (
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str | None = None, description: str | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    description: str | None = None,
+    stream: StreamOptions | None = None,
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a language model as the stock class that its config names, ready for inference.
 
@@ -68,14 +76,17 @@ def load_model(
         name: a local directory, a hub name, or "demo".
         dtype: "auto" (as stored), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda", "cuda:1", or "auto" to spread over all GPUs; None takes the GPU
-            if there is one.
+            if there is one. Of several processes on a machine each takes a GPU of its own, and with
+            "auto" its share of them.
         description: text of the progress line.
+        stream: how a model larger than memory is held, whose layers are loaded one at a time; None
+            loads every model whole.
 
     Raises:
         SimdiffError: the model or the device does not exist, it is no causal or vision-language
             model of stock transformers, its files are not all of it, or its format cannot run here.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_device(device)
     what = f"model {name!r}"
     with step(description or f"load {name}"), quietly():
@@ -87,10 +98,29 @@ def load_model(
         if Path(path).is_dir():
             check_weights(directory)
         tokenizer = load_tokenizer(path, directory, what)
+        wanted = stream is not None and stream.is_for(directory, DTYPES[dtype], device, name)
+        if stream is not None and any(ranks.gather(wanted)):  # of no process alone
+            model, loading = streamed_stock(path, config, what, dtype, device, stream)
+            check_loaded(model, loading, what)
+            return model.eval(), tokenizer
         model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
         check_loaded(model, loading, what)
         _check_runs(model, what)
     return model.eval(), tokenizer
+
+
+def streamed_stock(
+    path: str, config: PreTrainedConfig, what: str, dtype: str, device: str, stream: StreamOptions
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model whose layers have no weights yet; see `simdiff.models.streamed`."""
+    if device == "auto":
+        raise SimdiffError(f"{what}: a streamed model runs on one device, got --device auto")
+
+    def load() -> tuple[PreTrainedModel, dict[str, Any]]:
+        return stock_model(path, config, what=what, dtype=dtype, device=None)
+
+    kind = type(meta_model(config))
+    return streamed_model(kind, load, what, torch.device(device), stream)
 
 
 def stock_model(
@@ -99,7 +129,7 @@ def stock_model(
     *,
     what: str | None = None,
     dtype: str | torch.dtype = "auto",
-    device: str = "cpu",
+    device: str | None = "cpu",
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model of the class that its config names, and what loading it reported.
 
@@ -107,7 +137,7 @@ def stock_model(
         path: a directory or a hub name.
         config: of the model.
         what: the model, for messages.
-        dtype, device: see `load_model`.
+        dtype, device: see `load_model`; with None as device it stays where it was loaded.
 
     Raises:
         SimdiffError: the class cannot be used, or transformers cannot load the model.
@@ -115,9 +145,11 @@ def stock_model(
     what = what or str(path)
     auto = auto_class(config, what)
     wanted = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    options: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+    options: dict[str, Any] = {}
+    if device == "auto":
+        options = {"device_map": "auto", "max_memory": own_memory()}
     packed = quantization(config)
-    if packed and device != "auto":  # its weights are placed as they are unpacked
+    if packed and device not in ("auto", None):  # its weights are placed as they are unpacked
         options = {"device_map": {"": device}}
     advice = f"it is quantised as {_method(packed)!r}; {_QUANTISED}" if packed else ""
     with foreign(f"{what}: cannot be loaded", advice), quietly():
@@ -130,7 +162,7 @@ def stock_model(
             ignore_mismatched_sizes=True,  # they are reported, and then refused
             **options,
         )
-        if not options:
+        if not options and device is not None:
             model = model.to(device)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SimdiffError(f"{what}: holds an adapter beside its model: {ADAPTER_USE}")
@@ -165,7 +197,10 @@ def find_model(name: str) -> tuple[str, Path]:
         SimdiffError: there is no such directory or file, and the hub lacks it or is not reached.
     """
     if name == DEMO:
-        directory = demo_model()
+        # Converted on first use, by one process of each machine.
+        ranks.all_of(lambda: demo_model() if ranks.local()[0] == 0 else None)
+        with ranks.alone():
+            directory = demo_model()
         return str(directory), directory
     path = Path(name)
     check_name(name)

@@ -24,7 +24,8 @@ class Course:
     start: int = 0
     """Layers before this one are skipped: they return the state that enters them."""
     states: Tensor | None = None
-    """The hidden states that enter layer `start`; None leaves those of the model."""
+    """The hidden states that enter layer `start`; None leaves those of the model. With all layers
+    skipped they are those that leave the last one."""
     stop: int | None = None
     """The forward ends after layer `stop - 1`; None runs it to its own end."""
     passed_by: frozenset[int] = frozenset()
@@ -78,13 +79,17 @@ class PartialForward:
         for index, layer in enumerate(self.layers):
             layer.forward = self._wrapped(index, layer.forward)
         try:
-            if not self._lengths:  # whether a layer returns a tuple shows only when it runs
-                with torch.no_grad():
-                    self._run_body({"input_ids": torch.zeros(1, 2, dtype=torch.int64)}, Course())
+            if not self._lengths:
+                self._probe()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _probe(self) -> None:
+        """Run two tokens: whether a layer returns a tuple shows only when it runs."""
+        with torch.no_grad():
+            self._run_body({"input_ids": torch.zeros(1, 2, dtype=torch.int64)}, Course())
 
     def __exit__(self, *_: object) -> None:
         """Put every `forward` back as it was."""
@@ -178,6 +183,8 @@ class PartialForward:
             if course.stop is not None and course.stop <= index:
                 course.result = states
                 raise _Reached
+            if index + 1 == course.start == len(self.layers) and course.states is not None:
+                states = course.states  # no layer is left to give them to
             if index < course.start or index in course.passed_by:
                 length = self._lengths[index]
                 return states if length is None else (states, *[None] * (length - 1))

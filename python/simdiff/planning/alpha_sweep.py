@@ -11,6 +11,7 @@ from typing import Any
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.criteria import CRITERIA, Importance, importance
+from simdiff.planning.perplexity_search import Ahead
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection, select
 from simdiff.scoring.scores import LayerScores
@@ -144,6 +145,7 @@ def sweep_alpha(
     num_remove: int,
     evaluate: Callable[[tuple[int, ...]], float],
     protect: Collection[int] = (),
+    ahead: Ahead | None = None,
 ) -> AlphaSweep:
     """Evaluate once every set of layers that some alpha removes, and find the best alphas.
 
@@ -153,12 +155,15 @@ def sweep_alpha(
         num_remove: number of layers to remove.
         evaluate: returns the perplexity of the model without the given layers.
         protect: layers that stay.
+        ahead: is told all sets before they are evaluated.
 
     Raises:
         SimdiffError: see `alpha_intervals`; or no set has a finite perplexity.
     """
     intervals = alpha_intervals(scores, criterion, num_remove, protect)
     sets = dict.fromkeys(interval.removed for interval in intervals)
+    if ahead is not None:
+        ahead(list(map(frozenset, sets)))
     perplexity = {removed: evaluate(removed) for removed in sets}
     finite = [i for i in intervals if math.isfinite(perplexity[i.removed])]
     if not finite:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import token_losses, window_loss
+from simdiff.io import ranks
 from simdiff.models.layer_indices import check_layers
 from simdiff.models.partial_forward import Course, PartialForward
 from simdiff.models.windows import check_windows
@@ -50,7 +51,7 @@ class BypassEvaluator:
         self._partial = PartialForward(model)
         self._budget = memory_budget
         self._base: frozenset[int] = frozenset()
-        self._base_states = False
+        self._with_states = set[int]()  # windows that were run without the base's layers
         # For each window and layer, the state that enters the layer and the tensor's version, which
         # counts in-place writes.
         self._states: list[dict[int, tuple[Tensor, int]]] = [{} for _ in self._windows]
@@ -68,7 +69,10 @@ class BypassEvaluator:
     def rebase(self, removed: Collection[int]) -> None:
         """Make the model without these layers the base, from the next evaluation on."""
         if frozenset(removed) != self._base:
-            self._base, self._base_states = frozenset(removed), False
+            self._base = frozenset(removed)
+            self._with_states.clear()
+            for states in self._states:
+                states.clear()  # they must not lie beside those of the new base
 
     def losses(self, removed: Collection[int]) -> list[float]:
         """Mean negative log-likelihood of each window without these layers; may be NaN or Inf.
@@ -77,10 +81,10 @@ class BypassEvaluator:
             SimdiffError: `removed` are not layers of the model, or are all layers.
         """
         with self._ready(removed):
-            return [
-                self._read(window, frozenset(removed), window_loss)
-                for window in range(len(self._windows))
-            ]
+            return ranks.shared(
+                lambda window: self._read(window, frozenset(removed), window_loss),
+                range(len(self._windows)),
+            )
 
     def token_losses(self, removed: Collection[int], window: int) -> Tensor:
         """Losses of one window without these layers, see `simdiff.evaluation.losses.token_losses`.
@@ -102,17 +106,15 @@ class BypassEvaluator:
             )
         # no_grad, not inference mode: there tensors do not count in-place writes.
         with torch.inference_mode(False), torch.no_grad(), self._partial:
-            if not self._base_states:
-                self._keep_base_states()
             yield
 
-    def _keep_base_states(self) -> None:
-        kept = self._kept_layers()
-        for window, states in enumerate(self._states):
-            states.clear()  # those of the base before must not lie beside these
-            if kept:
-                states.update(self._partial.entering(self._windows[window], kept, self._base))
-        self._base_states = True
+    def _base_states(self, window: int) -> dict[int, tuple[Tensor, int]]:
+        """The states of a window that are kept; the first time, its layers run without the base."""
+        states, kept = self._states[window], self._kept_layers()
+        if kept and window not in self._with_states:
+            states.update(self._partial.entering(self._windows[window], kept, self._base))
+        self._with_states.add(window)
+        return states
 
     def _kept_layers(self) -> frozenset[int]:
         """Layers whose entering states are kept: evenly spaced, within the budget, not layer 0."""
@@ -130,7 +132,7 @@ class BypassEvaluator:
         self, window: int, removed: frozenset[int], loss_of: Callable[[PreTrainedModel, Tensor], T]
     ) -> T:
         changed = min(removed ^ self._base, default=self.num_layers)
-        states = self._states[window]
+        states = self._base_states(window)
         start = max((layer for layer in states if layer <= changed), default=0)
         entering, version = states.get(start, (None, 0))
         with self._partial.following(Course(start, entering, passed_by=removed)):

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
+from simdiff.io import ranks
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.blocks import BlockCosts
-from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.choice import choice_agreement, standard_error
 from simdiff.planning.shortlist import Candidate
+from simdiff.planning.streamed_search import StreamedEvaluator, evaluator_of
 from simdiff.surgery.layers import SurgeryError, layers_removed
 
 Plan = tuple[int, ...]
@@ -62,7 +63,7 @@ def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
         model: the dense model; it is unchanged between and after evaluations.
         windows: token ids `(num_windows, window_length)` of calibration text, never held-out text.
     """
-    evaluator = BypassEvaluator(model, windows)
+    evaluator = evaluator_of(model, windows)
 
     def losses(plan: Plan, window: int) -> Tensor | None:
         try:
@@ -70,7 +71,10 @@ def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
                 pass
         except SurgeryError:
             return None
-        return evaluator.token_losses(plan, window)
+        if isinstance(evaluator, StreamedEvaluator):
+            return evaluator.token_losses(plan, window)
+        # Each plan depends on the losses of those before it: process 0 reads them alone.
+        return ranks.first(lambda: evaluator.token_losses(plan, window).cpu())
 
     return losses
 

@@ -110,17 +110,24 @@ def make_plan(
         elif criterion == "simdiff" and model is not None and windows is not None:
             # Imported here: without a model nothing needs torch.
             from simdiff.planning import exchange
+            from simdiff.planning.streamed_search import with_starts
 
+            starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
+            losses = exchange.losses_of_cuts(model, windows)
             reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
             with step(f"choose by perplexity, {reads} reads of a window"):
-                best, candidates, agreement = exchange.exchange_search(
-                    exchange.losses_of_cuts(model, windows),
-                    shortlist(scores, num_remove, protect, max_blocks=max_blocks),
-                    costs.raised(EXPONENT),
-                    max_reads=reads,
-                    num_windows=len(windows),
-                    protect=protect,
-                    max_blocks=max_blocks,
+                best, candidates, agreement = with_starts(
+                    model,
+                    [start.removed for start in starts],
+                    lambda: exchange.exchange_search(
+                        losses,
+                        starts,
+                        costs.raised(EXPONENT),
+                        max_reads=reads,
+                        num_windows=len(windows),
+                        protect=protect,
+                        max_blocks=max_blocks,
+                    ),
                 )
             removed, label = best.removed, best.origin
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,19 +100,29 @@ class PlanOptions:
             if model is None or windows is None:
                 raise _needs_model(self.criterion)
             # Imported here: a plan of scores alone needs no torch.
+            from simdiff.evaluation.streamed_losses import in_few_passes
             from simdiff.planning.searched_criteria import search_plan
 
-            found = search_plan(
+            found = in_few_passes(
                 model,
-                scores,
-                windows,
-                self.criterion,
-                self.count(scores.model),
-                protect=self.protect,
-                journal=journal,
+                partial(
+                    search_plan,
+                    model,
+                    scores,
+                    windows,
+                    self.criterion,
+                    self.count(scores.model),
+                    protect=self.protect,
+                    journal=journal,
+                ),
             )
             return replace(found, asked=self.budget.asked)
-        plan = self.first_plan(scores, model, windows)
+        if model is None:
+            plan = self.first_plan(scores)
+        else:
+            from simdiff.evaluation.streamed_losses import in_few_passes
+
+            plan = in_few_passes(model, partial(self.first_plan, scores, model, windows))
         notes = [] if scores.stability is None else [str(scores.stability["note"])]
         confidence = None
         if self.bootstrap:

@@ -24,6 +24,8 @@ FORMULAS = {
 }
 
 Evaluate = Callable[[frozenset[int]], "Evaluation"]
+Ahead = Callable[[Sequence[frozenset[int]]], None]
+"""Is told which sets of layers will be evaluated next, see `EvaluationJournal.ahead`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,11 @@ class SearchStep:
 
 
 def one_shot_search(
-    evaluate: Evaluate, num_layers: int, num_remove: int, protect: Collection[int] = ()
+    evaluate: Evaluate,
+    num_layers: int,
+    num_remove: int,
+    protect: Collection[int] = (),
+    ahead: Ahead | None = None,
 ) -> SearchStep:
     """Evaluate the model without each single layer.
 
@@ -49,6 +55,7 @@ def one_shot_search(
         num_layers: number of layers of the whole model.
         num_remove: number of layers to remove.
         protect: layers that stay and are not tried.
+        ahead: is told the candidates before they are evaluated.
 
     Raises:
         SimdiffError: the selection is impossible, or too few layers have a finite perplexity.
@@ -58,7 +65,7 @@ def one_shot_search(
     check_selection(num_layers, num_remove, protect)
     steps: list[SearchStep] = []
     total = num_layers - len(protect)
-    search = _steps(evaluate, num_layers, 1, protect, steps)
+    search = _steps(evaluate, num_layers, 1, protect, steps, ahead=ahead)
     for _ in track(search, ONE_SHOT.replace("-", " "), total=total):
         pass
     finite = total - len(steps[0].excluded)
@@ -76,6 +83,7 @@ def greedy_search(
     num_remove: int,
     protect: Collection[int] = (),
     rebase: Callable[[frozenset[int]], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[SearchStep, ...]:
     """Remove one layer at a time, each time the one without which the perplexity is lowest.
 
@@ -88,6 +96,7 @@ def greedy_search(
         protect: layers that stay and are not tried.
         rebase: called before every step with the layers removed so far, see
             `BypassEvaluator.rebase`.
+        ahead: is told the candidates of every step before they are evaluated.
 
     Raises:
         SimdiffError: the selection is impossible, or no candidate of a step has a finite
@@ -98,7 +107,7 @@ def greedy_search(
     check_selection(num_layers, num_remove, protect)
     steps: list[SearchStep] = []
     free = num_layers - len(protect)
-    search = _steps(evaluate, num_layers, num_remove, protect, steps, rebase)
+    search = _steps(evaluate, num_layers, num_remove, protect, steps, rebase, ahead)
     total = num_remove * free - num_remove * (num_remove - 1) // 2
     for _ in track(search, GREEDY.replace("-", " "), total=total):
         pass
@@ -112,6 +121,7 @@ def _steps(
     protect: Collection[int],
     steps: list[SearchStep],
     rebase: Callable[[frozenset[int]], None] | None = None,
+    ahead: Ahead | None = None,
 ) -> Iterator[None]:
     """Fill `steps` with the steps of a greedy search; yield after every evaluation."""
     gone: frozenset[int] = frozenset()
@@ -119,10 +129,12 @@ def _steps(
         if rebase is not None:
             rebase(gone)
         found: dict[int, Evaluation] = {}
-        for layer in range(num_layers):
-            if layer not in protect and layer not in gone:
-                found[layer] = evaluate(gone | {layer})
-                yield
+        tried = [layer for layer in range(num_layers) if layer not in {*protect, *gone}]
+        if ahead is not None:
+            ahead([gone | {layer} for layer in tried])
+        for layer in tried:
+            found[layer] = evaluate(gone | {layer})
+            yield
         candidates = {
             layer: entry.nll for layer, entry in found.items() if math.isfinite(entry.perplexity)
         }

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from simdiff.evaluation.journal import EvaluationJournal, evaluation_key
 from simdiff.models.identity import check_same_model
+from simdiff.models.streamed import stream_of
 from simdiff.planning.alpha_sweep import sweep_alpha, sweep_plan
-from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.names import GREEDY, ONE_SHOT, SWEPT
 from simdiff.planning.perplexity_search import (
+    Ahead,
     Evaluate,
     greedy_plan,
     greedy_search,
@@ -25,6 +26,7 @@ from simdiff.planning.perplexity_search import (
 )
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import select
+from simdiff.planning.streamed_search import evaluator_of
 from simdiff.scoring.scores import LayerScores
 
 
@@ -35,6 +37,7 @@ def searched_plan(
     evaluate: Evaluate,
     rebase: Callable[[frozenset[int]], None],
     protect: Collection[int] = (),
+    ahead: Ahead | None = None,
 ) -> tuple[PruningPlan, dict[str, Any] | None]:
     """Make the plan of a search or a sweep; return it and the sweep's curve over alpha, or None.
 
@@ -46,12 +49,13 @@ def searched_plan(
         rebase: called before every step with the layers removed so far, see
             `BypassEvaluator.rebase`.
         protect: layers that stay.
+        ahead: is told what will be evaluated, many sets of layers at once.
 
     Raises:
         SimdiffError: the selection is impossible, or there is no finite perplexity.
     """
     if criterion == GREEDY:
-        steps = greedy_search(evaluate, scores.num_layers, num_remove, protect, rebase)
+        steps = greedy_search(evaluate, scores.num_layers, num_remove, protect, rebase, ahead)
         plan = greedy_plan(
             steps,
             num_remove,
@@ -63,7 +67,7 @@ def searched_plan(
         return plan, None
     rebase(frozenset())
     if criterion == ONE_SHOT:
-        step = one_shot_search(evaluate, scores.num_layers, num_remove, protect)
+        step = one_shot_search(evaluate, scores.num_layers, num_remove, protect, ahead)
         ranked = one_shot_importance(step, scores.num_layers)
         return with_exclusions(select(scores, ranked, num_remove, protect), [step]), None
     sweep = sweep_alpha(
@@ -72,6 +76,7 @@ def searched_plan(
         num_remove,
         lambda gone: evaluate(frozenset(gone)).perplexity,
         protect,
+        ahead,
     )
     return sweep_plan(scores, sweep, protect), sweep.to_dict()
 
@@ -103,10 +108,13 @@ def search_plan(
             another model, or the journal of another input.
     """
     check_same_model(model, scores.model, "file of scores")
-    evaluator = BypassEvaluator(model, windows)
+    evaluator = evaluator_of(model, windows)
     key = evaluation_key(model, windows, scores.calibration)
     with EvaluationJournal(key, journal, evaluator.losses) as evaluate:
-        plan, _ = searched_plan(scores, criterion, num_remove, evaluate, evaluator.rebase, protect)
+        ahead = None if stream_of(model) is not None else evaluate.ahead
+        plan, _ = searched_plan(
+            scores, criterion, num_remove, evaluate, evaluator.rebase, protect, ahead
+        )
     note = f"evaluated on the first {len(windows)} windows of the calibration text"
     options = {} if criterion in SWEPT else {"evaluation-windows": len(windows)}
     return replace(plan, notes=(*plan.notes, note), options={**plan.options, **options})

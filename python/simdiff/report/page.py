@@ -174,7 +174,7 @@ def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
 
 
 def _generation(results: Mapping[str, Any] | None) -> Iterator[str]:
-    if results is None:
+    if results is None or "generation" not in results["pruned"]:
         return
     sample = results["pruned"]["generation"]
     check = "agrees" if sample["equals_uncached"] else "DISAGREES"
@@ -209,11 +209,13 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts |= _versions("scores", known)
     if results is not None:
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
-        if speeds := results["dense"].get("speed"):
-            facts["speed of the run"] = (
-                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-                f"threads, {results['machine']}"
-            )
+        speeds = results["dense"].get("speed")
+        facts["speed of the run"] = (
+            f"not measured, since the model was streamed, on {results['machine']}"
+            if speeds is None
+            else f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+            f"threads, {results['machine']}"
+        )
         facts |= _versions("run", results)
     for kind, content in (
         ("evaluation", sources.evaluation),

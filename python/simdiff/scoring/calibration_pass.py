@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +13,13 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
-from simdiff.io.progress import track
-from simdiff.models.identity import model_identity
+from simdiff.io import ranks
+from simdiff.io.progress import silent, track
+from simdiff.models.identity import model_identity, weights_digest
 from simdiff.models.running import in_evaluation
+from simdiff.models.streamed import stream_of
 from simdiff.models.structure import decoder_body, find_decoder_layers
+from simdiff.models.sweep import Sweep
 from simdiff.models.windows import check_windows
 from simdiff.scoring.group_scores import SequenceScores
 from simdiff.scoring.hooks import BlockSink, LayerHooks
@@ -125,7 +130,7 @@ class CalibrationPass:
                 f"{skip_leading}"
             )
         self._layers = find_decoder_layers(model)
-        group_size = -(-num_sequences // groups)
+        self._group_size = group_size = -(-num_sequences // groups)
         self._running = RunningGroups(
             len(self._layers),
             -(-num_sequences // group_size),
@@ -139,7 +144,9 @@ class CalibrationPass:
         self._calibration = dict(calibration or {})
         if skip_leading:
             self._calibration["skip_leading"] = skip_leading
-        device = next(self._layers.modules.parameters()).device.type
+        stream = stream_of(model)
+        parameters = self._layers.modules.parameters()
+        device = (next(parameters) if stream is None else stream).device.type
         self._provenance = {"backend": backend or default_backend(device), "device": device}
 
     def feed(self, batches: Sequence[Batch], description: str | None = None) -> None:
@@ -161,14 +168,70 @@ class CalibrationPass:
                 + ", got all tokens masked"
             )
         inputs = [part for batch in inputs for part in self._parts(batch)]
+        self._agree(inputs)
+        first = self._num_sequences
         self._ids += [batch["input_ids"] for batch in inputs]
+        mine = shared_batches(list(map(_num_rows, inputs)), first, self._group_size)
+        if ranks.size() == 1:
+            self._run(inputs, mine, first, description)
+            return
+        self._running.put(
+            ranks.all_of(lambda: self._running.part(self._run(inputs, mine, first, description)))
+        )
+
+    def _run(
+        self, inputs: Sequence[dict[str, Tensor]], mine: range, first: int, description: str | None
+    ) -> range:
+        """Run this process's batches and pass by those of others; the sequences that it has run."""
+        running, batches = self._running, inputs[mine.start : mine.stop]
+        for batch in inputs[: mine.start]:
+            running.skip(token_mask(batch))
+        self._feed(batches, description)
+        for batch in inputs[mine.stop :]:
+            running.skip(token_mask(batch))
+        first += sum(map(_num_rows, inputs[: mine.start]))
+        return range(first, first + sum(map(_num_rows, batches)))
+
+    def _feed(self, batches: Sequence[dict[str, Tensor]], description: str | None) -> None:
+        if not batches:
+            return
+        if stream_of(self._model) is not None:
+            with contextlib.nullcontext() if description else silent():
+                return feed_streamed(self._model, self._running, batches, description or "score")
         feed_forward(
             self._model,
             self._layers.modules,
             self._running,
-            inputs if description is None else track(inputs, description),
+            batches if description is None else track(batches, description),
             self._running.blocks,
         )
+
+    def _agree(self, inputs: Sequence[dict[str, Tensor]]) -> None:
+        """Refuse processes that would score something else.
+
+        Raises:
+            SimdiffError: names what differs.
+        """
+        if ranks.size() == 1:
+            return
+        tokens = hashlib.sha256()
+        for batch in inputs:
+            for name in sorted(batch):
+                tokens.update(f"{name} {tuple(batch[name].shape)}".encode())
+                tokens.update(batch[name].cpu().numpy().tobytes())
+        model = {key: value for key, value in self._identity.items() if key != "name"}
+        ranks.agree(
+            "what is scored",
+            {
+                "model": {**model, "weights": weights_digest(self._model)},
+                "tokens": tokens.hexdigest(),
+                "options": {**self._provenance, "group_size": self._group_size},
+            },
+        )
+
+    @property
+    def _num_sequences(self) -> int:
+        return sum(map(len, self._ids))
 
     def _parts(self, batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Divide a batch into parts whose hidden states fit into `max_state_bytes`."""
@@ -189,28 +252,69 @@ class CalibrationPass:
         Raises:
             simdiff_kernels.NonFiniteError: a hidden state contains NaN or Inf.
         """
-        running, ids = self._running, self._ids
-        summary = running.finish()
-        sequences = SequenceScores.from_groups(running.group_scores())
-        blocks, angles = running.finish_blocks()
-        leading = running.finish_leading()
-        return LayerScores(
-            metrics=metric_tables(summary, ids, sequences),
-            blocks=blocks,
-            last_token_angles=angles,
-            num_tokens=int(summary.num_tokens[0]),
+        return scores_of(
+            self._running,
+            self._ids,
             model=self._identity,
             calibration=self._calibration | dict(calibration or {}),
             provenance=self._provenance,
-            sequences=sequences,
-            leading=None
-            if leading is None
-            else LeadingScores(
-                running.skip_leading,
-                int(leading.num_tokens[0]),
-                metric_tables(leading, ids),
-            ),
         )
+
+
+def scores_of(
+    running: RunningGroups, ids: Sequence[Tensor], *, sequences: bool = True, **record: Any
+) -> LayerScores:
+    """The scores of all tokens that running states have seen.
+
+    Args:
+        running: the states.
+        ids: token ids `(batch, sequence)` of each batch.
+        sequences: whether tokens are in rows of sequences: then they are kept apart, and have last
+            tokens.
+        record: `model`, `calibration` and `provenance`, for the record.
+
+    Raises:
+        simdiff_kernels.NonFiniteError: a hidden state contains NaN or Inf.
+    """
+    summary = running.finish()
+    apart = SequenceScores.from_groups(running.group_scores()) if sequences else None
+    blocks, angles = running.finish_blocks()
+    leading = running.finish_leading()
+    return LayerScores(
+        metrics=metric_tables(summary, ids, apart),
+        blocks=blocks,
+        last_token_angles=angles if sequences else None,
+        num_tokens=int(summary.num_tokens[0]),
+        sequences=apart,
+        leading=None
+        if leading is None
+        else LeadingScores(
+            running.skip_leading, int(leading.num_tokens[0]), metric_tables(leading, ids)
+        ),
+        **record,
+    )
+
+
+def _num_rows(batch: Mapping[str, Tensor]) -> int:
+    return len(batch["input_ids"])
+
+
+def shared_batches(rows: Sequence[int], first: int, group_size: int) -> range:
+    """The batches that this process runs: whole groups, so that no state is made by two processes.
+
+    Args:
+        rows: number of sequences in each batch.
+        first: number of sequences before them.
+        group_size: number of consecutive sequences in a group.
+    """
+    ends, seen = [], first
+    for index, count in enumerate(rows, 1):
+        seen += count
+        if seen % group_size == 0 or index == len(rows):
+            ends.append(index)
+    runs = ranks.part(len(ends))
+    borders = [0, *ends]
+    return range(borders[runs.start], borders[runs.stop])
 
 
 @in_evaluation
@@ -235,3 +339,33 @@ def feed_forward(
             body(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
             if isinstance(running, RunningGroups):
                 running.end()
+
+
+@torch.no_grad()
+def feed_streamed(
+    model: PreTrainedModel, running: RunningGroups, inputs: Sequence[dict[str, Tensor]], name: str
+) -> None:
+    """Run batches through the layers of a streamed model, one layer after the other, and score.
+
+    The states of a batch reach the scores in the order of `feed_forward`, so these are the same to
+    the last bit.
+
+    Args:
+        model: see `simdiff.models.streamed`.
+        running: the scores.
+        inputs: batches of `model_inputs`.
+        name: of the pass.
+    """
+    sweep = Sweep(model, inputs, purpose=name, keep=True)
+    hooks = LayerHooks(find_decoder_layers(model).modules, running, running.blocks)
+    with sweep.finished():
+        for index, batch in enumerate(track(inputs, f"{name}, all blocks")):
+            mask = token_mask(batch)
+            counted = running.begin(mask)
+            states = sweep.all_states(index)
+            hooks.token_shape = tuple(mask.shape)
+            counts_all = bool(counted.all())
+            hooks.attention_mask = None if counts_all else counted.to(states[0].device)
+            for layer in range(running.num_layers):
+                hooks.measure(layer, states[layer], states[layer + 1])
+            running.end()

@@ -101,16 +101,20 @@ class LayerHooks(HookHandles):
                     f"layer {index} ({type(layer).__name__}) writes its output over its input, "
                     "so what entered it is lost: it cannot be scored"
                 )
-            before, after = self._by_token(before), self._by_token(after)
-            self._check_tokens(index, before)
-            if before.device != after.device:  # the layer was dispatched to another device
-                before = before.to(after.device, non_blocking=True)
-            with torch.no_grad():
-                self._scores.update(index, before, after, self._mask_for(before))
-                if self._blocks is not None:
-                    self._collect(index, before, after, self._blocks)
+            self.measure(index, before, after)
 
         return hook
+
+    def measure(self, index: int, before: Tensor, after: Tensor) -> None:
+        """Score a layer by the states before and after it, and the blocks after the last one."""
+        before, after = self._by_token(before), self._by_token(after)
+        self._check_tokens(index, before)
+        if before.device != after.device:  # the layer was dispatched to another device
+            before = before.to(after.device, non_blocking=True)
+        with torch.no_grad():
+            self._scores.update(index, before, after, self._mask_for(before))
+            if self._blocks is not None:
+                self._collect(index, before, after, self._blocks)
 
     def _by_token(self, states: Tensor) -> Tensor:
         """Join parallel residual streams (Gemma 3n, DeepSeek-V4) to one long state per token."""

@@ -47,23 +47,23 @@ class RunningBlockGroups:
         self.num_layers = groups.num_layers
         self._groups, self._num_groups, self._backend = groups, num_groups, backend
         self._scratch, self._last_scratch = BlockScratch(), BlockScratch()
-        self._blocks: tuple[Tensor, Tensor] | None = None
-        self._last_tokens: tuple[Tensor, Tensor] | None = None
-        self._norm_changes: Tensor | None = None
+        # Moments and counts of all tokens, those of the last tokens, and the norm changes, each
+        # with the groups as its first axis.
+        self._state: tuple[Tensor, ...] | None = None
 
     def update(self, states: Sequence[Tensor], mask: Tensor | None = None) -> None:
         """Add the tokens of the current batch, by the states h_0 ... h_L."""
         batch, device = self._groups.batch, states[0].device
         states = [batch.by_row(state) for state in states]
-        if self._blocks is None or self._last_tokens is None or self._norm_changes is None:
-            count = self._num_groups
-            self._blocks = empty_block_state(self.num_layers, device, count)
-            self._last_tokens = empty_block_state(self.num_layers, device, count)
-            self._norm_changes = self._blocks[0].new_zeros(count, *self._blocks[0].shape[2:])
+        if self._state is None:
+            self._state = self._empty(device)
+        elif self._state[0].device != device:
+            self._state = tuple(tensor.to(device) for tensor in self._state)
         sums = self._groups.sums_of_all_layers(states)
         kinds = batch.kinds_on(device)
         accumulate_blocks(
-            *self._blocks,
+            self._state[0],
+            self._state[1],
             states,
             kinds=kinds,
             sums=sums,
@@ -73,13 +73,13 @@ class RunningBlockGroups:
         )
         self._add_last_tokens(states, batch, kinds)
         changes = norm_changes(sums, kinds)
-        self._norm_changes += _by_group(changes, batch, self._num_groups)
+        self._state[4].add_(_by_group(changes, batch, self._num_groups))
 
     def _add_last_tokens(
         self, states: Sequence[Tensor], batch: BatchTokens, kinds: Tensor | None
     ) -> None:
         """Add the last counted token of each sequence, as a batch of one token per sequence."""
-        assert self._last_tokens is not None
+        assert self._state is not None
         used = None
         if kinds is None:
             last = [state[:, -1:] for state in states]
@@ -91,13 +91,41 @@ class RunningBlockGroups:
             last = [state[rows, place].unsqueeze(1) for state in states]
             used = torch.where(counted.any(1, keepdim=True), COUNTED, LEFT_OUT).to(torch.uint8)
         accumulate_blocks(
-            *self._last_tokens,
+            self._state[2],
+            self._state[3],
             last,
             kinds=used,
             scratch=self._last_scratch,
             backend=self._backend,
             **batch.places(1),
         )
+
+    def _empty(self, device: torch.device) -> tuple[Tensor, ...]:
+        blocks = empty_block_state(self.num_layers, device, self._num_groups)
+        last = empty_block_state(self.num_layers, device, self._num_groups)
+        changes = blocks[0].new_zeros(self._num_groups, *blocks[0].shape[2:])
+        return *blocks, *last, changes
+
+    def part(self, groups: slice) -> tuple[Tensor, ...]:
+        """The states of some groups on the host; see `RunningGroups.part`."""
+        state = self._empty(torch.device("cpu")) if self._state is None else self._state
+        return tuple(tensor[groups].cpu().clone() for tensor in state)
+
+    def put(
+        self, parts: Sequence[tuple[slice, tuple[Tensor, ...]]], num_tokens: int, num_sequences: int
+    ) -> None:
+        """Take the states of all groups that processes have made; see `RunningGroups.put`.
+
+        Args:
+            parts: the groups and the states of each process.
+            num_tokens, num_sequences: that all have seen together.
+        """
+        state = self._empty(torch.device("cpu")) if self._state is None else self._state
+        self._state = tuple(tensor.cpu() for tensor in state)
+        for groups, theirs in parts:
+            for ours, tensor in zip(self._state, theirs, strict=True):
+                ours[groups] = tensor
+        self._state[1][:, -1], self._state[3][:, -1] = num_tokens, num_sequences
 
     def finish(self) -> tuple[BlockScores, Matrix]:
         """The scores of all groups together, and their last-token angles.
@@ -112,14 +140,13 @@ class RunningBlockGroups:
         return self._finish(slice(group, group + 1))
 
     def _finish(self, groups: slice) -> tuple[BlockScores, Matrix]:
-        if self._blocks is None or self._last_tokens is None or self._norm_changes is None:
+        if self._state is None:
             raise ValueError(
                 "RunningBlockGroups.finish: there must be at least one batch, got none"
             )
-        blocks = join_block_states(*(state[groups].cpu() for state in self._blocks))
-        last = join_block_states(*(state[groups].cpu() for state in self._last_tokens))
+        *states, changes = (tensor[groups].cpu() for tensor in self._state)
+        blocks, last = join_block_states(*states[:2]), join_block_states(*states[2:])
         summary = block_summary_of(*blocks)
-        changes = self._norm_changes[groups].cpu()
         norm_change = changes[0].clone()
         for change in changes[1:]:
             norm_change += change

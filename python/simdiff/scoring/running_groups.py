@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -44,6 +44,10 @@ class Places(TypedDict):
     tokens_per_state: int
 
 
+State: TypeAlias = tuple[Tensor, Tensor]
+"""`moments` and `counts` of `simdiff_kernels.empty_state`."""
+
+
 @dataclass
 class BatchTokens:
     """The tokens of the current batch that count, and their groups."""
@@ -55,6 +59,8 @@ class BatchTokens:
     group_size: int
     kinds: Tensor | None
     """Kind of each token, uint8 `(rows, length)` on the host; None if all tokens count."""
+    tokens_before: int = 0
+    """Number of tokens of the batches before this one, whoever runs them."""
     layers_seen: set[int] = field(default_factory=set)
     """Layers whose row sums have been stored; at the fold it must hold every layer."""
     _copies: dict[torch.device, Tensor] = field(default_factory=dict)
@@ -95,12 +101,14 @@ class BatchTokens:
 class _DeviceLayers:
     """The row sums of a batch and all running states for the layers on one device."""
 
-    def __init__(self, num_layers: int, num_states: int) -> None:
+    def __init__(self, num_layers: int, start: State) -> None:
         self.layers: list[int] = []
         """Layers in the order of their first update, which is the order of the layer axis here."""
-        self._most, self._num_states = num_layers, num_states
+        self._most, self._start = num_layers, start
         self._sums: Tensor | None = None
-        self._state: tuple[Tensor, Tensor] | None = None
+        self._state: State | None = None
+        self.leading: dict[int, State] = {}
+        """The state of the leading tokens of each batch, by the number of tokens before it."""
 
     def sums(self, batch: BatchTokens, device: torch.device) -> Tensor:
         """The buffer for the row sums of a batch, `(num_layers, rows, length, 4)`."""
@@ -121,7 +129,9 @@ class _DeviceLayers:
         assert self._sums is not None
         device = self._sums.device
         if self._state is None:
-            self._state = empty_state(self._num_states, len(self.layers), device)
+            moments, counts = (state[:, self.layers].to(device) for state in self._start)
+            self._state = moments.contiguous(), counts.contiguous()
+        self._state[1][..., -1] = batch.tokens_before
         fold(
             *self._state,
             self.sums(batch, device)[: len(self.layers)],
@@ -131,6 +141,17 @@ class _DeviceLayers:
             backend=backend,
             **batch.places(batch.length),
         )
+        if apart:
+            self._take_leading(batch.tokens_before)
+
+    def _take_leading(self, key: int) -> None:
+        """Keep the last state, of the leading tokens of this batch, apart; the next one is new."""
+        assert self._state is not None
+        moments, counts = (state[-1:] for state in self._state)
+        self.leading[key] = moments[0].clone(), counts[0].clone()
+        empty = empty_state(1, len(self.layers), moments.device)
+        moments.copy_(empty[0])
+        counts.copy_(empty[1])
 
     def copy_to(self, moments: Tensor, counts: Tensor) -> None:
         """Copy the states to their layers' places in host tensors for all layers."""
@@ -173,10 +194,13 @@ class RunningGroups:
         self._group_size, self._backend = group_size, backend
         self._num_groups = num_groups
         self._nonempty = [0] * num_groups
-        self._num_sequences = 0
+        self._num_sequences = self._num_tokens = 0
         self._has_leading = False
         self._hidden_size = 0
         self._devices: dict[torch.device, _DeviceLayers] = {}
+        # What the states on devices begin with, and the leading tokens of batches before them.
+        self._start = empty_state(num_groups + (skip_leading > 0), num_layers)
+        self._leading: dict[int, State] = {}
 
     def begin(self, mask: Tensor) -> Tensor:
         """Begin a batch.
@@ -187,20 +211,31 @@ class RunningGroups:
         Returns:
             Bool mask of the tokens that count: all real tokens but the leading ones.
         """
-        real = mask.bool()
-        counted = real & (real.cumsum(1) > self.skip_leading)
-        leading = real & ~counted
+        first, before = self._num_sequences, self._num_tokens
+        counted, leading = self.skip(mask)
         kinds = None
         if not bool(counted.all()):
             kinds = torch.full(mask.shape, LEFT_OUT, dtype=torch.uint8)
             kinds[counted], kinds[leading] = COUNTED, APART
         rows, length = mask.shape
-        self.batch = BatchTokens(rows, length, self._num_sequences, self._group_size, kinds)
+        self.batch = BatchTokens(rows, length, first, self._group_size, kinds, before)
+        return counted
+
+    def skip(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Count a batch that another process runs, in place of `begin`, updates and `end`.
+
+        Returns:
+            Bool masks of the tokens that count and of the leading ones.
+        """
+        real = mask.bool()
+        counted = real & (real.cumsum(1) > self.skip_leading)
+        leading = real & ~counted
         self._has_leading |= bool(leading.any())
         for row, nonempty in enumerate(counted.any(1).tolist()):
             self._nonempty[(self._num_sequences + row) // self._group_size] += nonempty
         self._num_sequences += len(mask)
-        return counted
+        self._num_tokens += mask.numel()
+        return counted, leading
 
     def update(self, layer: int, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
         """Store the row sums of one layer's tokens; does nothing if blocks are scored.
@@ -268,8 +303,9 @@ class RunningGroups:
         """The statistics of the leading tokens; None if none are kept apart."""
         if not self._has_leading:
             return None
-        moments, counts = self._on_host()
-        return summary_of(moments[-1], counts[-1])
+        parts = self._leading_on_host()
+        moments, counts = zip(*(parts[key] for key in sorted(parts)), strict=True)
+        return summary_of(*join_states(torch.stack(moments), torch.stack(counts)))
 
     def group_scores(self) -> list[GroupScores]:
         """The scores of each group of sequences that has a token that counts.
@@ -289,15 +325,54 @@ class RunningGroups:
                 found.append(GroupScores(first, nonempty, summary, blocks, angles))
         return found
 
+    def part(self, sequences: range) -> dict[str, Any]:
+        """What this process adds to the states, for `put`, on the host.
+
+        Args:
+            sequences: those that it has run, whole groups of them.
+        """
+        first = sequences.start // self._group_size
+        groups = slice(first, max(first, -(-sequences.stop // self._group_size)))
+        moments, counts = self._on_host()
+        return {
+            "groups": groups,
+            "layers": (moments[groups], counts[groups]),
+            "leading": self._leading_on_host(),
+            "blocks": None if self.blocks is None else self.blocks.part(groups),
+        }
+
+    def put(self, parts: Sequence[dict[str, Any]]) -> None:
+        """Take the states that all processes have made, each of its own groups, as one's own."""
+        self._start = self._on_host()
+        for part in parts:
+            for ours, theirs in zip(self._start, part["layers"], strict=True):
+                ours[part["groups"]] = theirs
+            self._leading |= part["leading"]
+        self._start[1][..., -1] = self._num_tokens
+        self._devices.clear()
+        if self.blocks is not None:
+            theirs = [(part["groups"], part["blocks"]) for part in parts]
+            self.blocks.put(theirs, self._num_tokens, self._num_sequences)
+
     def _on(self, device: torch.device) -> _DeviceLayers:
         if device not in self._devices:
-            num_states = self._num_groups + (self.skip_leading > 0)
-            self._devices[device] = _DeviceLayers(self.num_layers, num_states)
+            self._devices[device] = _DeviceLayers(self.num_layers, self._start)
         return self._devices[device]
 
-    def _on_host(self) -> tuple[Tensor, Tensor]:
-        num_states = self._num_groups + (self.skip_leading > 0)
-        moments, counts = empty_state(num_states, self.num_layers)
+    def _on_host(self) -> State:
+        moments, counts = (state.clone() for state in self._start)
         for layers in self._devices.values():
             layers.copy_to(moments, counts)
         return moments, counts
+
+    def _leading_on_host(self) -> dict[int, State]:
+        """The state of the leading tokens of every batch, of all layers."""
+        found = dict(self._leading)
+        for layers in self._devices.values():
+            for key, state in layers.leading.items():
+                if key not in found:
+                    empty = empty_state(1, self.num_layers)
+                    found[key] = empty[0][0], empty[1][0]
+                for ours, theirs in zip(found[key], state, strict=True):
+                    ours[layers.layers] = theirs.cpu()
+        return found

@@ -142,10 +142,12 @@ def score_with_sublayers(
     """
     from torch import Tensor
 
+    from simdiff.models.sweep import refuse_streamed
     from simdiff.scoring.calibration_pass import score
     from simdiff.sublayers.hooks import RunningNormChanges, SublayerHooks
     from simdiff_kernels import RunningScores
 
+    refuse_streamed(model, "the score of sub-layers", "score whole layers")
     found = find_sublayers(model)
     running = RunningScores(len(found.names), backend=options.get("backend"))
     norm_changes = RunningNormChanges(len(found.names))

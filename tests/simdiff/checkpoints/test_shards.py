@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from simdiff.checkpoints.safetensors_header import StoredTensor, read_header
 from simdiff.checkpoints.shards import Shard, parse_size, split_shards, write_shards
 from simdiff.errors import SimdiffError
+from simdiff.io.safetensors_header import StoredTensor, read_header
 
 
 def test_written_files_are_those_of_the_library(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from simdiff.evaluation import task_files
 from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
 from simdiff.evaluation.task_files import DEMO_TASKS, stock_file, write_task_files
 from simdiff.evaluation.tasks import TaskOptions, load_tasks, run_tasks
+from simdiff.io import ranks
 from simdiff.surgery.layers import layers_removed
+from support.processes import Processes
 
 pytest.importorskip("lm_eval")
 
@@ -269,3 +271,22 @@ def test_equals_lm_eval_on_the_demo_model(
             assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,none"]
         samples = sorted(wanted["samples"][name], key=lambda sample: sample["doc_id"])
         assert list(got[name].values) == [sample[got[name].metric] for sample in samples]
+
+
+def test_processes_share_the_items(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """10 items for three processes, and one item, which one of them takes."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    loaded = [load_tasks(TaskOptions(("piqa",), data=str(data), limit=n)) for n in (10, 1)]
+
+    def body(rank: int) -> int:
+        with ranks.processes():
+            found = [run_tasks(model, tokenizer, tasks)["piqa"].to_dict() for tasks in loaded]
+        print(json.dumps(found))
+        return 0
+
+    ended = Processes(3, body, tmp_path / "processes").wait()
+    assert [end.code for end in ended] == [0, 0, 0], ended
+    wanted = [run_tasks(model, tokenizer, tasks)["piqa"].to_dict() for tasks in loaded]
+    for end in ended:
+        assert json.loads(end.output) == json.loads(json.dumps(wanted))

@@ -16,6 +16,11 @@ def test_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files(meminfo="MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\nCached: 7 kB\n")
     monkeypatch.setattr(machine, "Path", files)
     assert available_memory(CPU) == 2 * 2**20
+    group = {"max": "900", "current": "700", "stat": "anon 5\nactive_file 20\ninactive_file 30"}
+    files.texts |= {f"/sys/fs/cgroup/memory.{name}": text for name, text in group.items()}
+    assert available_memory(CPU) == 900 - 700 + 50
+    files.texts["/sys/fs/cgroup/memory.max"] = "max"
+    assert available_memory(CPU) == 2 * 2**20
     files.texts["meminfo"] = "MemTotal: 9 kB\n"
     assert available_memory(CPU) is None
     del files.texts["meminfo"]

@@ -67,7 +67,7 @@ def test_states_of_the_last_base_go_before_those_of_the_next(
     evaluator.losses(())
     evaluator.rebase((3,))
     evaluator.losses((3, 4))
-    assert held == [[0, 0, 0], [5, 0, 0], [5, 5, 0], [0, 5, 5], [5, 0, 5], [5, 5, 0]]
+    assert held == [[0, 0, 0], [5, 0, 0], [5, 5, 0]] * 2
 
 
 def test_states_written_over_are_not_reused(llama: PreTrainedModel, windows: torch.Tensor) -> None:

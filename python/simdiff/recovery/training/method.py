@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from simdiff.data.documents import IN_MEMORY, Text, check_text
 from simdiff.data.text_options import with_column
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import check_key, evaluation_key
+from simdiff.evaluation.journal import evaluation_key
+from simdiff.io.json_files import check_key
 from simdiff.io.outputs import write_bytes
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form import method as closed_form

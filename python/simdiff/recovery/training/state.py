@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.journal import check_key
+from simdiff.io.json_files import check_key
 from simdiff.io.outputs import held_directory, write_bytes
 
 STATE = "training.pt"

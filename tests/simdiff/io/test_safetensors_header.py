@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import _TYPES, save_file
 
-from simdiff.checkpoints.safetensors_header import (
+from simdiff.errors import SimdiffError
+from simdiff.io.safetensors_header import (
     MAX_HEADER_BYTES,
     file_order,
     header_bytes,
     read_header,
 )
-from simdiff.errors import SimdiffError
 from support.checkpoints import write_raw
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

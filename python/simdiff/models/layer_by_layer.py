@@ -1,0 +1,131 @@
+"""Run one decoder layer of a model at a time, and refuse models in which more happens than that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from simdiff.errors import SimdiffError
+from simdiff.models.foreign import foreign
+from simdiff.models.layer_calls import entering
+from simdiff.models.partial_forward import Course, PartialForward
+
+_FURTHER = object()
+"""Stands for what a layer returned beside its hidden states; no layer may be given it."""
+
+
+class LayerByLayer(PartialForward):
+    """A `PartialForward` whose layers run alone, each on states that are given to it.
+
+    Everything that a layer takes beside its hidden states must come from the model itself, and
+    nothing may happen to the states between layers; then the states are bit for bit those of the
+    whole forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, length: int | str | None = "unknown") -> None:
+        """Take the number that `learn` found in an earlier run, if there was one."""
+        super().__init__(model)
+        self._name = type(model).__name__
+        self._last: Tensor | None = None
+        self.known = length != "unknown"
+        if self.known:
+            self._lengths = dict.fromkeys(range(len(self.layers)), length)  # type: ignore[arg-type]
+
+    @property
+    def length(self) -> int | None:
+        """Length of the tuple that a layer returns; None if it returns a tensor."""
+        return self._lengths[0]
+
+    def learn(self) -> None:
+        """Find out whether layers return tuples, by two tokens in layer 0, which must be loaded.
+
+        All layers are called from one place, so what one returns all do.
+        """
+        with torch.no_grad():
+            self._run_body({"input_ids": torch.zeros(1, 2, dtype=torch.int64)}, Course(stop=1))
+        self._lengths = dict.fromkeys(range(len(self.layers)), self._lengths[0])
+        self.known = True
+
+    @torch.no_grad()
+    def step(self, batch: Mapping[str, Tensor], states: Tensor | None, layer: int) -> Tensor:
+        """The states that leave a layer.
+
+        Args:
+            batch: the tokens, as `model_inputs` makes them.
+            states: what enters the layer; None takes the model's embeddings.
+            layer: its index; its weights must be loaded.
+
+        Raises:
+            SimdiffError: the layer needs more than its states, or writes over them.
+        """
+        version = None if states is None or states.is_inference() else states._version
+        with foreign(f"{self._name}: layer {layer} cannot run alone", "load the model whole"):
+            result = self._run_body(batch, Course(layer, states, layer + 1)).result
+        if states is not None and version is not None and states._version != version:
+            raise SimdiffError(
+                f"{self._name}: layer {layer} writes its output over its input, so what entered it "
+                "is lost"
+            )
+        assert result is not None
+        return result
+
+    @torch.no_grad()
+    def embedded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The states that enter layer 0."""
+        result = self._run_body(batch, Course(stop=0)).result
+        assert result is not None
+        return result
+
+    def _probe(self) -> None:
+        """Nothing: the layers have no weights yet; see `learn`."""
+
+    def _wrapped(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        inner = super()._wrapped(index, self._checked(index, forward))
+
+        def alone(*args: Any, **kwargs: Any) -> Any:
+            if index and entering(index, args, kwargs) is not self._last:
+                raise SimdiffError(
+                    f"{self._name} changes the hidden states between layers {index - 1} and "
+                    f"{index}, so that layers cannot run one at a time: load the model whole"
+                )
+            if any(value is _FURTHER for value in (*args, *kwargs.values())):
+                raise self._shares(index - 1)
+            output = inner(*args, **kwargs)
+            several = isinstance(output, (tuple, list))
+            self._last = output[0] if several else output
+            # Such as attention weights, which nobody asked for.
+            return (self._last, *[_FURTHER] * (len(output) - 1)) if several else output
+
+        return alone
+
+    def _checked(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's forward that must give nothing to later layers but its states."""
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            before = _contents(args, kwargs)
+            output = forward(*args, **kwargs)
+            if _contents(args, kwargs) != before:
+                raise self._shares(index)
+            return output
+
+        return checked
+
+    def _shares(self, index: int) -> SimdiffError:
+        return SimdiffError(
+            f"{self._name}: layer {index} passes more than its hidden states on to later layers "
+            "(such as shared keys and values), so that layers cannot run one at a time: load the "
+            "model whole"
+        )
+
+
+def _contents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    """What lies in the lists and mappings among a layer's arguments."""
+    return [
+        tuple(map(id, value.values() if isinstance(value, Mapping) else value))
+        for value in (*args, *kwargs.values())
+        if isinstance(value, (dict, list, Mapping))
+    ]

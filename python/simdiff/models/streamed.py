@@ -1,0 +1,379 @@
+"""Models larger than memory: the weights of one decoder layer at a time, from safetensors files.
+
+The stock loader of transformers does the work: it builds the model on the meta device, is shown all
+stored tensors without their values (names, shapes, what it renames, fuses and casts), and is then
+given the values of what stays in memory. Every layer is given to it when its turn comes. So a layer
+is bit for bit what `from_pretrained` would have made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from simdiff.errors import SimdiffError
+from simdiff.io import ranks
+from simdiff.io.machine import available_memory
+from simdiff.io.progress import tell
+from simdiff.io.safetensors_header import StoredTensor, read_header, total_bytes
+from simdiff.models.state_files import OffloadFolder
+from simdiff.models.structure import find_decoder_layers
+from simdiff.models.tensor_reader import DTYPES, TensorReader
+
+_ATTRIBUTE = "_simdiff_stream"
+DEFAULT_MEMORY = 2 << 30
+"""Bytes of hidden states that are kept in memory."""
+_SHARE = 0.9
+"""Of the free memory that the weights of a model may take that is not streamed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """How the weights and hidden states of a model larger than memory are held."""
+
+    memory: int = DEFAULT_MEMORY
+    """Most bytes of hidden states in memory; the others lie in the folder."""
+    folder: Path | None = None
+    """Where hidden states are kept, so that an interrupted pass goes on; None keeps none."""
+    always: bool = False
+    """Stream a model that would fit, too."""
+
+    def beside(self, number: int) -> StreamOptions:
+        """The same for one more model of a command, whose states lie in a folder of their own.
+
+        Args:
+            number: of the model, from 0.
+        """
+        if self.folder is None or not number:
+            return self
+        return dataclasses.replace(
+            self, folder=self.folder.with_name(f"{self.folder.name}-{number}")
+        )
+
+    def is_for(self, directory: Path, dtype: torch.dtype | str, device: str, name: str) -> bool:
+        """Whether a model is to be streamed; says so where nobody asked for it.
+
+        Args:
+            directory: of the checkpoint.
+            dtype: of the weights in memory, or "auto".
+            device: where the model will run.
+            name: of the model, for people.
+        """
+        if self.always or device == "auto":
+            return self.always
+        wanted = _bytes_in_memory(directory, dtype)
+        free = available_memory(torch.device(device))
+        if free is not None and torch.device(device).type == "cpu":
+            free //= ranks.local()[1]
+        if free is None or wanted <= _SHARE * free:
+            return False
+        tell(
+            f"note: {name} is streamed a layer at a time: its weights take {wanted / 1e9:.1f} GB, "
+            f"and {free / 1e9:.1f} GB are free on {device}"
+        )
+        return True
+
+
+def _bytes_in_memory(directory: Path, dtype: torch.dtype | str) -> int:
+    """Of the weights that lie in a directory; 0 where there are no safetensors files."""
+    files = sorted(directory.glob("model*.safetensors"))
+    stored = [tensor for file in files for tensor in read_header(file)[1]]
+    if not isinstance(dtype, torch.dtype):
+        return total_bytes(stored)
+    return sum(math.prod(tensor.shape) for tensor in stored) * dtype.itemsize
+
+
+def chosen_stream(stream: StreamOptions | bool | None) -> StreamOptions | None:
+    """The options that an argument of a Python function means.
+
+    True streams, False loads whole, None does what fits.
+    """
+    if stream is False:
+        return None
+    return stream if isinstance(stream, StreamOptions) else StreamOptions(always=bool(stream))
+
+
+def stream_of(model: nn.Module) -> WeightStream | None:
+    """What loads the layers of a streamed model; None for every other model."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+class WeightStream:
+    """Loads the layers of a model one after the other; only what lies outside them stays.
+
+    Stage i is decoder layer i; the last stage is the language-model head, which only losses need,
+    unless it is tied to the embedding.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stages: Mapping[int, Sequence[StoredTensor]],
+        reader: TensorReader,
+        fill: Callable[[Mapping[str, Tensor]], None],
+        device: torch.device,
+        options: StreamOptions,
+    ) -> None:
+        """See `streamed_model`, which makes it."""
+        self.options = options
+        self.folder: OffloadFolder | None = None
+        """Where the hidden states lie; see `simdiff.models.sweep.offload_folder`."""
+        self.device = device
+        self._model, self._stages, self._reader, self._fill = model, stages, reader, fill
+        self.head = len(find_decoder_layers(model))
+        """The stage of the head."""
+        self._places = {stage: _meta_places(self._module(stage)) for stage in range(self.head + 1)}
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of layers and heads read so far."""
+        return self._reader.bytes_read
+
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of each weight file by its name."""
+        return {path.name: found[:2] for path, found in self._reader.stamps.items()}
+
+    def num_bytes(self, stage: int) -> int:
+        """Stored bytes of a stage."""
+        return total_bytes(self._stages.get(stage, ()))
+
+    def each(self, stages: Sequence[int]) -> Generator[int, None, None]:
+        """Yield stages while their weights are there; the next one is read meanwhile."""
+        loading: Future[None] | None = None
+        with ThreadPoolExecutor(1) as ahead:
+            try:
+                for place, stage in enumerate(stages):
+                    loading = loading or ahead.submit(self._load, stage)
+                    loading.result()
+                    loading = None
+                    if place + 1 < len(stages):
+                        loading = ahead.submit(self._load, stages[place + 1])
+                    self._hand_over(stage)
+                    yield stage
+                    self._free(stage)
+            finally:
+                if loading is not None:
+                    loading.cancel()
+                ahead.shutdown()
+                for stage in stages:
+                    self._free(stage)
+
+    def _module(self, stage: int) -> nn.Module | None:
+        if stage < self.head:
+            return find_decoder_layers(self._model).modules[stage]
+        return self._model.get_output_embeddings() if self._stages.get(stage) else None
+
+    @torch.no_grad()
+    def _load(self, stage: int) -> None:
+        if not self._places[stage]:
+            return
+        self._fill(self._reader.read(self._stages.get(stage, ())))
+        missing = [
+            name for module, name, _, _ in self._places[stage] if _entry(module, name).is_meta
+        ]
+        if missing:
+            raise SimdiffError(f"stage {stage}: {missing[0]} is not in the weight files")
+        if self._beside is not None:
+            with torch.cuda.stream(self._beside):
+                for module, name, holder, _ in self._places[stage]:
+                    _set(
+                        module,
+                        name,
+                        holder,
+                        _entry(module, name).to(self.device, non_blocking=True),
+                    )
+            self._beside.synchronize()
+
+    def _hand_over(self, stage: int) -> None:
+        """Tell the GPU's allocator which stream uses the weights."""
+        if self._beside is not None:
+            current = torch.cuda.current_stream(self.device)
+            for module, name, _, _ in self._places[stage]:
+                _entry(module, name).record_stream(current)
+
+    def _free(self, stage: int) -> None:
+        for module, name, holder, meta in self._places[stage]:
+            getattr(module, holder)[name] = meta
+
+
+def _entry(module: nn.Module, name: str) -> Tensor:
+    found: Tensor = getattr(module, name)
+    return found
+
+
+def _set(module: nn.Module, name: str, holder: str, value: Tensor) -> None:
+    if holder == "_parameters" and not isinstance(value, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=False)
+    getattr(module, holder)[name] = value
+
+
+def _meta_places(module: nn.Module | None) -> list[tuple[nn.Module, str, str, Tensor]]:
+    """Where tensors without values are: submodule, name, "_parameters" or "_buffers", tensor."""
+    return [
+        (part, name, holder, tensor)
+        for part in (() if module is None else module.modules())
+        for holder in ("_parameters", "_buffers")
+        for name, tensor in getattr(part, holder).items()
+        if tensor is not None and tensor.is_meta
+    ]
+
+
+def streamed_model(
+    kind: type[PreTrainedModel],
+    load: Callable[[], tuple[PreTrainedModel, dict[str, Any]]],
+    what: str,
+    device: torch.device,
+    options: StreamOptions,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model whose decoder layers have no weights until `stream_of(model)` loads them.
+
+    Args:
+        kind: the stock class.
+        load: calls `from_pretrained` of that class, for the CPU.
+        what: the model, for messages.
+        device: where it will run.
+        options: how hidden states are held.
+
+    Returns:
+        The model and what loading reported.
+
+    Raises:
+        SimdiffError: other files than safetensors, a quantised model, layers that share weights.
+    """
+    parts: list[tuple[Mapping[int, Sequence[StoredTensor]], TensorReader, Any]] = []
+    stock = kind._load_pretrained_model
+
+    def loader(
+        model: PreTrainedModel, _: Any, files: Sequence[str] | None, config: Any, *rest: Any
+    ) -> Any:
+        stored = _stored(files, config, what)
+        shown = {
+            tensor.name: torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
+            for tensor in stored
+        }
+        own = set(model.state_dict())
+        report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
+        stages, resident = _divided(model, stored, config, own, what)
+        reader = TensorReader({tensor.path for tensor in stored}, pinned=device.type == "cuda")
+        stock(model, _mapped(resident), None, config)
+        parts.append((stages, reader, config))
+        return report
+
+    with _loading_by(kind, loader):
+        model, loading = load()
+    stages, reader, config = parts[0]
+    _check_apart(model, what)
+    model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+
+    def fill(tensors: Mapping[str, Tensor]) -> None:
+        stock(model, dict(tensors), None, config)
+
+    setattr(model, _ATTRIBUTE, WeightStream(model, stages, reader, fill, device, options))
+    return model, loading
+
+
+@contextlib.contextmanager
+def _loading_by(kind: type[PreTrainedModel], loader: Callable[..., Any]) -> Iterator[None]:
+    """Let `from_pretrained` of a class load its weights by another function."""
+    name = "_load_pretrained_model"
+    before = kind.__dict__.get(name)
+    setattr(kind, name, staticmethod(loader))
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(kind, name)
+        else:
+            setattr(kind, name, before)
+
+
+def _stored(files: Sequence[str] | None, config: Any, what: str) -> list[StoredTensor]:
+    """All tensors of the files, if they can be streamed."""
+    if config.hf_quantizer is not None:
+        raise SimdiffError(
+            f"{what}: is quantised, and only weights in floating point are streamed: score the "
+            "unquantised model, and prune this one's files with that plan (simdiff prune MODEL "
+            "--plan plan.json)"
+        )
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        raise SimdiffError(f"{what}: weights must be safetensors files to be streamed")
+    stored = [tensor for file in files for tensor in read_header(Path(file))[1]]
+    for tensor in stored:
+        if tensor.dtype not in DTYPES:
+            raise SimdiffError(f"{what}: {tensor.name} is {tensor.dtype}, which torch has not")
+    return stored
+
+
+def _divided(
+    model: PreTrainedModel, stored: Iterable[StoredTensor], config: Any, own: set[str], what: str
+) -> tuple[dict[int, list[StoredTensor]], list[StoredTensor]]:
+    """The stored tensors of each stage, and those that stay in memory."""
+    mapping = config.weight_mapping or []
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, state = model.base_model_prefix, dict.fromkeys(own)
+    layers = find_decoder_layers(model)
+    head = _own_head(model)
+    stages: dict[int, list[StoredTensor]] = {}
+    resident = []
+    for tensor in stored:
+        name, _ = rename_source_key(tensor.name, renamings, converters, prefix, state)
+        if name not in own and tensor.name in own:  # as the stock loader does
+            name, _ = rename_source_key(tensor.name, [], [], prefix, state)
+        if name not in own:
+            continue  # nobody's: the report names it
+        if name.startswith(layers.path + "."):
+            index = int(name[len(layers.path) + 1 :].split(".")[0])
+            stages.setdefault(index, []).append(tensor)
+        elif name in head:
+            stages.setdefault(len(layers), []).append(tensor)
+        else:
+            resident.append(tensor)
+    for group in stages.values():  # read in the order of their bytes
+        group.sort(key=lambda tensor: (str(tensor.path), tensor.start))
+    return stages, resident
+
+
+def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
+    """Tensors mapped into memory, of which only what is used takes any: rows of an embedding."""
+    files: dict[Path, Any] = {}
+    for tensor in tensors:
+        if tensor.path not in files:
+            files[tensor.path] = safe_open(tensor.path, framework="pt")
+    return {tensor.name: files[tensor.path].get_slice(tensor.name) for tensor in tensors}
+
+
+def _own_head(model: PreTrainedModel) -> set[str]:
+    """Names of the tensors of a language-model head that shares none with anything else."""
+    head = model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), None)
+    if head is None or path is None:
+        return set()
+    names = {f"{path}.{name}" for name in head.state_dict()}
+    tied = model.all_tied_weights_keys
+    return set() if names & ({*tied} | {*tied.values()}) else names
+
+
+def _check_apart(model: PreTrainedModel, what: str) -> None:
+    """Refuse layers that share weights."""
+    owners: dict[int, int] = {}
+    for index, layer in enumerate(find_decoder_layers(model).modules):
+        for name, parameter in layer.named_parameters():
+            if owners.setdefault(id(parameter), index) != index:
+                raise SimdiffError(
+                    f"{what}: layers {owners[id(parameter)]} and {index} share {name}, so that no "
+                    "layer can be loaded alone: load the model whole"
+                )

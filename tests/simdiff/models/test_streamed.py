@@ -1,0 +1,215 @@
+"""Streamed models: the same bits as the whole, every weight read once, killed and gone on with."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from simdiff.errors import SimdiffError
+from simdiff.models import state_files
+from simdiff.models.loading import load_config, streamed_stock
+from simdiff.models.streamed import StreamOptions, stream_of
+from simdiff.models.structure import find_decoder_layers
+from simdiff.models.sweep import remove_states
+from support.streams import scored, stored, streamed, whole
+
+# Tied head, sliding windows, layer types, fused and plain experts, linear attention, state spaces,
+# learned positions, layers that return tuples.
+KINDS = ("gemma3", "qwen2", "mixtral", "qwen3-moe", "qwen3-next", "bamba", "lfm2", "gpt2", "bloom")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stored("llama", tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="module")
+def wanted(llama: Path) -> dict[str, Any]:
+    return scored(whole(llama))
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_scores_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
+    path = stored(family, tmp_path / "model")
+    model = streamed(path, memory=0, folder=tmp_path / "states")
+    assert scored(model) == scored(whole(path))
+    remove_states(model)
+    assert not (tmp_path / "states").exists()
+
+
+def test_each_weight_is_read_once_and_then_gone(llama: Path, tmp_path: Path) -> None:
+    model = streamed(llama)
+    stream = stream_of(model)
+    assert stream is not None
+    layers = list(find_decoder_layers(model).modules)
+    assert all(parameter.is_meta for layer in layers for parameter in layer.parameters())
+    scored(model)
+    content = safetensors.torch.load_file(llama / "model.safetensors")
+    sizes = {name: value.numel() * value.element_size() for name, value in content.items()}
+    inside = sum(size for name, size in sizes.items() if ".layers." in name)
+    assert stream.bytes_read == inside
+    assert all(parameter.is_meta for layer in layers for parameter in layer.parameters())
+    assert model.lm_head.weight.is_meta
+
+
+def test_what_layers_share_is_refused(tmp_path: Path) -> None:
+    model = streamed(stored("gemma3n", tmp_path / "model"))
+    with pytest.raises(SimdiffError, match="layer 2 passes more than its hidden states on"):
+        scored(model)
+
+
+def test_what_happens_between_layers_is_refused(llama: Path) -> None:
+    model = streamed(llama)
+    layer = find_decoder_layers(model).modules[3]
+    layer.register_forward_pre_hook(lambda _, arguments: (arguments[0] / 2, *arguments[1:]))
+    with pytest.raises(SimdiffError, match="changes the hidden states between layers 2 and 3"):
+        scored(model)
+
+
+def test_hidden_states_within_a_bound(llama: Path, wanted, tmp_path: Path) -> None:
+    model = streamed(llama, memory=100)
+    with pytest.raises(SimdiffError, match="more than 100 bytes of memory"):
+        scored(model)
+    for memory in (0, 5000):
+        model = streamed(llama, memory=memory, folder=tmp_path / str(memory))
+        assert scored(model) == wanted
+
+
+def test_weight_files_must_not_change(llama: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(llama, tmp_path / "model")
+    model = streamed(path)
+    os.utime(path / "model.safetensors", ns=(1, 1))
+    with pytest.raises(SimdiffError, match="must stay as it is while .* and has changed"):
+        scored(model)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(SimdiffError, match="and is gone"):
+        scored(model)
+
+
+def test_folders_that_cannot_be_used(llama: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "states"
+    scored(streamed(llama, folder=folder))
+    other = shutil.copytree(llama, tmp_path / "other")  # the same, but its files are newer
+    os.utime(other / "model.safetensors", ns=(1, 1))
+    with pytest.raises(SimdiffError, match="is of another run, which differs in weight files"):
+        scored(streamed(other, folder=folder))
+    model = streamed(llama, folder=folder)
+    monkeypatch.setattr("support.streams.PADDED", torch.ones(2, 7, dtype=torch.int64))
+    with pytest.raises(SimdiffError, match="another run, which differs in the text"):
+        scored(model)
+    remove_states(model)
+    folder.mkdir()
+    (folder / "letter.txt").write_text("mine")
+    with pytest.raises(SimdiffError, match="must be new or empty, and holds other files"):
+        scored(streamed(llama, folder=folder))
+    assert (folder / "letter.txt").exists()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / ".run.json.x1y2").touch()  # of a run that was killed while it began
+    model = streamed(llama, folder=folder)
+    scored(model)
+    remove_states(model)
+    assert folder.exists()  # it was there before
+    assert not any(folder.iterdir())
+    write = state_files.write_json
+
+    def denied(path, content):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(state_files, "write_json", denied)
+    with pytest.raises(SimdiffError, match="cannot be written: Permission denied"):
+        scored(streamed(llama, folder=folder))
+    monkeypatch.setattr(state_files, "write_json", write)
+    with pytest.raises(SimdiffError, match="streamed pass"):
+        scored(streamed(llama, folder=tmp_path / "no" / "parent"))
+
+
+def test_a_full_disk(llama: Path, wanted, tmp_path: Path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(state_files.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(SimdiffError, match=r"must have .* bytes free for the hidden states"):
+            scored(streamed(llama, folder=tmp_path / "states"))
+    write, written = state_files.StateSets._write, []
+
+    def full(self, name, states):
+        written.append(name)
+        if len(written) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, name, states)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_files.StateSets, "_write", full)
+        with pytest.raises(SimdiffError, match="the disk is full; what is finished stays"):
+            scored(streamed(llama, folder=tmp_path / "states"))
+    model = streamed(llama, folder=tmp_path / "states")
+    assert scored(model) == wanted
+    assert "0003" in written[8]  # the third layer failed, so two were not read again
+    stream = stream_of(model)
+    assert stream is not None
+    assert stream.bytes_read == streamed_bytes(llama, layers=range(2, 6))
+
+
+def streamed_bytes(path: Path, layers: range) -> int:
+    """What is read of some layers and what lies outside them."""
+    model = streamed(path)
+    stream = stream_of(model)
+    assert stream is not None
+    return stream.bytes_read + sum(map(stream.num_bytes, layers))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from simdiff.models.layer_by_layer import LayerByLayer
+from support.streams import scored, streamed
+step, calls = LayerByLayer.step, []
+def killed(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *arguments)
+LayerByLayer.step = killed
+scored(streamed(Path(sys.argv[1]), folder=Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize("at", [11])  # the fourth layer, its second batch of three
+def test_a_kill_loses_no_finished_layer(llama: Path, wanted, tmp_path: Path, at: int) -> None:
+    command = [sys.executable, "-c", KILLED, str(llama), str(tmp_path / "states"), str(at)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    model = streamed(llama, folder=tmp_path / "states")
+    assert scored(model) == wanted
+    stream = stream_of(model)
+    assert stream is not None
+    # The writer may have been killed before the third layer's files were named.
+    some = {streamed_bytes(llama, layers=range(first, 6)) for first in (2, 3)}
+    assert stream.bytes_read in some
+
+
+def test_a_streamed_model_runs_on_one_device(llama: Path) -> None:
+    with pytest.raises(SimdiffError, match="a streamed model runs on one device"):
+        streamed_stock(str(llama), load_config(llama), "tiny", "auto", "auto", StreamOptions())
+
+
+def test_streaming_is_chosen_where_a_model_does_not_fit(llama: Path, monkeypatch, capsys) -> None:
+    options = StreamOptions()
+    assert not options.is_for(llama, "auto", "cpu", "tiny")
+    size = (llama / "model.safetensors").stat().st_size
+    monkeypatch.setattr("simdiff.models.streamed.available_memory", lambda _: size)
+    assert options.is_for(llama, "auto", "cpu", "tiny")
+    assert "note: tiny is streamed a layer at a time" in capsys.readouterr().err
+    assert not options.is_for(llama, torch.bfloat16, "cpu", "tiny")
+    assert StreamOptions(always=True).is_for(llama, torch.bfloat16, "cpu", "tiny")
