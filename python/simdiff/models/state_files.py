@@ -94,8 +94,8 @@ class OffloadFolder:
         name = re.sub(r"\W+", "-", purpose)
         digest = hashlib.sha256(json.dumps(course, sort_keys=True).encode()).hexdigest()[:16]
         directory = self.path / f"{name}-{digest}"
-        for other in self.path.glob(f"{name}-{'?' * 16}"):
-            if other != directory and (other / MANIFEST).exists() and not (other / DONE).exists():
+        for other in [] if directory.exists() else self.path.glob(f"{name}-{'?' * 16}"):
+            if (other / MANIFEST).exists() and not (other / DONE).exists():
                 raise SimdiffError(
                     f"offload folder {self.path} is of another run, which differs in the text, the "
                     f"windows or the plans of its pass {purpose!r}: remove it, or give another one"

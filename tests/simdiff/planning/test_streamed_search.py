@@ -10,6 +10,7 @@ import torch
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import token_losses, window_losses
 from simdiff.evaluation.streamed_losses import in_few_passes, losses_of
+from simdiff.models.layer_by_layer import LayerByLayer
 from simdiff.models.streamed import stream_of
 from simdiff.planning.budget import Budget
 from simdiff.planning.bypass import BypassEvaluator
@@ -76,6 +77,30 @@ def test_a_kill_between_passes_repeats_none(llama: Path, tmp_path: Path) -> None
     before = stream.bytes_read
     assert options.plan(scores, again, IDS).removed == plan.removed
     assert stream.bytes_read == before
+
+
+def test_a_kill_within_a_later_pass(llama: Path, tmp_path: Path, monkeypatch) -> None:
+    """The passes before it are known, and it goes on from its last finished layer."""
+    scores = score(whole(llama), list(IDS.split(2)), progress=False)
+    options = PlanOptions(criterion="greedy-perplexity", budget=Budget(num_layers=2), bootstrap=0)
+    plan = options.plan(scores, whole(llama), IDS)
+    step, layers = LayerByLayer.step, []
+
+    def killed(self, batch, states, layer):
+        layers.append(layer)
+        if layer == 3 and 5 in layers:  # the first pass is over
+            raise KeyboardInterrupt
+        return step(self, batch, states, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerByLayer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            options.plan(scores, streamed(llama, folder=tmp_path / "states"), IDS)
+    model = streamed(llama, folder=tmp_path / "states")
+    assert options.plan(scores, model, IDS).removed == plan.removed
+    stream = stream_of(model)
+    assert stream is not None
+    assert stream.bytes_read == sum(map(stream.num_bytes, range(3, 7)))
 
 
 def test_errors_of_a_search_are_its_own(llama: Path) -> None:
