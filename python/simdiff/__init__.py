@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from simdiff.api import evaluate, plan, prune, recover, score
-    from simdiff.data.documents import TextFile
+    from simdiff.data.documents import TextFile, TextMix
     from simdiff.data.text_options import TextOptions
     from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Quality
@@ -34,6 +34,7 @@ _HOMES = {
     "SimdiffError": "simdiff.errors",
     "TaskOptions": "simdiff.evaluation.tasks",
     "TextFile": "simdiff.data.documents",
+    "TextMix": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
     "evaluate": "simdiff.api",
     "plan": "simdiff.api",
@@ -53,6 +54,7 @@ __all__ = [
     "SimdiffError",
     "TaskOptions",
     "TextFile",
+    "TextMix",
     "TextOptions",
     "evaluate",
     "plan",

@@ -10,9 +10,11 @@ from simdiff.cli.options import (
     add_choice,
     add_evaluation,
     add_held_out,
+    add_log,
     add_model,
     add_output,
     add_text,
+    log_of,
     show,
     text_options,
 )
@@ -47,6 +49,7 @@ def add(sub: CommandParser) -> None:
     add_choice(sub)
     add_evaluation(sub, None, " (default: 8 for searches and sweeps, 4 for simdiff)")
     add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
+    add_log(sub)
     sub.group("output").add_argument(
         "--restart",
         action="store_true",
@@ -58,31 +61,34 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff compare`."""
     from simdiff.comparison.compare import ComparisonOptions
     from simdiff.jobs.compare import run_comparison
+    from simdiff.jobs.tracking import comparison_tracked
     from simdiff.report.terminal.tables import comparison_table
 
     count = arguments.evaluation_windows
     windows = {} if count is None else {"evaluation_windows": count}
     windows |= {"search_windows": count} if count else {}
-    comparison = run_comparison(
-        arguments.model,
-        arguments.output,
-        text=text_options(arguments),
-        options=ComparisonOptions(
-            criteria=tuple(dict.fromkeys(arguments.criteria)),
-            num_layers=arguments.num_layers,
-            alpha=arguments.alpha,
-            protect=arguments.protect,
-            random_seed=arguments.random_seed,
-            **windows,
-        ),
-        held_out_source=arguments.held_out,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-        restart=arguments.restart,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        comparison = run_comparison(
+            arguments.model,
+            arguments.output,
+            text=text_options(arguments),
+            options=ComparisonOptions(
+                criteria=tuple(dict.fromkeys(arguments.criteria)),
+                num_layers=arguments.num_layers,
+                alpha=arguments.alpha,
+                protect=arguments.protect,
+                random_seed=arguments.random_seed,
+                **windows,
+            ),
+            held_out_source=arguments.held_out,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+            config=config_text(arguments),
+        )
+        comparison_tracked(log, comparison, arguments.output)
     output: Path = arguments.output
     show(
         arguments,

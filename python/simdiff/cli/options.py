@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simdiff.cli.parsing import CommandParser, layer_list, rare
+from simdiff.cli.parsing import CommandParser, Several, layer_list, names, rare, weights
 from simdiff.errors import SimdiffError
 from simdiff.planning.names import (
     ALL_CRITERIA,
@@ -19,8 +19,11 @@ from simdiff.planning.names import (
 )
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from simdiff.data.documents import Text
     from simdiff.data.text_options import TextOptions
+    from simdiff.io.trackers import Log
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.planning.options import PlanOptions
 
@@ -74,15 +77,26 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
     missing = "" if optional else "; may be left out for the model 'demo' alone, which reads 'demo'"
     group.add_argument(
         "--text",
+        action=Several,
         help="'demo', a text file (blank lines separate documents), a .jsonl file of objects with "
-        '"text", a Parquet or Arrow file, a folder of them, or - for standard input; its first '
-        f"half calibrates, its second is held out{missing}",
+        '"text" or "messages", a Parquet or Arrow file, a folder of them, - for standard input, or '
+        "hf:NAME[:CONFIG[:SPLIT]], a data set by name; its first half calibrates, its second is "
+        f"held out; given several times, texts are mixed{missing}",
     )
     rare(
         group,
         "--text-column",
+        type=names,
         metavar="NAME",
-        help="where the text stands in JSON Lines, Parquet and Arrow files (default: text)",
+        help="where the text or the messages stand in data sets, JSON Lines, Parquet and Arrow "
+        "files (default: text); one name, or between commas one for each --text",
+    )
+    rare(
+        group,
+        "--text-weights",
+        type=weights,
+        metavar="X,Y",
+        help="shares of several texts, in the order of --text (default: equal)",
     )
     whole = " (0: all of the text)" if optional else ""
     group.add_argument(
@@ -304,6 +318,27 @@ def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
 
 
+def add_log(sub: CommandParser) -> None:
+    """Which trackers are told what the command finds."""
+    rare(
+        sub.group("output"),
+        "--log",
+        type=names,
+        default=(),
+        metavar="NAMES",
+        help="trackers that get losses, plans, tables and the report: trackio, wandb, mlflow, "
+        "tensorboard (files in OUTPUT.tensorboard)",
+    )
+
+
+def log_of(arguments: argparse.Namespace) -> AbstractContextManager[Log]:
+    """The trackers of `--log`, started."""
+    from simdiff.cli.config import given_options
+    from simdiff.io.trackers import tracked
+
+    return tracked(arguments.log, arguments.output, given_options(arguments))
+
+
 def text_of(arguments: argparse.Namespace) -> Text:
     """The text to read: the demo's own for the demo model alone.
 
@@ -311,9 +346,10 @@ def text_of(arguments: argparse.Namespace) -> Text:
         SimdiffError: a model of the user's own, and no text.
     """
     if arguments.text is not None:
-        from simdiff.data.text_options import with_column
+        from simdiff.data.text_options import text_of_words
 
-        return with_column(str(arguments.text), getattr(arguments, "text_column", None))
+        texts = arguments.text if isinstance(arguments.text, list) else [arguments.text]
+        return text_of_words(texts, arguments.text_column or (), arguments.text_weights or ())
     if arguments.model == DEMO:
         return DEMO
     raise SimdiffError(

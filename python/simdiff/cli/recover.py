@@ -9,9 +9,11 @@ from simdiff.cli.config import config_text
 from simdiff.cli.layers import add_plan_source, plan_source
 from simdiff.cli.options import (
     add_held_out,
+    add_log,
     add_model,
     add_output,
     add_text,
+    log_of,
     show,
     text_options,
 )
@@ -41,6 +43,7 @@ def add(sub: CommandParser) -> None:
     _add_closed_form(sub)
     _add_training(sub)
     add_output(sub, "new directory for the recovered checkpoint")
+    add_log(sub)
 
 
 def _add_closed_form(sub: CommandParser) -> None:
@@ -99,23 +102,27 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff recover`."""
     from simdiff.jobs.recover import recover
+    from simdiff.jobs.tracking import recovery_tracked
     from simdiff.report.terminal.tables import recovery_table
 
-    record = recover(
-        arguments.model,
-        arguments.output,
-        plan=plan_source(arguments),
-        method=arguments.method,
-        text=text_options(arguments),
-        held_out_source=arguments.held_out,
-        options=method_options(arguments),
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-        restart=arguments.restart,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        record = recover(
+            arguments.model,
+            arguments.output,
+            plan=plan_source(arguments),
+            method=arguments.method,
+            text=text_options(arguments),
+            held_out_source=arguments.held_out,
+            options=method_options(arguments),
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+            config=config_text(arguments),
+            told=log.metrics,
+        )
+        recovery_tracked(log, record, arguments.output)
     show(
         arguments,
         record.to_dict() | {"output": str(arguments.output)},

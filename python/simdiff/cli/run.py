@@ -8,11 +8,13 @@ from simdiff.cli.config import config_text
 from simdiff.cli.options import (
     add_evaluation,
     add_held_out,
+    add_log,
     add_model,
     add_output,
     add_plan,
     add_scoring,
     add_text,
+    log_of,
     plan_lines,
     plan_options,
     scoring_options,
@@ -34,26 +36,30 @@ def add(sub: CommandParser) -> None:
     add_plan(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
+    add_log(sub)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff run`."""
     from simdiff.jobs.run import run
+    from simdiff.jobs.tracking import run_tracked
     from simdiff.report.terminal.tables import layers_table, results_table
 
-    outcome = run(
-        arguments.model,
-        arguments.output,
-        text=text_options(arguments),
-        plan=plan_options(arguments),
-        scoring=scoring_options(arguments),
-        held_out_source=arguments.held_out,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        overwrite=arguments.overwrite,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        outcome = run(
+            arguments.model,
+            arguments.output,
+            text=text_options(arguments),
+            plan=plan_options(arguments),
+            scoring=scoring_options(arguments),
+            held_out_source=arguments.held_out,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            overwrite=arguments.overwrite,
+            config=config_text(arguments),
+        )
+        run_tracked(log, outcome)
     plan, results = outcome.plan, outcome.results
     sample = results["pruned"]["generation"]
     agrees = "agrees with" if sample["equals_uncached"] else "DIFFERS from"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.data.documents import COLUMN, Text, TextFile, check_text, source_name
+from simdiff.data.documents import COLUMN, Text, TextFile, TextMix, check_text, source_name
 from simdiff.data.text import TokenWindows, token_windows
+from simdiff.errors import SimdiffError
 from simdiff.io.progress import tell
 
 
@@ -59,6 +61,28 @@ def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
             f"note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
             "for"
         )
+
+
+def text_of_words(
+    texts: Sequence[str], columns: Sequence[str] = (), weights: Sequence[float] = ()
+) -> Text:
+    """The text that a command line names: one, or several as a `TextMix`.
+
+    Args:
+        texts: paths and names.
+        columns: none, one for all texts, or one for each.
+        weights: none, which makes all equal, or one for each text.
+
+    Raises:
+        SimdiffError: other numbers of columns or weights.
+    """
+    if len(columns) not in (0, 1, len(texts)):
+        raise SimdiffError(f"--text-column must name 1 column or {len(texts)}, got {len(columns)}")
+    each = list(columns) * len(texts) if len(columns) == 1 else columns or [COLUMN] * len(texts)
+    parts = [with_column(text, column) for text, column in zip(texts, each, strict=True)]
+    if len(parts) == 1 and len(weights) < 2:
+        return parts[0]
+    return TextMix(tuple(parts), tuple(weights or [1.0] * len(parts)))
 
 
 def with_column(source: str, column: str | None) -> Text:
