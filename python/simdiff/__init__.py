@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simdiff.evaluation.tasks import TaskOptions
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.planning.budget import Budget
+    from simdiff.planning.criteria import Criterion
     from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
     from simdiff.recovery.record import RecoveryRecord
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "simdiff.planning.budget",
+    "Criterion": "simdiff.planning.criteria",
     "LayerScores": "simdiff.scoring.scores",
     "PlanOptions": "simdiff.planning.options",
     "PruningPlan": "simdiff.planning.plan",
@@ -45,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Criterion",
     "LayerScores",
     "PlanOptions",
     "PruningPlan",

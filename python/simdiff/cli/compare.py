@@ -19,7 +19,7 @@ from simdiff.cli.options import (
     text_options,
 )
 from simdiff.cli.parsing import CommandParser, layer_list, names
-from simdiff.planning.names import ALL_CRITERIA
+from simdiff.planning.entry_points import known_criteria
 
 TEXT = "Criteria against numbers of removed layers: quality, layers, time to plan."
 INTERRUPTED = "give the same command again to go on where it stopped"
@@ -34,9 +34,9 @@ def add(sub: CommandParser) -> None:
     group.add_argument(
         "--criteria",
         type=names,
-        default=ALL_CRITERIA,
+        default=known_criteria(),
         metavar="NAMES",
-        help=f"names between commas, of {', '.join(ALL_CRITERIA)} (default: all)",
+        help=f"names between commas, of {', '.join(known_criteria())} (default: all)",
     )
     group.add_argument(
         "--num-layers",

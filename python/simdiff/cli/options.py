@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from simdiff.cli.parsing import CommandParser, Several, layer_list, names, rare, weights
 from simdiff.errors import SimdiffError
+from simdiff.planning.entry_points import known_criteria, known_selections
 from simdiff.planning.names import (
-    ALL_CRITERIA,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
     NUM_RESAMPLES,
-    SELECTIONS,
 )
 
 if TYPE_CHECKING:
@@ -157,11 +156,11 @@ def add_criterion(sub: CommandParser) -> None:
     """By what layers are chosen."""
     sub.group("layers to remove").add_argument(
         "--criterion",
-        choices=ALL_CRITERIA,
+        choices=known_criteria(),
         default=DEFAULT_CRITERION,
         metavar="NAME",
-        help=f"what makes a layer important: {', '.join(ALL_CRITERIA)}; those of perplexity, and "
-        "those that sweep alpha, run the model without layers",
+        help=f"what makes a layer important: {', '.join(known_criteria())}; those of perplexity, "
+        "and those that sweep alpha, run the model without layers",
     )
 
 
@@ -224,7 +223,7 @@ def add_plan(sub: CommandParser) -> None:
     rare(
         group,
         "--selection",
-        choices=SELECTIONS,
+        choices=known_selections(),
         help="the K lowest layers, the best contiguous block, or the best disjoint blocks "
         "(default: blocks for simdiff, contiguous for criteria of blocks, lowest for the others)",
     )
