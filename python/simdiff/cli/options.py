@@ -348,7 +348,8 @@ def text_of(arguments: argparse.Namespace) -> Text:
         from simdiff.data.text_options import text_of_words
 
         texts = arguments.text if isinstance(arguments.text, list) else [arguments.text]
-        return text_of_words(texts, arguments.text_column or (), arguments.text_weights or ())
+        more = [getattr(arguments, f"text_{name}", None) or () for name in ("column", "weights")]
+        return text_of_words(texts, *more)
     if arguments.model == DEMO:
         return DEMO
     raise SimdiffError(

@@ -127,6 +127,30 @@ def test_another_revision_than_the_cache_has(on_hub: str) -> None:
     assert read_hub_text("hf:org/set@main:wide:train", "body")[0].revision == SHA
 
 
+def test_the_cache_answers_without_a_network(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `load_dataset` leaves a data set of the hub, whose revision is the name of a folder."""
+    cache = tmp_path / "cache"
+    file = str(folder / "wide-test.jsonl")
+    made = datasets.load_dataset("json", data_files=file, cache_dir=str(cache))
+    arrow = Path(made["train"].cache_files[0]["filename"])
+    info = json.loads((arrow.parent / "dataset_info.json").read_text())
+    kept = cache / "org___set" / "wide" / "0.0.0" / SHA
+    kept.mkdir(parents=True)
+    arrow.rename(kept / "set-train.arrow")
+    changed = info | {"dataset_name": "set", "config_name": "wide"}
+    (kept / "dataset_info.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    text = TextFile("hf:org/set:wide", "body")
+    assert read_documents(text) == ["test 0", "test 1", "test 2"]
+    assert source_name(text) == f"hf:org/set@{SHA}:wide:train[:3]"
+    assert read_documents(TextFile(source_name(text), "body"))[2] == "test 2"
+    with pytest.raises(SimdiffError, match="Available configs in the cache: .*wide"):
+        check_text(TextFile("hf:org/set:narrow", "body"))
+
+
 def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from simdiff.data.documents import TextFile, TextMix
-from simdiff.data.records import source_of_record, source_record
+from simdiff.data.records import options_of_record, source_of_record, source_record
 from simdiff.data.text import token_windows
 from simdiff.data.text_options import text_of_words
 from simdiff.errors import SimdiffError
@@ -67,6 +67,22 @@ def test_what_a_command_line_names() -> None:
     assert text_of_words(["a", "b"]) == TextMix(("a", "b"), (1.0, 1.0))
     assert source_of_record({"source": "x", "column": "c"}) == TextFile("x", "c")
     assert source_record("x") == {"source": "x"}
+    parts = [{"source": "a b", "weight": 2.0}, {"source": "c", "weight": 0.5, "column": "d"}]
+    words = options_of_record({"source": "2 x a b + 0.5 x c", "sources": parts})
+    assert words == [
+        "--text",
+        "a b",
+        "--text",
+        "c",
+        "--text-column",
+        "text,d",
+        "--text-weights",
+        "2,0.5",
+    ]
+    assert options_of_record({"source": "hf:x@1:y:z[:5]", "sources": [{"rows": 5}]}) == [
+        "--text",
+        "hf:x@1:y:z[:5]",
+    ]
     with pytest.raises(SimdiffError, match="1 column or 2, got 3"):
         text_of_words(["a", "b"], ["c", "d", "e"])
     with pytest.raises(SimdiffError, match="weights of 2 texts .*got 1"):
