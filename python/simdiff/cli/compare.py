@@ -6,15 +6,14 @@ import argparse
 from pathlib import Path
 
 from simdiff.cli.config import config_text
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_choice,
     add_evaluation,
     add_held_out,
-    add_log,
     add_model,
     add_output,
     add_text,
-    log_of,
     show,
     text_options,
 )

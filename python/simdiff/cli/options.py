@@ -18,11 +18,8 @@ from simdiff.planning.names import (
 )
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from simdiff.data.documents import Text
     from simdiff.data.text_options import TextOptions
-    from simdiff.io.trackers import Log
     from simdiff.jobs.stability import ScoringOptions
     from simdiff.planning.options import PlanOptions
 
@@ -315,27 +312,6 @@ def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
     group = sub.group("output")
     group.add_argument("--output", "-o", type=Path, required=required, metavar="PATH", help=text)
     group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
-
-
-def add_log(sub: CommandParser) -> None:
-    """Which trackers are told what the command finds."""
-    rare(
-        sub.group("output"),
-        "--log",
-        type=names,
-        default=(),
-        metavar="NAMES",
-        help="trackers that get losses, plans, tables and the report: trackio, wandb, mlflow, "
-        "tensorboard (files in OUTPUT.tensorboard)",
-    )
-
-
-def log_of(arguments: argparse.Namespace) -> AbstractContextManager[Log]:
-    """The trackers of `--log`, started."""
-    from simdiff.cli.config import given_options
-    from simdiff.io.trackers import tracked
-
-    return tracked(arguments.log, arguments.output, given_options(arguments))
 
 
 def text_of(arguments: argparse.Namespace) -> Text:

@@ -7,13 +7,12 @@ from typing import Any
 
 from simdiff.cli.config import config_text
 from simdiff.cli.layers import add_plan_source, plan_source
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_held_out,
-    add_log,
     add_model,
     add_output,
     add_text,
-    log_of,
     show,
     text_options,
 )

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 
 from simdiff.cli.config import config_text
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_evaluation,
     add_held_out,
-    add_log,
     add_model,
     add_output,
     add_plan,
     add_scoring,
     add_text,
-    log_of,
     plan_lines,
     plan_options,
     scoring_options,

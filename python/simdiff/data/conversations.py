@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Of the form "from" and "value" (ShareGPT); other roles stay.
 _ROLES = {"human": "user", "gpt": "assistant"}
