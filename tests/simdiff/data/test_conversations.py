@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from simdiff.data.documents import TextFile, read_documents
+from simdiff.data.halves import split_text
 from simdiff.data.text import token_windows
 from simdiff.errors import SimdiffError
 
@@ -58,3 +59,15 @@ def test_other_names_of_the_same(tmp_path: Path) -> None:
     path.write_text(json.dumps({"messages": ["hello"]}))
     with pytest.raises(SimdiffError, match='"text", got "messages"'):
         read_documents(path)
+
+
+def test_none_is_cut_in_two(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    turns = [[{"role": "user", "content": "w1 " * count}] for count in (5, 900, 5)]
+    path.write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
+    halves = split_text(str(path), 0)
+    assert sorted(len(document.messages[0]["content"]) for half in halves for document in half) == [
+        15,
+        15,
+        2700,
+    ]
