@@ -16,6 +16,8 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.origin import CARD
 
 TAG = "pruned"
+# Made by the hub.
+_ATTRIBUTES = ".gitattributes"
 _HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?\n)---[ \t]*\r?\n", re.DOTALL)
 
 
@@ -111,7 +113,7 @@ def completed(card: str, plan: PruningPlan, directory: Path) -> tuple[str, tuple
 
 
 def push(found: Push, *, private: bool = False, update: bool = False) -> Push:
-    """Upload what `prepared` found.
+    """Upload what `prepared` found, in one commit.
 
     Args:
         found: the files, the card and the repository.
@@ -122,7 +124,13 @@ def push(found: Push, *, private: bool = False, update: bool = False) -> Push:
         SimdiffError: nobody is logged in, the repository exists, the hub refuses the card, or it
             cannot be reached.
     """
-    from huggingface_hub import HfApi, ModelCard, get_token
+    from huggingface_hub import (
+        CommitOperationAdd,
+        CommitOperationDelete,
+        HfApi,
+        ModelCard,
+        get_token,
+    )
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     where = f"push to {found.repository}"
@@ -136,18 +144,14 @@ def push(found: Push, *, private: bool = False, update: bool = False) -> Push:
             )
         ModelCard(found.card).validate(repo_type="model")
         url = api.create_repo(found.repository, private=private or None, exist_ok=update)
-        api.upload_folder(
-            repo_id=url.repo_id,
-            folder_path=found.directory,
-            ignore_patterns=[CARD, ".*", "**/.*"],
-            delete_patterns=["*"] if update else None,
+        gone = set(api.list_repo_files(url.repo_id)) - {*found.files, _ATTRIBUTES} if update else ()
+        api.create_commit(
+            url.repo_id,
+            [
+                *(CommitOperationDelete(path_in_repo=name) for name in sorted(gone)),
+                *(CommitOperationAdd(name, _content(found, name)) for name in found.files),
+            ],
             commit_message=f"Upload {_summary(found.directory)}",
-        )
-        api.upload_file(
-            path_or_fileobj=found.card.encode(),
-            path_in_repo=CARD,
-            repo_id=url.repo_id,
-            commit_message="Upload the model card",
         )
     except OfflineModeIsEnabled:
         raise SimdiffError(f"{where}: HF_HUB_OFFLINE is set, so no hub is asked") from None
@@ -158,6 +162,10 @@ def push(found: Push, *, private: bool = False, update: bool = False) -> Push:
             raise
         raise SimdiffError(f"{where}: {_one_line(error)}") from None
     return Push(**vars(found) | {"repository": url.repo_id, "url": str(url)})
+
+
+def _content(found: Push, name: str) -> bytes | Path:
+    return found.card.encode() if name == CARD else found.directory / name
 
 
 def _summary(directory: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitOperationDelete, HfApi, ModelCard
 
 from simdiff.errors import SimdiffError
 from simdiff.provenance.card import write_card
@@ -38,33 +38,23 @@ class Hub:
         self.repositories.setdefault(repo_id, {})
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def upload_folder(
-        self,
-        *,
-        repo_id: str,
-        folder_path: Path,
-        commit_message: str,
-        ignore_patterns: list[str],
-        delete_patterns: list[str] | None,
-    ) -> None:
-        if delete_patterns:
-            self.repositories[repo_id].clear()
-        names = [p.relative_to(folder_path).as_posix() for p in folder_path.rglob("*")]
-        kept = huggingface_hub.utils.filter_repo_objects(names, ignore_patterns=ignore_patterns)
-        for name in kept:
-            if (folder_path / name).is_file():
-                self.repositories[repo_id][name] = (folder_path / name).read_bytes()
+    def list_repo_files(self, repo_id: str) -> list[str]:
+        return list(self.repositories[repo_id])
 
-    def upload_file(
-        self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, commit_message: str
-    ) -> None:
-        self.repositories[repo_id][path_in_repo] = path_or_fileobj
+    def create_commit(self, repo_id: str, operations: list[Any], *, commit_message: str) -> None:
+        assert commit_message == "Upload a model without 2 of its layers"
+        for operation in operations:
+            if isinstance(operation, CommitOperationDelete):
+                del self.repositories[repo_id][operation.path_in_repo]
+            else:
+                with operation.as_file() as file:
+                    self.repositories[repo_id][operation.path_in_repo] = file.read()
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
-    for name in ("repo_exists", "create_repo", "upload_folder", "upload_file"):
+    for name in ("repo_exists", "create_repo", "list_repo_files", "create_commit"):
         method = getattr(hub, name)
         monkeypatch.setattr(HfApi, name, lambda self, *a, _m=method, **k: _m(*a, **k))
     monkeypatch.setattr(
@@ -103,12 +93,14 @@ def test_all_files_and_the_card(hub: Hub, pruned: Path) -> None:
 
 
 def test_a_repository_that_exists(hub: Hub, pruned: Path) -> None:
-    hub.repositories["me/small"] = {"model-00001-of-00002.safetensors": b"old"}
+    old = {"model-00001-of-00002.safetensors": b"old", ".gitattributes": b"lfs", "config.json": b""}
+    hub.repositories["me/small"] = dict(old)
     with pytest.raises(SimdiffError, match="must not exist yet; .*--update"):
         push(prepared(pruned, "me/small"))
-    assert list(hub.repositories["me/small"]) == ["model-00001-of-00002.safetensors"]
+    assert hub.repositories["me/small"] == old
     push(prepared(pruned, "me/small"), update=True)
-    assert "model-00001-of-00002.safetensors" not in hub.repositories["me/small"]
+    wanted = {".gitattributes", "config.json", "model.safetensors", "plan.json", "README.md"}
+    assert set(hub.repositories["me/small"]) == wanted
     assert hub.repositories["me/small"]["config.json"] == b"{}"
 
 
