@@ -205,16 +205,15 @@ def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
         ) from None
     except Exception as error:  # of a library that asks for a key, a server or a network
         raise SimdiffError(
-            f"--log {name}: a run cannot be started: {_said(error)} (a key is given by "
-            f"{_KEYS[name]})"
+            f"--log {name}: a run cannot be started: {_said(error)}; {_ADVICE[name]}"
         ) from None
 
 
-_KEYS = {
-    "trackio": "`hf auth login`, for a Space alone",
-    "wandb": "`wandb login`, and WANDB_MODE=offline needs none",
-    "mlflow": "the environment variables of its tracking server",
-    "tensorboard": "nobody: it writes files",
+_ADVICE = {
+    "trackio": "a Space needs `hf auth login`, this machine needs no key",
+    "wandb": "`wandb login` gives it a key, WANDB_MODE=offline needs none",
+    "mlflow": "MLFLOW_TRACKING_URI says where it goes, MLFLOW_TRACKING_TOKEN is its key",
+    "tensorboard": "it writes files beside the output",
 }
 
 
