@@ -109,8 +109,10 @@ def _split(name: str, wanted: str | None, known: list[str]) -> str:
 
 
 def _values(name: str, rows: Any, column: str, most: int | None) -> Iterator[tuple[str, Any]]:
-    size, waiting = 0, iter(rows)
-    number = 0
+    # Pictures and sounds beside the text are not decoded.
+    known = [each for each in (column, "messages") if each in (rows.column_names or ())]
+    waiting = iter(rows.select_columns(known) if known else rows)
+    size = number = 0
     while number != most and (most is not None or size < MOST_CHARACTERS):
         try:
             row = next(waiting, None)

@@ -96,6 +96,14 @@ def test_no_more_is_read_than_is_wanted(folder: Path, monkeypatch: pytest.Monkey
     assert source_name(text).endswith("[:3]")
 
 
+def test_other_columns_are_not_decoded(tmp_path: Path) -> None:
+    """Bytes that are no picture stand beside the text."""
+    rows = {"text": ["one", "two"], "image": [{"bytes": b"none", "path": None}] * 2}
+    features = datasets.Features({"text": datasets.Value("string"), "image": datasets.Image()})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert read_documents(f"hf:{tmp_path}") == ["one", "two"]
+
+
 def test_messages_are_a_conversation(folder: Path) -> None:
     found = read_documents(f"hf:{folder}:chat")
     assert found[1] == "user: w1\n\nassistant: w5"
