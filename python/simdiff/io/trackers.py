@@ -12,11 +12,12 @@ import csv
 import io
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from simdiff.errors import Note, SimdiffError
 
@@ -162,7 +163,8 @@ class Log:
     def _each(self, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._trackers.items()):
             try:
-                tell(tracker)
+                with _off_standard_output():
+                    tell(tracker)
             except Exception as error:  # hours of work do not end for want of a network
                 del self._trackers[name]
                 warnings.warn(f"{name} takes nothing more: {_said(error)}", Note, stacklevel=3)
@@ -197,7 +199,8 @@ def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
     if name not in TRACKERS:
         raise SimdiffError(f"--log must be of {', '.join(TRACKERS)}, got {name!r}")
     try:
-        return TRACKERS[name](directory.name, directory, config)
+        with _off_standard_output():
+            return TRACKERS[name](directory.name, directory, config)
     except ImportError as error:
         raise SimdiffError(
             f"--log {name} needs {name}, which is not installed ({error.name}): "
@@ -207,6 +210,11 @@ def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
         raise SimdiffError(
             f"--log {name}: a run cannot be started: {_said(error)}; {_ADVICE[name]}"
         ) from None
+
+
+def _off_standard_output() -> contextlib.redirect_stdout[TextIO]:
+    """Where a library tells of itself: not among the results, which may be JSON."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 _ADVICE = {

@@ -20,6 +20,7 @@ def _trackio(told: Told) -> SimpleNamespace:
     """As in trackio 0.43."""
 
     def init(project: str, name: str | None = None, config: dict | None = None) -> None:
+        print("* Trackio project initialized")
         told.append(("start", project, name, config))
 
     def log(metrics: dict, step: int | None = None) -> None:
@@ -38,7 +39,7 @@ def _trackio(told: Told) -> SimpleNamespace:
         log=log,
         log_artifact=log_artifact,
         Table=table,
-        finish=lambda: told.append(("end",)),
+        finish=lambda: told.append(("end",)) or print("* Run finished"),
     )
 
 
@@ -124,13 +125,16 @@ def tell_everything(log: Log, page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", STAND_INS)
-def test_each_of_them_is_told(name: str, told: Told, tmp_path: Path) -> None:
+def test_each_of_them_is_told(
+    name: str, told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "report.html"
     page.write_text("page")
     with tracked([name, name], tmp_path / "out", {"ratio": 0.25}) as log:
         tell_everything(log, page)
     assert next(entry for entry in told if entry[0] == "log") == ("log", {"loss": 2.5}, 3)
     assert ("file", str(page)) in told
+    assert capsys.readouterr().out == "", "libraries speak of themselves elsewhere"
     if name == "mlflow":
         assert told[:3] == [("project", "simdiff"), ("start", "out"), ("params", {"ratio": "0.25"})]
         assert ("text", "order,layer\n1,7\n", "plan.csv") in told

@@ -38,6 +38,12 @@ OTHER_NAME = Criterion("b", "1", "a toy", importance=lambda scores, seed: (1.0,)
 def every_other(scores, importance, num_remove, protect):
     order = sorted(range(scores.num_layers), key=importance.__getitem__)
     return [layer for layer in order if layer % 2 == 0 and layer not in protect][:num_remove]
+
+def twice(scores, importance, num_remove, protect):
+    return [1] * num_remove
+
+def first(scores, importance, num_remove, protect):
+    return range(num_remove)
 """
 NAMES = """\
 [simdiff.criteria]
@@ -51,6 +57,8 @@ not/a/file = toy_criteria:SHORT
 
 [simdiff.selections]
 every-other = toy_criteria:every_other
+twice = toy_criteria:twice
+first = toy_criteria:first
 """
 
 
@@ -126,6 +134,10 @@ def test_what_they_give_is_checked(llama_scores: LayerScores) -> None:
         importance(llama_scores, "too-short")
     with pytest.raises(SimdiffError, match=r"every-other: must give 4 different layers of 6 .*got"):
         make_plan(llama_scores, 4, criterion="middle-out")
+    with pytest.raises(SimdiffError, match=r"twice: must give 2 different layers .*got \(1, 1\)"):
+        make_plan(llama_scores, 2, selection="twice")
+    with pytest.raises(SimdiffError, match=r"first: .* that are not protected, got \(0, 1\)"):
+        make_plan(llama_scores, 2, selection="first", protect=[1])
     with pytest.raises(SimdiffError, match="'contiguous' needs the costs of blocks"):
         make_plan(llama_scores, 2, criterion="middle-out", selection="contiguous")
 
