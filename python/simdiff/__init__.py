@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simdiff.api import evaluate, plan, prune, recover, score
     from simdiff.comparison.compare import ComparisonOptions
-    from simdiff.data.documents import TextFile
+    from simdiff.data.documents import TextFile, TextMix
     from simdiff.data.text_options import TextOptions
     from simdiff.errors import Note, SimdiffError, SurgeryError
     from simdiff.evaluation.quality import Quality
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from simdiff.jobs.states import score_states
     from simdiff.models.streamed import StreamOptions
     from simdiff.planning.budget import Budget
+    from simdiff.planning.criteria import Criterion
     from simdiff.planning.export import export_plan
     from simdiff.planning.options import PlanOptions
     from simdiff.planning.plan import PruningPlan
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Budget": "simdiff.planning.budget",
     "ComparisonOptions": "simdiff.comparison.compare",
+    "Criterion": "simdiff.planning.criteria",
     "LayerScores": "simdiff.scoring.scores",
     "Note": "simdiff.errors",
     "PlanOptions": "simdiff.planning.options",
@@ -52,6 +54,7 @@ _HOMES = {
     "StreamOptions": "simdiff.models.streamed",
     "TaskOptions": "simdiff.evaluation.tasks",
     "TextFile": "simdiff.data.documents",
+    "TextMix": "simdiff.data.documents",
     "TextOptions": "simdiff.data.text_options",
     "bench": "simdiff.speed.bench",
     "diagnose": "simdiff.jobs.doctor",
@@ -73,6 +76,7 @@ _HOMES = {
 __all__ = [
     "Budget",
     "ComparisonOptions",
+    "Criterion",
     "LayerScores",
     "Note",
     "PlanOptions",
@@ -86,6 +90,7 @@ __all__ = [
     "SurgeryError",
     "TaskOptions",
     "TextFile",
+    "TextMix",
     "TextOptions",
     "bench",
     "diagnose",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+import simdiff
 from simdiff.models.loading import load_model
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -78,3 +79,41 @@ def test_the_whole_way(flags: list[str], tmp_path: Path) -> None:
     assert (tmp_path / "out" / "recovered" / "recovery.json").exists()
     assert list(perplexities) == ["dense", "pruned", "recovered"]
     assert all(90 < value < 110 for value in perplexities.values())  # 97 words, random weights
+
+
+def test_ten_lines_of_hooks() -> None:
+    hooks = example("torch_hooks")
+    assert hooks.main().shape == (6,)
+    torch.manual_seed(1)
+    states, layers = torch.randn(2, 5, 8), torch.nn.Sequential(*(torch.nn.Tanh() for _ in range(2)))
+    found = hooks.score_layers(list(layers), lambda: layers(states))["cosine_distance"].mean
+    for layer in range(2):
+        after = states.tanh()
+        cosine = 1 - torch.cosine_similarity(states.double(), after.double(), dim=-1).mean()
+        torch.testing.assert_close(found[layer], cosine, rtol=1e-6, atol=0)
+        states = after
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+def test_scores_while_a_trainer_trains(flags: list[str], tiny_checkpoint: Path) -> None:
+    module = example("trainer_callback")
+    history = module.main([*flags, "--steps", "8", "--windows", "12"])
+    assert list(history) == [0, 2, 4, 6]
+    assert history[0] != history[6], "weights have moved"
+    # By hand, the numbers of one step are those of a calibration pass.
+    model, _ = load_model(str(tiny_checkpoint), dtype="float32", device="cpu")
+    tokens = torch.randint(1, 90, (2, 16), generator=torch.Generator().manual_seed(3))
+    callback, state = module.LayerScores(every=2), SimpleNamespace(global_step=4)
+    callback.on_step_begin(None, state, None, model=model)
+    model(tokens)
+    state.global_step = 5
+    callback.on_step_end(None, state, None)
+    model(tokens)
+    wanted = simdiff.score(model, tokens).metrics["cosine_distance"].mean
+    assert callback.history == {4: pytest.approx(list(wanted), rel=1e-6)}
+
+
+def test_the_loop_of_a_peer_removes_the_same(flags: list[str]) -> None:
+    theirs, ours = example("peer_loop").main([*flags, "--num-layers", "2"])
+    assert theirs == ours
+    assert len(ours) == 2

@@ -12,7 +12,7 @@ from simdiff.cli.effects import check_effects
 from simdiff.cli.output import DIRECTORIES, on_standard_output, output_kind
 from simdiff.errors import SimdiffError, nearest, nearest_path
 from simdiff.io.kinds import Kind
-from simdiff.planning.names import ALL_CRITERIA
+from simdiff.planning.entry_points import known_criteria
 
 # Options that name a file or a directory which must be there.
 _PATHS = (
@@ -62,14 +62,13 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
         if name not in ("demo", "-") and not Path(name).exists():
             raise SimdiffError(f"{name}: No such file or directory{nearest_path(Path(name))}")
     for name in getattr(arguments, "criteria", ()):
-        if name not in ALL_CRITERIA:
-            meant = nearest(name, ALL_CRITERIA)
+        if name not in known_criteria():
+            meant = nearest(name, known_criteria())
             raise SimdiffError(f"--criteria: there is no criterion {name!r}{meant}")
-    if getattr(arguments, "output", None) is not None:
-        _check_output(arguments)
+    if getattr(arguments, "output", None) is not None and arguments.command != "plot":
+        _check_output(arguments)  # plot writes a file for every figure
     _check_layers(arguments)
-    for name in _values(arguments, _TEXTS):
-        _check_text(name, arguments)
+    _check_texts(arguments)
 
 
 def _values(arguments: argparse.Namespace, names: Collection[str]) -> Iterator[str]:
@@ -105,10 +104,15 @@ def _check_model(name: str, arguments: argparse.Namespace) -> None:
         check_kind(Path(name))  # doctor tells more of it
 
 
-def _check_text(name: str, arguments: argparse.Namespace) -> None:
+def _check_texts(arguments: argparse.Namespace) -> None:
+    from simdiff.cli.options import text_of
     from simdiff.data.documents import check_text, with_column
 
-    check_text(with_column(name, getattr(arguments, "text_column", None)))
+    if getattr(arguments, "text", None) is not None:
+        check_text(text_of(arguments))
+    columns = getattr(arguments, "text_column", None) or [None]
+    for name in _values(arguments, ("held_out",)):
+        check_text(with_column(name, columns[0] if len(columns) == 1 else None))
 
 
 def _check_output(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from simdiff.cli.config import config_text
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_choice,
     add_criteria_text,
@@ -20,7 +21,7 @@ from simdiff.cli.options import (
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, layer_list, names
 from simdiff.cli.streaming import add_stream, stream_options
-from simdiff.planning.names import ALL_CRITERIA
+from simdiff.planning.entry_points import known_criteria
 
 TEXT = "Criteria against numbers of removed layers: quality, layers, time to plan."
 SHARED = True
@@ -37,7 +38,7 @@ def add(sub: CommandParser) -> None:
     group.add_argument(
         "--criteria",
         type=names,
-        default=ALL_CRITERIA,
+        default=known_criteria(),
         metavar="NAMES",
         help="names between commas, see below (default: all)",
     )
@@ -53,6 +54,7 @@ def add(sub: CommandParser) -> None:
     add_choice(sub)
     add_evaluation(sub, None, " (default: 8 for searches and sweeps, 4 for simdiff)")
     add_output(sub, "new directory for compare.html, .csv, .json, plots, scores.json and plans/")
+    add_log(sub)
     sub.group("output").add_argument(
         "--restart",
         action="store_true",
@@ -69,32 +71,35 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff compare`."""
     from simdiff.comparison.compare import ComparisonOptions
     from simdiff.jobs.compare import run_comparison
+    from simdiff.jobs.tracking import comparison_tracked
     from simdiff.report.terminal.tables import comparison_table
 
     count = arguments.evaluation_windows
     windows = {} if count is None else {"evaluation_windows": count}
     windows |= {"search_windows": count} if count else {}
-    comparison = run_comparison(
-        arguments.model,
-        arguments.output,
-        text=text_options(arguments),
-        options=ComparisonOptions(
-            criteria=tuple(dict.fromkeys(arguments.criteria)),
-            num_layers=arguments.num_layers,
-            alpha=arguments.alpha,
-            protect=arguments.protect,
-            random_seed=arguments.random_seed,
-            **windows,
-        ),
-        held_out_source=arguments.held_out,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        stream=stream_options(arguments),
-        overwrite=arguments.overwrite,
-        restart=arguments.restart,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        comparison = run_comparison(
+            arguments.model,
+            arguments.output,
+            text=text_options(arguments),
+            options=ComparisonOptions(
+                criteria=tuple(dict.fromkeys(arguments.criteria)),
+                num_layers=arguments.num_layers,
+                alpha=arguments.alpha,
+                protect=arguments.protect,
+                random_seed=arguments.random_seed,
+                **windows,
+            ),
+            held_out_source=arguments.held_out,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            stream=stream_options(arguments),
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+            config=config_text(arguments),
+        )
+        comparison_tracked(log, comparison, arguments.output)
     output: Path = arguments.output
     show(
         arguments,

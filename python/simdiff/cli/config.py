@@ -8,11 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from simdiff.cli.parsing import Several
 from simdiff.errors import SimdiffError, nearest, nearest_path
 
 # Where the result goes is said anew each time; the others do not change it.
 _NOT_WRITTEN = (
-    *("config", "help", "help_all", "json", "quiet", "verbose"),
+    *("config", "help", "help_all", "json", "log", "quiet", "verbose"),
     *("output", "overwrite", "restart"),
 )
 
@@ -113,7 +114,7 @@ def _value(action: argparse.Action, raw: Any, where: str) -> Any:
         raise SimdiffError(
             f"{where}: must be a number, a text or a list, got {raw!r}; a text is quoted"
         )
-    if action.nargs in ("+", "*"):
+    if action.nargs in ("+", "*") or (isinstance(action, Several) and isinstance(raw, list)):
         return [_converted(action, entry, where) for entry in _as_list(raw)]
     text = ",".join(map(str, raw)) if isinstance(raw, list) else raw
     return _converted(action, text, where)
@@ -142,6 +143,18 @@ def config_text(arguments: argparse.Namespace) -> str:
     """The YAML file that repeats a run: every option that has a value, at today's default too."""
     import yaml
 
+    written = yaml.safe_dump(
+        given_options(arguments), sort_keys=False, allow_unicode=True, default_flow_style=False
+    )
+    return (
+        f"# Written by simdiff-kernels {version('simdiff-kernels')}; this repeats the run:\n"
+        f"#   simdiff {arguments.command} --config config.yaml --output NEW\n"
+        "# Relative paths are seen from the directory in which the command was given.\n" + written
+    )
+
+
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command and every option that has a value, as YAML holds them."""
     values = {"command": arguments.command}
     for action in arguments.parser._actions:
         value = getattr(arguments, action.dest, None)
@@ -150,9 +163,4 @@ def config_text(arguments: argparse.Namespace) -> str:
         if isinstance(value, (tuple, list)):
             value = [entry if isinstance(entry, (int, float)) else str(entry) for entry in value]
         values[action.dest] = value if isinstance(value, (bool, int, float, list)) else str(value)
-    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
-    return (
-        f"# Written by simdiff-kernels {version('simdiff-kernels')}; this repeats the run:\n"
-        f"#   simdiff {arguments.command} --config config.yaml --output NEW\n"
-        "# Relative paths are seen from the directory in which the command was given.\n" + written
-    )
+    return values

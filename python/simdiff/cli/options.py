@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simdiff.cli.output import show as show
-from simdiff.cli.parsing import CommandParser, layer_list, rare
+from simdiff.cli.parsing import CommandParser, Several, layer_list, names, rare, weights
 from simdiff.errors import SimdiffError
+from simdiff.planning.entry_points import known_criteria, known_selections
 from simdiff.planning.names import (
     ABOUT,
-    ALL_CRITERIA,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
     NUM_RESAMPLES,
-    SELECTIONS,
 )
 
 if TYPE_CHECKING:
@@ -74,15 +73,26 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
     missing = "" if optional else "; may be left out for the model 'demo' alone, which reads 'demo'"
     group.add_argument(
         "--text",
+        action=Several,
         help="'demo', a text file (blank lines separate documents), a .jsonl file of objects with "
-        '"text", a Parquet or Arrow file, a folder of them, or - for standard input; its first '
-        f"half calibrates, its second is held out{missing}",
+        '"text" or "messages", a Parquet or Arrow file, a folder of them, - for standard input, or '
+        "hf:NAME[:CONFIG[:SPLIT]], a data set by name; its first half calibrates, its second is "
+        f"held out; given several times, texts are mixed{missing}",
     )
     rare(
         group,
         "--text-column",
+        type=names,
         metavar="NAME",
-        help="where the text stands in JSON Lines, Parquet and Arrow files (default: text)",
+        help="where the text or the messages stand in data sets, JSON Lines, Parquet and Arrow "
+        "files (default: text); one name, or between commas one for each --text",
+    )
+    rare(
+        group,
+        "--text-weights",
+        type=weights,
+        metavar="X,Y",
+        help="shares of several texts, in the order of --text (default: equal)",
     )
     whole = " (0: all of the text)" if optional else ""
     group.add_argument(
@@ -143,7 +153,7 @@ def add_criterion(sub: CommandParser) -> None:
     """By what layers are chosen."""
     sub.group("layers to remove").add_argument(
         "--criterion",
-        choices=ALL_CRITERIA,
+        choices=known_criteria(),
         default=DEFAULT_CRITERION,
         metavar="NAME",
         help="what makes a layer important, see below",
@@ -153,7 +163,8 @@ def add_criterion(sub: CommandParser) -> None:
 
 def add_criteria_text(sub: CommandParser) -> None:
     """End the help with a line for every criterion."""
-    lines = "\n".join(f"  {name:<21}{ABOUT[name]}" for name in ALL_CRITERIA)
+    about = {name: ABOUT.get(name, "of another package") for name in known_criteria()}
+    lines = "\n".join(f"  {name:<21}{text}" for name, text in about.items())
     sub.epilog = f"criteria:\n{lines}\n\nFormulas and sources: docs/method.md."
 
 
@@ -216,7 +227,7 @@ def add_plan(sub: CommandParser) -> None:
     rare(
         group,
         "--selection",
-        choices=SELECTIONS,
+        choices=known_selections(),
         help="the K lowest layers, the best contiguous block, or the best disjoint blocks "
         "(default: blocks for simdiff, contiguous for criteria of blocks, lowest for the others)",
     )
@@ -321,9 +332,11 @@ def text_of(arguments: argparse.Namespace) -> Text:
         SimdiffError: a model of the user's own, and no text.
     """
     if arguments.text is not None:
-        from simdiff.data.documents import with_column
+        from simdiff.data.documents import text_of_words
 
-        return with_column(str(arguments.text), getattr(arguments, "text_column", None))
+        texts = arguments.text if isinstance(arguments.text, list) else [arguments.text]
+        more = [getattr(arguments, f"text_{name}", None) or () for name in ("column", "weights")]
+        return text_of_words(texts, *more)
     if arguments.model == DEMO:
         return DEMO
     raise SimdiffError(

@@ -162,6 +162,36 @@ def layer_list(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class Several(argparse.Action):
+    """Takes one value as it is, and several as a list, which puts aside that of a file."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add a value to those that the command line gave before."""
+        before = getattr(namespace, self.dest, None)
+        if before is self.default:
+            setattr(namespace, self.dest, values)
+        else:
+            earlier = before if isinstance(before, list) else [before]
+            setattr(namespace, self.dest, [*earlier, values])
+
+
+def weights(text: str) -> tuple[float, ...]:
+    """Numbers above 0 between commas."""
+    try:
+        found = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < number < float("inf") for number in found):
+        raise argparse.ArgumentTypeError(f"must be numbers above 0 such as 2,1, got {text!r}")
+    return found
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names between commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -7,6 +7,7 @@ from typing import Any
 
 from simdiff.cli.config import config_text
 from simdiff.cli.layers import add_plan_source, plan_source
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_held_out,
     add_model,
@@ -50,6 +51,7 @@ def add(sub: CommandParser) -> None:
     _add_closed_form(sub)
     _add_training(sub)
     add_output(sub, "new directory for the recovered checkpoint")
+    add_log(sub)
 
 
 def _add_closed_form(sub: CommandParser) -> None:
@@ -115,24 +117,28 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff recover`."""
     from simdiff.jobs.recover import recover
+    from simdiff.jobs.tracking import recovery_tracked
     from simdiff.report.terminal.tables import recovery_table
 
-    record = recover(
-        arguments.model,
-        arguments.output,
-        plan=plan_source(arguments),
-        method=arguments.method,
-        text=text_options(arguments),
-        held_out_source=arguments.held_out,
-        options=method_options(arguments),
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        stream=stream_options(arguments),
-        overwrite=arguments.overwrite,
-        restart=arguments.restart,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        record = recover(
+            arguments.model,
+            arguments.output,
+            plan=plan_source(arguments),
+            method=arguments.method,
+            text=text_options(arguments),
+            held_out_source=arguments.held_out,
+            options=method_options(arguments),
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            stream=stream_options(arguments),
+            overwrite=arguments.overwrite,
+            restart=arguments.restart,
+            config=config_text(arguments),
+            told=log.metrics,
+        )
+        recovery_tracked(log, record, arguments.output)
     show(
         arguments,
         record.to_dict() | {"output": str(arguments.output)},

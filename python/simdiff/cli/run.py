@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from simdiff.cli.config import config_text
+from simdiff.cli.log import add_log, log_of
 from simdiff.cli.options import (
     add_evaluation,
     add_held_out,
@@ -44,6 +45,7 @@ def add(sub: CommandParser) -> None:
         help="timed rounds of the speed test, which takes most of a short run's time (0: none)",
     )
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
+    add_log(sub)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -54,23 +56,26 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff run`."""
     from simdiff.jobs.run import run
+    from simdiff.jobs.tracking import run_tracked
     from simdiff.report.terminal.tables import layers_table, results_table
 
-    outcome = run(
-        arguments.model,
-        arguments.output,
-        text=text_options(arguments),
-        plan=plan_options(arguments),
-        scoring=scoring_options(arguments),
-        held_out_source=arguments.held_out,
-        batch_size=arguments.batch_size,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        stream=stream_options(arguments),
-        overwrite=arguments.overwrite,
-        speed_rounds=arguments.speed_rounds,
-        config=config_text(arguments),
-    )
+    with log_of(arguments) as log:
+        outcome = run(
+            arguments.model,
+            arguments.output,
+            text=text_options(arguments),
+            plan=plan_options(arguments),
+            scoring=scoring_options(arguments),
+            held_out_source=arguments.held_out,
+            batch_size=arguments.batch_size,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            stream=stream_options(arguments),
+            overwrite=arguments.overwrite,
+            speed_rounds=arguments.speed_rounds,
+            config=config_text(arguments),
+        )
+        run_tracked(log, outcome)
     plan, results = outcome.plan, outcome.results
     sample = results["pruned"].get("generation")
     written = []

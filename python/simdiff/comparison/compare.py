@@ -31,6 +31,7 @@ from simdiff.models.streamed import stream_of
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import check_windows
 from simdiff.planning.criteria import check_criterion
+from simdiff.planning.entry_points import known_criteria
 from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA, DEFAULT_CRITERION, SEARCHED
 from simdiff.planning.selection import check_selection
 from simdiff.planning.streamed_search import evaluator_of
@@ -62,10 +63,10 @@ class ComparisonOptions:
             SimdiffError: a criterion is unknown, alpha is outside [0, 1], a layer does not exist,
                 or too few layers are not protected.
         """
-        unknown = [name for name in self.criteria if name not in ALL_CRITERIA]
+        unknown = [name for name in self.criteria if name not in known_criteria()]
         if unknown or not self.criteria:
             raise SimdiffError(
-                f"criteria must be among {', '.join(ALL_CRITERIA)}, got "
+                f"criteria must be among {', '.join(known_criteria())}, got "
                 f"{', '.join(unknown) or 'none'}"
             )
         check_criterion("simdiff", self.alpha)

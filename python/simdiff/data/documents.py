@@ -8,6 +8,9 @@ compression (`.gz`, `.bz2`):
 - `.parquet`, `.arrow`, `.feather`: the column "text", a document a row; read by pyarrow;
 - any other: plain text, whose documents stand between lines without visible characters.
 
+A list of messages in place of a string is a conversation; so is one in the column "messages" of
+what has no "text". A name that begins with `hf:` is that of a data set (`simdiff.data.hub`).
+
 Text is UTF-8, or UTF-16 with a byte order mark.
 """
 
@@ -20,16 +23,18 @@ import importlib
 import io
 import json
 import sys
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
+from simdiff.data.contents import DOCUMENTS, json_lines, json_values, string_of
+from simdiff.data.conversations import Conversation
 from simdiff.data.demo import DEMO, demo_documents
-from simdiff.data.tables import read_table
+from simdiff.data.hub import is_hub_text, read_hub_text
+from simdiff.data.mixes import mixed
 from simdiff.errors import SimdiffError, nearest_path
 
 STANDARD_INPUT = "-"
@@ -40,12 +45,8 @@ _TABLES = (".parquet", ".arrow", ".feather")
 # Taken from a folder, beside the two above. `.json` and `.md` in a folder mostly describe the data.
 _PLAIN = (".txt", ".text", ".raw")
 _LFS = b"version https://git-lfs"
-_UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 # Modules of the standard library with a function `open`.
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2"}
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), *((mark, "utf-16") for mark in _UTF16))
-# Unicode's controls, marks of format and separators: BOM, zero-width and no-break spaces too.
-_INVISIBLE = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,23 @@ class TextFile:
     column: str = COLUMN
 
 
-Text: TypeAlias = str | Path | TextFile | Sequence[str]
+@dataclass(frozen=True)
+class TextMix:
+    """Several texts, read in proportion to their weights until one of them ends."""
+
+    sources: tuple[Text, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are not one above 0 for each text."""
+        if len(self.sources) != len(self.weights) or not all(w > 0 for w in self.weights):
+            raise SimdiffError(
+                f"weights of {len(self.sources)} texts must be as many numbers above 0, got "
+                f"{', '.join(map(str, self.weights)) or 'none'}"
+            )
+
+
+Text: TypeAlias = str | Path | TextFile | TextMix | Sequence[str]
 """A source of documents, see `read_documents`."""
 
 
@@ -73,10 +90,11 @@ def read_documents(source: Text) -> list[str]:
     """The documents of a text source, in their order.
 
     Args:
-        source: "demo"; a file, see the top of this module; a folder, of which all files of known
-            suffixes are read, those in its folders too, sorted by name; "-" for standard input,
-            or a pipe, which is JSON Lines where its first line is a JSON object, else plain text; a
-            `TextFile`; or the documents themselves.
+        source: "demo"; a data set by its name (`simdiff.data.hub`); a file, see the top of this
+            module; a folder, of which all files of known suffixes are read, those in its folders
+            too, sorted by name; "-" for standard input, or a pipe, which is JSON Lines where its
+            first line is a JSON object, else plain text; a `TextFile`; a `TextMix`; or the
+            documents themselves.
 
     Raises:
         SimdiffError: no such file, no text in it, or a file that is not what its suffix says.
@@ -86,27 +104,46 @@ def read_documents(source: Text) -> list[str]:
 
 def read_runs(source: Text) -> list[Run]:
     """The documents of a text source, plain text apart from others; see `read_documents`."""
+    if isinstance(source, TextMix):
+        parts = [read_documents(part) for part in source.sources]
+        return [Run(mixed(parts, source.weights), plain=False)]
     if not isinstance(source, (str, Path, TextFile)):
         return [Run(_given(source), plain=False)]
     name, column = path_and_column(source)
     if name == DEMO:
         _no_columns(name, column, "the demo's passages")
         return [Run(demo_documents(), plain=False)]
+    if is_hub_text(name):
+        rows = read_hub_text(name, column)[1]
+        documents = [string_of(value, column, where) for where, value in rows if value is not None]
+        return _not_empty(name, [Run(_stripped(documents), plain=False)])
     runs: list[Run] = []
     for shown, kind, file in _files(name):
         with file, _readable(shown):
             plain = kind == "plain"
             if plain:
                 _no_columns(shown, column, "plain text")
-            found = _DOCUMENTS[kind](file, shown, column)
-            documents = [document.strip() for document in found if document.strip()]
+            found = DOCUMENTS[kind](file, shown, column)
+            documents = _stripped(found)
         if runs and runs[-1].plain == plain:
             runs[-1].documents.extend(documents)
         else:
             runs.append(Run(documents, plain))
+    return _not_empty(name, runs)
+
+
+def _not_empty(name: str, runs: list[Run]) -> list[Run]:
     if not any(run.documents for run in runs):
         raise SimdiffError(f"text {name}: must hold text, got none but blank characters")
     return runs
+
+
+def _stripped(documents: Iterable[str]) -> list[str]:
+    return [
+        document if isinstance(document, Conversation) else document.strip()
+        for document in documents
+        if document.strip()
+    ]
 
 
 def check_text(source: Text) -> None:
@@ -137,6 +174,28 @@ def with_column(source: str, column: str | None) -> Text:
     return source if column in (None, COLUMN) else TextFile(source, str(column))
 
 
+def text_of_words(
+    texts: Sequence[str], columns: Sequence[str] = (), weights: Sequence[float] = ()
+) -> Text:
+    """The text that a command line names: one, or several as a `TextMix`.
+
+    Args:
+        texts: paths and names.
+        columns: none, one for all texts, or one for each.
+        weights: none, which makes all equal, or one for each text.
+
+    Raises:
+        SimdiffError: other numbers of columns or weights.
+    """
+    if len(columns) not in (0, 1, len(texts)):
+        raise SimdiffError(f"--text-column must name 1 column or {len(texts)}, got {len(columns)}")
+    each = list(columns) * len(texts) if len(columns) == 1 else columns or [COLUMN] * len(texts)
+    parts = [with_column(text, column) for text, column in zip(texts, each, strict=True)]
+    if len(parts) == 1 and len(weights) < 2:
+        return parts[0]
+    return TextMix(tuple(parts), tuple(weights or [1.0] * len(parts)))
+
+
 def path_and_column(source: str | Path | TextFile) -> tuple[str, str]:
     """The path of a file or folder, and the column of its documents."""
     if isinstance(source, TextFile):
@@ -146,10 +205,15 @@ def path_and_column(source: str | Path | TextFile) -> tuple[str, str]:
 
 def source_name(source: Text) -> str:
     """The name of a text source in result files; what has no path is named by its hash."""
+    if isinstance(source, TextMix):
+        pairs = zip(source.weights, source.sources, strict=True)
+        return " + ".join(f"{weight:g} x {source_name(part)}" for weight, part in pairs)
     if not isinstance(source, (str, Path, TextFile)):
         joined = "\0".join(_given(source)).encode("utf-8", "surrogatepass")
         return f"{IN_MEMORY}, sha256 {_digest(joined)}"
-    name, _ = path_and_column(source)
+    name, column = path_and_column(source)
+    if is_hub_text(name):
+        return read_hub_text(name, column)[0].source
     return f"{FROM_INPUT}, sha256 {_digest(_read_once(name))}" if name == STANDARD_INPUT else name
 
 
@@ -159,7 +223,7 @@ FROM_INPUT = "standard input"
 
 def cannot_be_read_again(name: str) -> bool:
     """Whether a name of `source_name` is that of a text that another process cannot read."""
-    return name.startswith((f"{IN_MEMORY}, ", f"{FROM_INPUT}, "))
+    return any(f"{what}, sha256 " in name for what in (IN_MEMORY, FROM_INPUT))
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Any]] | None:
@@ -176,7 +240,7 @@ def json_records(path: Path) -> Iterator[tuple[str, Any]] | None:
 def _records_of(path: Path) -> Iterator[tuple[str, Any]]:
     for shown, kind, file in _files(str(path)):
         with file, _readable(shown):
-            yield from (_json_records if kind == "json" else _lines_of_json)(file, shown)
+            yield from (json_values if kind == "json" else json_lines)(file, shown)
 
 
 def _given(documents: Sequence[str]) -> list[str]:
@@ -301,100 +365,3 @@ def _readable(name: str) -> Iterator[None]:
         ) from None
     except (OSError, EOFError, zlib.error) as error:  # of compressed files too
         raise SimdiffError(f"text {name}: cannot be read: {error}") from None
-
-
-def _decoded(file: BinaryIO, newline: str | None) -> TextIO:
-    start = file.read(3)
-    file.seek(0)
-    encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
-    return io.TextIOWrapper(file, encoding=encoding, newline=newline)
-
-
-def _paragraphs(file: BinaryIO, name: str, column: str) -> Iterator[str]:
-    current: list[str] = []
-    for line in _decoded(file, None):
-        if any(unicodedata.category(character) not in _INVISIBLE for character in line):
-            current.append(line.lstrip("\ufeff"))  # of a file that was appended to another one
-        elif current:
-            yield "".join(current)
-            current = []
-    yield "".join(current)
-
-
-def _lines_of_json(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
-    # Only "\n" ends a line: U+2028 and others may stand within a string.
-    for number, line in enumerate(_decoded(file, "\n"), 1):
-        line = line.lstrip("\ufeff")
-        if not line.strip():
-            continue
-        where = f"text {name}: line {number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SimdiffError(f"{where} must be JSON, and is not: {error}") from None
-
-
-def _json_records(file: BinaryIO, name: str) -> Iterator[tuple[str, Any]]:
-    content = file.read()
-    try:
-        values = json.loads(content.decode(json.detect_encoding(content)).lstrip("\ufeff"))
-    except UnicodeDecodeError:
-        raise
-    except (ValueError, RecursionError):
-        yield from _lines_of_json(io.BytesIO(content), name)
-        return
-    for number, value in enumerate(values if isinstance(values, list) else [values], 1):
-        yield f"text {name}: record {number}", value
-
-
-def _documents_of_lines(file: BinaryIO, name: str, column: str) -> Iterator[str]:
-    for where, record in _lines_of_json(file, name):
-        yield _document(record, column, where)
-
-
-def _documents_of_json(file: BinaryIO, name: str, column: str) -> Iterator[str]:
-    for where, record in _json_records(file, name):
-        yield record if isinstance(record, str) else _document(record, column, where)
-
-
-def _document(record: Any, column: str, where: str) -> str:
-    if not isinstance(record, dict):
-        raise SimdiffError(f'{where} must be a JSON object with "{column}", got {_type(record)}')
-    if column not in record:
-        raise _no_column(f"{where} must be a JSON object with", column, record)
-    return _string(record[column], column, where)
-
-
-def _no_column(what: str, column: str, names: Iterable[str]) -> SimdiffError:
-    found = ", ".join(f'"{name}"' for name in list(names)[:20]) or "nothing"
-    return SimdiffError(
-        f'{what} "{column}", got {found}: name the column of the text with '
-        "--text-column (in Python, simdiff.TextFile(path, column))"
-    )
-
-
-def _string(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise SimdiffError(f'{where}: "{column}" must be a string, got {_type(value)}')
-    return value
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else "a value")
-
-
-def _rows(file: BinaryIO, name: str, column: str) -> Iterator[str]:
-    names, values = read_table(file, name, column)
-    if column not in names:
-        raise _no_column(f"text {name}: must have the column", column, names)
-    for number, value in enumerate(values, 1):
-        yield _string(value, column, f"text {name}: row {number}")
-
-
-_DOCUMENTS = {
-    "plain": _paragraphs,
-    "json lines": _documents_of_lines,
-    "json": _documents_of_json,
-    "table": _rows,
-}

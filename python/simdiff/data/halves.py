@@ -8,8 +8,10 @@ from functools import cache
 
 import numpy as np
 
+from simdiff.data.conversations import Conversation
 from simdiff.data.demo import DEMO, demo_documents
-from simdiff.data.documents import Text, TextFile, read_runs
+from simdiff.data.documents import Text, TextFile, TextMix, read_runs
+from simdiff.data.mixes import mixed
 from simdiff.data.related import related_groups, runs_of
 
 # In characters: about a window of text.
@@ -43,6 +45,11 @@ def whole_halves(source: Text, seed: int) -> tuple[list[str], list[str]]:
     """The two halves before near-duplicates are removed, which takes longer than all the rest."""
     if source in (DEMO, TextFile(DEMO)):
         return split_groups(_demo_groups(), seed)
+    if isinstance(source, TextMix):
+        pairs = [whole_halves(part, seed) for part in source.sources]
+        return mixed([p[0] for p in pairs], source.weights), mixed(
+            [p[1] for p in pairs], source.weights
+        )
     halves = _by_position(_pieces(source))
     for number, half in enumerate(halves):
         random.Random(2 * seed + number).shuffle(half)
@@ -182,6 +189,8 @@ def _by_position(documents: Sequence[str]) -> tuple[list[str], list[str]]:
         while 2 * (start + len(documents[index])) <= total:
             start += len(documents[index])
             index += 1
+        if isinstance(documents[index], Conversation):  # its template takes all of it
+            return list(documents[:count]), list(documents[count:])
         first, second = _cut(documents[index], max(total // 2 - start, 1))
         before, after = [*documents[:index], first], [second, *documents[index + 1 :]]
         return [d for d in before if d], [d for d in after if d]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from simdiff.data.hub import column_in
 from simdiff.errors import SimdiffError
 
 _PARQUET, _ARROW_FILE = b"PAR1", b"ARROW1"
@@ -16,7 +17,7 @@ def read_table(file: BinaryIO, name: str, column: str) -> tuple[list[str], Itera
     Args:
         file: Parquet, or Arrow of either form: a file or a stream.
         name: of the file, for messages.
-        column: one of the names; else the values must not be asked for.
+        column: one of the names, see `column_in`; else the values must not be asked for.
 
     Raises:
         SimdiffError: pyarrow is not installed, or the file is damaged.
@@ -35,7 +36,8 @@ def read_table(file: BinaryIO, name: str, column: str) -> tuple[list[str], Itera
     try:
         if start.startswith(_PARQUET):
             whole = pyarrow.parquet.ParquetFile(file)
-            names, batches = whole.schema_arrow.names, whole.iter_batches(1024, columns=[column])
+            names = whole.schema_arrow.names
+            batches = whole.iter_batches(1024, columns=[column_in(names, column) or column])
         elif start == _ARROW_FILE:
             whole = pyarrow.ipc.open_file(file)
             batches = map(whole.get_batch, range(whole.num_record_batches))
@@ -49,7 +51,7 @@ def read_table(file: BinaryIO, name: str, column: str) -> tuple[list[str], Itera
     def values() -> Iterator[Any]:
         try:
             for batch in batches:
-                yield from batch.column(column).to_pylist()
+                yield from batch.column(column_in(names, column) or column).to_pylist()
         except pyarrow.ArrowException as error:
             raise _damaged(name, error) from None
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.data.documents import COLUMN, Text, TextFile, read_documents, source_name
+from simdiff.data.conversations import written
+from simdiff.data.documents import COLUMN, Text, read_documents, source_name
 from simdiff.data.halves import unrepeated, whole_halves
+from simdiff.data.records import source_record
 from simdiff.errors import SimdiffError
 
 # Most characters that are tokenised at a time: the tokenizer takes some 270 bytes for each.
@@ -38,11 +40,16 @@ class TextIdentity:
     """Of the documents in a file that has columns."""
     tokens_sha256: str = ""
     """Of all token ids as little-endian int64, BOS included."""
+    sources: tuple[dict[str, Any], ...] = ()
+    """Of several texts, or of a data set by name, see `simdiff.data.records.source_record`."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values, the column only where it is another than the usual one."""
         content = asdict(self)
-        return content if content.pop("column") == COLUMN else content | {"column": self.column}
+        sources = content.pop("sources")
+        if content.pop("column") != COLUMN:
+            content["column"] = self.column
+        return content | ({"sources": list(sources)} if sources else {})
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,11 @@ def token_windows(
     if bos:
         column = torch.full((count, 1), tokenizer.bos_token_id)
         windows = torch.cat([column, windows], dim=1)
+    record = source_record(source)
     return TokenWindows(
         windows,
         TextIdentity(
-            source_name(source),
+            record["source"],
             part,
             seed,
             found.num_documents,
@@ -120,19 +128,15 @@ def token_windows(
             window_length,
             windows.numel(),
             bos,
-            column_of(source),
+            record.get("column", COLUMN),
             _digest(windows),
+            tuple(record.get("sources", ())),
         ),
     )
 
 
 def _digest(tokens: Tensor) -> str:
     return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def column_of(source: Text) -> str:
-    """The column of a source's documents, where its files have columns."""
-    return source.column if isinstance(source, TextFile) else COLUMN
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ def _tokenize(
     tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], enough: int | None
 ) -> list[int]:
     tokens: list[int] = []
-    for text in _texts(documents):
+    for text in _texts(written(document, tokenizer) for document in documents):
         # verbose=False: no warning that a long text exceeds the model's context; it is cut here.
         tokens += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         if enough is not None and len(tokens) >= enough:
@@ -221,13 +225,13 @@ def _tokenize(
 
 
 def _texts(documents: Iterable[str]) -> Iterator[str]:
-    """Documents joined by blank lines, 64 at a time, in parts of at most `_AT_ONCE` characters."""
+    """Documents one after the other, 64 at a time, in parts of at most `_AT_ONCE` characters."""
     waiting = iter(documents)
     while (document := next(waiting, None)) is not None:
         text = ""
         for one in itertools.chain([document], itertools.islice(waiting, 63)):
             # Half of a surrogate pair, which JSON can hold, is no character.
-            text += one.encode("utf-8", "replace").decode() + "\n\n"
+            text += one.encode("utf-8", "replace").decode()
             start = 0
             while len(text) - start > _AT_ONCE:
                 stop = _boundary(text, start)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.documents import COLUMN, Text, source_name
-from simdiff.data.text import adds_bos, column_of, text_tokens, too_short
+from simdiff.data.documents import Text
+from simdiff.data.records import source_record
+from simdiff.data.text import adds_bos, text_tokens, too_short
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import mean_loss
 from simdiff.evaluation.losses import losses_of_logits
@@ -135,10 +136,9 @@ def read_text(
         windows,
         int(tokenizer.bos_token_id) if bos else None,
         {
-            "source": source_name(source),
+            **source_record(source),
             "part": part,
             "seed": seed,
-            **({} if column_of(source) == COLUMN else {"column": column_of(source)}),
             "num_documents": found.num_documents,
             "num_windows": len(windows),
             "window_length": window_length,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.documents import Text, cannot_be_read_again, check_text, with_column
+from simdiff.data.documents import Text, cannot_be_read_again, check_text
+from simdiff.data.records import source_of_record
 from simdiff.data.text import TokenWindows, token_windows
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
@@ -77,7 +78,7 @@ def _source(scores: LayerScores) -> Text:
             f"the scores were made on {text['source']}, which cannot be read again: give their "
             "token windows (windows=), or score a text file"
         )
-    return with_column(text["source"], text.get("column"))
+    return source_of_record(text)
 
 
 def calibrate(

@@ -36,6 +36,7 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
 from simdiff.recovery.methods import RecoveryContext, check_options
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
+from simdiff.recovery.training.losses import LossLog, Told
 from simdiff.recovery.training.state import remove_state
 from simdiff.surgery.copies import sharing_copy
 from simdiff.surgery.layers import layers_removed
@@ -58,6 +59,7 @@ def recover(
     restart: bool = False,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
     config: str | None = None,
+    told: Told | None = None,
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
@@ -78,6 +80,7 @@ def recover(
         restart: forget what an interrupted training left.
         loaded: the model and its tokenizer, where they are in memory already.
         config: content of the config.yaml that repeats this; None writes none.
+        told: takes the losses of a training as it goes; they are in `directory`.losses.jsonl too.
 
     What training needs to go on after an interruption is kept beside the output, in a directory of
     the same name that ends with .training, and removed at the end.
@@ -109,7 +112,8 @@ def recover(
     check_recoverable(model)
     check_room(directory, model, len(plan.removed))
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
-    context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training)
+    losses = LossLog(training.with_name(directory.name + ".losses.jsonl"), told)
+    context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training, losses)
     pruned, record = recovered(
         model,
         plan,

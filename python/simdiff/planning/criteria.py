@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simdiff.errors import SimdiffError
 from simdiff.planning.block_costs import BLOCK_CRITERIA, block_costs
+from simdiff.planning.entry_points import CRITERIA_GROUP, foreign_criteria, loaded
 from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION
 from simdiff.scoring.scores import LayerScores
 
@@ -29,6 +30,8 @@ class Criterion:
     """Computes the importance from scores and a seed, for criteria other than the paper's sum."""
     metrics: tuple[str, ...] = ("cosine_distance",)
     """Names of the metrics that must be in the scores."""
+    selection: str = "lowest"
+    """The selection of a criterion of another package, where none is asked for."""
 
     @property
     def takes_alpha(self) -> bool:
@@ -189,10 +192,29 @@ def sigmoid(x: float) -> float:
     return math.exp(x) / (1 + math.exp(x))
 
 
+def criterion_named(name: str) -> Criterion:
+    """The criterion of a name in `CRITERIA`, or of another package.
+
+    Raises:
+        SimdiffError: it is unknown, or the package cannot be imported or has something else there.
+    """
+    if name in CRITERIA:
+        return CRITERIA[name]
+    if name not in foreign_criteria():
+        known = (*CRITERIA, *foreign_criteria())
+        raise SimdiffError(f"criterion must be one of {', '.join(known)}, got {name!r}")
+    found: Criterion = loaded(CRITERIA_GROUP, name, Criterion)
+    if found.name != name or (found.l_diff is None) == (found.importance is None):
+        raise SimdiffError(
+            f"criterion {name} of another package: must bear this name and have either l_diff or "
+            f"importance, got {found.name!r}"
+        )
+    return found
+
+
 def check_criterion(criterion: str, alpha: float) -> None:
     """Refuse a criterion or an alpha that `importance` would refuse, before scores exist."""
-    if criterion not in CRITERIA:
-        raise SimdiffError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
+    criterion_named(criterion)
     if not 0 <= alpha <= 1:
         raise SimdiffError(f"alpha must be in [0, 1], got {alpha}")
 
@@ -213,7 +235,7 @@ def importance(
 
     Args:
         scores: scores of all layers.
-        criterion: a name in `CRITERIA`.
+        criterion: a name in `CRITERIA`, or of another package.
         alpha: weight of the difference, in [0, 1]; only the paper's criteria use it.
         seed: seed of the criterion random.
 
@@ -224,12 +246,13 @@ def importance(
     Source: SimDiff, arXiv 2604.19520, Eq. 1-9; for the others see `CRITERIA`.
     """
     check_criterion(criterion, alpha)
-    chosen = CRITERIA[criterion]
+    chosen = criterion_named(criterion)
     _check_metrics(scores, chosen)
     cosine = scores.metrics["cosine_distance"].mean
     saturated: tuple[int, ...] = ()
     if chosen.l_diff is not None:
         tie_breakers = chosen.l_diff(scores)
+        _check_length(chosen, tie_breakers, scores.num_layers)
         squashed = [sigmoid(value) for value in tie_breakers]
         values = tuple(
             alpha * difference + (1 - alpha) * distance / 2
@@ -238,7 +261,8 @@ def importance(
         saturated = tuple(layer for layer, value in enumerate(squashed) if value == 1)
     else:
         assert chosen.importance is not None
-        values, tie_breakers = chosen.importance(scores, seed), cosine
+        values, tie_breakers = tuple(chosen.importance(scores, seed)), cosine
+        _check_length(chosen, values, scores.num_layers)
         _check_finite(chosen, values)
     return Importance(
         criterion=criterion,
@@ -257,6 +281,14 @@ def _check_metrics(scores: LayerScores, criterion: Criterion) -> None:
         raise SimdiffError(
             f"{criterion.name} needs {', '.join(missing)} of every layer, which these scores lack: "
             "run `simdiff score` again with this version"
+        )
+
+
+def _check_length(criterion: Criterion, values: Sequence[float], num_layers: int) -> None:
+    if len(values) != num_layers:
+        raise SimdiffError(
+            f"{criterion.name}: must give a number for each of {num_layers} layers, got "
+            f"{len(values)}"
         )
 
 

@@ -56,7 +56,7 @@ class PlanOfScores:
         """
         whole = self.plan(scores)
         assert scores.sequences is not None
-        if self.criterion not in _COSTS or self.selection == "lowest":
+        if self.criterion not in _COSTS or self.selection not in ("contiguous", "blocks"):
             return None
         drawn = Draws(scores.sequences, weights.astype(np.float64), scores.num_layers)
         upper = self._upper(drawn)

@@ -10,7 +10,8 @@ from simdiff.errors import SimdiffError
 from simdiff.io.progress import step
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
-from simdiff.planning.criteria import importance
+from simdiff.planning.criteria import criterion_named, importance
+from simdiff.planning.entry_points import foreign_criteria, known_selections, selected
 from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SELECTIONS
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection, select
@@ -38,15 +39,19 @@ def default_selection(criterion: str) -> str:
     """The selection that a criterion is used with: disjoint blocks, one block, or the K lowest."""
     if criterion == "simdiff":
         return "blocks"
+    if criterion in foreign_criteria():
+        return criterion_named(criterion).selection
     return "contiguous" if criterion in ONE_BLOCK else "lowest"
 
 
 def check_planning(criterion: str, selection: str | None, max_blocks: int | None) -> None:
     """Refuse a criterion or a selection that `make_plan` would refuse, before scores exist."""
-    if selection is not None and selection not in SELECTIONS:
-        raise SimdiffError(f"selection must be one of {', '.join(SELECTIONS)}, got {selection!r}")
     chosen = selection or default_selection(criterion)
-    if chosen != "lowest" and criterion not in BLOCK_CRITERION_OF:
+    if chosen not in known_selections():
+        raise SimdiffError(
+            f"selection must be one of {', '.join(known_selections())}, got {chosen!r}"
+        )
+    if chosen in ("contiguous", "blocks") and criterion not in BLOCK_CRITERION_OF:
         raise SimdiffError(
             f"selection {chosen!r} needs the costs of blocks, which criterion {criterion} does not "
             f"define: take one of {', '.join(BLOCK_CRITERION_OF)}, or selection 'lowest'"
@@ -84,7 +89,7 @@ def make_plan(
         num_remove: exact number of layers to remove.
         criterion: a name in `simdiff.planning.criteria.CRITERIA`.
         alpha: weight of the difference, for the paper's criteria.
-        selection: one of `SELECTIONS`; None takes `default_selection`.
+        selection: one of `SELECTIONS`, or of another package; None takes `default_selection`.
         protect: layers that stay, whatever their cost.
         max_blocks: upper limit of the number of separate blocks, for selection "blocks".
         random_seed: seed of the criterion random.
@@ -103,7 +108,9 @@ def make_plan(
     candidates: Sequence[Candidate] = ()
     agreement: float | None = None
     removed, label = base.removed, chosen
-    if chosen != "lowest":
+    if chosen not in SELECTIONS:
+        removed = selected(chosen, scores, ranked.values, num_remove, protect)
+    elif chosen != "lowest":
         costs = block_costs(scores, BLOCK_CRITERION_OF[criterion])
         if chosen == "contiguous":
             removed = best_contiguous_block(costs, num_remove, protect)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from simdiff.data.demo import DEMO
+from simdiff.data.records import options_of_record
 from simdiff.io.kinds import PLAN_FILE
 from simdiff.io.outputs import write_bytes
 from simdiff.models.layer_indices import spans
@@ -248,7 +249,7 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
     """The shell commands that repeat the cut, and its recovery if there was one."""
     calibration = plan.calibration
     name = shlex.quote(plain(_name(plan)) or "MODEL")
-    text = shlex.quote(plain(calibration.get("source") or "TEXT"))
+    text = " ".join(shlex.quote(plain(word)) for word in options_of_record(calibration))
     options = "".join(
         f" --{option} {int(calibration[key])}"
         for option, key in (
@@ -268,8 +269,6 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
     )
     if "evaluation-windows" in plan.options or plan.criterion in SEARCHED:
         chosen = f" --model {name}{chosen}"
-    if "column" in calibration:
-        options = f" --text-column {shlex.quote(plain(calibration['column']))}{options}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
     made_with = f"simdiff-kernels {version('simdiff-kernels')}"
     install = f'pip install ".[{extra}]"  # in the source of {made_with}'
@@ -280,7 +279,7 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
         return [install, recovery_command(recovery, name)]
     return [
         install,
-        f"simdiff score {name} --text {text}{options} --output scores.json",
+        f"simdiff score {name} {text}{options} --output scores.json",
         f"simdiff plan scores.json --criterion {shlex.quote(plain(plan.criterion))}{alpha}"
         f"{chosen} --num-layers {len(plan.removed)}{protect} --output {PLAN_FILE}",
         f"simdiff prune {name} --plan {PLAN_FILE} --output pruned"

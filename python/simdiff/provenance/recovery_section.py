@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from simdiff.data.records import options_of_record
 from simdiff.io.kinds import PLAN_FILE
 from simdiff.provenance.markdown import code, plain
 from simdiff.recovery.methods import METHODS
@@ -80,12 +81,11 @@ def recovery_command(recovery: RecoveryRecord, model: str) -> str:
         for name, value in {**recovery.settings}.items()
         if name in ("batch_size", *own) and value is not None and value is not False
     )
-    if "column" in text:
-        options += f" --text-column {shlex.quote(plain(text['column']))}"
     if recovery.evaluation.get("part") == "all":
         options += f" --held-out {shlex.quote(plain(recovery.evaluation.get('source')))}"
     method = shlex.quote(plain(recovery.method))
+    words = " ".join(shlex.quote(plain(word)) for word in options_of_record(text))
     return (
         f"simdiff recover {model} --plan {PLAN_FILE} --method {method} "
-        f"--text {shlex.quote(plain(text.get('source') or 'TEXT'))}{options} --output recovered"
+        f"{words}{options} --output recovered"
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from simdiff.planning.plan import PruningPlan
+    from simdiff.recovery.training.losses import LossLog
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class RecoveryContext:
     """Where the windows came from, `TextIdentity.to_dict()`; empty for bare tokens."""
     directory: Path | None = None
     """A place of its own for what must survive an interruption; made by who needs it."""
+    losses: LossLog | None = None
+    """What takes the losses of a training as it goes."""
 
 
 class Recover(Protocol):

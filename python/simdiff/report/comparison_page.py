@@ -9,7 +9,8 @@ from typing import Any
 
 from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.planning.block_costs import block_costs
-from simdiff.planning.criteria import CRITERIA
+from simdiff.planning.criteria import CRITERIA, criterion_named
+from simdiff.planning.entry_points import foreign_criteria
 from simdiff.planning.perplexity_search import FORMULAS
 from simdiff.report.cells import cell_texts, duration, perplexity_text
 from simdiff.report.figures.blocks import heat_map
@@ -192,8 +193,8 @@ def _criteria(comparison: Comparison) -> str:
     rows = []
     for name in comparison.criteria:
         plain = name.removesuffix("-swept")
-        if plain in CRITERIA:
-            formula, source = CRITERIA[plain].formula, CRITERIA[plain].source
+        if plain in CRITERIA or plain in foreign_criteria():
+            formula, source = criterion_named(plain).formula, criterion_named(plain).source
             if name != plain:
                 source += "; alpha swept exactly by perplexity on calibration text"
         else:

@@ -10,7 +10,7 @@ from simdiff.io.kinds import GENERATOR
 
 # Blue and orange of Okabe and Ito's palette, darker or lighter by theme. They are distinct for
 # every kind of colour vision, and by lightness in print.
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1a1d21; --soft: #59636e; --paper: #fafaf8;
   --card: #ffffff; --line: #e1e4e8; --grid: #eceef0; --removed: #b8430a; --removed-bar: #e07b39;
   --band: #fbeee4; --kept: #2b6ca3; --dense-bar: #7fa8cc; --recovered-bar: #56a98a;
@@ -142,7 +142,7 @@ def document(title: str, sections: Iterable[str]) -> str:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"{GENERATOR}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{_STYLE}</style>"
+        f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{STYLE}</style>"
         f"</head><body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
     )
 

@@ -55,6 +55,24 @@ def test_what_excludes_an_option_of_the_file_puts_it_aside(tmp_path: Path) -> No
     assert given.ratio == 0.1
 
 
+def test_several_texts(tmp_path: Path) -> None:
+    """In a file and on the command line, whose texts put those of the file aside."""
+    weights = ("--text-weights", "2,0.5")
+    given = parsed("score", "m", "--text", "a", "--text=b", *weights, "-o", "s")
+    assert (given.text, given.text_weights) == (["a", "b"], (2.0, 0.5))
+    path = tmp_path / "run.yaml"
+    path.write_text(config_text(given))
+    again = parsed("score", "--config", path, "-o", "s")
+    assert (again.text, again.text_weights) == (["a", "b"], (2.0, 0.5))
+    assert parsed("score", "--config", path, "--text", "c", "-o", "s").text == "c"
+    assert parsed("score", "--config", path, "--text", "c", "--text", "d", "-o", "s").text == [
+        "c",
+        "d",
+    ]
+    with pytest.raises(SystemExit):
+        parsed("score", "m", "--text-weights", "2,0", "-o", "s")
+
+
 def test_several_models_and_flags(tmp_path: Path) -> None:
     path = written(tmp_path, models=["a", "b"], json=True, tasks=["piqa", "arc_easy"])
     given = parsed("eval", "--config", path)

@@ -27,6 +27,7 @@ from simdiff.io.progress import tell
 from simdiff.models.windows import check_windows
 from simdiff.recovery.training.data import Examples
 from simdiff.recovery.training.lora import require_peft
+from simdiff.recovery.training.losses import LossLog
 from simdiff.recovery.training.options import FineTuningOptions
 from simdiff.recovery.training.progress import TrainingProgress
 from simdiff.recovery.training.state import TrainingState, set_random_states, training_directory
@@ -78,6 +79,7 @@ def fine_tune(
     teacher: PreTrainedModel | None = None,
     directory: Path | None = None,
     progress: bool = True,
+    losses: LossLog | None = None,
 ) -> FineTuning:
     """Train a model in place; its parameters are replaced by new ones, not written to.
 
@@ -94,6 +96,7 @@ def fine_tune(
         directory: directory for the state of training; it is made if it does not exist. None stores
             nothing.
         progress: show a progress bar, or lines without a terminal.
+        losses: what takes the loss of every step and every evaluation.
 
     Raises:
         SimdiffError: options, model or a state in `directory` cannot be used, `peft` is missing, or
@@ -117,7 +120,7 @@ def fine_tune(
         torch.manual_seed(options.seed)
         student = Student(model, train, options, teacher)
         try:
-            run = _TrainingRun(student, set_apart, options, directory, key)
+            run = _TrainingRun(student, set_apart, options, directory, key, losses or LossLog())
             result = run.train(progress)
         except BaseException:
             student.discard()
@@ -136,9 +139,11 @@ class _TrainingRun:
         options: FineTuningOptions,
         directory: Path | None,
         key: dict[str, Any],
+        losses: LossLog,
     ) -> None:
         self.student, self.options = student, options
         self._set_apart, self._directory, self._key = set_apart, directory, key
+        self._losses = losses
         self._saved = time.monotonic()
         found = None if directory is None else TrainingState.load(directory, key)
         self.state = found or TrainingState(num_steps=0, evaluate_every=0)
@@ -149,6 +154,7 @@ class _TrainingRun:
             set_random_states(found.random, student.device)
 
     def train(self, progress: bool) -> FineTuning:
+        self._losses.begin(None if self._fresh else self.state.step)
         if self._fresh:
             self._begin()
         state = self.state
@@ -213,6 +219,7 @@ class _TrainingRun:
             state.step += 1
             state.tokens += tokens
             state.losses.append(loss)
+            self._losses.add(state.step, loss=loss, learning_rate=rate, tokens=state.tokens)
             shown.stepped(state.step, loss, tokens / (time.perf_counter() - start))
             if state.step >= state.num_steps:
                 state.stopped = FINISHED
@@ -237,6 +244,7 @@ class _TrainingRun:
     def _keep(self, loss: float, train_loss: float | None, rate: float) -> None:
         """Add a point to the curve, and store the adapters if they are the best so far."""
         state = self.state
+        self._losses.add(state.step, set_apart_loss=loss)
         state.losses = []
         state.waited += 1
         if loss < state.best_loss:

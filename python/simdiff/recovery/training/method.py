@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.data.documents import IN_MEMORY, Text, check_text
-from simdiff.data.text_options import with_column
+from simdiff.data.records import source_of_record
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import evaluation_key
 from simdiff.io.json_files import check_key
@@ -71,6 +71,7 @@ def _recover(
         set_apart,
         recipe,
         directory=context.directory,
+        losses=context.losses,
         teacher=None if recipe.distillation is None else model,
     )
     return _outcome(method, recipe, result, begun, start, text, train, set_apart)
@@ -125,10 +126,9 @@ def _examples(
     windows: Tensor, recipe: FineTuningOptions, context: RecoveryContext, text: Mapping[str, Any]
 ) -> Examples:
     source: Text | None = text.get("training_text")
-    if source is None and "source" in context.text:
-        source = with_column(context.text["source"], context.text.get("column"))
-    known = source is not None and not str(source).startswith(IN_MEMORY)
-    if not known or source is None or context.tokenizer is None:  # tokens only
+    if source is None and f"{IN_MEMORY}, " not in context.text.get("source", f"{IN_MEMORY}, "):
+        source = source_of_record(context.text)
+    if source is None or context.tokenizer is None:  # tokens only
         return cut_windows(windows, recipe.length, context.text)
     return training_examples(
         source,
