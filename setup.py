@@ -134,7 +134,8 @@ class BuildScorers(BuildExtension):
 
 def extension(name: str, files: list[str], **options: list[str]) -> CppExtension:
     """One module in CPython's limited API, without symbols for debuggers and paths of the build."""
-    link = ["-Wl,--strip-all", *options.pop("extra_link_args", [])]
+    exports = "-Wl,--version-script=csrc/torch/exports.map"
+    link = ["-Wl,--strip-all", exports, *options.pop("extra_link_args", [])]
     return CppExtension(
         f"simdiff_kernels.{name}",
         files,
@@ -156,7 +157,7 @@ def cuda_extension(nvcc: str) -> CppExtension:
         sources("torch/cuda_*.cpp"),
         library_dirs=library_folders(nvcc),
         libraries=["cudart_static", "dl", "rt", "pthread"],
-        extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,--no-as-needed", "-ltorch"],
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
     )
 
 

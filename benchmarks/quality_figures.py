@@ -38,7 +38,7 @@ def quality(found: Results) -> str:
         "## How good the plans are",
         summary(found),
         paragraph(quality_tables.protocol(found.quality)),
-        paragraph(quality_tables.less_often(found.quality)),
+        lines(quality_tables.less_often(found.quality)),
         lines(quality_tables.models(found.quality)),
         paragraph(
             "In the tables perplexity is the geometric mean over seeds, then that with each; "

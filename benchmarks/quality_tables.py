@@ -356,29 +356,33 @@ def models(subjects: Iterable[Subject]) -> list[str]:
     return list(lines)
 
 
-def less_often(subjects: Sequence[Subject]) -> str:
-    """What was not run with every seed, and ways that were not run on every model and text."""
+def less_often(subjects: Sequence[Subject]) -> list[str]:
+    """A table of the ways that were not run on every model and text with every seed."""
     every = sorted(
         {way for subject in subjects for count in subject.counts for way in subject.ways(count)}
     )
-    most = max(len(subject.seeds) for subject in subjects)
-    found = [
-        f"{subject.model}, {subject.text}: seed {_listed(subject.seeds)} alone"
-        for subject in subjects
-        if len(subject.seeds) < most
-    ]
-    for subject in subjects:
-        by_seeds: dict[str, list[str]] = {}
-        for way in every:
-            run = [seed for seed in subject.seeds if any(name == way for name, _ in seed.rows)]
-            if len(run) < len(subject.seeds):
-                words = f"with seed {_listed(run)} alone" if run else "not at all"
-                by_seeds.setdefault(words, []).append(told(way))
-        found += [
-            f"{subject.model}, {subject.text}, {words}: {'; '.join(ways)}"
-            for words, ways in by_seeds.items()
+    numbers = {seed.number for subject in subjects for seed in subject.seeds}
+    rows = []
+    for way in every:
+        runs = [
+            [seed for seed in subject.seeds if any(name == way for name, _ in seed.rows)]
+            for subject in subjects
         ]
-    return f"Run less often: {'. '.join(found)}." if found else "Every way was run with every seed."
+        if any(len(run) < len(numbers) for run in runs):
+            cells = [
+                "all" if len(run) == len(numbers) else _listed(run) if run else "-" for run in runs
+            ]
+            rows.append(f"| {' | '.join([told(way), *cells])} |")
+    if not rows:
+        return ["Every way was run with every seed."]
+    heads = [f"{subject.model}, {subject.text}" for subject in subjects]
+    return [
+        "Seeds with which ways were run; those that are not named, with all:",
+        "",
+        f"| way | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+        *rows,
+    ]
 
 
 def told(way: str) -> str:

@@ -8,10 +8,9 @@ by `import simdiff_kernels.ops`).
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from simdiff_kernels.names import (
+from .names import (
     APART,
     BACKENDS,
     BLOCK_METRICS,
@@ -23,18 +22,19 @@ from simdiff_kernels.names import (
 )
 
 if TYPE_CHECKING:
-    from simdiff_kernels.backends import BackendStatus, backend_status, default_backend
-    from simdiff_kernels.blocks import BlockScratch, RunningBlockScores, accumulate_blocks
-    from simdiff_kernels.metrics import angular_distance
-    from simdiff_kernels.ops import fold, row_sums, token_metrics
-    from simdiff_kernels.running import RunningScores
-    from simdiff_kernels.running_states import (
+    from .backends import BackendStatus, backend_status, default_backend
+    from .blocks import BlockScratch, RunningBlockScores, accumulate_blocks
+    from .installation import describe_installation, installation_advice
+    from .metrics import angular_distance
+    from .ops import fold, row_sums, token_metrics
+    from .running import RunningScores
+    from .running_states import (
         empty_block_state,
         empty_state,
         join_block_states,
         join_states,
     )
-    from simdiff_kernels.summaries import (
+    from .summaries import (
         BlockSummary,
         MetricSummary,
         NonFiniteError,
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
         summary_of,
     )
 
-try:
-    __version__ = version("simdiff-kernels")
-except PackageNotFoundError:  # the source tree on the path, not installed
-    __version__ = "unknown"
-
 _MODULES = {
     "backends": (
         "BackendStatus",
@@ -55,6 +50,7 @@ _MODULES = {
         "default_backend",
     ),
     "blocks": ("BlockScratch", "RunningBlockScores", "accumulate_blocks"),
+    "installation": ("describe_installation", "installation_advice"),
     "metrics": ("angular_distance",),
     "ops": (
         "fold",
@@ -96,9 +92,11 @@ __all__ = [
     "backend_status",
     "block_summary_of",
     "default_backend",
+    "describe_installation",
     "empty_block_state",
     "empty_state",
     "fold",
+    "installation_advice",
     "join_block_states",
     "join_states",
     "row_sums",
@@ -109,12 +107,25 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(import_module(f"simdiff_kernels.{_HOMES[name]}"), name)
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
         return value
     if name in _MODULES or name in ("metrics", "reference"):  # modules that were always at hand
-        return import_module(f"simdiff_kernels.{name}")
+        return import_module(f".{name}", __name__)
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Of the distribution; not of the source tree on the path, nor of a kernel from the hub."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("simdiff-kernels") if __name__ == "simdiff_kernels" else "unknown"
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from simdiff_kernels.names import BACKENDS
+from .names import BACKENDS
 
 # The fastest first; the first that is available for the tensor's device is the default.
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
@@ -59,7 +59,7 @@ class BackendStatus:
 def _load(name: str) -> ModuleType | None:
     """A compiled module; None where it was not built, or cannot be loaded, which is warned of."""
     try:
-        return importlib.import_module(f"simdiff_kernels.{name}")
+        return importlib.import_module(f".{name}", __package__)
     except ModuleNotFoundError:
         return None
     except ImportError as error:

@@ -8,28 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels.backends import (
+from .backends import (
     block_scratch_words,
     num_block_parts,
     resolve_backend,
     usable_backends,
 )
-from simdiff_kernels.metrics import ALL_TOKENS, BLOCK_METRICS
-from simdiff_kernels.ops import (
+from .metrics import ALL_TOKENS, BLOCK_METRICS
+from .ops import (
     OPERATORS,
     as_mask,
     as_rows,
     check_hidden_states,
     has_implementation,
 )
-from simdiff_kernels.running_base import RunningBase, grown
-from simdiff_kernels.running_states import (
+from .running_base import RunningBase, grown
+from .running_states import (
     NUM_BLOCK_COUNTS,
     NUM_BLOCK_MOMENTS,
     empty_block_state,
     join_block_states,
 )
-from simdiff_kernels.summaries import BlockSummary, block_summary_of
+from .summaries import BlockSummary, block_summary_of
 
 
 class BlockScratch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simdiff_kernels.names import (
+from .names import (
     ALL_TOKENS,
     APART,
     BLOCK_METRICS,

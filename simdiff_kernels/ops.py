@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels import reference
-from simdiff_kernels.backends import (
+from . import reference
+from ._ops import add_op_namespace_prefix, ops
+from .backends import (
     BACKENDS,
     load_cuda_extension,
     load_extension,
     resolve_backend,
 )
-from simdiff_kernels.metrics import (
+from .metrics import (
     ALL_TOKENS,
     METRICS,
     ROW_SUMS,
@@ -28,6 +29,8 @@ from simdiff_kernels.metrics import (
     TokenMetrics,
     result_dtype,
 )
+
+NAMESPACE = add_op_namespace_prefix("").removesuffix("::")
 
 # Of each operator, the arguments that it writes. The signatures are those of the reference.
 _WRITTEN = {
@@ -50,7 +53,7 @@ def _triton(operator: str) -> Callable[..., Any]:
     """The Triton implementation, which imports triton when it is called first."""
 
     def call(*arguments: Any) -> Any:
-        from simdiff_kernels import triton
+        from . import triton
 
         return getattr(triton, operator)(*arguments)
 
@@ -76,7 +79,7 @@ _FAKES = dict.fromkeys(_WRITTEN, _nothing) | {"token_metrics": _token_metrics_fa
 
 def _register() -> torch.library.Library:
     try:
-        library = torch.library.Library("simdiff_kernels", "DEF")
+        library = torch.library.Library(NAMESPACE, "DEF")
     except RuntimeError as error:
         raise ImportError(
             f"simdiff_kernels: another copy of it has registered its operators in this process; "
@@ -87,7 +90,8 @@ def _register() -> torch.library.Library:
         for backend in BACKENDS:
             name = f"{operator}.{backend}"
             library.define(name + schema)
-            torch.library.register_fake(f"simdiff_kernels::{name}", _FAKES[operator], lib=library)
+            fake = _FAKES[operator]
+            torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)
             implementation = _IMPLEMENTATIONS[operator].get(backend)
             if implementation is not None:  # the rest is registered by the compiled modules
                 library.impl(name, implementation, "CompositeExplicitAutograd")
@@ -99,10 +103,7 @@ load_extension()
 load_cuda_extension()
 # Operator by name and backend, looked up once: a lookup costs as much as measuring a token.
 OPERATORS = {
-    operator: {
-        backend: getattr(getattr(torch.ops.simdiff_kernels, operator), backend)
-        for backend in BACKENDS
-    }
+    operator: {backend: getattr(getattr(ops, operator), backend) for backend in BACKENDS}
     for operator in _WRITTEN
 }
 
@@ -110,7 +111,7 @@ OPERATORS = {
 def has_implementation(operator: str, backend: str, device: torch.device) -> bool:
     """Whether an operator is registered for a backend on tensors of this kind of device."""
     key = "CUDA" if device.type == "cuda" else "CPU"
-    name = f"simdiff_kernels::{operator}.{backend}"
+    name = add_op_namespace_prefix(f"{operator}.{backend}")
     return bool(torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, key))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import (
+from .metrics import (
     ALL_TOKENS,
     APART,
     BLOCK_METRICS,
@@ -22,7 +22,7 @@ from simdiff_kernels.metrics import (
     angular_distance,
     result_dtype,
 )
-from simdiff_kernels.trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
+from .trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
 
 
 def row_sums(sums: Tensor, before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:

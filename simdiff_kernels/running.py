@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels.backends import num_parts, resolve_backend
-from simdiff_kernels.metrics import METRICS, TokenMetrics, result_dtype
-from simdiff_kernels.ops import OPERATORS, as_mask, as_rows, check_hidden_states
-from simdiff_kernels.running_base import RunningBase, grown
-from simdiff_kernels.running_states import (
+from .backends import num_parts, resolve_backend
+from .metrics import METRICS, TokenMetrics, result_dtype
+from .ops import OPERATORS, as_mask, as_rows, check_hidden_states
+from .running_base import RunningBase, grown
+from .running_states import (
     NUM_COUNTS,
     NUM_METRICS,
     append_state,
     empty_state,
     join_states,
 )
-from simdiff_kernels.summaries import RunningSummary, summary_of
+from .summaries import RunningSummary, summary_of
 
 
 class RunningScores(RunningBase):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS
+from .metrics import BLOCK_METRICS, METRICS
 
 NUM_METRICS = len(METRICS)
 NUM_COUNTS = NUM_METRICS + 3

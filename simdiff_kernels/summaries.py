@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS
+from .metrics import BLOCK_METRICS, METRICS
 
 _ABSOLUTE = "absolute_difference"
 

@@ -9,6 +9,7 @@ folders there are no packages and give way to any module of the same name.
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +21,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+# The folder of a kernel for Hugging Face's hub, built: tests/kernels then tests it in the place of
+# the installed package.
+if "SIMDIFF_HUB_KERNEL" in os.environ:
+    import hub_kernel
+
+    hub_kernel.stand_in(Path(os.environ["SIMDIFF_HUB_KERNEL"]))
+
 from simdiff_kernels import BACKENDS
 from simdiff_kernels.backends import backend_status
 
 pytest.register_assert_rewrite("support")
+
+# llama.cpp and mergekit, of `make test-loaders`: at the end, so that they replace nothing.
+LOADERS = os.environ.get("SIMDIFF_LOADERS")
+if LOADERS:
+    sys.path.append(LOADERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,33 +45,59 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, none is visible"))
 
 
-# Why tests are skipped, by words of the reason: what is not there, as a whole and not case by case.
+# Why tests may be skipped, by words of the reason: what is not there, as a whole.
 MISSING = {
     "a GPU": ("GPU",),
     "a Chromium browser": ("Chromium",),
     "llama.cpp": ("llama",),
     "mergekit": ("mergekit",),
     "transformers 4.57": ("transformers 4",),
-    "an ARM processor, its emulator or compiler": ("neon", "aarch64"),
+    "another processor": ("this processor",),
+    "an emulator or compiler for ARM": ("aarch64",),
+    "nvcc": ("nvcc", "_C_cuda is not built"),
+    "the rights of root": ("only root",),
 }
+# What .ci/run does without; it runs the loaders and transformers 4.57 by targets of their own.
+ALLOWED = {"a GPU", "another processor", "the rights of root"}
+if os.environ.get("SIMDIFF_CUDA") == "0":
+    ALLOWED |= {"nvcc"}
+if not LOADERS:
+    ALLOWED |= {"llama.cpp", "mergekit"}
+if not os.environ.get("SIMDIFF_TRANSFORMERS4"):
+    ALLOWED |= {"transformers 4.57"}
 
 
 def missing_of(reason: str) -> str:
     return next(
-        (name for name, words in MISSING.items() if any(w in reason for w in words)),
-        "what a case of its own says",
+        (name for name, words in MISSING.items() if any(w in reason for w in words)), reason
     )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How much was not run for want of what, so that a skip cannot hide among hundreds."""
-    counts: dict[str, int] = {}
-    for report in terminalreporter.stats.get("skipped", ()):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        name = missing_of(reason)
-        counts[name] = counts.get(name, 0) + 1
-    for name, count in sorted(counts.items(), key=lambda entry: -entry[1]):
-        terminalreporter.write_line(f"not run, for want of {name}: {count}")
+def not_run(config: pytest.Config) -> Counter[str]:
+    """For want of what tests were skipped, and how many."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = () if reporter is None else reporter.stats.get("skipped", ())
+    return Counter(
+        missing_of(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        for report in skipped
+    )
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """So that a skip cannot hide among hundreds."""
+    for name, count in not_run(config).most_common():
+        refused = os.environ.get("CI") == "true" and name not in ALLOWED
+        word = ", which CI does not allow" if refused else ""
+        terminalreporter.write_line(f"not run, for want of {name}: {count}{word}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, a skip for any other reason is a failure."""
+    if os.environ.get("CI") == "true" and set(not_run(session.config)) - ALLOWED:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def process_state() -> dict[str, object]:
@@ -93,8 +132,8 @@ def same_process_state() -> Iterator[None]:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     status = {entry.name: entry for entry in backend_status()}[request.param]
-    if request.param == "cuda" and not status.available:
-        pytest.skip(f"backend cuda: {status.detail}")
+    if not status.available and (request.param == "cuda" or "SIMDIFF_HUB_KERNEL" in os.environ):
+        pytest.skip(f"backend {request.param}: {status.detail}")
     assert status.available, f"backend {request.param} must be testable: {status.detail}"
     return request.param
 

@@ -16,14 +16,14 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add((node.module or "").split(".")[0])
     return names
 
 
 def test_kernels_need_only_torch_and_triton() -> None:
-    allowed = {"torch", "triton", "simdiff_kernels", "numpy"} | sys.stdlib_module_names
+    # Not by its own name: a kernel from the hub has another (tools/hub_kernel.py).
+    allowed = {"torch", "triton", "numpy"} | sys.stdlib_module_names
     files = list((ROOT / "simdiff_kernels").rglob("*.py"))
     assert len(files) > 5
     for path in files:
@@ -42,6 +42,7 @@ def test_toolkit_uses_only_the_public_scorers() -> None:
                 "simdiff_kernels"
             ):
                 assert node.module == "simdiff_kernels", f"{path}: {node.module}"
+            assert not isinstance(node, ast.ImportFrom) or node.level == 0, f"{path}: relative"
 
 
 TOOLKIT = ROOT / "python" / "simdiff"

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch.utils.cpp_extension  # noqa: F401  here, not in every child
 
+from manylinux.build import check_symbols
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -160,6 +162,27 @@ def test_the_wheel_is_one_for_every_python(tmp_path: Path) -> None:
     result = configure(tmp_path, "1", LIBRARIES, told)
     expected = ["cp310", "0x030A0000", [True, True]]
     assert json.loads(result.stdout.splitlines()[-1]) == expected, result.stderr
+
+
+@pytest.mark.parametrize("name", ["_C", "_C_cuda"])
+def test_a_module_shows_nothing_but_its_entry(name: str) -> None:
+    """So that its CUDA runtime is not mistaken for torch's."""
+    pytest.importorskip(f"simdiff_kernels.{name}", reason=f"{name} is not built")
+    path = ROOT / "simdiff_kernels" / f"{name}.abi3.so"
+    command = ["nm", "-D", "--defined-only", "--format=just-symbols", str(path)]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert shown == [f"PyInit_{name}"]
+
+
+def test_the_wheel_refuses_symbols_of_a_library_that_old_machines_lack(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text("#include <vector>\nvoid f() { std::__throw_bad_alloc(); }\n")
+    module = tmp_path / "a.so"
+    build = ["g++", "-shared", "-fPIC", "-o", str(module), str(tmp_path / "a.cpp")]
+    subprocess.run(build, check=True)
+    check_symbols("a.so", module)
+    subprocess.run([*build, "-nostdlib"], check=True)  # nobody says whose symbol it is
+    with pytest.raises(SystemExit, match=r"a.so: _ZSt17__throw_bad_allocv must come from"):
+        check_symbols("a.so", module)
 
 
 def test_nothing_is_used_that_torch_2_10_lacks() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import pkgutil
 import re
 import shlex
+import shutil
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -13,13 +15,19 @@ from pathlib import Path
 import figures
 import pytest
 import site_pages
+import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import simdiff
 import simdiff_kernels
-from simdiff.cli import parser
+from simdiff.cli import main, parser
 from simdiff.planning.criteria import CRITERIA
 from simdiff.planning.names import ALL_CRITERIA
+from simdiff.report.terminal import tables
+from support.families import FAMILIES
+from support.tiny_models import SHAPE, tiny_checkpoint_files  # noqa: F401
+from support.vision_models import VISION_FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -132,6 +140,63 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_parse(page: Path) -> None:
     for words in commands(page):
         parser().parse_args(words)
+
+
+# What makes a command small enough for a tiny model.
+SMALL = "--num-windows 4 --window-length 16"
+QUICK = {
+    "score": SMALL,
+    "recover": SMALL,
+    "eval": SMALL,
+    "bench": "--new-tokens 2 --repeats 3 --warm-up 0 --prompt-lengths 4",
+}
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "guide.md"], ids=lambda page: page.name)
+def test_commands_run_in_sequence(
+    page: Path,
+    tiny_checkpoint_files: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As printed, from one model and one text, every output of one the input of the next."""
+    shutil.copytree(tiny_checkpoint_files, tmp_path / "my-model")
+    torch.manual_seed(7)
+    config = LlamaConfig(**SHAPE | {"num_hidden_layers": 12, "intermediate_size": 48})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "my-model")
+    words = torch.randint(1, 96, (60, 30)).tolist()
+    text = "\n\n".join(" ".join(f"w{number}" for number in row) for row in words)
+    (tmp_path / "corpus.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    run = commands(page)
+    assert {"score", "plan", "prune", "verify", "recover", "eval"} <= {words[0] for words in run}
+    for words in run:
+        assert main([*words, *QUICK.get(words[0], "").split()]) == 0, words
+
+
+def test_every_command_has_its_function() -> None:
+    rows = re.findall(
+        r"^\| `simdiff (\w+)` \| `([\w.]+)`(?:; .* `([\w.]+)`)? \|$",
+        (DOCS / "python.md").read_text(),
+        flags=re.MULTILINE,
+    )
+    assert {command for command, *_ in rows} == {*site_pages.command_parsers()}
+    for _, *found in rows:
+        for name in filter(None, found):
+            assert callable(pkgutil.resolve_name(name)), name
+
+
+def test_families_are_those_of_the_tests() -> None:
+    guide = (DOCS / "guide.md").read_text()
+    vision = "vision-language, by the text part"
+    for kind, known in (("causal", FAMILIES), (vision, VISION_FAMILIES)):
+        (row,) = re.findall(rf"^\| {kind} \| (.*) \|$", guide, flags=re.MULTILINE)
+        assert row.replace("`", "").split(", ") == list(known)
+
+
+def test_every_column_is_explained() -> None:
+    named = set(re.findall(r"`([^`\n]+)`", FENCE.sub("", (DOCS / "guide.md").read_text())))
+    assert {*tables._COLUMNS, "in draws", "decision"} <= named
 
 
 def test_commands_are_found() -> None:

@@ -1,8 +1,9 @@
 """One wheel beside every torch and Python: `make install-matrix`.
 
-The wheel is built once. Of each pair of a Python (`python3.X` on the path) and a torch, an
-environment is made under build/install-matrix, the wheel is installed, and tools/install_check.py
-is run there. docs/install-matrix.json keeps what came out, docs/install.md shows it as a table.
+The wheel is built once (tools/manylinux/build.py). Of each pair of a Python (`python3.X` on the
+path) and a torch, an environment is made under build/install-matrix, the wheel is installed, and
+tools/install_check.py is run there. docs/install-matrix.json keeps what came out, docs/install.md
+shows it as a table.
 `--cells 3.10:2.10.0 3.13:2.15.0` runs some pairs alone and keeps the others of the same wheel;
 `--wheel FILE` takes a wheel that was built before. A torch is some 5 GB with its CUDA libraries.
 """
@@ -21,6 +22,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from manylinux.build import build
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "install-matrix"
 RESULT = ROOT / "docs" / "install-matrix.json"
@@ -38,17 +41,6 @@ def all_cells() -> list[tuple[str, str]]:
     """Every pair of a Python and a torch that the registry has."""
     pairs = [(python, torch) for torch in TORCHES for python in PYTHONS]
     return [pair for pair in pairs if pair not in WITHOUT_WHEEL]
-
-
-def build_wheel() -> Path:
-    """Build the wheel with the environment that runs this script."""
-    folder = CACHE / "wheel"
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w"]
-    insisting = os.environ | {"SIMDIFF_CPU": "1", "SIMDIFF_CUDA": "1"}
-    subprocess.run([*command, str(folder), str(ROOT)], check=True, env=insisting)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 def uv(*arguments: str) -> None:
@@ -146,7 +138,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path)
     arguments = parser.parse_args()
     CACHE.mkdir(parents=True, exist_ok=True)
-    wheel = arguments.wheel or build_wheel()
+    wheel = arguments.wheel or build()
     what, cells = describe(wheel), {}
     if arguments.cells and RESULT.exists():
         earlier = json.loads(RESULT.read_text())

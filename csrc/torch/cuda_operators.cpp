@@ -115,7 +115,7 @@ void accumulate_blocks_cuda(Tensor moments, Tensor counts, const std::vector<Ten
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(simdiff_kernels, CUDA, library) {
+SIMDIFF_OPERATORS(SIMDIFF_NAMESPACE, CUDA, library) {
   library.impl("row_sums.cuda", TORCH_BOX(&row_sums_cuda));
   library.impl("fold.cuda", TORCH_BOX(&fold_cuda));
   library.impl("token_metrics.cuda", TORCH_BOX(&token_metrics_cuda));

@@ -66,7 +66,7 @@ void accumulate_blocks_cpu(Tensor moments, Tensor counts, const std::vector<Tens
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(simdiff_kernels, CPU, library) {
+SIMDIFF_OPERATORS(SIMDIFF_NAMESPACE, CPU, library) {
   library.impl("row_sums.cpu", TORCH_BOX(&row_sums_cpu));
   library.impl("fold.cpu", TORCH_BOX(&fold_cpu));
   library.impl("token_metrics.cpu", TORCH_BOX(&token_metrics_cpu));

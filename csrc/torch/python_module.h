@@ -2,8 +2,8 @@
 // Files with modules include this and no header of torch.
 #pragma once
 
-// Before any standard header, as CPython asks.
-#define PY_SSIZE_T_CLEAN
+// Before any standard header, as CPython asks. No PY_SSIZE_T_CLEAN: it is for formats with "#", and
+// the oldest limited API, for which kernel-builder compiles, lacks what it needs.
 #include <Python.h>
 
 #ifndef Py_LIMITED_API

@@ -27,7 +27,8 @@ from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_models
 from simdiff.evaluation.tasks import TaskOptions
-from simdiff.io.outputs import check_new_path, new_directory
+from simdiff.io.kinds import Kind
+from simdiff.io.outputs import check_new_path, check_not_input, new_directory
 from simdiff.jobs.calibrate import calibration_windows
 from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
 from simdiff.jobs.plans import Plan, fitted, plan_for, read_plan
@@ -270,6 +271,7 @@ def prune(
         SimdiffError: a plan for another model, a path that exists, a damaged checkpoint.
         SurgeryError: stock classes cannot express the cut.
     """
+    given = [Path(plan)] if isinstance(plan, (str, Path)) else []
     plan = read_plan(plan)
     if output is None:
         loaded, name, _ = resolve("prune", model, tokenizer, dtype=dtype, device=device)
@@ -277,13 +279,14 @@ def prune(
         check_same_model(loaded, plan.model, "plan")
         return remove_layers(loaded, plan.removed)
     directory = Path(output).absolute()
-    check_new_path(directory, overwrite)
+    check_not_input(directory, given)
+    check_new_path(directory, overwrite, Kind.MODEL)
     if not isinstance(model, (str, Path)):
         loaded, name, _ = resolve("prune", model, None)
         if tokenizer is None:
             tokenizer = saved_tokenizer(loaded, required=False)
         plan = fitted(plan, loaded, name)
-        with new_directory(directory, overwrite) as scratch:
+        with new_directory(directory, overwrite, Kind.MODEL) as scratch:
             write_pruned(loaded, tokenizer, plan, scratch, max_shard_size=max_shard_size)
             write_card(scratch, plan, name)
         return directory
@@ -415,6 +418,8 @@ def recover(
     """
     amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
     source = text_of("recover", model, text, amount, num_windows=64)
+    files = (value for value in (plan, source.source, held_out) if isinstance(value, (str, Path)))
+    check_not_input(Path(output), map(Path, files))
     plan = read_plan(plan)
     loaded, name = None, str(model)
     if not isinstance(model, (str, Path)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SimdiffError(ValueError):
@@ -21,5 +22,28 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """For a message about an unknown name: the known one that it may be meant for, if any is."""
     import difflib
 
-    found = difflib.get_close_matches(name, list(known), n=1)
+    names = list(known)
+    found = difflib.get_close_matches(name, names, n=1)
+    if not found and len(name) > _SHORT:  # a part of it, such as mssd for simdiff-mssd
+        found = [other for other in names if name.lower() in other.lower()][:1]
     return f"; did you mean {prefix}{found[0]}?" if found else ""
+
+
+_SHORT = 2
+
+
+def nearest_path(path: Path) -> str:
+    """For a message about a path that is not there: the name beside it that may be meant."""
+    folder = path.parent
+    if not folder.is_dir():
+        return ""
+    # Files of one kind resemble each other by their suffix alone.
+    known = [other.name for other in folder.iterdir() if _like(other.stem, path.stem)]
+    prefix = "" if folder == Path() else f"{folder}/"
+    return "" if path.name in known else nearest(path.name, known, prefix)
+
+
+def _like(one: str, other: str) -> bool:
+    import difflib
+
+    return difflib.SequenceMatcher(None, one, other).ratio() > 0.6

@@ -1,13 +1,13 @@
 """For tests and benchmarks: one list of cases, the exact result, and what counts as accurate."""
 
-from simdiff_kernels.testing.accuracy import (
+from .accuracy import (
     SHORT_SUMS,
     check_angles,
     check_metrics,
     check_token_blocks,
     joined_state,
 )
-from simdiff_kernels.testing.cases import (
+from .cases import (
     MASSIVE,
     BlockCase,
     Case,
@@ -17,7 +17,7 @@ from simdiff_kernels.testing.cases import (
     walk,
     with_strides,
 )
-from simdiff_kernels.testing.exact import exact_block_metrics, exact_metrics
+from .exact import exact_block_metrics, exact_metrics
 
 __all__ = [
     "MASSIVE",

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from simdiff_kernels.blocks import RunningBlockScores
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
-from simdiff_kernels.running import RunningScores
-from simdiff_kernels.testing.exact import exact_block_metrics, exact_metrics
-from simdiff_kernels.trust import MOST_MAGNIFIED
+from ..blocks import RunningBlockScores
+from ..metrics import BLOCK_METRICS, METRICS, TokenMetrics, angular_distance
+from ..running import RunningScores
+from ..trust import MOST_MAGNIFIED
+from .exact import exact_block_metrics, exact_metrics
 
 # What sums in float32 may be off by, relative. Up to 52 additions follow each other before a sum is
 # widened, each rounded by at most half a unit in the last place, 2^-24 of the sum. Spread evenly

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simdiff_kernels.metrics import BLOCK_METRICS, METRICS, TokenMetrics
+from ..metrics import BLOCK_METRICS, METRICS, TokenMetrics
 
 
 def exact_metrics(before: Tensor, after: Tensor) -> TokenMetrics:

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simdiff_kernels.metrics import ALL_TOKENS, APART, COUNTED, METRICS, result_dtype
-from simdiff_kernels.triton.launch import launch
-from simdiff_kernels.triton.row_sums import row_sums
+from ..metrics import ALL_TOKENS, APART, COUNTED, METRICS, result_dtype
+from .launch import launch
+from .row_sums import row_sums
 
 NUM_METRICS = tl.constexpr(len(METRICS))
 COLUMNS = tl.constexpr(len(METRICS) + 2)  # and two counts: of tokens averaged, of those not finite

@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simdiff_kernels.triton.launch import launch
-from simdiff_kernels.trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
+from ..trust import LARGEST_SHORT, MOST_CANCELLED, SHORTEST_AFTER, SMALLEST_SHORT
+from .launch import launch
 
 SMALLEST = tl.constexpr(SMALLEST_SHORT)
 LARGEST = tl.constexpr(LARGEST_SHORT)

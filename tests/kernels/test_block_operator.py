@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdiff_kernels import BLOCK_METRICS, METRICS, RunningBlockScores, blocks, ops
+from simdiff_kernels import BLOCK_METRICS, METRICS, RunningBlockScores, _ops, blocks, ops
 from simdiff_kernels.blocks import BlockScratch, accumulate_blocks
 from simdiff_kernels.running_states import empty_block_state
 
@@ -84,7 +84,7 @@ def operands(dtype: torch.dtype, device: str, masked: bool) -> tuple[Any, ...]:
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "mask"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(masked: bool, dtype: torch.dtype, block_backend: str, device: str) -> None:
-    overload = getattr(torch.ops.simdiff_kernels.accumulate_blocks, block_backend)
+    overload = getattr(_ops.ops.accumulate_blocks, block_backend)
     inputs = operands(dtype, device, masked)
     assert set(torch.library.opcheck(overload, inputs, test_utils=CHECKS).values()) == {"SUCCESS"}
 
@@ -92,7 +92,7 @@ def test_opcheck(masked: bool, dtype: torch.dtype, block_backend: str, device: s
 def test_compiled_equals_eager(block_backend: str, device: str) -> None:
     def layers_and_blocks(moments: Tensor, counts: Tensor, first: Tensor, mask: Tensor) -> Tensor:
         states = [first, first * 2, first + 1]
-        operator = getattr(torch.ops.simdiff_kernels.accumulate_blocks, block_backend)
+        operator = getattr(_ops.ops.accumulate_blocks, block_backend)
         words = scratch.words(block_backend, states, False)
         operator(moments, counts, states, mask.view(torch.uint8), scratch=words)
         return states[-1]
@@ -109,7 +109,7 @@ def test_compiled_equals_eager(block_backend: str, device: str) -> None:
 
 def test_operator_tolerates_no_tokens(block_backend: str, device: str) -> None:
     moments, counts = empty_block_state(1, torch.device(device))
-    operator = getattr(torch.ops.simdiff_kernels.accumulate_blocks, block_backend)
+    operator = getattr(_ops.ops.accumulate_blocks, block_backend)
     operator(moments, counts, [torch.empty(2, 0, 16, device=device)] * 2, None)
     assert not moments.any()
     assert not counts.any()

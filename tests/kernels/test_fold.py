@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdiff_kernels import METRICS, ops, reference
+from simdiff_kernels import BACKENDS, METRICS, ops, reference
 from simdiff_kernels.running_states import empty_state
 from simdiff_kernels.testing import near
 
 
 def operator(name: str, backend: str, device: str) -> Any:
-    if not ops.has_implementation(name, backend, torch.device(device)):
-        pytest.skip(f"backend {backend} has no {name}")
+    assert ops.has_implementation(name, backend, torch.device(device))
     return ops.OPERATORS[name][backend]
 
 
@@ -86,10 +85,12 @@ def test_accumulate_deals_out_all_tokens(parts: int, keep: bool, backend: str, d
         assert torch.allclose(kept.cpu().double(), metrics, rtol=16 * short, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "cpu"], indirect=True)
 def test_accumulate_is_row_sums_and_fold(backend: str, device: str) -> None:
-    """Bit by bit, so that scores do not depend on when they are folded; scratch is used again."""
-    if backend == "cpu":
-        pytest.skip("one loop does both")
+    """Bit by bit, so that scores do not depend on when they are folded; scratch is used again.
+
+    On the CPU one loop does both.
+    """
     accumulate = operator("accumulate", backend, device)
     before, after = (states.to(device) for states in tokens(2, 170))
     scratch = torch.full((4 * 340,), torch.nan, dtype=torch.float64, device=device)

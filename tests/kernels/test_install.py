@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from simdiff_kernels import __main__ as told
+from simdiff_kernels import __main__ as command
 from simdiff_kernels import backends
+from simdiff_kernels import installation as told
 from simdiff_kernels.backends import check_torch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +30,7 @@ def test_a_later_torch_is_taken(version: str) -> None:
 
 
 def test_what_works_is_told_in_a_dozen_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = told.lines()
+    lines = told.describe_installation()
     assert 9 <= len(lines) <= 14
     assert lines[0].startswith("simdiff_kernels ")
     for line, name in zip(lines[3:7], ("reference", "cpu", "triton", "cuda"), strict=True):
@@ -53,6 +55,35 @@ def test_each_remedy_is_for_words_that_are_said() -> None:
     assert told.remedies(["triton 3.9, but no GPU is visible"]) == []
 
 
+def test_a_gpu_that_torch_does_not_see_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses = [backends.BackendStatus("triton", False, "triton 3.9, but no GPU is visible")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "path", [])
+    (tmp_path / "version").touch()
+    for driver, built, words in (
+        ("none", None, None),
+        ("version", None, "NVIDIA driver, but torch is built without CUDA: install"),
+        ("version", "13.0", "torch, built for CUDA 13.0, sees no GPU: nvidia-smi"),
+    ):
+        monkeypatch.setattr(told, "NVIDIA_DRIVER", tmp_path / driver)
+        monkeypatch.setattr(torch.version, "cuda", built)
+        advice = told.installation_advice(statuses)
+        assert (len(advice) == 1 and words in advice[0]) if words else advice == []
+
+
+def test_an_import_that_fails_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> list[str]:
+        raise ImportError("simdiff_kernels needs torch 2.10 or later, got 2.9.1")
+
+    monkeypatch.setattr(told, "describe_installation", fail)
+    assert command.main() == 1
+    assert capsys.readouterr().out.startswith("Nothing works: simdiff_kernels needs torch 2.10")
+
+
 def test_a_hidden_copy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("used", "hidden"):
         (tmp_path / name / "simdiff_kernels").mkdir(parents=True)
@@ -60,7 +91,9 @@ def test_a_hidden_copy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folders = [str(tmp_path / name) for name in ("used", "empty", "hidden", "used")]
     assert [path.parent.name for path in told.copies(folders)] == ["used", "hidden"]
     monkeypatch.setattr(sys, "path", [*folders, *sys.path])
-    assert any(f"{tmp_path}/hidden/simdiff_kernels" in line for line in told.lines()[-3:])
+    assert any(
+        f"{tmp_path}/hidden/simdiff_kernels" in line for line in told.describe_installation()[-3:]
+    )
 
 
 BROKEN = """
@@ -73,9 +106,9 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     import simdiff_kernels.ops
 print("\\n".join(str(warning.message) for warning in caught))
-from simdiff_kernels import __main__ as told, default_backend
+from simdiff_kernels import default_backend, installation as told
 print(default_backend("cpu"))
-print("\\n".join(told.lines()))
+print("\\n".join(told.describe_installation()))
 for name in [name for name in sys.modules if name.startswith("simdiff_kernels")]:
     del sys.modules[name]
 try:

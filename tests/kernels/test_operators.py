@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from simdiff_kernels import METRICS, RunningScores, token_metrics
+from simdiff_kernels import METRICS, RunningScores, _ops, token_metrics
 from simdiff_kernels.backends import num_parts
 from simdiff_kernels.running_states import empty_state as empty_states
 
@@ -49,7 +49,7 @@ def arguments(
 @pytest.mark.parametrize("full", [False, True], ids=["plain", "mask-and-tokens"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(operator: str, full: bool, dtype: torch.dtype, backend: str, device: str) -> None:
-    overload = getattr(getattr(torch.ops.simdiff_kernels, operator), backend)
+    overload = getattr(getattr(_ops.ops, operator), backend)
     inputs = arguments(operator, dtype, backend, device, full)
     results = torch.library.opcheck(overload, inputs, test_utils=CHECKS)
     assert set(results.values()) == {"SUCCESS"}
@@ -70,7 +70,7 @@ def test_compiled_token_metrics_equal_eager(backend: str, device: str) -> None:
 def test_compiled_accumulation_equals_eager(backend: str, device: str) -> None:
     def double_and_score(moments, counts, before, mask):
         after = before * 2
-        operator = getattr(torch.ops.simdiff_kernels.accumulate, backend)
+        operator = getattr(_ops.ops.accumulate, backend)
         operator(moments, counts, before, after, mask, None)
         return after
 
@@ -95,7 +95,7 @@ def test_compiled_update_equals_eager() -> None:
 
 def test_operators_tolerate_no_tokens(backend: str, device: str) -> None:
     empty = torch.empty(2, 0, 16, device=device)
-    operators = torch.ops.simdiff_kernels
+    operators = _ops.ops
     result = getattr(operators.token_metrics, backend)(empty, empty)
     assert result.shape == (len(METRICS), 2, 0)
     moments, counts = empty_state(backend, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, simdiff; assert 'torch' not in sys.modules; simdiff.score; assert 'torch' in sys.modules"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {"score", "plan", "prune", "SimdiffError"} <= set(dir(simdiff))
+    assert simdiff.__version__ == version("simdiff-kernels")
     with pytest.raises(AttributeError, match="no attribute 'scored'"):
         _ = simdiff.scored
 

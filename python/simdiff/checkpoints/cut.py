@@ -42,7 +42,8 @@ from simdiff.checkpoints.weight_index import (
     weight_files,
 )
 from simdiff.errors import SimdiffError, SurgeryError
-from simdiff.io.outputs import PLAN_FILE, check_apart, write_bytes
+from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.outputs import check_apart, write_bytes
 from simdiff.io.progress import step
 from simdiff.io.safetensors_header import total_bytes
 from simdiff.models.config import layer_count, layer_counts, quantization, text_part
@@ -262,8 +263,8 @@ def _check_cut(
         check_cut(model_class, config, cut, plan.kept, allow_packed=True)
         raise SurgeryError(
             f"{model_class.__name__} has tensors that hold parts of every layer, which cannot be "
-            "copied as they are: prune the model in memory, by giving the --dtype that it is "
-            "stored in, such as --dtype bfloat16"
+            "copied as they are: prune the model in memory, by giving the dtype that it is "
+            "stored in, such as dtype='bfloat16'"
         ) from None
 
 

@@ -38,7 +38,8 @@ from simdiff.checkpoints.weight_index import weight_files
 from simdiff.data.demo import DEMO, demo_model
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
-from simdiff.io.outputs import PLAN_FILE, write_bytes
+from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.outputs import write_bytes
 from simdiff.io.progress import step
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_config, source_directory
@@ -135,8 +136,8 @@ def _packed(model: PreTrainedModel) -> SimdiffError:
     kind = getattr(model, "quantization_method", None) or type(model.hf_quantizer).__name__
     return SimdiffError(
         f"weights packed by {getattr(kind, 'value', kind)} cannot be saved from memory: prune the "
-        "unquantised model and quantise the result, or give the directory without --dtype, whose "
-        "files are cut"
+        "unquantised model and quantise the result, or give the directory without dtype=..., "
+        "whose files are cut"
     )
 
 

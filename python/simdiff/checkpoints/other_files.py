@@ -14,8 +14,8 @@ from typing import Any
 from simdiff.checkpoints.quantiser import Modules, carry_over
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import load_json
+from simdiff.io.kinds import CONFIG, PLAN_FILE
 from simdiff.io.links import check_inside, named_file
-from simdiff.io.outputs import CONFIG, PLAN_FILE
 
 # Files that are copied: tokenizers, chat templates, processors, generation config, code, licences.
 _COPIED = (

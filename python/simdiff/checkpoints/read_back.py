@@ -141,7 +141,7 @@ def read_back(
         raise SimdiffError(
             f"the checkpoint that was written does not hold what its own config.json describes "
             f"({'; '.join(faults)}), so it would load as another model: nothing was kept. If the "
-            "model lies in a directory, cut its files: prune without --dtype"
+            "model lies in a directory, cut its files: prune without dtype=..."
         )
 
 

@@ -106,7 +106,7 @@ def check_space(directory: Path, num_bytes: int) -> None:
     if free < wanted:
         raise SimdiffError(
             f"the disk of {directory} must have {wanted:,} bytes free for the pruned checkpoint, "
-            f"got {free:,}: free {(wanted - free) / 1e9:.2f} GB or give an --output elsewhere"
+            f"got {free:,}: free {(wanted - free) / 1e9:.2f} GB or give an output elsewhere"
         )
 
 
@@ -127,7 +127,7 @@ def write_shards(shards: Sequence[Shard], directory: Path, metadata: dict[str, s
                 raise SimdiffError(
                     f"{directory.parent}: {_FULL[error.errno]}, while {shard.name} was written "
                     f"({total:,} bytes wanted for all weights): nothing was kept; make room or "
-                    "give an --output elsewhere"
+                    "give an output elsewhere"
                 ) from None
 
 

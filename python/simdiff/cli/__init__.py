@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,8 +29,10 @@ from simdiff.cli import (
     score,
     verify,
 )
+from simdiff.cli.checks import check
 from simdiff.cli.config import apply_config, config_path
-from simdiff.cli.parsing import CommandParser
+from simdiff.cli.examples import epilog
+from simdiff.cli.parsing import CommandParser, RootParser
 from simdiff.errors import Note, SimdiffError
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
@@ -61,7 +66,8 @@ examples:
   simdiff run demo --output out                     the whole way on the built-in demo model
   simdiff run ./my-model --text corpus.txt --ratio 0.25 --output out
   simdiff score ./my-model --text corpus.txt --output scores.json      the slow part, once ...
-  simdiff plan scores.json --num-layers 8 --output plan.json           ... plans as often as liked
+  simdiff plan scores.json --num-layers 8                              shown, as often as liked
+  simdiff plan scores.json --num-layers 8 --output plan.json           and kept
   simdiff prune ./my-model --plan plan.json --output ./my-model-small
   simdiff recover ./my-model --plan plan.json --text corpus.txt --output ./my-model-repaired
   simdiff eval ./my-model ./my-model-small --text other.txt
@@ -69,6 +75,7 @@ examples:
   simdiff compare ./my-model --text corpus.txt --num-layers 2,4,8 --output comparison
   simdiff report out --evaluation eval.json --bench bench.json -o report.html       one page
 
+simdiff help COMMAND, or simdiff COMMAND --help, explains a command; --help-all shows all options.
 Every option can stand in a YAML file: --config run.yaml. What a command writes into a directory is
 repeated by the config.yaml in it.
 
@@ -79,38 +86,95 @@ used, 130 interrupted"""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in ([], ["help"]):  # help, help COMMAND
+        words = [*words[1:], "--help"]
+    _open_streams()
     command = words[0] if words and words[0] in COMMANDS else None
+    arguments = None
     try:
-        arguments = _parsed(command, words)
+        arguments, given = _parsed(command, words)
         arguments.command_line = shlex.join(["simdiff", *words])
         module = COMMANDS[arguments.command]
-        if getattr(module, "needs_torch", lambda given: True)(arguments):
-            _load_libraries()
-            _set_threads(getattr(arguments, "threads", None))
-        with _notes_shown():
-            return module.run(arguments) or 0
+        with _loudness(arguments):
+            check(arguments, given)
+            getattr(module, "check", lambda given: None)(arguments)
+            if getattr(module, "needs_torch", lambda given: True)(arguments):
+                _load_libraries()
+                _set_threads(getattr(arguments, "threads", None))
+            with _notes_shown(arguments.quiet):
+                return module.run(arguments) or 0
     except (SimdiffError, ValueError) as error:
         # ValueError: the scorers' own errors, such as NonFiniteError; others are bugs.
         if not isinstance(error, SimdiffError) and not _is_for_users(error):
             raise
-        print(f"simdiff {command}: error: {error}", file=sys.stderr)
+        if "--verbose" in words:
+            traceback.print_exc()
+        print(f"simdiff {command}: error: {in_flags(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # such as `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
-        consequence = getattr(COMMANDS[command or "run"], "INTERRUPTED", "nothing was written")
+        module = COMMANDS[command or "run"]
+        consequence = getattr(module, "INTERRUPTED", "nothing was written")
+        if arguments is not None and hasattr(module, "interrupted"):
+            consequence = module.interrupted(arguments)
         print(f"simdiff {command}: interrupted, {consequence}", file=sys.stderr)
         return 130
 
 
-def _parsed(command: str | None, words: Sequence[str]) -> argparse.Namespace:
-    """What the command line says, and for what it does not say the file of `--config`."""
+def _parsed(command: str | None, words: Sequence[str]) -> tuple[argparse.Namespace, set[str]]:
+    """What the command line says, and for what it does not say the file of `--config`.
+
+    Returns:
+        The arguments, and the names of those that the user gave.
+    """
     root, commands = _parsers()
+    if command is None:
+        root.parse_args(words)  # --version, --help, or no command
+    of_command = commands[str(command)]
+    of_command.check_names(words[1:])
     path = config_path(words)
-    if command is not None and path is not None:
-        apply_config(commands[command], path, words)
-    arguments, unknown = root.parse_known_args(words)
-    if unknown:
-        commands[arguments.command].refuse(unknown)
-    return arguments
+    given = of_command.given(words)
+    if path is not None:
+        given |= apply_config(of_command, path, words)
+    return root.parse_args(words), given
+
+
+def in_flags(message: str) -> str:
+    """An error of Python's functions in the words of the command line.
+
+    `overwrite=True` is `--overwrite` there, and `window_length=64` is `--window-length 64`.
+    """
+    known = {action.dest for sub in _parsers()[1].values() for action in sub._actions}
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = match[1], match[2].strip("'")
+        if name not in known:
+            return match[0]
+        words = [f"--{name.replace('_', '-')}", *([] if value in ("True", "...") else [value])]
+        return " ".join(words)
+
+    return re.sub(r"\b([a-z_]+)=(True|\.\.\.|'[^']*'|[\w./-]*\w)", flag, message)
+
+
+@contextlib.contextmanager
+def _loudness(arguments: argparse.Namespace) -> Iterator[None]:
+    """What `--quiet` and `--verbose` ask for."""
+    if not (arguments.quiet or arguments.verbose):
+        yield
+        return
+    from simdiff.io import progress
+
+    with progress.silent() if arguments.quiet else progress.talkative():
+        yield
+
+
+def _open_streams() -> None:
+    """A process may be started with its streams closed (`>&-`): what is printed is then lost."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as it runs
 
 
 def _load_libraries() -> None:
@@ -127,7 +191,7 @@ def _load_libraries() -> None:
 
 
 @contextlib.contextmanager
-def _notes_shown() -> Iterator[None]:
+def _notes_shown(quiet: bool) -> Iterator[None]:
     """Print every note once, in a line of standard error; other warnings as Python shows them."""
     usual, told = warnings.showwarning, set[str]()
 
@@ -136,6 +200,8 @@ def _notes_shown() -> Iterator[None]:
             usual(message, category, *where, **more)
         elif str(message) not in told:
             told.add(str(message))
+            if quiet:
+                return
             print(f"Note: {message}.", file=sys.stderr)
 
     with warnings.catch_warnings():
@@ -147,8 +213,6 @@ def _notes_shown() -> Iterator[None]:
 def _set_threads(count: int | None) -> None:
     if count is None:
         return
-    if count < 1:
-        raise SimdiffError(f"--threads must be at least 1, got {count}")
     import torch
 
     torch.set_num_threads(count)
@@ -166,7 +230,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
     """The parser of all commands, and that of each."""
-    result = argparse.ArgumentParser(
+    result = RootParser(
         prog="simdiff",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -182,6 +246,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
         parsers[name] = sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)
         module.add(sub)
         sub.add_general()
+        sub.epilog = epilog(name, sub.epilog)
         sub.set_defaults(parser=sub)
     return result, parsers
 

@@ -7,8 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.options import add_model, add_output, show
+from simdiff.cli.options import add_model, add_output
+from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, layer_list, rare
+from simdiff.errors import SimdiffError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +42,9 @@ def add(sub: CommandParser) -> None:
         help="layers such as 8-19, counted from 0",
     )
     _add_protocol(sub)
-    add_output(sub, "new file for the results, such as bench.json", required=False)
+    add_output(
+        sub, "new file for the results, such as bench.json; - is standard output", required=False
+    )
 
 
 def _add_protocol(sub: CommandParser) -> None:
@@ -88,20 +92,26 @@ def _add_protocol(sub: CommandParser) -> None:
     )
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse several things to compare with, or none."""
+    sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise SimdiffError(
+            f"one of {', '.join(sources)} must say what is compared, "
+            f"got {' and '.join(given) or 'none'}"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff bench`."""
-    from simdiff.io.json_files import write_json
-    from simdiff.io.outputs import check_new_file
     from simdiff.report.terminal.speed import memory_table, speed_notes, speed_table
     from simdiff.speed.bench import bench
 
     protocol = _protocol(arguments)
-    if arguments.output is not None:
-        check_new_file(arguments.output.absolute(), arguments.overwrite)
     dense, pruned, names, removed = _models(arguments, protocol)
     content = bench(dense, pruned, protocol, names=names, removed=removed, preset=arguments.preset)
-    if arguments.output is not None:
-        write_json(arguments.output, content)
+    write_output(arguments, content)
     show(
         arguments,
         content,
@@ -134,19 +144,11 @@ def _models(
     arguments: argparse.Namespace, protocol: Protocol
 ) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], Collection[int] | None]:
     """Both models, their names, and the removed layers where they are known."""
-    from simdiff.errors import SimdiffError
     from simdiff.jobs.plans import check_depth, fitted, read_plan
     from simdiff.models.identity import check_same_model, stored_cut
     from simdiff.models.loading import load_model
     from simdiff.surgery.copies import sharing_copy
 
-    sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
-    given = [name for name, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise SimdiffError(
-            f"one of {', '.join(sources)} must say what is compared, "
-            f"got {' and '.join(given) or 'none'}"
-        )
     plan = None
     if arguments.pruned is None:
         plan = read_plan(arguments.remove if arguments.plan is None else arguments.plan)

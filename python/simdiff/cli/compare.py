@@ -8,14 +8,16 @@ from pathlib import Path
 from simdiff.cli.config import config_text
 from simdiff.cli.options import (
     add_choice,
+    add_criteria_text,
     add_evaluation,
     add_held_out,
     add_model,
     add_output,
     add_text,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, layer_list, names
 from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.planning.names import ALL_CRITERIA
@@ -36,8 +38,9 @@ def add(sub: CommandParser) -> None:
         type=names,
         default=ALL_CRITERIA,
         metavar="NAMES",
-        help=f"names between commas, of {', '.join(ALL_CRITERIA)} (default: all)",
+        help="names between commas, see below (default: all)",
     )
+    add_criteria_text(sub)
     group.add_argument(
         "--num-layers",
         type=layer_list,
@@ -54,6 +57,11 @@ def add(sub: CommandParser) -> None:
         action="store_true",
         help="forget what an interrupted call left in OUTPUT.journal",
     )
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a model of the user's own without a text."""
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,10 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from simdiff.errors import SimdiffError, nearest
+from simdiff.errors import SimdiffError, nearest, nearest_path
 
 # Where the result goes is said anew each time; the others do not change it.
-_NOT_WRITTEN = ("config", "help", "help_all", "json", "output", "overwrite", "restart")
+_NOT_WRITTEN = (
+    *("config", "help", "help_all", "json", "quiet", "verbose"),
+    *("output", "overwrite", "restart"),
+)
 
 
 def config_path(words: Sequence[str]) -> Path | None:
@@ -25,7 +28,7 @@ def config_path(words: Sequence[str]) -> Path | None:
     return found
 
 
-def apply_config(parser: argparse.ArgumentParser, path: Path, words: Sequence[str]) -> None:
+def apply_config(parser: argparse.ArgumentParser, path: Path, words: Sequence[str]) -> set[str]:
     """Make the values of a file the defaults of a command's parser.
 
     Args:
@@ -33,6 +36,9 @@ def apply_config(parser: argparse.ArgumentParser, path: Path, words: Sequence[st
         path: a YAML file: a mapping from names of options, with dashes or underscores, to values.
         words: of the command line, which go before: an option there also puts aside those of the
             file that exclude it.
+
+    Returns:
+        The options to which the file gives other values than their defaults.
 
     Raises:
         SimdiffError: no such file, no mapping, a name that is no option, a value that cannot be.
@@ -49,6 +55,7 @@ def apply_config(parser: argparse.ArgumentParser, path: Path, words: Sequence[st
         for known in (action.dest, *(flag.lstrip("-") for flag in action.option_strings))
     }
     excluded = _excluded(parser, words)
+    changed = set()
     for key, raw in content.items():
         action = actions.get(str(key).replace("-", "_")) or actions.get(str(key).replace("_", "-"))
         if action is None:
@@ -60,7 +67,11 @@ def apply_config(parser: argparse.ArgumentParser, path: Path, words: Sequence[st
         if raw is None or action.dest in excluded:
             continue
         # A positional argument, too, need not be given any more.
-        action.default, action.required = _value(action, raw, f"{path}: {key}"), False
+        value = _value(action, raw, f"{path}: {key}")
+        if value != action.default:
+            changed.add(action.dest)
+        action.default, action.required = value, False
+    return changed
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -69,7 +80,9 @@ def _read(path: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SimdiffError(f"{path}: must be a readable YAML file: {error.strerror}") from None
+        raise SimdiffError(
+            f"{path}: must be a readable YAML file: {error.strerror}{nearest_path(path)}"
+        ) from None
     except (ValueError, yaml.YAMLError) as error:
         raise SimdiffError(f"{path}: must be a YAML file, but is not: {error}") from None
     if not isinstance(content, dict):

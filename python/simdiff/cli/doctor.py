@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from simdiff.cli.options import add_model, show
+from simdiff.cli.options import add_model
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "What can be done with a model, and why not: scored, cut, recovered, exported."

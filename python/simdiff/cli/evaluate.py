@@ -12,11 +12,12 @@ from simdiff.cli.options import (
     add_model,
     add_output,
     add_text,
-    show,
     text_of,
 )
+from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, names, rare
 from simdiff.cli.streaming import add_stream, stream_options
+from simdiff.errors import SimdiffError
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
 
@@ -49,7 +50,7 @@ def add(sub: CommandParser) -> None:
         help="which part of the text to read; `score` reads calibration alone",
     )
     _add_tasks(sub)
-    add_output(sub, "new JSON file for the results", required=False)
+    add_output(sub, "new JSON file for the results; - is standard output", required=False)
 
 
 def _add_tasks(sub: CommandParser) -> None:
@@ -97,14 +98,21 @@ def _add_tasks(sub: CommandParser) -> None:
     add_batch_size(group, "requests of tasks per forward")
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse neither text nor tasks, and a plan for several models."""
+    if arguments.text is None and arguments.tasks is None:
+        raise SimdiffError("--text, --tasks or both must be given, got neither")
+    several = len(arguments.models)
+    if (arguments.plan or arguments.remove) and several != 1:
+        raise SimdiffError(f"--plan and --remove go with one model, got {several}")
+    if arguments.plan and arguments.remove:
+        raise SimdiffError("--plan or --remove must say which layers go, got both")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
-    from simdiff.data.documents import check_text
-    from simdiff.errors import SimdiffError
     from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
     from simdiff.evaluation.tasks import TaskOptions
-    from simdiff.io.json_files import write_json
-    from simdiff.io.outputs import check_new_file
     from simdiff.jobs.evaluate import with_plan
     from simdiff.report.terminal.quality import quality_table
 
@@ -128,21 +136,11 @@ def run(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             metric=arguments.metric,
         )
-    if text is None and tasks is None:
-        raise SimdiffError("--text, --tasks or both must be given, got neither")
-    if arguments.output is not None:
-        check_new_file(arguments.output, arguments.overwrite)
-    if text is not None:
-        check_text(text.source)
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
     stream = stream_options(arguments)
     plan = arguments.plan or arguments.remove
     if plan is not None:
-        if len(models) != 1:
-            raise SimdiffError(f"--plan and --remove go with one model, got {len(models)}")
-        if arguments.plan and arguments.remove:
-            raise SimdiffError("--plan or --remove must say which layers go, got both")
         models, removed = with_plan(
             arguments.models[0],
             plan,
@@ -162,8 +160,7 @@ def run(arguments: argparse.Namespace) -> None:
     if removed is not None:
         content["removed"] = removed
         content["notes"].append(f"removed in memory: {', '.join(removed)}")
-    if arguments.output is not None:
-        write_json(arguments.output, content)
+    write_output(arguments, content)
     show(
         arguments,
         content,

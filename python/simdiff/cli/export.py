@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import add_output, show
+from simdiff.cli.options import add_output
+from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "A plan for mergekit, for llama.cpp, or as a plain list."
@@ -40,17 +41,13 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff export`."""
-    from simdiff.io.outputs import check_new_file, write_bytes
     from simdiff.models.layer_indices import layer_runs
     from simdiff.planning.export import export_plan
     from simdiff.planning.plan import PruningPlan
 
-    if arguments.output is not None:
-        check_new_file(arguments.output.absolute(), arguments.overwrite)
     plan = PruningPlan.load(arguments.plan)
     text = export_plan(plan, arguments.format, arguments.model)
-    if arguments.output is not None:
-        write_bytes(arguments.output, text.encode())
+    write_output(arguments, text)
     content = {
         "format": arguments.format,
         "text": text,

@@ -3,107 +3,95 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from simdiff.cli.options import show
 from simdiff.cli.parsing import CommandParser
+from simdiff.errors import SimdiffError
 
-TEXT = "What is installed and built here; with --backends, which backends can score and why not."
+TEXT = "What works on this machine and what to do about what does not; a bug report needs it."
+
+NEEDED = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "gguf")
+# What an extra brings, by the package to look for.
+EXTRAS = {
+    "lm_eval": ("eval", "simdiff eval --tasks"),
+    "peft": ("recover", "simdiff recover by training"),
+    "pyarrow": ("demo", "the demo's text, Parquet and Arrow files"),
+}
 
 
 def add(sub: CommandParser) -> None:
-    """The options of `simdiff info`."""
-    sub.group("what is told").add_argument(
-        "--backends",
-        action="store_true",
-        help="load torch and ask each backend whether it can run here; tells the chosen ones",
-    )
+    """The options of `simdiff info`: none but the general ones."""
 
 
 def needs_torch(arguments: argparse.Namespace) -> bool:
-    """What is installed can be told without loading it."""
-    return bool(arguments.backends)
+    """It is loaded here, without transformers, which takes longer."""
+    return False
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff info`."""
-    from simdiff.io.machine import describe_processor, gpu_names
+    from simdiff.io.progress import step
 
-    content: dict[str, Any] = {
-        "version": _version("simdiff-kernels"),
-        "torch": _version("torch"),
-        "transformers": _version("transformers"),
-        "machine": ", ".join([describe_processor(), *gpu_names()]),
-        "built": _built(),
-    }
-    if arguments.backends:
-        return _with_backends(arguments, content)
-    show(
-        arguments,
-        content,
-        *_head(content),
-        *(f"{name}: {state}" for name, state in content["built"].items()),
-        "Which of them can score here: simdiff info --backends",
-    )
+    try:
+        with step("load torch"):
+            import torch  # noqa: F401
+
+            from simdiff_kernels import ops  # noqa: F401
+        content = _content() if arguments.json else {}
+        lines = [] if arguments.json else _lines()
+    except ImportError as error:  # no torch, or one that is too old
+        raise SimdiffError(f"nothing works here: {error}") from None
+    except ValueError as error:
+        if not str(error).startswith("SIMDIFF_"):  # an environment variable of ours
+            raise
+        raise SimdiffError(str(error)) from None
+    if arguments.json:
+        import json
+
+        print(json.dumps(content, indent=1))
+    else:
+        print("\n".join(lines))
 
 
-def _with_backends(arguments: argparse.Namespace, content: dict[str, Any]) -> None:
+def _lines() -> list[str]:
+    from simdiff.io.machine import describe_processor
+    from simdiff_kernels import describe_installation
+
+    needed = ", ".join(f"{name} {_version(name) or 'not installed'}" for name in NEEDED)
+    extras = {name: _version(name) for name in EXTRAS}
+    there = [f"{name} {found}" for name, found in extras.items() if found]
+    missing = [
+        f"without {name}, for {use}: pip install 'simdiff-kernels[{extra}]'"
+        for name, (extra, use) in EXTRAS.items()
+        if not extras[name]
+    ]
+    return describe_installation((describe_processor(), ", ".join([needed, *there]), *missing))
+
+
+def _content() -> dict[str, Any]:
+    """As plain JSON values."""
     from dataclasses import asdict
 
     import torch
 
     from simdiff.io.machine import describe_machine
-    from simdiff.report.terminal.tables import backends_table
-    from simdiff_kernels import backend_status, default_backend
+    from simdiff_kernels import backend_status, default_backend, installation_advice
 
     statuses = backend_status()
-    defaults = {device: default_backend(device) for device in ("cpu", "cuda")}
-    content |= {
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    return {
+        "version": _version("simdiff-kernels"),
+        **{name: _version(name) for name in ("torch", "triton", *NEEDED, *EXTRAS)},
         "machine": describe_machine(),
         "threads": torch.get_num_threads(),
-        "default_backend": defaults,
+        "default_backend": {device: default_backend(device) for device in devices},
         "backends": [asdict(status) for status in statuses],
-    }
-    show(
-        arguments,
-        content,
-        *_head(content),
-        f"{content['threads']} torch threads",
-        backends_table(statuses),
-        f"Chosen for CPU tensors: {defaults['cpu']}; for CUDA tensors: {defaults['cuda']}",
-    )
-
-
-def _head(content: dict[str, Any]) -> list[str]:
-    packages = ", ".join(
-        f"{name} {content[key] or 'not installed'}"
-        for name, key in (
-            ("simdiff-kernels", "version"),
-            ("torch", "torch"),
-            ("transformers", "transformers"),
-        )
-    )
-    return [packages, content["machine"]]
-
-
-def _built() -> dict[str, str]:
-    """Of each backend: whether its part is built or installed, told without loading it."""
-    from importlib.util import find_spec
-
-    cpu = find_spec("simdiff_kernels._C") is not None
-    cuda = find_spec("simdiff_kernels._C_cuda") is not None
-    triton = _version("triton")
-    return {
-        "reference": "plain PyTorch",
-        "cpu": "built" if cpu else "not built",
-        "triton": f"triton {triton}" if triton else "the package triton is not installed",
-        "cuda": "built" if cuda else "not built",
+        "to_do": installation_advice(statuses),
     }
 
 
 def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version(package)
     except PackageNotFoundError:

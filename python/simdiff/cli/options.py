@@ -1,16 +1,16 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share, and what they asked for."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from simdiff.cli.output import show as show
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError
 from simdiff.planning.names import (
+    ABOUT,
     ALL_CRITERIA,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
@@ -146,9 +146,15 @@ def add_criterion(sub: CommandParser) -> None:
         choices=ALL_CRITERIA,
         default=DEFAULT_CRITERION,
         metavar="NAME",
-        help=f"what makes a layer important: {', '.join(ALL_CRITERIA)}; those of perplexity, and "
-        "those that sweep alpha, run the model without layers",
+        help="what makes a layer important, see below",
     )
+    add_criteria_text(sub)
+
+
+def add_criteria_text(sub: CommandParser) -> None:
+    """End the help with a line for every criterion."""
+    lines = "\n".join(f"  {name:<21}{ABOUT[name]}" for name in ALL_CRITERIA)
+    sub.epilog = f"criteria:\n{lines}\n\nFormulas and sources: docs/method.md."
 
 
 def add_choice(sub: CommandParser) -> None:
@@ -301,7 +307,11 @@ def add_output(sub: CommandParser, text: str, *, required: bool = True) -> None:
     """Where the result goes."""
     group = sub.group("output")
     group.add_argument("--output", "-o", type=Path, required=required, metavar="PATH", help=text)
-    group.add_argument("--overwrite", action="store_true", help="replace an earlier output")
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier output of the same kind, which simdiff wrote",
+    )
 
 
 def text_of(arguments: argparse.Namespace) -> Text:
@@ -311,7 +321,7 @@ def text_of(arguments: argparse.Namespace) -> Text:
         SimdiffError: a model of the user's own, and no text.
     """
     if arguments.text is not None:
-        from simdiff.data.text_options import with_column
+        from simdiff.data.documents import with_column
 
         return with_column(str(arguments.text), getattr(arguments, "text_column", None))
     if arguments.model == DEMO:
@@ -372,28 +382,3 @@ def scoring_options(arguments: argparse.Namespace) -> ScoringOptions:
     )
     options.check(arguments.num_windows, arguments.window_length)
     return options
-
-
-def show(arguments: argparse.Namespace, content: dict[str, Any], *tables: Any) -> None:
-    """Print either JSON or what people read."""
-    if arguments.json:
-        print(json.dumps(content, indent=1, allow_nan=False))
-        return
-    from rich.console import Console
-
-    # Away from a terminal a table keeps its own width instead of being cut to 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
-    for table in tables:
-        console.print(table)
-
-
-def plan_lines(plan: Any) -> list[str]:
-    """What went and why, for people."""
-    order = ", ".join(map(str, plan.removed))
-    alpha = "" if plan.alpha is None else f", alpha = {plan.alpha:g}"
-    return [
-        f"Removed, the least important first: {order}",
-        f"Why: {plan.selection} by {plan.criterion}{alpha}: {plan.formula}",
-        *(f"Note: {note}." for note in plan.notes),
-        "",
-    ]

@@ -16,7 +16,31 @@ from simdiff.errors import SimdiffError, nearest
 from simdiff.planning.layer_lists import parse_layers
 
 
-class CommandParser(argparse.ArgumentParser):
+class _Brief(argparse.ArgumentParser):
+    """A parser whose errors stand alone, without a page of usage, and name what may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        meant = nearest(str(value), known)
+        one_of = "" if meant and len(known) > _MANY else f"must be one of {', '.join(known)}, "
+        raise argparse.ArgumentError(action, f"{one_of}got {str(value)!r}{meant}")
+
+
+# More choices than this are not listed beside the one that may be meant.
+_MANY = 6
+
+
+class RootParser(_Brief):
+    """The parser of all commands."""
+
+
+class CommandParser(_Brief):
     """A parser whose options stand in named groups."""
 
     def __init__(self, **settings: Any) -> None:
@@ -35,15 +59,21 @@ class CommandParser(argparse.ArgumentParser):
             self._by_title[title] = self.add_argument_group(title, text)
         return self._by_title[title]
 
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Exit, and tell which words are no option of the command, and what may have been meant."""
-        known = [flag[2:] for action in self._actions for flag in action.option_strings]
-        meant = ""
-        for word in unknown:
-            if word.startswith("--"):
-                meant = nearest(word[2:].partition("=")[0], known, "--")
-                break
-        self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+    def check_names(self, words: Sequence[str]) -> None:
+        """Exit if a word looks like an option and is none; tell what may have been meant."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        for word in words:
+            name = word.partition("=")[0]
+            if name == "--":
+                return
+            if name.startswith("--") and name not in known:
+                meant = nearest(name[2:], [flag[2:] for flag in known], "--")
+                self.error(f"there is no option {name}{meant}")
+
+    def given(self, words: Sequence[str]) -> set[str]:
+        """Which options stand on the command line, by their names as attributes."""
+        flags = {word.partition("=")[0] for word in words}
+        return {action.dest for action in self._actions if flags & {*action.option_strings}}
 
     def add_general(self) -> None:
         """The options that every command has; called last, so that help shows them last."""
@@ -55,6 +85,16 @@ class CommandParser(argparse.ArgumentParser):
             metavar="FILE",
             help="YAML file with options by name, such as the config.yaml of an earlier run; what "
             "the command line says goes before",
+        )
+        loud = general.add_mutually_exclusive_group()
+        loud.add_argument(
+            "--quiet", action="store_true", help="print no progress and no notes, only the result"
+        )
+        rare(
+            loud,
+            "--verbose",
+            action="store_true",
+            help="also print what libraries log, and where an error came from",
         )
         general.add_argument("-h", "--help", action="help", help="show the common options")
         general.add_argument("--help-all", action=_HelpAll, help="show all options")

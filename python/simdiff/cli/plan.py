@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_lines, plan_options, show
+from simdiff.cli.options import add_evaluation, add_output, add_plan, plan_options
+from simdiff.cli.output import on_standard_output, plan_lines, show, write_output
 from simdiff.cli.parsing import CommandParser
 from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.planning.names import UNITS
@@ -37,7 +38,11 @@ def add(sub: CommandParser) -> None:
     )
     add_stream(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
-    add_output(sub, "file to write, such as plan.json")
+    add_output(
+        sub,
+        "file to write, such as plan.json; - is standard output (default: the plan is shown only)",
+        required=False,
+    )
 
 
 def needs_torch(arguments: argparse.Namespace) -> bool:
@@ -47,17 +52,16 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plan`."""
-    from simdiff.io.outputs import check_new_file
     from simdiff.planning.options import search_journal
     from simdiff.report.terminal.tables import layers_table
     from simdiff.scoring.scores import LayerScores
 
-    check_new_file(arguments.output.absolute(), arguments.overwrite)
     scores = LayerScores.load(arguments.scores)
     if arguments.unit != "layer":
         return _of_sublayers(arguments, scores)
     options = plan_options(arguments)
-    journal = search_journal(arguments.output)
+    kept = arguments.output is not None and not on_standard_output(arguments)
+    journal = search_journal(arguments.output) if kept else None
     if arguments.model is None:
         plan = options.plan(scores)
     else:
@@ -66,17 +70,24 @@ def run(arguments: argparse.Namespace) -> None:
 
         model, windows = calibrated(arguments.model, scores, stream=stream_options(arguments))
         plan = options.plan(scores, model, windows, journal)
-    plan.save(arguments.output)
+    write_output(arguments, plan.to_dict())
     if arguments.model is not None:
         remove_states(model)
-    journal.unlink(missing_ok=True)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
     show(
         arguments,
         plan.to_dict(),
         layers_table(scores, plan),
         *plan_lines(plan),
-        f"Plan: {arguments.output}",
+        _last_line(arguments),
     )
+
+
+def _last_line(arguments: argparse.Namespace) -> str:
+    if arguments.output is None:
+        return "This is a preview; --output plan.json keeps the plan."
+    return f"Plan: {arguments.output}"
 
 
 def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
@@ -101,11 +112,11 @@ def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
         protect=arguments.protect,
         random_seed=arguments.random_seed,
     )
-    plan.save(arguments.output)
+    write_output(arguments, plan.to_dict())
     show(
         arguments,
         plan.to_dict(),
         sublayers_table(scores, plan),
         *plan_lines(plan),
-        f"Plan: {arguments.output}",
+        _last_line(arguments),
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from simdiff.cli.config import config_text
 from simdiff.cli.layers import add_plan_source, plan_source
-from simdiff.cli.options import add_model, add_output, show
+from simdiff.cli.options import add_model, add_output
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, rare
 
 TEXT = "Write the model without the layers of a plan."
@@ -34,18 +35,31 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
     return not is_gguf(arguments.model)
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse layers that are named twice or not at all, and options that GGUF files have not."""
+    from simdiff.checkpoints.gguf.cut import is_gguf
+    from simdiff.errors import SimdiffError
+
+    plan_source(arguments)
+    for option in ("dtype", "device"):
+        given = getattr(arguments, option, None) not in (None, "auto")
+        if is_gguf(arguments.model) and given:
+            raise SimdiffError(
+                f"--{option} must not be given for a GGUF file: its tensors are copied as stored"
+            )
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff prune`."""
     from simdiff.checkpoints.gguf.cut import is_gguf
 
     if is_gguf(arguments.model):
         return _run_gguf(arguments)
-    from simdiff.io.outputs import check_new_path
     from simdiff.jobs.plans import plan_for
     from simdiff.jobs.prune import prune_checkpoint
+    from simdiff.planning.outcome import outcome_line
 
     output = arguments.output.absolute()
-    check_new_path(output, arguments.overwrite)
     plan = plan_for(arguments.model, plan_source(arguments))
     notes = prune_checkpoint(
         arguments.model,
@@ -65,8 +79,10 @@ def run(arguments: argparse.Namespace) -> None:
             "removed": list(plan.removed),
             "kept": list(plan.kept),
             "notes": list(notes),
+            "outcome": plan.outcome,
         },
         f"Removed {len(plan.removed)} of {plan.num_layers} layers: {removed} (counted from 0)",
+        *filter(None, [outcome_line(plan.outcome, {})]),
         *(f"Note: {note}" for note in notes),
         f"Checkpoint: {arguments.output}",
     )
@@ -75,14 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _run_gguf(arguments: argparse.Namespace) -> None:
     """The same on a GGUF file: neither torch nor transformers is loaded."""
     from simdiff.checkpoints.gguf.cut import gguf_depth, prune_gguf
-    from simdiff.errors import SimdiffError
     from simdiff.io.progress import step
 
-    for option in ("dtype", "device"):
-        if getattr(arguments, option, None) not in (None, "auto"):
-            raise SimdiffError(
-                f"--{option} must not be given for a GGUF file: its tensors are copied as stored"
-            )
     plan = plan_source(arguments)
     if plan.by_hand:
         plan = plan.of_depth(gguf_depth(Path(arguments.model)), arguments.model)

@@ -12,22 +12,29 @@ from simdiff.cli.options import (
     add_model,
     add_output,
     add_text,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, rare
 from simdiff.cli.streaming import add_stream, stream_options
-from simdiff.recovery.methods import METHODS
+from simdiff.recovery.methods import METHODS, check_option_names
 from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
-INTERRUPTED = (
-    "nothing was written; given again the command goes on where a training stopped, with --restart "
-    "it begins anew"
-)
 
 # Shown by the first help; the others are those of the preset for most trainings.
 _COMMON = ("preset", "training_text")
+
+
+def interrupted(arguments: argparse.Namespace) -> str:
+    """What an interruption leaves; only what trains keeps its state."""
+    if arguments.method == "closed-form":
+        return "nothing was written"
+    return (
+        "nothing was written; given again the command goes on where the training stopped, with "
+        "--restart it begins anew"
+    )
 
 
 def add(sub: CommandParser) -> None:
@@ -96,6 +103,13 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {name for method in METHODS.values() for name in method.options}
     given = {name: getattr(arguments, name, None) for name in sorted(names)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse layers named twice or not at all, no text, and options of another method."""
+    plan_source(arguments)
+    check_option_names(arguments.method, method_options(arguments))
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import add_output, show
+from simdiff.cli.options import add_output
+from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "One page of a run's files and, where given, of its evaluation, benchmark and recovery."
@@ -40,7 +41,7 @@ def add(sub: CommandParser) -> None:
         help="directory of `simdiff recover`, or its recovery.json (default: that in the "
         "directory, if there)",
     )
-    add_output(sub, "new file, such as report.html")
+    add_output(sub, "new file, such as report.html; - is standard output")
 
 
 def needs_torch(arguments: argparse.Namespace) -> bool:
@@ -50,12 +51,10 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff report`."""
-    from simdiff.io.outputs import check_new_file, write_bytes
     from simdiff.report.page import render_page
     from simdiff.report.sources import read_sources
 
     output: Path = arguments.output
-    check_new_file(output.absolute(), arguments.overwrite)
     sources = read_sources(
         arguments.directory,
         evaluation=arguments.evaluation,
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         recovery=arguments.recovery,
         page=output,
     )
-    write_bytes(output, render_page(sources).encode())
+    write_output(arguments, render_page(sources))
     parts = ("scores", "results", "evaluation", "bench", "recovery")
     found = ["plan", *(part for part in parts if getattr(sources, part) is not None)]
     show(

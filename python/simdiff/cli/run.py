@@ -13,12 +13,12 @@ from simdiff.cli.options import (
     add_plan,
     add_scoring,
     add_text,
-    plan_lines,
     plan_options,
     scoring_options,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import plan_lines, show
 from simdiff.cli.parsing import CommandParser
 from simdiff.cli.streaming import add_stream, stream_options
 
@@ -35,7 +35,19 @@ def add(sub: CommandParser) -> None:
     add_scoring(sub)
     add_plan(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
+    sub.group("measurement").add_argument(
+        "--speed-rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="timed rounds of the speed test, which takes most of a short run's time (0: none)",
+    )
     add_output(sub, "new directory for model/, report.html, scores.json, plan.json, results.json")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a model of the user's own without a text."""
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
         stream=stream_options(arguments),
         overwrite=arguments.overwrite,
+        speed_rounds=arguments.speed_rounds,
         config=config_text(arguments),
     )
     plan, results = outcome.plan, outcome.results

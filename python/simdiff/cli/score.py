@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from simdiff.cli.options import (
     add_amount,
@@ -11,9 +12,10 @@ from simdiff.cli.options import (
     add_scoring,
     add_text,
     scoring_options,
-    show,
+    text_of,
     text_options,
 )
+from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
 from simdiff.cli.streaming import add_stream, stream_options
 
@@ -38,12 +40,16 @@ def add(sub: CommandParser) -> None:
     stable = "the plan that has to be stable, with --calibrate-until-stable"
     sub.group(stable, "Of the default criterion; `simdiff run` takes any other.")
     add_amount(sub, stable)
-    add_output(sub, "file to write, such as scores.json")
+    add_output(sub, "file to write, such as scores.json; - is standard output")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a model of the user's own without a text."""
+    text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff score`."""
-    from simdiff.io.outputs import check_new_file
     from simdiff.jobs.calibrate import calibrate
     from simdiff.models.loading import load_model
     from simdiff.models.sweep import remove_states
@@ -52,7 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.report.terminal.sublayers import sublayers_table
     from simdiff.report.terminal.tables import leading_table, scores_table
 
-    check_new_file(arguments.output.absolute(), arguments.overwrite)
     scoring = scoring_options(arguments)
     plan = PlanOptions(budget=Budget(num_layers=arguments.num_layers, ratio=arguments.ratio))
     text = text_options(arguments)
@@ -72,9 +77,20 @@ def run(arguments: argparse.Namespace) -> None:
         scoring=scoring,
         batch_size=arguments.batch_size,
     )
-    scores.save(arguments.output)
+    write_output(arguments, scores.to_dict())
     remove_states(model)
     notes = [] if scores.stability is None else [f"Note: {scores.stability['note']}."]
     tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]
     tables += [sublayers_table(scores)] if arguments.sublayers else []
-    show(arguments, scores.to_dict(), *tables, *notes, f"Scores: {arguments.output}")
+    read = scores.calibration
+    show(
+        arguments,
+        scores.to_dict(),
+        *tables,
+        f"Read: {read['num_windows']} windows of {read['window_length']} tokens of the "
+        f"{read['part']} half of {read['source']}. What the columns mean: docs/guide.md.",
+        *notes,
+        f"Scores: {arguments.output}",
+        f"Next: simdiff plan {shlex.quote(str(arguments.output))} --model "
+        f"{shlex.quote(arguments.model)} --num-layers N",
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import add_threads, show
+from simdiff.cli.options import add_threads
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "Check that a pruned directory is whole, loads in stock tools, and is what its plan says."

@@ -11,7 +11,8 @@ from typing import Any
 from simdiff.comparison.plans import Cell, plan_name
 from simdiff.evaluation.intervals import PerplexityInterval
 from simdiff.io.json_files import header, write_json
-from simdiff.io.outputs import COMPARISON_MARKER, write_bytes
+from simdiff.io.kinds import COMPARISON_MARKER
+from simdiff.io.outputs import write_bytes
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison"

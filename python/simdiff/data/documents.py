@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, TextIO, TypeAlias
 
 from simdiff.data.demo import DEMO, demo_documents
 from simdiff.data.tables import read_table
-from simdiff.errors import SimdiffError, nearest
+from simdiff.errors import SimdiffError, nearest_path
 
 STANDARD_INPUT = "-"
 COLUMN = "text"
@@ -112,10 +112,29 @@ def read_runs(source: Text) -> list[Run]:
 def check_text(source: Text) -> None:
     """Refuse a text that cannot be read, before anything that takes longer is done.
 
+    A file that has been read and is as it was then is not read again.
+
     Raises:
         SimdiffError: see `read_documents`.
     """
-    read_runs(source)
+    key = None
+    if isinstance(source, (str, Path, TextFile)):
+        name, column = path_and_column(source)
+        if (path := Path(name)).is_file():
+            key = (path.absolute(), column, path.stat().st_mtime_ns, path.stat().st_size)
+    if key not in _checked:
+        read_runs(source)
+        if key is not None:
+            _checked.add(key)
+
+
+_checked: set[tuple[Path, str, int, int]] = set()
+"""Files that were read, with their columns, as they were then."""
+
+
+def with_column(source: str, column: str | None) -> Text:
+    """A path, or with another column than the usual one a `TextFile`."""
+    return source if column in (None, COLUMN) else TextFile(source, str(column))
 
 
 def path_and_column(source: str | Path | TextFile) -> tuple[str, str]:
@@ -255,11 +274,9 @@ def _opened(path: Path) -> BinaryIO:
         opener = open if module is None else importlib.import_module(module).open
         file: BinaryIO = opener(path, "rb")
     except OSError as error:
-        known = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        meant = "" if path.name in known else nearest(path.name, known)
         raise SimdiffError(
             f"text {path}: must be a text file, a folder of them, - for standard input, or "
-            f"'demo': {error.strerror}{meant}"
+            f"'demo': {error.strerror}{nearest_path(path)}"
         ) from None
     with _readable(str(path)):
         start = file.read(len(_LFS))

@@ -185,17 +185,17 @@ def too_short(source: Text, part: str, window_length: int, found: PartTokens) ->
         return SimdiffError(
             f"text {source_name(source)}: {what} must fill one window of {window_length} tokens, "
             "but more than half of every document in it stands in the calibration half too, and "
-            "what has been seen is not held out: evaluate on another text (--held-out), or on all "
-            "of this one (`simdiff eval --part all`)"
+            "what has been seen is not held out: evaluate on another text (held_out=...), or on "
+            "all of this one (`simdiff eval --part all`)"
         )
-    ways = "give more text or shorter windows (--window-length)"
+    ways = "give more text or shorter windows (window_length=...)"
     if part != "all":
         ways = (
             "a text is cut in two by its length, the first half calibrates, the second is held "
             f"out: {ways}"
         )
         if part == "held-out":
-            ways += ", or another text to evaluate on (--held-out; `simdiff eval --part all`)"
+            ways += ", or another text to evaluate on (held_out=...; `simdiff eval --part all`)"
     return SimdiffError(
         f"text {source_name(source)}: {what} must fill one window of {window_length} tokens, "
         f"got {len(found.tokens)} tokens in {found.num_documents} documents; {ways}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from simdiff.data.documents import COLUMN, Text, TextFile, check_text, source_name
+from simdiff.data.documents import Text, TextFile, check_text, source_name, with_column
 from simdiff.data.text import TokenWindows, token_windows
 from simdiff.io.progress import tell
 
@@ -59,11 +59,6 @@ def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
             f"note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
             "for"
         )
-
-
-def with_column(source: str, column: str | None) -> Text:
-    """A path, or with another column than the usual one a `TextFile`."""
-    return source if column in (None, COLUMN) else TextFile(source, str(column))
 
 
 def both_parts(

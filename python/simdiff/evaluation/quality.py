@@ -325,7 +325,7 @@ def _notes(quality: Quality) -> Iterator[str]:
     if "boolq" in quality.tasks["tasks"]:
         yield (
             "boolq: its passages are the demo text, so that a model calibrated or repaired on "
-            "--text demo has seen half of them"
+            "the text 'demo' has seen half of them"
         )
     for name, task in quality.tasks["tasks"].items():
         if task["few_shot_split"] == task["split"]:

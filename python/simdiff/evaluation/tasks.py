@@ -202,7 +202,8 @@ def _load(manager: Any, name: str) -> tuple[dict[str, Any], dict[str, tuple[str,
     except Exception as error:  # lm_eval, datasets, the hub's client or a user's file may raise any
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SimdiffError(
-            f"task {name!r}: its data must be at hand (--task-data) or within reach on the hub: "
+            f"task {name!r}: its data must be at hand (--task-data, or data in TaskOptions) or "
+            "within reach on the hub: "
             f"{type(error).__name__}: {reason}"
         ) from error
     tasks = dict(loaded["tasks"])
@@ -228,10 +229,12 @@ def run_tasks(
     Raises:
         SimdiffError: lm_eval refuses the model or an item.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     options = loaded.options
-    with _quiet(offline=options.data is not None):
+    # It asks git for the commit of the working directory, which says nothing and may complain.
+    no_commit = _replaced(evaluator, "get_git_commit_hash", lambda: None)
+    with _quiet(offline=options.data is not None), no_commit:
         harness = _harness(description)(
             # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
             pretrained=model,
@@ -239,7 +242,7 @@ def run_tasks(
             batch_size=options.batch_size,
         )
         try:
-            results = simple_evaluate(
+            results = evaluator.simple_evaluate(
                 model=harness,
                 tasks=list(loaded.tasks.values()),
                 num_fewshot=options.num_fewshot,

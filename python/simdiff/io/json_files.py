@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,21 @@ SCHEMAS = {
 """Every kind of JSON file, and the newest version of each that this code writes and reads."""
 
 
+def json_text(content: dict[str, Any]) -> str:
+    """The text of a JSON file."""
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file that is either complete or absent."""
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes(Path(path), (text + "\n").encode())
+    write_bytes(Path(path), json_text(content).encode())
 
 
 MAX_JSON_BYTES = 100_000_000
 """The largest JSON file that is read; the largest index known to us has 15 MB."""
+
+MAX_DEPTH = 100
+"""How deeply lists and objects may be nested; in no file of ours more than 10."""
 
 
 def load_json(path: str | Path, wanted: str = "JSON") -> Any:
@@ -66,12 +74,70 @@ def load_json(path: str | Path, wanted: str = "JSON") -> Any:
     except OSError as error:
         raise SimdiffError(f"{path}: must be {wanted}, readable: {error.strerror}") from None
     try:
-        return json.loads(content.decode())
-    except RecursionError:
-        raise SimdiffError(f"{path}: must be {wanted}, but is nested too deeply") from None
+        return parse_json(content.decode())
     except ValueError as error:
         what = "is not" if wanted == "JSON" else "is not JSON"
         raise SimdiffError(f"{path}: must be {wanted}, but {what}: {error}") from None
+
+
+def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text that holds nothing which fails later, far from here.
+
+    Numbers are finite and of 64 bits, strings can be written, and copies of it do not exhaust the
+    stack: no file has anything else.
+
+    Args:
+        text: JSON.
+        pairs: makes the value of an object of its names and values; a dict by default.
+
+    Raises:
+        ValueError: it is not JSON, or holds something else.
+    """
+    try:
+        value = json.loads(
+            text,
+            parse_float=_finite,
+            parse_int=_whole,
+            parse_constant=_finite,
+            object_pairs_hook=pairs,
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("a string holds half of a surrogate pair") from None
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        insides = (one.values() if isinstance(one, dict) else one for one in level if one)
+        level = [one for inside in insides for one in inside if isinstance(one, (dict, list))]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"numbers must be finite, got {text[:40]}")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(1 << 63) <= (value := int(text)) < 1 << 64:
+        raise ValueError(f"whole numbers must have 64 bits at most, got {text[:40]}")
+    return value
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    """A value that must be a JSON object.
+
+    Raises:
+        TypeError: it is something else, of which dict() might make one.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"must be an object, got {str(value)[:80]}")
+    return value
 
 
 def read_json(path: str | Path, schema: str) -> dict[str, Any]:
@@ -121,7 +187,7 @@ def check_key(path: Path, found: Any, wanted: Mapping[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
     raise SimdiffError(
         f"{path} is of another run, which differs in {', '.join(_differing(found, wanted))}; "
-        "remove it, give another output, or --restart where the command has that"
+        "remove it, give another output, or begin anew (restart=True, where there is that)"
     )
 
 

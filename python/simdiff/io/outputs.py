@@ -9,25 +9,25 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
-
-# Every directory that the toolkit writes holds one of these two files. Only a directory with one of
-# them is overwritten.
-PLAN_FILE = "plan.json"
-COMPARISON_MARKER = "compare.json"
-# What a command that writes a directory puts into it, to be repeated with --config.
-CONFIG = "config.yaml"
+from simdiff.io.kinds import CONFIG, Kind, check_replaceable
 
 
-def check_new_path(path: Path, overwrite: bool) -> None:
+def check_new_path(path: Path, overwrite: bool, kind: Kind | None = None) -> None:
     """Refuse an output that exists or cannot be made, before any work is done for it.
 
+    Args:
+        path: of the output.
+        overwrite: whether an earlier output of the same kind may be replaced.
+        kind: what will be written; see `simdiff.io.kinds`.
+
     Raises:
-        SimdiffError: the output exists and may not be replaced, or the toolkit did not write it; it
-            is a symbolic link; its parent does not exist or may not be written to.
+        SimdiffError: the output exists and may not be replaced, or is of another kind; it is a
+            symbolic link; its parent does not exist or may not be written to.
     """
     if not path.parent.is_dir():
         raise SimdiffError(
@@ -47,14 +47,28 @@ def check_new_path(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise SimdiffError(f"output {path} must not exist yet; give another path or --overwrite")
-    markers = (PLAN_FILE, COMPARISON_MARKER)
-    ours = path.is_dir() and any((path / marker).is_file() for marker in markers)
-    if path.is_dir() and any(path.iterdir()) and not ours:
         raise SimdiffError(
-            f"output {path} exists and holds no {' or '.join(markers)}, so simdiff did not write "
-            "it: it is not overwritten"
+            f"output {path} must not exist yet; give another path, or overwrite=True"
         )
+    check_replaceable(path, kind)
+
+
+def check_not_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is an input of the same command, or contains one.
+
+    Raises:
+        SimdiffError: see there; the input would be replaced.
+    """
+    if not output.exists():
+        return
+    whole = output.resolve()
+    for path in inputs:
+        if path.exists() and path.resolve().is_relative_to(whole):
+            itself = path.resolve() == whole
+            what = "be the input itself" if itself else f"contain the input {path}"
+            raise SimdiffError(
+                f"output {output} must not {what}, which it would replace: give another path"
+            )
 
 
 def check_apart(source: Path, output: Path) -> None:
@@ -77,7 +91,7 @@ def check_apart(source: Path, output: Path) -> None:
         )
 
 
-def check_new_file(path: Path, overwrite: bool) -> None:
+def check_new_file(path: Path, overwrite: bool, kind: Kind | None = None) -> None:
     """Refuse an output file that exists or cannot be made, as `check_new_path` a directory.
 
     Raises:
@@ -85,30 +99,32 @@ def check_new_file(path: Path, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise SimdiffError(f"output {path} must be a file, but is a directory")
-    check_new_path(path, overwrite)
+    if path.exists() and not path.is_file():
+        raise SimdiffError(f"output {path} must be a regular file; - is standard output")
+    check_new_path(path, overwrite, kind)
 
 
 @contextlib.contextmanager
-def new_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_directory(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """Yield an empty directory next to `path` that is renamed to `path` when the body succeeds.
 
     Its files are synced to the disk before the rename, which is atomic; an earlier output is
     exchanged for it, atomically too. A process that is killed at any moment leaves at `path` either
-    what was there before or the complete output. A leftover directory with a temporary name may
-    remain; the next run for the same path removes it.
+    what was there before or the complete output. Its files get the usual mode, whatever library
+    wrote them. A leftover directory with a temporary name may remain; the next run for the same
+    path removes it.
 
     Raises:
         SimdiffError: see `check_new_path`.
     """
     path = path.absolute()
-    check_new_path(path, overwrite)
+    check_new_path(path, overwrite, kind)
     remove_leftovers(path)
     scratch, lock = _locked_directory(path)
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        _sync_tree(scratch)
-        _replace_directory(scratch, path, overwrite)
+        _finish_tree(scratch)
+        _replace_directory(scratch, path, overwrite, kind)
         _sync(path.parent)
     finally:
         _discard(scratch)
@@ -188,10 +204,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_tree(directory: Path) -> None:
+def _finish_tree(directory: Path) -> None:
+    """Give everything the mode that a new file or directory has, and sync it."""
+    mask = _umask()  # mkdtemp and safetensors' save_file make what they write private
     for folder, _, names in os.walk(directory):
-        for name in names:
-            _sync(Path(folder, name))
+        for path in (Path(folder, name) for name in names):
+            path.chmod(0o666 & ~mask)
+            _sync(path)
+        os.chmod(folder, 0o777 & ~mask)
         _sync(Path(folder))
 
 
@@ -201,8 +221,21 @@ def _umask() -> int:
     return mask
 
 
-def _replace_directory(scratch: Path, path: Path, overwrite: bool) -> None:
-    check_new_path(path, overwrite)  # somebody may have made it in the meantime
+@contextlib.contextmanager
+def _kept_elsewhere(scratch: Path, path: Path) -> Iterator[None]:
+    """Keep a finished result beside its path, where that was taken while the result was made."""
+    try:
+        yield
+    except SimdiffError as error:
+        names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+        other = next(name for name in names if not name.exists())
+        scratch.rename(other)
+        raise SimdiffError(f"{error}; this result is kept as {other}") from None
+
+
+def _replace_directory(scratch: Path, path: Path, overwrite: bool, kind: Kind | None) -> None:
+    with _kept_elsewhere(scratch, path):
+        check_new_path(path, overwrite, kind)  # somebody may have made it in the meantime
     if not path.exists():
         scratch.rename(path)
     elif not _exchange(scratch, path):
@@ -232,8 +265,11 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_file(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
     """Yield the path of an empty file next to `path`, renamed to `path` when the body succeeds.
+
+    What another command has written to `path` in the meantime stays, and this result is kept beside
+    it, as the error tells.
 
     Its content is synced to the disk before the rename. A process that is killed at any moment
     leaves at `path` either what was there before or the complete file.
@@ -242,7 +278,7 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         SimdiffError: see `check_new_file`; or the file cannot be written.
     """
     path = path.absolute()
-    check_new_file(path, overwrite)
+    check_new_file(path, overwrite, kind)
     scratch = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
@@ -251,14 +287,28 @@ def new_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
-        check_new_file(path, overwrite)  # somebody may have made it in the meantime
-        os.replace(scratch, path)
+        _replace_file(scratch, path, overwrite, kind)
     except OSError as error:
         raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _replace_file(scratch: Path, path: Path, overwrite: bool, kind: Kind | None) -> None:
+    with _kept_elsewhere(scratch, path):
+        check_new_file(path, overwrite, kind)  # somebody may have made it in the meantime
+        if overwrite:
+            os.replace(scratch, path)
+            return
+        try:
+            os.link(scratch, path)  # unlike a rename, refused where there is a file by now
+        except FileExistsError:
+            check_new_file(path, overwrite, kind)
+            raise
+        except OSError:  # a file system without hard links
+            os.replace(scratch, path)
 
 
 @contextlib.contextmanager
@@ -301,6 +351,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(scratch)
         raise
+
+
+def write_new(path: Path, content: bytes, overwrite: bool, kind: Kind) -> None:
+    """Write an output of a command, see `new_file`."""
+    with new_file(path, overwrite, kind) as scratch:
+        scratch.write_bytes(content)
 
 
 def write_config(directory: Path, config: str | None) -> None:

@@ -35,6 +35,21 @@ def silent() -> Iterator[None]:
         console.quiet = before
 
 
+verbose = False
+"""Whether what libraries log and warn is shown, see `talkative`."""
+
+
+@contextlib.contextmanager
+def talkative() -> Iterator[None]:
+    """Show what libraries log and warn inside the with block."""
+    global verbose
+    before, verbose = verbose, True
+    try:
+        yield
+    finally:
+        verbose = before
+
+
 def tell(text: str) -> None:
     """Print a sentence in one line, whatever the width of the terminal."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)

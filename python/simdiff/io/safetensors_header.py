@@ -2,8 +2,7 @@
 
 Layout of a file (https://github.com/huggingface/safetensors): the header's length as a
 little-endian uint64, the header as JSON padded with spaces to a multiple of 8 bytes, then the
-tensors' bytes without holes, at the offsets in the header. Only the standard library is imported,
-so that reading headers does not load torch.
+tensors' bytes without holes, at the offsets in the header. Reading them does not load torch.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
+from simdiff.io.json_files import parse_json
 
 # Bits per entry of each dtype. safetensors 0.8 stores tensors in the reverse order of this table.
 DTYPE_BITS = {
@@ -110,8 +110,8 @@ def _read_json(path: Path, prefix: bytes, size: int, file: Any) -> tuple[dict[st
             f"{size - 8:,} of them; {_AGAIN}"
         )
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        header = parse_json(file.read(length).decode(), _unique)
+    except ValueError as error:
         raise SimdiffError(
             f"{path}: the header must be JSON, but is not: {error}; {_AGAIN}"
         ) from None
@@ -137,14 +137,16 @@ def _is_count(value: Any) -> bool:
 def _entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
     try:
         dtype, shape, (first, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not all(map(_is_count, [*shape, first, end])):
+        lists = isinstance(shape, list) and isinstance(entry["data_offsets"], list)
+        if not lists or not all(map(_is_count, [*shape, first, end])):
             raise ValueError("shape and data_offsets must be whole numbers from 0")
+        known = dtype in DTYPE_BITS
     except (KeyError, TypeError, ValueError) as error:
         raise SimdiffError(
             f"{path}: tensor {name!r} must have dtype, shape and data_offsets, got "
             f"{json.dumps(entry)[:200]} ({type(error).__name__}: {error})"
         ) from None
-    if dtype not in DTYPE_BITS:
+    if not known:
         raise SimdiffError(
             f"{path}: tensor {name!r} must have one of the dtypes {', '.join(DTYPE_BITS)}, "
             f"got {dtype!r}"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.documents import Text, cannot_be_read_again, check_text
+from simdiff.data.documents import Text, cannot_be_read_again, check_text, with_column
 from simdiff.data.text import TokenWindows, token_windows
-from simdiff.data.text_options import TextOptions, with_column
+from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
@@ -62,7 +62,7 @@ def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase)
     if differing:
         raise SimdiffError(
             f"text {text['source']}: must be as it was when the scores were made, and has changed "
-            f"(other {', '.join(differing)}): score the model again, or plan without --model"
+            f"(other {', '.join(differing)}): score the model again, or plan without model=..."
         )
     return windows.tokens
 

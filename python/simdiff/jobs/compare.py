@@ -7,6 +7,7 @@ from pathlib import Path
 from simdiff.comparison.compare import ComparisonOptions, compare, remove_journal
 from simdiff.comparison.results import Comparison
 from simdiff.data.text_options import TextOptions, both_parts
+from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
 from simdiff.models.loading import load_model
@@ -18,7 +19,7 @@ from simdiff.report.comparison_page import write_comparison
 
 def run_comparison(
     name: str,
-    directory: Path,
+    directory: str | Path,
     *,
     text: TextOptions,
     options: ComparisonOptions,
@@ -44,8 +45,8 @@ def run_comparison(
         stream: see `load_model`.
         config: content of the config.yaml that repeats this; None writes none.
     """
-    directory = directory.absolute()
-    check_new_path(directory, overwrite)
+    directory = Path(directory).absolute()
+    check_new_path(directory, overwrite, Kind.COMPARISON)
     text.check(held_out_source)
     journal = directory.with_name(directory.name + ".journal")
     if restart:
@@ -56,7 +57,7 @@ def run_comparison(
     comparison = compare(
         model, calibration, held_out, options, journal, name=name, batch_size=batch_size
     )
-    with new_directory(directory, overwrite) as scratch:
+    with new_directory(directory, overwrite, Kind.COMPARISON) as scratch:
         write_config(scratch, config)
         comparison.save(scratch)
         with step("write the report"):

@@ -11,6 +11,7 @@ from simdiff.checkpoints.cut import (
     write_cut,
 )
 from simdiff.checkpoints.from_memory import check_saveable, write_pruned
+from simdiff.io.kinds import Kind
 from simdiff.io.outputs import new_directory, write_config
 from simdiff.models.files import check_kind
 from simdiff.models.loading import load_model, source_directory
@@ -41,14 +42,14 @@ def prune_checkpoint(
     check_output(source, output)
     if dtype == "auto":
         cut = cut_checkpoint(source, plan, max_shard_size=max_shard_size)
-        with new_directory(output, overwrite) as scratch:
+        with new_directory(output, overwrite, Kind.MODEL) as scratch:
             write_cut(cut, scratch)
             write_card(scratch, plan, name)
             write_config(scratch, config)
         return cut.notes
     model, tokenizer = load_model(str(source), dtype=dtype, device=device)
     check_saveable(model)
-    with new_directory(output, overwrite) as scratch:
+    with new_directory(output, overwrite, Kind.MODEL) as scratch:
         write_pruned(model, tokenizer, plan, scratch, source=source, max_shard_size=max_shard_size)
         write_card(scratch, plan, name)
         write_config(scratch, config)

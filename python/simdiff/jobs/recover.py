@@ -19,6 +19,7 @@ from simdiff.data.text import TokenWindows
 from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io.kinds import Kind
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
@@ -88,7 +89,7 @@ def recover(
     options = dict(options or {})
     check_options(method, options)
     check_batch_size(batch_size)
-    check_new_path(directory.absolute(), overwrite)
+    check_new_path(directory.absolute(), overwrite, Kind.MODEL)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
     if loaded is None:
@@ -119,7 +120,7 @@ def recover(
         batch_size=batch_size,
         context=context,
     )
-    with new_directory(directory, overwrite) as scratch:
+    with new_directory(directory, overwrite, Kind.MODEL) as scratch:
         write_recovered(pruned, tokenizer, plan, record, scratch, name)
         write_config(scratch, config)
     with contextlib.suppress(SimdiffError):  # somebody else's files in it stay

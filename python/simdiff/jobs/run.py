@@ -17,8 +17,9 @@ from simdiff.errors import SurgeryError
 from simdiff.evaluation.generation import generate
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.io.json_files import header, write_json
+from simdiff.io.kinds import PLAN_FILE, RESULTS_FILE, Kind
 from simdiff.io.machine import describe_machine
-from simdiff.io.outputs import PLAN_FILE, check_new_path, new_directory, write_config
+from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step, tell
 from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.room import check_room
@@ -35,7 +36,7 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
 from simdiff.report.page import write_report
 from simdiff.scoring.scores import LayerScores
-from simdiff.speed.run_speed import measure_speed
+from simdiff.speed.run_speed import SPEED_ROUNDS, measure_speed
 from simdiff.surgery.copies import sharing_copy
 
 PROMPT = "The history of the steam engine began"
@@ -53,7 +54,7 @@ class RunOutcome:
 
 def run(
     name: str,
-    directory: Path,
+    directory: str | Path,
     *,
     text: TextOptions,
     plan: PlanOptions,
@@ -64,6 +65,7 @@ def run(
     device: str | None = None,
     stream: StreamOptions | None = None,
     overwrite: bool = False,
+    speed_rounds: int = SPEED_ROUNDS,
     config: str | None = None,
 ) -> RunOutcome:
     """Make a smaller model and prove what it is worth.
@@ -81,9 +83,12 @@ def run(
         batch_size: windows per forward while scoring.
         dtype, device: see `simdiff.models.loading.load_model`.
         stream: see there; speed is not measured, and nothing generated, where it is streamed.
+        overwrite: replace an earlier run.
+        speed_rounds: timed rounds of the speed test; 0 measures no speed.
         config: content of the config.yaml that repeats this; None writes none.
     """
-    check_new_path(directory.absolute(), overwrite)
+    directory = Path(directory)
+    check_new_path(directory.absolute(), overwrite, Kind.RUN)
     if scoring is not None:
         scoring.check(text.num_windows, text.window_length)
     if Path(name, "config.json").is_file():
@@ -100,13 +105,13 @@ def run(
     )
     journal = search_journal(directory)
     chosen = plan.plan(scores, model, calibration.tokens, journal)
-    with new_directory(directory, overwrite) as scratch:
+    with new_directory(directory, overwrite, Kind.RUN) as scratch:
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
         (scratch / "model").mkdir()
         _write_model(name, dtype, model, tokenizer, chosen, scratch / "model")
-        dense, pruned = _measure_dense(model, chosen, held_out)
+        dense, pruned = _measure_dense(model, chosen, held_out, speed_rounds)
         states = offload_folder(model)
         del model
         gc.collect()
@@ -127,7 +132,7 @@ def run(
             if plan.bootstrap and plan.criterion not in SEARCHED
             else [],
         }
-        write_json(scratch / "results.json", results)
+        write_json(scratch / RESULTS_FILE, results)
         write_card(scratch / "model", chosen, name, scores, results)
         with step("write the report"):
             write_report(scratch, scores, chosen, results)
@@ -161,7 +166,7 @@ def _write_model(
 
 
 def _measure_dense(
-    model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows
+    model: PreTrainedModel, plan: PruningPlan, held_out: TokenWindows, speed_rounds: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Quality of the dense model, and the speed of both, interleaved on the same weights.
 
@@ -172,10 +177,15 @@ def _measure_dense(
     if stream_of(model) is not None:
         tell("note: no speed is measured and nothing generated, since the model is streamed")
         return dense, {}
-    pruned = sharing_copy(model, plan.removed)
-    speed = measure_speed(model, pruned, prompt_length=min(128, held_out.tokens.shape[1]))
-    dense["speed"] = asdict(speed["dense"])
-    return dense, {"speed": asdict(speed["pruned"])}
+    if not speed_rounds:
+        return dense, {}
+    speed = measure_speed(
+        model,
+        sharing_copy(model, plan.removed),
+        prompt_length=min(128, held_out.tokens.shape[1]),
+        repeats=speed_rounds,
+    )
+    return dense | {"speed": asdict(speed["dense"])}, {"speed": asdict(speed["pruned"])}
 
 
 def _measure_pruned(

@@ -6,10 +6,11 @@ Every message says what was found and what to do with it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, nearest_path
 
 _LFS = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
@@ -26,6 +27,35 @@ ADAPTER_USE = (
     "merge it into its base model (peft: PeftModel.from_pretrained(base, adapter)"
     ".merge_and_unload().save_pretrained(NEW)), copy the tokenizer beside it, and give NEW"
 )
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of a model that can be neither a path that is there nor a hub name.
+
+    Raises:
+        SimdiffError: there is no such directory; names the one that may be meant.
+    """
+    path = Path(name)
+    if path.exists():
+        return
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    if is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+        what = "no such file" if path.suffix == ".gguf" else "no such directory"
+        raise SimdiffError(f"model {name}: {what}{nearest_path(path)}")
+
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def stored_depth(name: str) -> int | None:
+    """How many layers the config.json of a directory says that its model has, if it says so."""
+    try:
+        content = json.loads(Path(name, "config.json").read_bytes())
+        parts = (content.get("text_config") or {}, content)
+        found = [part[key] for part in parts for key in _DEPTHS if isinstance(part.get(key), int)]
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found[0] if found else None
 
 
 def is_gguf_file(path: Path) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from transformers.utils import logging as transformers_logging
 
 from simdiff.errors import SimdiffError
+from simdiff.io import progress
 
 _LONGEST = 160
 """Characters of a library's message that are repeated; lists of all model types are longer."""
@@ -17,8 +18,8 @@ _LONGEST = 160
 _KNOWN = (
     (
         r"MemoryError|out of memory|can't allocate memory|not enough memory",
-        "there is not enough memory for it: give --dtype bfloat16, another --device, or --device "
-        "auto, which spreads it over all GPUs",
+        "there is not enough memory for it: give dtype='bfloat16', another device, or "
+        "device='auto', which spreads it over all GPUs",
     ),
     (
         r"flash.?att",
@@ -75,7 +76,13 @@ def in_one_line(error: Exception, advice: str = "") -> str:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Show neither warnings nor progress bars of transformers inside the with block."""
+    """Show neither warnings nor progress bars of transformers inside the with block.
+
+    With `progress.talkative` everything is shown.
+    """
+    if progress.verbose:
+        yield
+        return
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

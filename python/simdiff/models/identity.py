@@ -16,7 +16,7 @@ from transformers import (
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import read_json
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.models.structure import find_decoder_layers, text_config
 
 

@@ -19,11 +19,18 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import cached_file
 
 from simdiff.data.demo import DEMO, demo_model
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, nearest_path
 from simdiff.io.progress import step
 from simdiff.models.classes import auto_class
 from simdiff.models.config import quantization
-from simdiff.models.files import ADAPTER_USE, GGUF_USE, check_kind, check_weights, read_config
+from simdiff.models.files import (
+    ADAPTER_USE,
+    GGUF_USE,
+    check_kind,
+    check_name,
+    check_weights,
+    read_config,
+)
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
 from simdiff.models.streamed import StreamOptions, streamed_model
@@ -187,6 +194,7 @@ def find_model(name: str) -> tuple[str, Path]:
         directory = demo_model()
         return str(directory), directory
     path = Path(name)
+    check_name(name)
     return name, path if path.exists() else _hub_directory(name)
 
 
@@ -203,7 +211,9 @@ def _hub_directory(name: str) -> Path:
                 f"{what} with config.json, and {name} has none: an adapter must be merged into its "
                 "base model first, and of GGUF files the original must be given"
             ) from None
-        raise SimdiffError(f"{what} that transformers loads: {in_one_line(error)}") from None
+        raise SimdiffError(
+            f"{what} that transformers loads: {in_one_line(error)}{nearest_path(Path(name))}"
+        ) from None
     return Path(str(found)).parent
 
 
@@ -221,6 +231,7 @@ def source_directory(name: str) -> Path:
         return Path(name)
     if Path(name).is_file():
         check_kind(Path(name))
+    check_name(name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -229,6 +240,7 @@ def source_directory(name: str) -> Path:
     except Exception as error:
         raise SimdiffError(
             f"model {name!r} must be a directory or a hub name: {in_one_line(error)}"
+            f"{nearest_path(Path(name))}"
         ) from None
 
 
@@ -313,3 +325,5 @@ def _check_device(device: str) -> None:
         raise SimdiffError(f"device must be cpu, cuda, cuda:N or auto, got {device!r}") from None
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise SimdiffError(f"device must be one that torch can use, got {device!r} without a GPU")
+    if wanted.type == "cuda" and (wanted.index or 0) >= (count := torch.cuda.device_count()):
+        raise SimdiffError(f"device must be one of cuda:0 to cuda:{count - 1}, got {device!r}")

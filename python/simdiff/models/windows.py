@@ -54,7 +54,7 @@ def check_windows(
     if learned:
         raise SimdiffError(
             f"{function}: a window must have at most {limit} tokens, as many as {name} has "
-            f"positions, got {longest}: give --window-length {limit} (window_length={limit})"
+            f"positions, got {longest}: give window_length={limit}"
         )
     warnings.warn(
         f"windows of {longest} tokens are longer than the {limit} for which this {name} was made "

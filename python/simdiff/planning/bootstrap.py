@@ -76,7 +76,7 @@ def bootstrap_plan(
     if not plans:  # the scores gave a plan, so the draws lack a score that the criterion needs
         raise SimdiffError(
             f"bootstrap: some of {num_resamples} draws of the calibration text must give a plan, "
-            f"got none (the last: {found[-1]}); --bootstrap 0 makes the plan without"
+            f"got none (the last: {found[-1]}); bootstrap=0 makes the plan without"
         )
     times = [sum(layer in plan.removed for plan in plans) for layer in range(scores.num_layers)]
     low, high = _limits([plan.importance for plan in plans])

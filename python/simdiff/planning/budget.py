@@ -17,6 +17,8 @@ from simdiff.errors import SimdiffError
 
 BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 
+_USUAL_RATIO = 0.25
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -31,6 +33,17 @@ class Budget:
     """Factor by which decoding at batch size 1 becomes faster at least, by the bytes it reads."""
     max_memory: float | None = None
     """Memory into which the weights must fit, in GB of 1e9 bytes."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, by its name; a quarter of the layers where nothing was."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return given or {"ratio": _USUAL_RATIO}
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the number of layers depends on their sizes."""
+        return not (self.parameter_ratio is self.speed_up is self.max_memory is None)
 
     def layers(self, model: Mapping[str, Any]) -> int:
         """The least number of layers whose removal meets the budget.
@@ -54,7 +67,7 @@ class Budget:
         if self.num_layers is not None:
             return self.num_layers
         if not chosen or self.ratio is not None:
-            return layers_for_ratio(depth, 0.25 if self.ratio is None else self.ratio)
+            return layers_for_ratio(depth, _USUAL_RATIO if self.ratio is None else self.ratio)
         if "layer_parameters" not in model:
             raise SimdiffError(
                 "a budget of parameters, speed-up or memory needs the sizes of the layers, which "

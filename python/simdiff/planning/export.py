@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
+from simdiff.io.kinds import MERGEKIT_HEAD
 from simdiff.models.layer_indices import layer_runs, spans
 from simdiff.planning.plan import PruningPlan
 
@@ -44,7 +45,7 @@ def to_mergekit(plan: PruningPlan, model: str | None = None) -> str:
     """
     name = _model_name(plan, model)
     lines = [
-        "# mergekit: layers are counted from 0; the end of a layer_range is not included.",
+        f"{MERGEKIT_HEAD}; the end of a layer_range is not included.",
         f"# {comment(name)}: {len(plan.kept)} of {plan.num_layers} layers stay.",
         f"# stay: {spans(plan.kept)}",
         f"# go:   {spans(plan.removed)}",
@@ -71,7 +72,7 @@ def _model_name(plan: PruningPlan, model: str | None) -> str:
     name = model or plan.model.get("name")
     if not name or name == DEMO:
         raise SimdiffError(
-            f"the mergekit format names the model, and the plan's is {name!r}: give --model, a "
+            f"the mergekit format names the model, and the plan's is {name!r}: give model=..., a "
             "directory or a hub name that mergekit can read"
         )
     return str(name)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
+from simdiff.io.progress import step
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
 from simdiff.planning.criteria import importance
@@ -114,19 +115,20 @@ def make_plan(
             starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
             losses = exchange.losses_of_cuts(model, windows)
             reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
-            best, candidates, agreement = with_starts(
-                model,
-                [start.removed for start in starts],
-                lambda: exchange.exchange_search(
-                    losses,
-                    starts,
-                    costs.raised(EXPONENT),
-                    max_reads=reads,
-                    num_windows=len(windows),
-                    protect=protect,
-                    max_blocks=max_blocks,
-                ),
-            )
+            with step(f"choose by perplexity, {reads} reads of a window"):
+                best, candidates, agreement = with_starts(
+                    model,
+                    [start.removed for start in starts],
+                    lambda: exchange.exchange_search(
+                        losses,
+                        starts,
+                        costs.raised(EXPONENT),
+                        max_reads=reads,
+                        num_windows=len(windows),
+                        protect=protect,
+                        max_blocks=max_blocks,
+                    ),
+                )
             removed, label = best.removed, best.origin
         else:
             power = EXPONENT if criterion == "simdiff" else 1.0

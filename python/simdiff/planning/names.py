@@ -18,8 +18,11 @@ CRITERIA = (
 )
 """Criteria of scores alone; `simdiff.planning.criteria.CRITERIA` says what each of them is."""
 
+WEIGHED = ("simdiff-mssd", "simdiff-masd", "simdiff-max")
+"""Criteria that weigh difference against similarity by alpha."""
+
 _SWEPT = "-swept"
-SWEPT = {name + _SWEPT: name for name in ("simdiff-mssd", "simdiff-masd", "simdiff-max")}
+SWEPT = {name + _SWEPT: name for name in WEIGHED}
 """Criteria that try every alpha by perplexity, and the criterion whose alpha that is."""
 
 ONE_SHOT = "one-shot-perplexity"
@@ -30,6 +33,27 @@ SEARCHED = (*SWEPT, *SEARCHES)
 """Criteria that evaluate the model without layers."""
 
 ALL_CRITERIA = (*CRITERIA, *SEARCHED)
+
+ABOUT = {
+    "simdiff": "squared error of a cut by the norms, blocks chosen together; may read the model",
+    "simdiff-mssd": "the paper's: cosine distance and mean squared difference (MSSD), by alpha",
+    "simdiff-masd": "the paper's: cosine distance and mean absolute difference (MASD), by alpha",
+    "simdiff-max": "as simdiff-mssd, with the largest token in place of the mean",
+    "block-influence": "cosine distance of the states before and after a layer (ShortGPT)",
+    "relative-magnitude": "length of the difference by the length of the state before",
+    "norm-ratio": "how much a layer changes the length of the state",
+    "last-n": "the deepest layers go first",
+    "random": "a baseline: layers drawn by --random-seed",
+    "cosine-block": "one block of least cosine distance (LLM-Streamline)",
+    "angular-block": "one block of least angle, of all tokens (Gromov et al.)",
+    "angular-block-last": "one block of least angle, of the last tokens (Gromov et al.)",
+    "simdiff-mssd-swept": "simdiff-mssd at the best alpha by perplexity; runs the model",
+    "simdiff-masd-swept": "simdiff-masd at the best alpha by perplexity; runs the model",
+    "simdiff-max-swept": "simdiff-max at the best alpha by perplexity; runs the model",
+    "one-shot-perplexity": "loss of the model without each layer alone; runs the model",
+    "greedy-perplexity": "the same, one layer after the other; runs the model, takes longest",
+}
+"""Each criterion in a line of help."""
 
 SELECTIONS = ("lowest", "contiguous", "blocks")
 

@@ -16,7 +16,13 @@ from simdiff.planning.budget import Budget
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.drawn_plans import PlanOfScores
 from simdiff.planning.make_plan import check_planning, default_selection, make_plan
-from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SEARCHED
+from simdiff.planning.names import (
+    DEFAULT_ALPHA,
+    DEFAULT_CRITERION,
+    NUM_RESAMPLES,
+    SEARCHED,
+    WEIGHED,
+)
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection
 from simdiff.scoring.scores import LayerScores
@@ -53,6 +59,11 @@ class PlanOptions:
         count = self.budget.layers(model)
         if self.criterion not in SEARCHED:
             check_criterion(self.criterion, self.alpha)
+        if self.alpha != DEFAULT_ALPHA and self.criterion not in WEIGHED:
+            raise SimdiffError(
+                f"alpha has an effect only with a criterion that weighs by it "
+                f"({', '.join(WEIGHED)}), got {self.alpha} with {self.criterion}"
+            )
         check_planning(self.criterion, self.selection, self.max_blocks)
         check_selection(int(model["num_layers"]), count, self.protect)
         if self.bootstrap < 0:
@@ -92,7 +103,7 @@ class PlanOptions:
             from simdiff.evaluation.streamed_losses import in_few_passes
             from simdiff.planning.searched_criteria import search_plan
 
-            return in_few_passes(
+            found = in_few_passes(
                 model,
                 partial(
                     search_plan,
@@ -105,6 +116,7 @@ class PlanOptions:
                     journal=journal,
                 ),
             )
+            return replace(found, asked=self.budget.asked)
         if model is None:
             plan = self.first_plan(scores)
         else:
@@ -124,7 +136,12 @@ class PlanOptions:
                 )
             else:
                 notes.append(confidence.note(plan.removed))
-        return replace(plan, confidence=confidence, notes=(*plan.notes, *notes))
+        return replace(
+            plan,
+            confidence=confidence,
+            notes=(*plan.notes, *notes),
+            asked=self.budget.asked,
+        )
 
     @property
     def of_scores(self) -> PlanOfScores:
@@ -157,7 +174,7 @@ def _needs_model(criterion: str) -> SimdiffError:
     """The error for a search without a model."""
     return SimdiffError(
         f"criterion {criterion} evaluates the model without layers on calibration text: give the "
-        "model of the scores too (--model) and at least one evaluation window"
+        "model of the scores too (model=...) and at least one evaluation window"
     )
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import (
+    MAX_JSON_BYTES,
+    as_object,
+    header,
+    load_json,
+    parse_json,
+    read_json,
+    write_json,
+)
 from simdiff.models.layer_indices import check_layers, layer_runs
 from simdiff.planning.confidence import PlanConfidence
-from simdiff.planning.layer_lists import is_layer_list, parse_layers
+from simdiff.planning.layer_lists import MOST_LAYERS, is_layer_list, parse_layers
+from simdiff.planning.outcome import outcome
 
 SCHEMA = "simdiff.plan"
 SUBLAYER_SCHEMA = "simdiff.sublayer_plan"
@@ -31,8 +39,8 @@ NO_CHECKPOINT = (
 def is_sublayer_plan(path: Path) -> bool:
     """Whether a file is a plan of sub-layers by its schema; False if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = load_json(path)
+    except SimdiffError:
         return False
     return isinstance(content, dict) and content.get("schema") == SUBLAYER_SCHEMA
 
@@ -80,9 +88,22 @@ class PruningPlan:
     (`simdiff.planning.choice`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of `simdiff plan` with which the plan was made, by their names there."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """The wish from which the number of layers follows, by the names of `Budget`."""
     confidence: PlanConfidence | None = None
     """Result of the bootstrap over sequences for the plan that scores alone give, from which this
     plan may differ; None if scores have no sequences."""
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What the plan reaches, see `simdiff.planning.outcome.outcome`."""
+        return outcome(self.model, self.removed)
+
+    @property
+    def draws(self) -> PlanConfidence | None:
+        """The confidence, where it is of these very layers: perplexity may have chosen others."""
+        found = self.confidence
+        return found if found and {*found.removed} == {*self.removed} else None
 
     @property
     def by_hand(self) -> bool:
@@ -135,9 +156,14 @@ class PruningPlan:
         """Why a layer is removed or kept, in a few words."""
         if self.by_hand:
             return "named by hand" if layer in self.removed else "not named"
-        rank = _ordinal(self.ranking.index(layer) + 1)
+        if layer not in self.ranking:
+            raise SimdiffError(f"layer must be 0 to {self.num_layers - 1}, got {layer}")
+        place = self.ranking.index(layer) + 1
+        rank = _ordinal(place)
         if layer in self.protected:
             return f"{rank} lowest, protected"
+        if layer not in self.removed and place <= len(self.removed):
+            return f"{rank} lowest, worse {'by loss' if self.candidates else 'in blocks'}"
         if layer in self.removed and self.selection != "lowest":
             start, stop = next(b for b in layer_runs(self.removed) if b[0] <= layer < b[1])
             return f"{rank} lowest, " + (
@@ -165,6 +191,8 @@ class PruningPlan:
             "candidates": list(self.candidates),
             "choice_agreement": self.choice_agreement,
             "options": self.options,
+            "asked": self.asked,
+            "outcome": self.outcome,
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
 
@@ -204,12 +232,13 @@ class PruningPlan:
                 importance=tuple(map(float, importance)),
                 ranking=tuple(ranking),
                 notes=tuple(map(str, content.get("notes", ()))),
-                model=dict(content.get("model", {})),
-                calibration=dict(content.get("calibration", {})),
+                model=as_object(content.get("model", {})),
+                calibration=as_object(content.get("calibration", {})),
                 selection=str(content.get("selection", "lowest")),
-                candidates=tuple(map(dict, content.get("candidates", ()))),
+                candidates=tuple(map(as_object, content.get("candidates", ()))),
                 choice_agreement=content.get("choice_agreement"),
-                options=dict(content.get("options", {})),
+                options=as_object(content.get("options", {})),
+                asked=as_object(content.get("asked", {})),
                 confidence=None
                 if confidence is None
                 else PlanConfidence.from_dict(confidence, num_layers),
@@ -223,7 +252,8 @@ class PruningPlan:
 def _content(path: Path) -> dict[str, Any]:
     """The content of a plan.json, or of a list as if it were one."""
     try:
-        text = path.read_text(encoding="utf-8-sig") if path.is_file() else "{"
+        small = path.is_file() and path.stat().st_size <= MAX_JSON_BYTES
+        text = path.read_text(encoding="utf-8-sig") if small else "{"
     except (OSError, UnicodeDecodeError):
         text = "{"  # read_json says what is wrong
     if is_layer_list(text):
@@ -232,7 +262,7 @@ def _content(path: Path) -> dict[str, Any]:
         except SimdiffError as error:
             raise SimdiffError(f"{path}: {error}") from None
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         if text.lstrip().startswith("{"):
             return read_json(path, SCHEMA)
@@ -249,10 +279,10 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _check_removed(removed: Sequence[int], num_layers: int) -> None:
     """Refuse layers that are not there, or all; with `num_layers` 0 it is not known what is."""
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 0:
-        raise SimdiffError(f"num_layers must be a number above 0, got {num_layers!r}")
-    numbers = [layer for layer in removed if isinstance(layer, int)]
-    check_layers(removed, num_layers or max(numbers, default=0) + 1, "layers to remove")
+    known = isinstance(num_layers, int) and not isinstance(num_layers, bool)
+    if not known or not 0 <= num_layers <= MOST_LAYERS:
+        raise SimdiffError(f"num_layers must be from 1 to {MOST_LAYERS}, got {num_layers!r}")
+    check_layers(removed, num_layers or MOST_LAYERS, "layers to remove")
     if not removed or len(removed) == num_layers:
         raise SimdiffError(
             "removed must name 1 layer or more"

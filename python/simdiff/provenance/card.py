@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 from simdiff.data.demo import DEMO
-from simdiff.io.outputs import PLAN_FILE, write_bytes
+from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.outputs import write_bytes
 from simdiff.models.layer_indices import spans
+from simdiff.planning.names import SEARCHED, WEIGHED
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.markdown import code, code_block, plain
 from simdiff.provenance.origin import CARD, licence_files, source_folder, source_metadata
@@ -257,19 +259,20 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
         )
         if isinstance(calibration.get(key), int)
     )
-    alpha = "" if plan.alpha is None else f" --alpha {plan.alpha!r}"
+    alpha = f" --alpha {plan.alpha!r}" if plan.criterion in WEIGHED else ""
     protect = f" --protect {','.join(map(str, plan.protected))}" if plan.protected else ""
     chosen = "".join(
         f" {shlex.quote(plain(f'--{option}'))}"
         + ("" if value is True else f" {shlex.quote(plain(value))}")
         for option, value in plan.options.items()
     )
-    if "evaluation-windows" in plan.options:
+    if "evaluation-windows" in plan.options or plan.criterion in SEARCHED:
         chosen = f" --model {name}{chosen}"
     if "column" in calibration:
         options = f" --text-column {shlex.quote(plain(calibration['column']))}{options}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
-    install = f'pip install "simdiff-kernels[{extra}]=={version("simdiff-kernels")}"'
+    made_with = f"simdiff-kernels {version('simdiff-kernels')}"
+    install = f'pip install ".[{extra}]"  # in the source of {made_with}'
     if plan.by_hand and recovery is None:
         removed = ",".join(map(str, plan.removed))
         return [install, f"simdiff prune {name} --remove {removed} --output pruned"]

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.provenance.markdown import code, plain
 from simdiff.recovery.methods import METHODS
 from simdiff.recovery.record import RECORD, STAGES, RecoveryRecord

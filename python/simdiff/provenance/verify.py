@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from simdiff.errors import SimdiffError
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.models.files import check_kind, check_weights, is_gguf_file
 from simdiff.models.foreign import in_one_line
 from simdiff.models.loading import load_config, source_directory, stock_model
@@ -77,7 +77,7 @@ class _Fault(Exception):  # noqa: N818 - the finding of a failed check, in words
     pass
 
 
-def verify(directory: Path, against: str | None = None) -> list[Check]:
+def verify(directory: str | Path, against: str | Path | None = None) -> list[Check]:
     """Check a directory with a pruned model.
 
     Args:
@@ -90,6 +90,7 @@ def verify(directory: Path, against: str | None = None) -> list[Check]:
     Raises:
         SimdiffError: the directory or its config.json is missing, or `against` cannot be loaded.
     """
+    directory, against = Path(directory), None if against is None else str(against)
     if not (directory / "config.json").is_file():
         if directory.is_dir() or is_gguf_file(directory):
             check_kind(directory)  # says what it is instead
@@ -371,7 +372,7 @@ def _against(subject: _Subject) -> str:
         original, _ = stock_model(source, load_config(source), dtype=pruned.dtype)
     except SimdiffError as error:
         raise _UnusableError(
-            f"verify: --against {subject.against} must be a model that transformers loads: {error}"
+            f"verify: against={subject.against} must be a model that transformers loads: {error}"
         ) from None
     ids = _ids(pruned, 64)
     found = pruned(input_ids=ids, use_cache=False).logits

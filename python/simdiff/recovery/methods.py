@@ -130,8 +130,19 @@ def check_options(method: str, options: Mapping[str, Any]) -> Method:
     """The method of a name, if it reads all of these options.
 
     Raises:
-        SimdiffError: no such method, an option of none or of another one, or one that the method
-            refuses.
+        SimdiffError: see `check_option_names`; or an option that the method refuses.
+    """
+    chosen = check_option_names(method, options)
+    if chosen.check is not None:
+        getattr(importlib.import_module(chosen.module), chosen.check)(method, options)
+    return chosen
+
+
+def check_option_names(method: str, options: Mapping[str, Any]) -> Method:
+    """The method of a name, if all of these are names of its options; torch is not loaded.
+
+    Raises:
+        SimdiffError: no such method, an option of none or of another one.
     """
     if method not in METHODS:
         raise SimdiffError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -145,7 +156,4 @@ def check_options(method: str, options: Mapping[str, Any]) -> Method:
         raise SimdiffError(
             f"options of method {method} are {known}, got {', '.join(unread)} of another method"
         )
-    chosen = METHODS[method]
-    if chosen.check is not None:
-        getattr(importlib.import_module(chosen.module), chosen.check)(method, options)
-    return chosen
+    return METHODS[method]

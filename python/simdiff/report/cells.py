@@ -67,7 +67,7 @@ def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]
         f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
         f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
         f"{plan.importance[layer]:.6g}" if plan.importance else "",
-        *([f"{plan.confidence.plan_frequency[layer]:.0%}"] if plan.confidence is not None else []),
+        *([f"{plan.draws.plan_frequency[layer]:.0%}"] if plan.draws is not None else []),
     ]
 
 

@@ -6,6 +6,8 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from simdiff.io.kinds import GENERATOR
+
 # Blue and orange of Okabe and Ito's palette, darker or lighter by theme. They are distinct for
 # every kind of colour vision, and by lightness in print.
 _STYLE = """
@@ -138,6 +140,7 @@ def document(title: str, sections: Iterable[str]) -> str:
     """A whole page around sections of HTML; `title` must be escaped already."""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        f"{GENERATOR}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{_STYLE}</style>"
         f"</head><body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"

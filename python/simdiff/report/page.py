@@ -19,7 +19,12 @@ from simdiff.report.sections.map import map_section
 from simdiff.report.sections.quality import quality_section
 from simdiff.report.sections.recovery import recovery_section
 from simdiff.report.sections.speed import speed_pairs, speed_section
-from simdiff.report.sources import ReportSources, model_path, pruned_parameters
+from simdiff.report.sources import (
+    ReportSources,
+    model_path,
+    pruned_parameters,
+    read_sources,
+)
 from simdiff.report.speed_notes import busy_note
 from simdiff.scoring.scores import LayerScores
 
@@ -33,6 +38,29 @@ def write_report(
     """Write report.html into the directory of a run."""
     sources = ReportSources(plan, scores, results, model_path=model_path(directory))
     (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
+
+
+def report_page(
+    directory: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    bench: str | Path | None = None,
+    recovery: str | Path | None = None,
+) -> str:
+    """The page of `simdiff report` as HTML.
+
+    Args:
+        directory: that `run`, `prune` or `recover` wrote.
+        evaluation, bench: files of an evaluation and of a benchmark; None takes those in the
+            directory, if there are any.
+        recovery: directory of a recovered model, or its recovery.json.
+
+    Raises:
+        SimdiffError: a file is missing or damaged, or of another model or cut.
+    """
+    given = {"evaluation": evaluation, "bench": bench, "recovery": recovery}
+    paths = {name: None if path is None else Path(path) for name, path in given.items()}
+    return render_page(read_sources(Path(directory), **paths))
 
 
 def render_page(sources: ReportSources) -> str:
@@ -181,13 +209,13 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts |= _versions("scores", known)
     if results is not None:
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
-        speeds = results["dense"].get("speed")
-        facts["speed of the run"] = (
-            f"not measured, since the model was streamed, on {results['machine']}"
-            if speeds is None
-            else f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-            f"threads, {results['machine']}"
-        )
+        if speeds := results["dense"].get("speed"):
+            facts["speed of the run"] = (
+                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+                f"threads, {results['machine']}"
+            )
+        elif results.get("streamed"):
+            facts["speed of the run"] = "not measured, since the model was streamed"
         facts |= _versions("run", results)
     for kind, content in (
         ("evaluation", sources.evaluation),

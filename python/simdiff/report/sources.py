@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import read_json
-from simdiff.io.outputs import PLAN_FILE
+from simdiff.io.json_files import as_object, read_json
+from simdiff.io.kinds import PLAN_FILE
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 
@@ -139,7 +139,7 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
     for stage in ("dense", "pruned"):
         part = content[stage]
         _finite(part["perplexity"], part["nll"])
-        if not content.get("streamed"):
+        if "speed" in part:
             _finite(part["speed"]["prefill"], part["speed"]["decode"])
     content["evaluation"]["num_predicted_tokens"]
     if not content.get("streamed"):
@@ -148,7 +148,9 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
 
 def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
     """Check a file of `simdiff eval`, which has two or more models on the same text or tasks."""
-    models = content["models"]
+    models = as_object(content["models"])
+    if not models:
+        raise ValueError("models must hold one or more")
     dense = content.get("dense", next(iter(models)))
     for model in models.values():
         if "perplexity" in model:

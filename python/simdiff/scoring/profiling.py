@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import model_inputs
 from simdiff.errors import SimdiffError
-from simdiff.io.outputs import check_new_file, write_bytes
+from simdiff.io.kinds import TRACE_SCHEMA, Kind
+from simdiff.io.outputs import check_new_file, write_new
 from simdiff.io.progress import step
 from simdiff.models.structure import DecoderLayers, find_decoder_layers
 from simdiff.models.windows import check_windows
@@ -94,7 +95,7 @@ def profile_pass(
         raise SimdiffError("profile_pass: batches must hold at least one batch, got none")
     if not trace.name.endswith((".json", ".json.gz")):
         raise SimdiffError(f"trace must be named .json or .json.gz, got {trace.name}")
-    check_new_file(trace, overwrite)
+    check_new_file(trace, overwrite, Kind.TRACE)
     layers = find_decoder_layers(model)
     device = next(layers.modules.parameters()).device
     inputs = model_inputs(batches, "profile_pass")
@@ -116,7 +117,7 @@ def profile_pass(
             torch.cuda.synchronize(device)
     running.finish()
     with step("read and write the trace"):
-        events = _export(profiler, trace)
+        events = _export(profiler, trace, overwrite)
         found = _layers_of(events, len(layers), on_gpu=device.type == "cuda")
     return PassProfile(
         layers=tuple(found),
@@ -176,13 +177,15 @@ def _named_layers(layers: DecoderLayers) -> Iterator[None]:
             handle.remove()
 
 
-def _export(profiler: profile, trace: Path) -> list[dict[str, Any]]:
+def _export(profiler: profile, trace: Path, overwrite: bool) -> list[dict[str, Any]]:
     """Write the trace file, whole or not at all; return its events."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(scratch))
         content = scratch.read_bytes()
-    write_bytes(trace, gzip.compress(content, 5) if trace.suffix == ".gz" else content)
+    marked = f'{{"schema": "{TRACE_SCHEMA}",'.encode() + content.lstrip()[1:]
+    packed = gzip.compress(marked, 5) if trace.suffix == ".gz" else marked
+    write_new(trace, packed, overwrite, Kind.TRACE)
     return list(json.loads(content)["traceEvents"])
 
 

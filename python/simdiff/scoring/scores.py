@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import as_object, header, read_json, write_json
 from simdiff.scoring.block_scores import (
     OPTIONAL_SCORES,
     BlockScores,
@@ -108,8 +108,8 @@ class LayerScores:
                 else matrix_from_rows("last_token_angles", angles, num_layers),
                 sublayers=content.get("sublayers"),
                 num_tokens=int(content["num_tokens"]),
-                model=dict(content["model"]),
-                calibration=dict(content["calibration"]),
+                model=as_object(content["model"]),
+                calibration=as_object(content["calibration"]),
                 provenance={key: content[key] for key in ("backend", "device")},
                 sequences=None
                 if sequences is None

@@ -78,7 +78,7 @@ def check_comparable(dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
 def bench(
     dense: PreTrainedModel,
     pruned: PreTrainedModel,
-    protocol: Protocol,
+    protocol: Protocol | None = None,
     *,
     names: tuple[str, str] = ("dense", "pruned"),
     removed: Collection[int] | None = None,
@@ -89,7 +89,7 @@ def bench(
     Args:
         dense, pruned: models on one device and of one dtype; `sharing_copy` makes the second from
             a plan.
-        protocol: the settings to measure.
+        protocol: the settings to measure; None takes the defaults.
         names: names of the models, for the record.
         removed: layers that `pruned` lacks, if they are known.
         preset: name of the protocol, for the record.
@@ -98,6 +98,7 @@ def bench(
         SimdiffError: see `check_comparable`, `Protocol.check`, `check_memory`, `check_tokens`; or
             the time limit is too short for a few tokens.
     """
+    protocol = protocol or Protocol()
     check_comparable(dense, pruned)
     for model in (dense, pruned):
         protocol.check(model)

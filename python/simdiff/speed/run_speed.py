@@ -18,6 +18,7 @@ from simdiff.speed.ideal import model_size, plain_ideal
 from simdiff.speed.protocol import Setting
 
 PHASES = ("prefill", "decode")
+SPEED_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def measure_speed(
     *,
     prompt_length: int = 128,
     new_tokens: int = 32,
-    repeats: int = 5,
+    repeats: int = SPEED_ROUNDS,
     warm_up: int = 1,
 ) -> dict[str, Speed]:
     """Measure `dense` and `pruned` by turns in one process, as `simdiff.speed.bench` does.

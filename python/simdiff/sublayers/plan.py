@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import header, read_json, write_json
+from simdiff.io.json_files import as_object, header, read_json, write_json
 from simdiff.models.layer_indices import check_layers
 from simdiff.planning.criteria import Importance, importance
 from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION
@@ -110,9 +110,9 @@ class SublayerPlan:
                 formula=content["formula"],
                 alpha=content["alpha"],
                 notes=tuple(content["notes"]),
-                model=dict(content["model"]),
-                calibration=dict(content["calibration"]),
-                options=dict(content["options"]),
+                model=as_object(content["model"]),
+                calibration=as_object(content["calibration"]),
+                options=as_object(content["options"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(

@@ -104,7 +104,7 @@ def spoil(directory: Path, how: str) -> None:
         ("index no JSON", f"{INDEX}: must be JSON"),
         ("empty index", "must have a weight_map"),
         ("outside", "files of its own directory, got '../model.safetensors'"),
-        ("deep index", f"{INDEX}: must be JSON, but is nested too deeply"),
+        ("deep index", f"{INDEX}: must be JSON, but is not: it is nested too deeply"),
         ("link outside", f"{SHARD_2}: must lie in .*, but is a link to .*elsewhere.safetensors"),
         ("two checkpoints", "must hold one checkpoint, but holds model.safetensors and"),
         ("pytorch_model.bin", "holds pytorch_model.bin: pickles are not read.*save_pretrained"),

@@ -36,7 +36,14 @@ def test_command(tiny_checkpoint: Path, tmp_path: Path, llama: PreTrainedModel, 
     by_plan = ("bench", tiny_checkpoint, "--plan", tmp_path / "plan.json", *COMMAND)
     assert simdiff(*by_plan, "-o", output) == 0
     printed = capsys.readouterr().out
-    for text in ("tok/s", "share", "KV cache, batch 2, 8 tokens", "3 rounds", "prefill", "decode"):
+    for text in (
+        "tok/s",
+        "of ideal",
+        "KV cache, batch 2, 8 tokens",
+        "3 rounds",
+        "prefill",
+        "decode",
+    ):
         assert text in printed
     content = json.loads(output.read_text())
     assert (content["schema"], content["removed"]) == ("simdiff.bench", [2, 3])

@@ -21,7 +21,7 @@ def simdiff(*arguments: object) -> int:
 
 def parsed(*words: object) -> argparse.Namespace:
     texts = [str(word) for word in words]
-    return cli._parsed(texts[0], texts)
+    return cli._parsed(texts[0], texts)[0]
 
 
 def written(folder: Path, **values: object) -> Path:

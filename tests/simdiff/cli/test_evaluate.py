@@ -105,7 +105,7 @@ def test_refusals(
         ([tiny_checkpoint, "--text", tiny_text, "--window-length", 900], "must fill one window"),
         ([tiny_checkpoint, *text, "--stride", 17], "stride must be 1 to 16 tokens"),
         ([tiny_checkpoint, "--tasks", "pika", "--task-data", data], "did you mean piqa?"),
-        ([tiny_checkpoint, "--tasks", "piqa", "--task-data", tmp_path / "no"], "or a directory"),
+        ([tiny_checkpoint, "--tasks", "piqa", "--task-data", tmp_path / "no"], "no: No such file"),
         ([tiny_checkpoint, "--tasks", ","], "at least one name"),
     ]
     for arguments, wanted in cases:

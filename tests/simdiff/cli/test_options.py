@@ -79,7 +79,8 @@ def test_what_the_end_needs_is_known_before_the_model_runs(
     for command, options in commands.items():
         assert simdiff(command, tiny_checkpoint, *absent, *options, *out) == 2
         told = capsys.readouterr().err
-        assert "did you mean text.txt?" in told, command
+        assert f"did you mean {tiny_text}?" in told, command
+        assert "load torch" not in told, command
         assert f"load {tiny_checkpoint}" not in told, command
     held = ("--text", tiny_text, "--held-out", tmp_path / "none.txt", *SMALL)
     for command in ("run", "compare", "recover"):

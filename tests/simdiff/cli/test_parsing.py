@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from simdiff import cli
+from simdiff.cli.effects import check_effects
+from simdiff.cli.examples import EXAMPLES
 from simdiff.cli.options import text_of
 from simdiff.cli.parsing import CommandParser
 from simdiff.errors import SimdiffError
@@ -41,7 +44,7 @@ def test_help_is_short_and_help_all_is_whole(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short, whole = (printed(command, flag, capsys) for flag in ("--help", "--help-all"))
-    assert 5 <= len(listed(short)) <= 15
+    assert 4 <= len(listed(short)) <= 17
     every = [action for action in parsers()[command]._actions if action.option_strings]
     assert sorted(listed(whole)) == sorted(action.option_strings[0] for action in every)
     assert set(listed(short)) <= set(listed(whole))
@@ -50,8 +53,19 @@ def test_help_is_short_and_help_all_is_whole(
         assert "False" not in text
         assert "SUPPRESS" not in text
         assert "\noptions:" not in text, "every option stands in a group that has a name"
-    if len(every) > 15:
+    if len(every) > 17:
         assert len(listed(short)) < len(every)
+
+
+def test_every_command_has_examples_that_parse() -> None:
+    assert list(EXAMPLES) == COMMANDS
+    for command, lines in EXAMPLES.items():
+        for line in lines:
+            words = shlex.split(line)
+            assert words[:2] == ["simdiff", command]
+            arguments, given = cli._parsed(command, words[1:])
+            check_effects(arguments, given)
+        assert f"examples:\n  {lines[0]}\n" in str(parsers()[command].format_help())
 
 
 def test_defaults_are_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,8 +117,7 @@ def test_what_is_no_option_is_refused(
         cli.main(words)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert f"usage: simdiff {words[0]} MODEL" in said
-    assert said.endswith(f"unrecognized arguments: {words[-2]} {words[-1]}{meant}\n")
+    assert said == f"simdiff {words[0]}: error: there is no option {words[-2]}{meant}\n"
 
 
 def test_a_model_of_your_own_asks_for_its_text() -> None:
@@ -146,5 +159,8 @@ def test_every_criterion_has_its_name_and_nothing_else_has() -> None:
     from simdiff.sublayers.structure import ALL_KINDS, KINDS
 
     assert tuple(CRITERIA) == names.CRITERIA
+    assert tuple(names.ABOUT) == names.ALL_CRITERIA
+    weighed = {name for name, criterion in CRITERIA.items() if criterion.takes_alpha}
+    assert set(names.WEIGHED) == weighed
     assert names.DEFAULT_CRITERION in CRITERIA
     assert ("layer", *KINDS, ALL_KINDS) == names.UNITS

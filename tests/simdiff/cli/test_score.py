@@ -29,7 +29,12 @@ def test_commands(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
     assert loaded.confidence is not None
     assert loaded.confidence.num_groups == used
     assert loaded.confidence.num_resamples == 500
+    assert ("in draws" in printed.out) == (loaded.draws is not None), "shares of another plan"
+    assert simdiff("plan", scores, *kind, "--overwrite", "-o", plan) == 0
+    printed = capsys.readouterr()
+    loaded = PruningPlan.load(plan)
     assert "in draws" in printed.out
+    assert loaded.draws is loaded.confidence is not None
     for share in loaded.confidence.plan_frequency:
         assert f"{share:.0%}" in printed.out
     assert simdiff("plan", scores, *kind, "--bootstrap", 0, "--overwrite", "-o", plan) == 0

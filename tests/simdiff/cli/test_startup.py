@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from simdiff.scoring.calibration_pass import score
 from simdiff.sublayers.scores import score_with_sublayers
@@ -56,11 +57,26 @@ def test_help(words: tuple[str, ...]) -> None:
     assert "usage: simdiff" in run_without(*words)
 
 
-def test_info() -> None:
-    content = json.loads(run_without("info", "--json"))
-    assert content["torch"] == torch.__version__.split("+")[0] or content["torch"]
-    assert list(content["built"]) == ["reference", "cpu", "triton", "cuda"]
-    assert content["built"]["cpu"] == "built"
+def test_info_loads_torch_and_nothing_else() -> None:
+    """What works is known only when the compiled modules are loaded, which need torch."""
+    code = CODE.replace('{"torch", "transformers"}', '{"transformers", "triton", "gguf"}')
+    command = [sys.executable, "-c", code, "info"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert 11 <= len(lines) <= 16
+    assert [line.split()[0] for line in lines[5:9]] == ["reference", "cpu", "triton", "cuda"]
+    assert lines[6].split()[1] == "works"
+    assert f"transformers {transformers.__version__}" in lines[3]
+    assert lines[-1] == "A bug report needs these lines."
+
+
+def test_a_closed_standard_output_is_no_error(files: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.stdout = sys.stderr = None\n" + CODE
+    words = ["plan", files / "scores.json", "--num-layers", 2, "--bootstrap", 0]
+    command = [sys.executable, "-c", code, *map(str, words), "-o", str(tmp_path / "p.json")]
+    assert subprocess.run(command).returncode == 0
+    assert (tmp_path / "p.json").exists()
 
 
 def test_plan_from_scores(files: Path, tmp_path: Path) -> None:

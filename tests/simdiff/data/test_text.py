@@ -79,8 +79,8 @@ def test_a_part_that_fills_no_window(tmp_path: Path, letters: Any) -> None:
     path = tmp_path / "short.txt"
     path.write_text("a short text of one line only")
     for part, wanted in (
-        ("calibration", "its calibration half .* cut in two by its length.*--window-length"),
-        ("held-out", "its held-out half .* cut in two by its length.*--held-out; .*--part all"),
+        ("calibration", "its calibration half .* cut in two by its length.*window_length="),
+        ("held-out", "its held-out half .* cut in two by its length.*held_out=.*; .*--part all"),
         ("all", "the text must fill one window of 64 tokens, got 31 tokens in 1 documents; give"),
     ):
         with pytest.raises(SimdiffError, match=wanted):

@@ -87,8 +87,8 @@ def test_notes_of_tasks() -> None:
         "of choices over the items",
         "boolq: one and the same answer to every item would give 70.0; the dense model's 75.0 "
         "does not clearly exceed it",
-        "boolq: its passages are the demo text, so that a model calibrated or repaired on --text "
-        "demo has seen half of them",
+        "boolq: its passages are the demo text, so that a model calibrated or repaired on the text "
+        "'demo' has seen half of them",
     ]
     few = {"arc": {"few_shot_split": "test", "split": "test"}}
     assert quality_of(dense[2:3], dense[2:3], limit=7, num_fewshot=5, tasks=few).notes() == [

@@ -58,11 +58,16 @@ def log_likelihood(model: PreTrainedModel, tokenizer: Any, context: str, choice:
     return sum(float(log_p[len(before) + n - 1, token]) for n, token in enumerate(after))
 
 
-def test_items_are_judged_as_computed_by_hand(tiny_checkpoint: Path, data: Path) -> None:
+def test_items_are_judged_as_computed_by_hand(
+    tiny_checkpoint: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.chdir(tiny_checkpoint)
+    monkeypatch.setenv("GIT_DIR", str(tiny_checkpoint / "none"))  # git would complain
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     loaded = load_tasks(TaskOptions(("piqa",), data=str(data), limit=10, batch_size=4))
     got = run_tasks(model, tokenizer, loaded)["piqa"]
+    assert "git" not in capfd.readouterr().err
     wanted: dict[str, list[float]] = {"acc": [], "acc_norm": []}
     drawn = loaded.drawn()
     assert drawn is not None

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from simdiff.checkpoints import cut as checkpoint
 from simdiff.checkpoints.cut import CheckpointCut, cut_checkpoint, write_cut
 from simdiff.errors import SimdiffError
+from simdiff.io.kinds import Kind
 from simdiff.io.outputs import new_directory, remove_leftovers
 from support.checkpoints import content, plan_for, save_model
 from support.commands import simdiff
@@ -37,7 +38,7 @@ def cut(model: PreTrainedModel, tmp_path: Path) -> CheckpointCut:
 
 
 def write(cut: CheckpointCut, target: Path, overwrite: bool = False) -> None:
-    with new_directory(target, overwrite) as scratch:
+    with new_directory(target, overwrite, Kind.MODEL) as scratch:
         write_cut(cut, scratch)
 
 
@@ -276,7 +277,7 @@ def test_outputs_that_overlap_the_input(model: PreTrainedModel, tmp_path: Path, 
         (dense / "small", "must not lie inside the input"),
         (tmp_path / "link" / "small", "must not lie inside the input"),
         (tmp_path, "must not contain the input"),
-        (tmp_path / "link", "must not be a symbolic link"),
+        (tmp_path / "link", "must not be the input itself"),
         (tmp_path / "none" / "small", "its parent directory must exist"),
         (tmp_path / "plan.json", "must not exist yet"),
     ):
@@ -292,10 +293,11 @@ def test_an_output_that_holds_what_the_input_links_to(
     dense, blobs = tmp_path / "dense", tmp_path / "models--org--tiny" / "blobs"
     blobs.mkdir(parents=True)
     plan_for(model).save(blobs / "plan.json")
+    plan_for(model).save(plan := tmp_path / "plan.json")
     for path in list(dense.iterdir()):
         path.rename(blobs / path.name)
         path.symlink_to(blobs / path.name)
-    arguments = ("prune", dense, "--plan", blobs / "plan.json", "--overwrite", "-o")
+    arguments = ("prune", dense, "--plan", plan, "--overwrite", "-o")
     assert simdiff(*arguments, blobs) == 2
     assert "which" in (message := capsys.readouterr().err)
     assert "links to" in message

@@ -55,8 +55,9 @@ BROKEN = [
     (struct.pack("<Q", 100) + b"{}", "header must have 100 bytes, but the file ends after 2"),
     (struct.pack("<Q", 2) + b"{]", "must be JSON"),
     (struct.pack("<Q", 2) + b"\xff\xfe", "must be JSON"),
+    (struct.pack("<Q", 8) + b'"\\ud800"', "half of a surrogate pair"),
     (struct.pack("<Q", 2) + b"[]", "must be a JSON object, got list"),
-    (struct.pack("<Q", 200_000) + b"[" * 200_000, "must be JSON, but is not: maximum recursion"),
+    (struct.pack("<Q", 200_000) + b"[" * 200_000, "must be JSON, but is not: it is nested"),
 ]
 
 
@@ -82,6 +83,9 @@ BAD_ENTRIES = [
     ({"a": F32 | {"data_offsets": [0, 9]}}, 9, "must take 8 bytes .*span 9"),
     ({"a": F32 | {"shape": [-2]}}, 8, "whole numbers"),
     ({"a": F32 | {"shape": [2.0]}}, 8, "whole numbers"),
+    ({"a": F32 | {"shape": "", "data_offsets": [0, 4]}}, 4, "whole numbers"),
+    ({"a": F32 | {"data_offsets": {"0": 0, "8": 8}}}, 8, "whole numbers"),
+    ({"a": F32 | {"dtype": []}}, 8, "unhashable"),
     ({"a": F32 | {"data_offsets": [8, 0]}}, 8, "span -8"),
     ({"a": {"dtype": "F32"}}, 8, "must have dtype, shape and data_offsets"),
     ({"a": 3}, 8, "must have dtype, shape and data_offsets"),

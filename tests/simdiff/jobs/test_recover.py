@@ -150,7 +150,7 @@ def test_bad_input(
     refused("the plan was made for another model, 'large': hidden_size 64 against 32", plan=other)
     refused("at least 2 windows of text", "--num-windows", "1")
     refused("must fill one window of 4096 tokens", "--window-length", "4096")
-    refused("batch_size must be at least 1, got 0", "--batch-size", "0")
+    refused("batch-size must be at least 1, got 0", "--batch-size", "0")
     weights = load_file(tiny_checkpoint / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"][3, 4] = torch.nan
     save_file(weights, tiny_checkpoint / "model.safetensors", metadata={"format": "pt"})

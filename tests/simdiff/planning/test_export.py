@@ -46,7 +46,7 @@ def test_odd_names_survive_yaml(name: str) -> None:
 def test_the_demo_has_no_name_elsewhere() -> None:
     plan = plan_for(6, (1,))
     plan.model["name"] = "demo"
-    with pytest.raises(SimdiffError, match="give --model"):
+    with pytest.raises(SimdiffError, match="give model="):
         export_plan(plan, "mergekit")
     assert export_plan(plan, "llama.cpp") == "1\n"
 

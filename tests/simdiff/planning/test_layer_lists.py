@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_what_is_no_list(text: str) -> None:
 
 
 def test_a_slip_of_the_keyboard_does_not_fill_the_memory() -> None:
-    for text in ("0-99999999999", "123456789"):
-        with pytest.raises(SimdiffError):
+    for text in ("0-99999999999", "123456789", "1" * 5000, "0-9999," * 100_000):
+        with pytest.raises(SimdiffError) as caught:
             parse_layers(text)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text", ["1  " * 200_000 + "x", "1" + " " * 500_000 + "x", "1 - " * 99_999]
+)
+def test_a_table_of_numbers_is_told_from_a_list_at_once(text: str) -> None:
+    start = time.process_time()
+    assert not is_layer_list(text)
+    assert time.process_time() - start < 2

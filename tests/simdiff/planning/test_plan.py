@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from simdiff.errors import SimdiffError
+from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.criteria import importance
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import select
@@ -26,9 +27,10 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
     )
     for layer, reason in (
         (112, "1st lowest, alone"),
-        (111, "2nd lowest"),
-        (110, "3rd lowest"),
-        (109, "4th lowest"),
+        (111, "2nd lowest, worse in blocks"),
+        (110, "3rd lowest, worse in blocks"),
+        (109, "4th lowest, worse in blocks"),
+        (108, "5th lowest"),
         (103, "10th lowest"),
         (102, "11th lowest"),
         (101, "12th lowest"),
@@ -45,6 +47,19 @@ def test_reasons_name_the_place_in_the_ranking() -> None:
         assert plan.reason(layer) == reason
     lowest = dataclasses.replace(plan, selection="lowest")
     assert lowest.reason(92) == "21st lowest"
+    evaluated = dataclasses.replace(plan, candidates=({"removed": [3]},))
+    assert evaluated.reason(111) == "2nd lowest, worse by loss"
+    with pytest.raises(SimdiffError, match="layer must be 0 to 112, got 113"):
+        plan.reason(113)
+
+
+def test_draws_of_another_plan_do_not_stand_beside_this_one() -> None:
+    """Perplexity may choose other layers than those that were drawn again."""
+    plan = plan_for(6, (2, 4))
+    found = PlanConfidence((2, 4), (0.5,) * 6, 0.5, (0.0,) * 6, (1.0,) * 6, 500, 0, 4, 4, 0)
+    assert dataclasses.replace(plan, confidence=found).draws is found
+    assert dataclasses.replace(plan, removed=(2, 3), confidence=found).draws is None
+    assert plan.draws is None
 
 
 def test_plan_file_round_trip(llama_scores: LayerScores, tmp_path: Path) -> None:
@@ -62,10 +77,23 @@ def test_damaged_plans_are_refused(llama_scores: LayerScores, tmp_path: Path) ->
         ({"removed": list(range(6))}, "1 to 5 layers"),
         ({"importance": [1.0]}, "6 entries"),
         ({"ranking": [0, 0, 1, 2, 3, 4]}, "every layer once"),
+        ({"num_layers": 10**12, "ranking": [], "importance": []}, "from 1 to 10000, got 10"),
+        ({"alpha": float("inf")}, "must be finite"),
     ):
         path.write_text(json.dumps({**content, **change}))
         with pytest.raises(SimdiffError, match=wanted):
             PruningPlan.load(path)
+
+
+def test_a_plan_that_is_nested_or_large_without_measure(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"schema": "simdiff.plan", "alpha": ' + "[" * 100_000)
+    with pytest.raises(SimdiffError, match="nested too deeply"):
+        PruningPlan.load(path)
+    with path.open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(SimdiffError, match="at most 100,000,000 bytes, got 1,000,000,000,000"):
+        PruningPlan.load(path)
 
 
 @pytest.mark.parametrize(

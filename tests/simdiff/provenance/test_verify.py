@@ -247,10 +247,10 @@ def test_the_command(
     assert content["ok"] is False
     assert [check["passed"] for check in content["checks"]] == [True] * 9 + [False]
     for wrong, words in (
-        ([str(tmp_path / "none")], "no directory of that name"),
+        ([str(tmp_path / "none")], "none: No such file or directory"),
         ([str(checkpoint / WEIGHTS)], "a directory with a model, got a file"),
         ([str(tmp_path)], "no config.json"),
-        ([str(checkpoint), "--against", str(tmp_path / "none")], "--against"),
+        ([str(checkpoint), "--against", str(tmp_path / "none")], "none: no such directory"),
     ):
         assert cli.main(["verify", *wrong]) == 2
         assert words in capsys.readouterr().err

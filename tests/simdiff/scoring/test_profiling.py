@@ -101,7 +101,7 @@ def test_command(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys)
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
-    assert "scoring (cpu), ms" in out
+    assert "scored by cpu" in " ".join(out.split())
     assert "all" in out
     assert trace.is_file()
     assert cli.main(arguments) == 2  # exists

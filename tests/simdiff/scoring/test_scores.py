@@ -73,7 +73,7 @@ def test_damaged_scores_are_refused(llama_scores: LayerScores, tmp_path: Path) -
             repr(llama_scores.metrics[METRICS[0]].mean[0]), "NaN", 1
         )
     )
-    with pytest.raises(SimdiffError, match="not finite"):
+    with pytest.raises(SimdiffError, match="numbers must be finite, got NaN"):
         LayerScores.load(path)
     with pytest.raises(SimdiffError, match="No such file"):
         LayerScores.load(tmp_path / "none.json")

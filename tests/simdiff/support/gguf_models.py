@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES
+
+from simdiff.checkpoints.gguf.container import GgufFile, align, file_header, tensor_record
 
 Setup = Callable[[GGUFWriter, str], None]
 
@@ -153,3 +157,33 @@ def write_runnable(path: Path, architecture: str, blocks: Sequence[int]) -> Path
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def with_entry(gguf: GgufFile, key: str, value: bytes) -> bytes:
+    """The file with an entry of this key, whose value is the number of its type and its bytes."""
+    name = key.encode()
+    entries = [gguf.raw(entry) for entry in gguf.entries.values() if entry.key != key]
+    entries.append(struct.pack("<Q", len(name)) + name + value)
+    data = min(tensor.offset for tensor in gguf.tensors)
+    records = [tensor_record(t, t.name, t.offset - data) for t in gguf.tensors]
+    head = file_header(3, len(records), len(entries)) + b"".join(entries + records)
+    return head + bytes(align(len(head), gguf.alignment) - len(head)) + gguf.mapped[data:]
+
+
+# What an entry should not be: the number of the type, and the value.
+ODD_ENTRIES = (
+    struct.pack("<IQ", 8, 1) + b"x",
+    struct.pack("<IQ", 8, 1 << 63),
+    struct.pack("<If", 6, math.nan),
+    struct.pack("<Id", 12, 1e308),
+    struct.pack("<Ii", 5, -3),
+    struct.pack("<II", 4, 0),
+    struct.pack("<II", 4, 12),
+    struct.pack("<IQ", 10, (1 << 63) + 5),
+    struct.pack("<I?", 7, True),
+    struct.pack("<IIQiii", 9, 5, 3, 0, 1, 2),
+    struct.pack("<IIQQQ", 9, 8, 2, 0, (1 << 63) - 1),
+    struct.pack("<IIQIQIQ", 9, 9, 2, 9, 0, 4, 0),
+    struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,
+    struct.pack("<I", 77),
+)

@@ -36,6 +36,8 @@ SCALARS = {
     12: "d",
 }
 STRING, ARRAY = 8, 9
+# Of arrays in arrays, of which no file known to us has any.
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,8 @@ class GgufFile:
                 raise self._damaged(f"two entries are named {entry.key!r}")
             self.entries[entry.key] = entry
             position = entry.end
-        self.alignment = self.get("general.alignment", DEFAULT_ALIGNMENT)
-        if not isinstance(self.alignment, int) or self.alignment < 1 or self.alignment % 8:
+        self.alignment = self.whole("general.alignment", DEFAULT_ALIGNMENT)
+        if self.alignment < 1 or self.alignment % 8:
             raise self._damaged(f"general.alignment is {self.alignment}, not a multiple of 8")
         records: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(num_tensors):
@@ -160,7 +162,7 @@ class GgufFile:
             key, kind, element, count, start, value, self._skip_many(element, count, value, key)
         )
 
-    def _skip(self, kind: int, position: int, key: str) -> int:
+    def _skip(self, kind: int, position: int, key: str, depth: int = 0) -> int:
         """The end of the value that starts at `position`."""
         if kind in SCALARS:
             return position + struct.calcsize(SCALARS[kind])
@@ -169,16 +171,18 @@ class GgufFile:
             return position + 8 + int(length)
         if kind == ARRAY:
             element, count = self._unpack("IQ", position)
-            return self._skip_many(element, count, position + 12, key)
+            if depth == MAX_DEPTH:
+                raise self._damaged(f"the value of {key!r} is nested too deeply")
+            return self._skip_many(element, count, position + 12, key, depth + 1)
         raise self._damaged(f"{key!r} has a value of unknown type {kind}")
 
-    def _skip_many(self, kind: int, count: int, position: int, key: str) -> int:
+    def _skip_many(self, kind: int, count: int, position: int, key: str, depth: int = 0) -> int:
         if kind in SCALARS:
             end = position + count * struct.calcsize(SCALARS[kind])
         else:
             end = position
             for _ in range(count):  # raises at the end of the file at the latest
-                end = self._skip(kind, end, key)
+                end = self._skip(kind, end, key, depth)
         if end > self.size:
             raise self._truncated(f"the value of {key!r} ends at byte {end}")
         return end
@@ -223,7 +227,7 @@ class GgufFile:
     def _unpack(self, layout: str, position: int) -> tuple[Any, ...]:
         try:
             return struct.unpack_from("<" + layout, self.mapped, position)
-        except struct.error:
+        except (struct.error, OverflowError):  # the latter of positions beyond 2^63
             raise self._truncated(f"its structure goes on at byte {position}") from None
 
     def _truncated(self, what: str) -> SimdiffError:
@@ -245,6 +249,13 @@ class GgufFile:
         if entry.kind == ARRAY:
             raise self._damaged(f"{key!r} must be one value, but is an array of {entry.count}")
         return self._unpack(SCALARS[entry.kind], entry.value)[0]
+
+    def whole(self, key: str, default: int) -> int:
+        """The value of an entry that counts something."""
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._damaged(f"{key!r} must be a whole number, got {str(value)[:80]!r}")
+        return value
 
     def is_array(self, key: str) -> bool:
         """Whether the file has an array under this key."""
@@ -295,6 +306,12 @@ def tensor_record(tensor: TensorRecord, name: str, offset: int) -> bytes:
         tensor.kind,
         offset,
     )
+
+
+def text_entry(key: bytes, text: bytes) -> bytes:
+    """A metadata entry of the type string."""
+    string = 8
+    return struct.pack("<Q", len(key)) + key + struct.pack("<IQ", string, len(text)) + text
 
 
 def file_header(version: int, num_tensors: int, num_entries: int) -> bytes:

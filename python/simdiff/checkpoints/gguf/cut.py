@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simdiff.checkpoints.gguf.container import MAGIC, GgufFile
+from simdiff.checkpoints.gguf.container import MAGIC, GgufFile, text_entry
 from simdiff.checkpoints.gguf.position_rules import (
     check_architecture,
     check_positions,
@@ -22,6 +22,7 @@ from simdiff.checkpoints.gguf.position_rules import (
 )
 from simdiff.checkpoints.gguf.writer import Piece, write_gguf
 from simdiff.errors import SimdiffError
+from simdiff.io.kinds import GGUF_MARK, Kind
 from simdiff.io.outputs import check_new_file
 from simdiff.planning.plan import PruningPlan
 
@@ -68,11 +69,11 @@ def prune_gguf(
             layer matters to the architecture, the output exists, or the disk lacks space.
     """
     output = output.absolute()
-    check_new_file(output, overwrite)
     files = _open_parts(source)
     try:
-        if output.exists() and any(output.samefile(file.path) for file in files):
+        if overwrite and output.exists() and any(output.samefile(file.path) for file in files):
             raise SimdiffError(f"output {output} must not be the input itself; give another path")
+        check_new_file(output, overwrite, Kind.GGUF)
         return _prune(files, plan, output, overwrite)
     finally:
         for file in files:
@@ -92,6 +93,7 @@ def _prune(files: Sequence[GgufFile], plan: PruningPlan, output: Path, overwrite
     kept = [layer for layer in range(total) if layer not in plan.removed]
     _check_first_layer(files, first, architecture, kept)
     entries, changes = _cut_entries(first, architecture, total, predicting, kept)
+    entries.insert(1, text_entry(GGUF_MARK, ",".join(map(str, sorted(plan.removed))).encode()))
     numbers = {layer: new for new, layer in enumerate(kept)}
     pieces = [
         Piece(file, tensor, name)
@@ -138,7 +140,7 @@ def _open_parts(source: Path) -> list[GgufFile]:
     first = GgufFile(source)
     files = [first]
     try:
-        count = first.get("split.count", 1)
+        count = first.whole("split.count", 1)
         if count <= 1:
             return files
         match = _SHARD.fullmatch(source.name)
@@ -169,23 +171,24 @@ def _open_parts(source: Path) -> list[GgufFile]:
 def _layer_counts(files: Sequence[GgufFile], architecture: str) -> tuple[int, int]:
     """The number of all layers, and of those at the end that predict further tokens."""
     first = files[0]
-    total = first.get(f"{architecture}.block_count")
-    if not isinstance(total, int) or total < 1:
+    total = first.whole(f"{architecture}.block_count", 0)
+    if total < 1:
         raise SimdiffError(f"{first.path}: must have {architecture}.block_count, got {total!r}")
-    predicting = first.get(f"{architecture}.nextn_predict_layers", 0)
+    predicting = first.whole(f"{architecture}.nextn_predict_layers", 0)
     if not 0 <= predicting < total:
         raise SimdiffError(
             f"{first.path}: {architecture}.nextn_predict_layers must be below the {total} layers, "
             f"got {predicting}"
         )
     present = set(_suffixes(files))
-    missing = set(range(total - predicting)) - present
-    if missing or max(present) >= total:
-        stray = sorted(missing or {layer for layer in present if layer >= total})
+    # One by one: a damaged count may be any number.
+    missing = next((layer for layer in range(total - predicting) if layer not in present), None)
+    if missing is not None or max(present) >= total:
+        stray = min(layer for layer in present if layer >= total) if missing is None else missing
         raise SimdiffError(
             f"{first.path}: must have tensors for the layers 0 to {total - 1} of "
-            f"{architecture}.block_count; layer {stray[0]} "
-            + ("has none" if missing else "is beyond them")
+            f"{architecture}.block_count; layer {stray} "
+            + ("is beyond them" if missing is None else "has none")
         )
     return total, predicting
 
@@ -256,7 +259,7 @@ def _check_first_layer(
     """Refuse to remove a first layer whose tensors differ from those of all others (RWKV 7)."""
     suffixes = _suffixes(files)
     others = [names for layer, names in suffixes.items() if layer != 0]
-    dense = first.get(f"{architecture}.leading_dense_block_count", 0)
+    dense = first.whole(f"{architecture}.leading_dense_block_count", 0)
     alone = len(set(others)) == 1 and others[0] != suffixes[0]
     if kept[0] != 0 and alone and not dense:
         raise SimdiffError(
@@ -277,14 +280,17 @@ def _cut_entries(
     gguf: GgufFile, architecture: str, total: int, predicting: int, kept: Sequence[int]
 ) -> tuple[list[bytes], list[str]]:
     """The metadata of the output as bytes, and its changes in words."""
-    dense = sum(layer < gguf.get(f"{architecture}.leading_dense_block_count", 0) for layer in kept)
+    leading = gguf.whole(f"{architecture}.leading_dense_block_count", 0)
+    dense = sum(layer < leading for layer in kept)
     numbers = {"block_count": len(kept), "leading_dense_block_count": dense}
     lengths = (total, total - predicting)
     entries, changes = [], []
     for key, entry in gguf.entries.items():
         name = key.removeprefix(f"{architecture}.")
+        if key == GGUF_MARK.decode():
+            continue  # of an earlier cut, whose layers had other numbers
         if key in _SPLIT_KEYS:
-            if gguf.get("split.count", 1) > 1:
+            if gguf.whole("split.count", 1) > 1:
                 changes.append(f"{key}: dropped, the output is one file")
                 continue
             entries.append(gguf.raw(entry))

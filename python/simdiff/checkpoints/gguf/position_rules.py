@@ -166,9 +166,9 @@ class _Metadata:
         self.gguf, self.architecture = gguf, architecture
         self.prefix = architecture + "."
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def whole(self, name: str, default: int) -> int:
         key = self.prefix + name
-        return default if self.gguf.is_array(key) else self.gguf.get(key, default)
+        return default if self.gguf.is_array(key) else self.gguf.whole(key, default)
 
     def has_array(self, name: str) -> bool:
         return self.gguf.is_array(self.prefix + name)
@@ -184,23 +184,23 @@ class _Metadata:
 def _patterns(meta: _Metadata, num_layers: int) -> list[_Pattern]:
     architecture, found = meta.architecture, []
     # Without the entry the architecture's default window applies.
-    windowed = meta.get("attention.sliding_window", 1) > 0
+    windowed = meta.whole("attention.sliding_window", 1) > 0
     if architecture in ("gemma3", "olmo2", "plamo3", "afmoe", "smallthinker", "modern-bert"):
-        windowed = meta.get("attention.sliding_window", 0) > 0
+        windowed = meta.whole("attention.sliding_window", 0) > 0
     if architecture == "exaone4":
         windowed = num_layers == 64
     if windowed and architecture in _SLIDING:
         default, first = _SLIDING[architecture]
         if not meta.has_array("attention.sliding_window_pattern"):
-            period = meta.get("attention.sliding_window_pattern", default)
+            period = meta.whole("attention.sliding_window_pattern", default)
             found.append(("layers without a sliding window", period, first))
     if architecture in _NO_ROPE and (windowed or architecture in ("smollm3", "afmoe")):
         found.append(("layers without rotary embedding", *_NO_ROPE[architecture]))
     if architecture in _LINEAR_ATTENTION and not meta.has_array("attention.recurrent_layers"):
-        period = meta.get("full_attention_interval", _LINEAR_ATTENTION[architecture])
+        period = meta.whole("full_attention_interval", _LINEAR_ATTENTION[architecture])
         found.append(("layers of full attention", period, False))
     if architecture in _MOE_STEP:
-        step = meta.get("interleave_moe_layer_step", 1)
+        step = meta.whole("interleave_moe_layer_step", 1)
         found.append(("layers with experts", step, False))
     return [
         _Pattern(name, period, 0 if first else period - 1)
@@ -212,12 +212,12 @@ def _patterns(meta: _Metadata, num_layers: int) -> list[_Pattern]:
 def _facts_of_depth(meta: _Metadata, num_layers: int) -> dict[str, Any]:
     architecture = meta.architecture
     if architecture in ("gemma2", "gemma3"):
-        width = meta.get("embedding_length", 0) // max(1, meta.get("attention.head_count", 1))
+        width = meta.whole("embedding_length", 0) // max(1, meta.whole("attention.head_count", 1))
         largest = {"gemma2": 46, "gemma3": 62}[architecture]
-        scale = width if num_layers == largest else meta.get("attention.key_length", width)
+        scale = width if num_layers == largest else meta.whole("attention.key_length", width)
         return {"the attention scale": f"1/sqrt({scale})"}
     if architecture == "deepseek2":
-        vocabulary = meta.get("vocab_size", 0)
+        vocabulary = meta.whole("vocab_size", 0)
         lite = num_layers in (26, 27) or (num_layers == 48 and vocabulary == 128256)
         glm = num_layers in (47, 48) and vocabulary == 154880
         facts = (
@@ -239,19 +239,19 @@ def _check_counts(meta: _Metadata, removed: Sequence[int]) -> None:
     def refuse(name: str, why: str) -> SimdiffError:
         return SimdiffError(f"{meta.gguf.path}: {meta.prefix}{name} {why}")
 
-    if meta.get("attention.shared_kv_layers", 0):
+    if meta.whole("attention.shared_kv_layers", 0):
         raise refuse(
             "attention.shared_kv_layers",
             "lets the last layers use keys and values of earlier ones, which a cut would change; "
             "such a model cannot be cut",
         )
-    if meta.get("rescale_every_n_layers", 0):
+    if meta.whole("rescale_every_n_layers", 0):
         raise refuse(
             "rescale_every_n_layers",
             "halves the hidden states at fixed positions, and the weights are scaled for that; "
             "such a model cannot be cut",
         )
-    deepstack = meta.get("n_deepstack_layers", 0)
+    deepstack = meta.whole("n_deepstack_layers", 0)
     if deepstack and min(removed) < deepstack:
         raise refuse(
             "n_deepstack_layers",

@@ -16,6 +16,7 @@ from simdiff.checkpoints.gguf.container import (
     tensor_record,
 )
 from simdiff.errors import SimdiffError
+from simdiff.io.kinds import Kind
 from simdiff.io.outputs import new_file
 
 _CHUNK = 8 << 20
@@ -71,7 +72,7 @@ def write_gguf(
             f"output {output}: needs {num_bytes / 1e9:.2f} GB, but {output.parent} has "
             f"{free / 1e9:.2f} GB free"
         )
-    with new_file(output, overwrite) as scratch:
+    with new_file(output, overwrite, Kind.GGUF) as scratch:
         with scratch.open("wb") as file:
             file.write(head)
             _copy(pieces, file, first.alignment)

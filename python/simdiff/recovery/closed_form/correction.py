@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +15,21 @@ from simdiff.data.batches import token_mask
 from simdiff.errors import SimdiffError
 from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
-from simdiff.recovery.closed_form.normal_equations import Fit, NormalEquations, best_ridge
+from simdiff.recovery.closed_form.normal_equations import (
+    Fit,
+    NormalEquations,
+    UnseenTokens,
+    best_ridge,
+)
 from simdiff.recovery.closed_form.projections import (
     OutputProjection,
     find_projection,
     recorded_calls,
     rms,
 )
+
+# Tokens on which the linear map of a layer is looked for.
+_PROBED = 32
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -39,7 +48,7 @@ class Settings:
     """Features of the correction: "inputs" z of the projection; "outputs" o = Wz, which are fewer
     and can correct less (W + VᵀW); "auto" takes outputs if inputs exceed the memory budget."""
     memory_budget: int = 8 << 30
-    """Limit of the bytes of Gram matrices: of the two parts of the text, and the factorised one."""
+    """Limit of the bytes of a Gram matrix and its factorisations."""
     unseen_share: float = 1 / 8
     """Share of the windows that are not fitted; they choose λ and the number of corrections."""
 
@@ -126,8 +135,15 @@ class Correction:
             if not any(bool(token_mask(batch).any()) for batch in batches):
                 raise SimdiffError(f"correct: {name} must leave some token, got none")
 
-    def layer(self, position: int, dense: PartialForward, student: PartialForward) -> None:
-        """Correct one layer and advance the states past it."""
+    @property
+    def num_steps(self) -> int:
+        """How often `layer` yields."""
+        return 2 * len(self.batches) + 1
+
+    def layer(
+        self, position: int, dense: PartialForward, student: PartialForward
+    ) -> Iterator[None]:
+        """Correct one layer and advance the states past it; yields after each batch, and solved."""
         start = self.kept[position]
         if position == self.first:
             self.targets = [dense.run(b, None, 0, start) for b in self.batches]
@@ -137,39 +153,60 @@ class Correction:
         stop = self.target_depth(position)
         for index, batch in enumerate(self.batches):
             self.targets[index] = dense.run(batch, self.targets[index], start, stop)
-        self.fits.append(self._fit(position, student))
-        for index, batch in enumerate(self.batches):
-            self.states[index] = student.run(batch, self.states[index], position, position + 1)
+            yield
+        self.fits.append((yield from self._fit(position, student)))
+        yield
 
-    def _fit(self, position: int, student: PartialForward) -> LayerFit:
+    def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
+        """Correct the layer at a position, and replace its batches' states by those that leave."""
         layer = student.layers[position]
-        batch = {name: value[:1] for name, value in self.batches[0].items()}
-        few = self.states[0][:1]
+        batch = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
+        few = self.states[0][:1, :_PROBED]
         projection = find_projection(
             layer,
             lambda: student.run(batch, few, position, position + 1),
             int(self.states[0].shape[-1]),
         )
         if projection is None or self._tied(projection):
+            for index, batch in enumerate(self.batches):
+                self.states[index] = student.run(batch, self.states[index], position, position + 1)
+                yield
             return LayerFit(self.kept[position], None, None, None, 1.0)
         features = self._features(projection)
-        fitted, unseen = (self._equations(projection, features) for _ in range(2))
+        fitted, unseen = self._equations(projection, features)
+        entering, inputs = list(self.states), list[Tensor]()
         with recorded_calls(projection) as seen:
             for index, batch in enumerate(self.batches):
-                output = student.run(batch, self.states[index], position, position + 1)
-                equations = fitted if index < len(self.fitted) else unseen
+                output = student.run(batch, entering[index], position, position + 1)
                 rows = token_mask(batch).flatten()
                 x, r, w = self._rows(
                     projection, seen[0], features, output, self.targets[index], rows
                 )
-                equations.update(x, r, w)
-        fit = best_ridge(fitted, unseen, self.settings.strengths)
-        if fit.correction is not None and features == "outputs":
-            fit = replace(fit, correction=projection.from_outputs(fit.correction))
-        self._apply(position, projection, fit)
+                (fitted if index < len(self.fitted) else unseen).update(x, r, w)
+                self.states[index] = output
+                if projection.gain is None:
+                    inputs.append(seen[0][0])
+                yield
+        fit = best_ridge(fitted, unseen, self.settings.strengths, self._last_strength())
+        if fit.correction is not None:
+            if features == "outputs":
+                fit = replace(fit, correction=projection.from_outputs(fit.correction))
+            change = self._apply(position, projection, fit)
+            for index, batch in enumerate(self.batches):
+                if inputs:
+                    added = projection.added(change.old, inputs[index])
+                    self.states[index] += added.reshape(self.states[index].shape).to(
+                        self.states[index]
+                    )
+                else:  # a norm follows the projection: the layer has to run again
+                    self.states[index] = student.run(batch, entering[index], position, position + 1)
         return LayerFit(
             self.kept[position], projection.name, features, fit.strength, fit.relative_error
         )
+
+    def _last_strength(self) -> float | None:
+        """The strength of the last layer that was corrected: that of the next is seldom far."""
+        return next((fit.strength for fit in reversed(self.fits) if fit.strength), None)
 
     def _tied(self, projection: OutputProjection) -> bool:
         """Whether other modules share the projection's weight."""
@@ -180,14 +217,26 @@ class Correction:
     def _features(self, projection: OutputProjection) -> str:
         if self.settings.features != "auto":
             return self.settings.features
-        num_bytes = 4 * 8 * (projection.in_features + projection.has_bias) ** 2
+        size = self._dtype.itemsize
+        num_bytes = 3 * size * (projection.in_features + projection.has_bias) ** 2
         return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
 
-    def _equations(self, projection: OutputProjection, features: str) -> NormalEquations:
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of products and sums: float64 for states of float64, else float32."""
+        exact = self.states[0].dtype == torch.float64
+        return torch.float64 if exact else torch.float32
+
+    def _equations(
+        self, projection: OutputProjection, features: str
+    ) -> tuple[NormalEquations, UnseenTokens]:
         hidden_size = int(self.states[0].shape[-1])
         width = projection.in_features if features == "inputs" else hidden_size
         self.most_features = max(self.most_features, width)
-        return NormalEquations(width + projection.has_bias, hidden_size, self.states[0].device)
+        sums = NormalEquations(
+            width + projection.has_bias, hidden_size, self.states[0].device, self._dtype
+        )
+        return sums, UnseenTokens(self._dtype)
 
     def _rows(
         self,
@@ -198,11 +247,14 @@ class Correction:
         target: Tensor,
         rows: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, residuals to fit and weights of a batch's tokens, in float64."""
+        """Features, residuals to fit and weights of a batch's tokens."""
         device = self.states[0].device  # with several GPUs the other tensors may be elsewhere
 
         def counted(states: Tensor) -> Tensor:
-            return states.reshape(len(rows), -1)[rows.to(states.device)].to(device).double()
+            states = states.reshape(len(rows), -1)
+            if not bool(rows.all()):
+                states = states[rows.to(states.device)]
+            return states.to(device, self._dtype)
 
         entered, written, wanted, left = map(counted, (*seen, target, output))
         residuals = (wanted - left) / projection.scale
@@ -217,14 +269,14 @@ class Correction:
         weights = torch.where(norms > 0, norms, torch.inf) ** -self.settings.norm_power
         return features, residuals, weights
 
-    def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> None:
-        if fit.correction is None:
-            return
+    def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> Change:
+        assert fit.correction is not None
         module = projection.module
         old = dict(module._parameters)
         projection.correct(fit.correction)
-        new = dict(module._parameters)
-        self.corrections.append(Change(position, module, old, new))
+        change = Change(position, module, old, dict(module._parameters))
+        self.corrections.append(change)
+        return change
 
     def keep(self, count: int) -> None:
         """Apply the first `count` corrections and undo the others."""

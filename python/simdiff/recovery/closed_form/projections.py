@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,28 @@ class OutputProjection:
             replace_parameter(
                 self.module, "bias", bias.detach().double() + correction[-1].to(bias.device)
             )
+
+    def added(self, old: Mapping[str, Any], entered: Tensor) -> Tensor:
+        """What a correction adds to the layer's output: scale · (ΔW z + Δb), without a norm.
+
+        Args:
+            old: the module's parameters before it was corrected.
+            entered: z, `(..., in_features)`.
+
+        Returns:
+            `(..., hidden_size)`, float32, or float64 for float64.
+        """
+        dtype = torch.float64 if entered.dtype == torch.float64 else torch.float32
+        changes = {
+            name: parameter.detach().to(dtype) - old[name].detach().to(dtype)
+            for name, parameter in self.module._parameters.items()
+            if parameter is not None
+        }
+        weight = changes["weight"]
+        result = entered.to(weight) @ (weight if isinstance(self.module, Conv1D) else weight.T)
+        if self.has_bias:
+            result += changes["bias"]
+        return self.scale * result
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import pickle
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,16 +81,7 @@ class TrainingState:
             if version != SCHEMA_VERSION:
                 raise ValueError(f"version {version}")
             result = cls(**state)
-        except (
-            EOFError,
-            KeyError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-            pickle.UnpicklingError,
-            zipfile.BadZipFile,
-        ) as error:
+        except Exception as error:  # torch's reader raises what the damage leads it to
             raise SimdiffError(
                 f"{path}: must hold the state of a training run, but is damaged or of another "
                 f"version ({type(error).__name__}): remove {directory} to start again"

@@ -200,7 +200,7 @@ def compute_dtype(model: PreTrainedModel, wanted: str) -> torch.dtype:
         if half:
             raise SimdiffError(
                 f"fine-tuning: compute_dtype float32 needs a model in float32, got {model.dtype}: "
-                "load it with --dtype float32"
+                "load it with dtype='float32'"
             )
         return torch.float32
     if wanted == "bfloat16" or half:

@@ -99,7 +99,7 @@ def _is_chosen(plan: PruningPlan, candidate: dict[str, object]) -> bool:
 def layers_section(plan: PruningPlan, scores: LayerScores | None) -> Iterator[str]:
     """Yield the HTML of the table of all layers, with their reasons and numbers."""
     yield "<h2>Every layer and its reason</h2>"
-    columns = ["in draws"] * (plan.confidence is not None) + ["importance"] * bool(plan.importance)
+    columns = ["in draws"] * (plan.draws is not None) + ["importance"] * bool(plan.importance)
     if scores is not None:
         columns += ["1 − cos", "± s.e.", "MSSD", "max ‖y−x‖²", "MASD", "‖y−x‖/‖x‖"]
     heads = "<th class='text' scope='col'>decision</th>"

@@ -9,20 +9,15 @@ from rich import box
 from rich.table import Table
 
 from simdiff.report.speed_notes import busy_note, measured_notes
+from simdiff.report.terminal.fitting import Fitting, plain_table
 
 # Shares are of the median ratio. "whole" is the measure of the paper: new tokens over all seconds.
 _UNITS = {"prefill": "prefill", "decode": "decode", "whole": "both"}
 
 
-def speed_table(content: Mapping[str, Any]) -> Table:
+def speed_table(content: Mapping[str, Any]) -> Fitting:
     """A table of tokens per second of every setting, their ratio, and its share of the ideal."""
-    table = Table(
-        title=_title(content),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = plain_table(_title(content))
     for column in (
         "batch",
         "prompt",
@@ -33,9 +28,9 @@ def speed_table(content: Mapping[str, Any]) -> Table:
         "ratio",
         "interval",
         "ideal",
-        "share",
+        "of ideal",
         "roofline",
-        "share",
+        "of roofline",
     ):
         table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
     for setting in content["settings"]:
@@ -66,7 +61,7 @@ def speed_table(content: Mapping[str, Any]) -> Table:
                 *shares,
                 end_section=phase == "whole",
             )
-    return table
+    return Fitting(table, ("of roofline", "roofline", "interval", "new", "ideal"))
 
 
 def memory_table(content: Mapping[str, Any]) -> Table:
@@ -100,7 +95,8 @@ def speed_notes(content: Mapping[str, Any]) -> list[str]:
         "turns, in alternating order; tokens per second: median and quartiles.",
         f"ratio: median of the rounds' ratios, with its {100 * coverage:.0f}% interval; ideal: "
         "ratio of bytes (decode), of flops (prefill); roofline: with the read and matmul rates "
-        "measured here; share: ratio / ideal; both: new tokens by the seconds of both phases.",
+        "measured here; of ideal, of roofline: ratio by that; both: new tokens by the seconds of "
+        "both phases.",
     ]
     busy = busy_note(content)
     return [*notes, *measured_notes(content), *([] if busy is None else [busy])]

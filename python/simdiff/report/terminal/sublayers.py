@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
+from simdiff.report.terminal.fitting import Fitting, plain_table
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.plan import SublayerPlan
 from simdiff.sublayers.scores import SublayerScores
@@ -11,13 +10,10 @@ from simdiff.sublayers.scores import SublayerScores
 _COLUMNS = ("sub-layer", "1-cos", "norm change", "MSSD", "max sq.", "MASD", "rel.")
 
 
-def sublayers_table(scores: LayerScores, plan: SublayerPlan | None = None) -> Table:
+def sublayers_table(scores: LayerScores, plan: SublayerPlan | None = None) -> Fitting:
     """A table of every sub-layer with its scores, and whether and why a plan removes it."""
     found = SublayerScores.from_scores(scores)
-    table = Table(
-        title=f"{scores.model['name']}: every sub-layer, layers counted from 0",
-        title_justify="left",
-    )
+    table = plain_table(f"{scores.model['name']}: every sub-layer, layers counted from 0")
     for column in (*_COLUMNS, *(("importance", "decision") if plan else ())):
         table.add_column(column, justify="right" if column != "decision" else "left", no_wrap=True)
     metrics = found.metrics
@@ -38,7 +34,7 @@ def sublayers_table(scores: LayerScores, plan: SublayerPlan | None = None) -> Ta
             cells.append(f"{plan.importance[plan.ranking.index(name)]:.4g}")
             cells.append(f"{'REMOVE' if gone else 'keep'}: {plan.reason(name)}")
         table.add_row(*cells, style="bold red" if gone else None)
-    return table
+    return Fitting(table, ("norm change", "rel.", "MASD", "max sq.", "MSSD"))
 
 
 def plan_lines(plan: SublayerPlan) -> list[str]:

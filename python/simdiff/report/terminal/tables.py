@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.cells import cell_texts, layer_cells
+from simdiff.report.terminal.fitting import Fitting, plain_table
 from simdiff.scoring.scores import LayerScores
 
 if TYPE_CHECKING:
     from simdiff.comparison.results import Comparison
     from simdiff.scoring.profiling import PassProfile
-    from simdiff_kernels import BackendStatus
 
 # Largest width of a table. A narrower screen shows fewer columns, not truncated ones.
 _WIDE = 100
@@ -39,15 +38,9 @@ class LayersTable:
 
     def table(self, width: int) -> Table:
         """The table with the columns that fit into `width` characters."""
-        columns = (*_COLUMNS, *(["in draws"] if self.plan.confidence is not None else []))
+        columns = (*_COLUMNS, *(["in draws"] if self.plan.draws is not None else []))
         shown = [n for n, c in enumerate(columns) if width >= _WIDE or c not in _LEFT_OUT]
-        table = Table(
-            title=f"{self.scores.model['name']}: every layer, counted from 0",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
+        table = plain_table(f"{self.scores.model['name']}: every layer, counted from 0")
         for index in shown:
             table.add_column(columns[index], justify="right", no_wrap=True)
         table.add_column("decision")
@@ -67,11 +60,9 @@ def layers_table(scores: LayerScores, plan: PruningPlan) -> LayersTable:
     return LayersTable(scores, plan)
 
 
-def scores_table(scores: LayerScores) -> Table:
+def scores_table(scores: LayerScores) -> Fitting:
     """A table of every layer with the means and maxima of its metrics."""
-    table = Table(
-        title=f"{scores.model['name']}: every layer, counted from 0", title_justify="left"
-    )
+    table = plain_table(f"{scores.model['name']}: every layer, counted from 0")
     for column in ("layer", "1-cos", "MSSD", "max sq.", "at sequence:position", "MASD", "rel."):
         table.add_column(column, justify="right", no_wrap=True)
     squared = scores.metrics["squared_difference"]
@@ -86,18 +77,17 @@ def scores_table(scores: LayerScores) -> Table:
             f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
             f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
         )
-    return table
+    return Fitting(table, ("at sequence:position", "rel.", "MASD"))
 
 
-def leading_table(scores: LayerScores) -> Table:
+def leading_table(scores: LayerScores) -> Fitting:
     """A table that compares leading tokens with all others, to show how a massive activation at the
     beginning affects MSSD."""
     leading = scores.leading
     assert leading is not None
-    table = Table(
-        title=f"The first {leading.skip_leading} tokens of each sequence ({leading.num_tokens}), "
-        f"which the other statistics ({scores.num_tokens} tokens) leave out",
-        title_justify="left",
+    table = plain_table(
+        f"The first {leading.skip_leading} tokens of each sequence ({leading.num_tokens}), "
+        f"which the other statistics ({scores.num_tokens} tokens) leave out"
     )
     columns = ("layer", "1-cos", "others", "MSSD", "others", "max sq.", "others", "MSSD of all")
     for column in columns:
@@ -116,7 +106,7 @@ def leading_table(scores: LayerScores) -> Table:
         both = (first[1] * leading.num_tokens + rest[1] * scores.num_tokens) / total
         values = (*(value for pair in zip(first, rest, strict=True) for value in pair), both)
         table.add_row(str(layer), *(f"{value:.4g}" for value in values))
-    return table
+    return Fitting(table, ("MSSD of all", "others"))
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -125,16 +115,22 @@ def results_table(results: Mapping[str, Any]) -> Table:
     for column in ("", "dense", "pruned", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
     dense, pruned = results["dense"], results["pruned"]
-    rows: list[tuple[str, float, float, float | None, str]] = [
-        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f")
+    speeds = [
+        (
+            f"{phase}, tokens/s",
+            dense["speed"][phase],
+            pruned["speed"][phase],
+            pruned["speed"]["times_faster"][phase],
+            style,
+        )
+        for phase, style in (("decode", ".1f"), ("prefill", ".0f"))
+        if "speed" in dense
     ]
-    if "speed" in pruned:  # not of a streamed model
-        speeds, faster = (dense["speed"], pruned["speed"]), pruned["speed"]["times_faster"]
-        for phase, style in (("decode", ".1f"), ("prefill", ".0f")):
-            before, after = (speed[phase] for speed in speeds)
-            rows.append((f"{phase}, tokens/s", before, after, faster[phase], style))
-    sizes = dense["num_parameters"], pruned["num_parameters"]
-    rows.append(("parameters", *sizes, None, ",.0f"))
+    rows = (
+        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f"),
+        *speeds,
+        ("parameters", dense["num_parameters"], pruned["num_parameters"], None, ",.0f"),
+    )
     for name, before, after, ratio, style in rows:
         ratio = after / before if ratio is None else ratio
         table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{ratio:.3f}")
@@ -167,13 +163,9 @@ def recovery_table(record: RecoveryRecord) -> Table:
 def comparison_table(comparison: Comparison) -> Table:
     """A table of all cells of a comparison; the best perplexity at each number is highlighted."""
     dense = comparison.dense
-    table = Table(
-        title=f"{comparison.scores.model['name']}: held-out perplexity, dense "
-        f"{dense.perplexity:.2f}; 95% intervals; layers count from 0",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+    table = plain_table(
+        f"{comparison.scores.model['name']}: held-out perplexity, dense "
+        f"{dense.perplexity:.2f}; 95% intervals; layers count from 0"
     )
     for column in ("removed", "criterion", "perplexity", "95%", "× dense", "to plan"):
         left = column == "criterion"
@@ -197,15 +189,12 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def profile_table(profile: PassProfile) -> Table:
     """A table of the time and memory of a calibration pass, layer by layer."""
-    title = f"Calibration pass: {profile.num_batches} batches, {profile.num_tokens} tokens"
-    table = Table(title=f"{title}, on {profile.device}", title_justify="left")
-    for column in (
-        "layer",
-        "forward, ms",
-        f"scoring ({profile.backend}), ms",
-        "overhead, %",
-        "peak, MB",
-    ):
+    batches = "1 batch" if profile.num_batches == 1 else f"{profile.num_batches} batches"
+    table = plain_table(
+        f"Calibration pass: {batches}, {profile.num_tokens} tokens, on {profile.device}, scored by "
+        f"{profile.backend}"
+    )
+    for column in ("layer", "forward, ms", "scoring, ms", "overhead, %", "peak, MB"):
         table.add_column(column, justify="right")
     content = profile.to_dict()
     rows = [(str(layer["layer"]), layer) for layer in content["layers"]]
@@ -218,14 +207,4 @@ def profile_table(profile: PassProfile) -> Table:
             f"{row['peak_bytes'] / 1e6:.1f}",
             end_section=index == len(rows) - 1,
         )
-    return table
-
-
-def backends_table(statuses: list[BackendStatus]) -> Table:
-    """A table of the backends that can score on this machine."""
-    table = Table(title="Scoring backends", title_justify="left")
-    for column in ("backend", "usable", "detail"):
-        table.add_column(column)
-    for status in statuses:
-        table.add_row(status.name, "yes" if status.available else "no", status.detail)
     return table

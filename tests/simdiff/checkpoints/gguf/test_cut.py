@@ -16,9 +16,10 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
 from simdiff import cli
 from simdiff.checkpoints.gguf import writer as gguf_output
+from simdiff.checkpoints.gguf.container import GgufFile
 from simdiff.checkpoints.gguf.cut import is_gguf, prune_gguf
 from simdiff.errors import SimdiffError
-from support.gguf_models import check_tensors, content, write_gguf
+from support.gguf_models import check_tensors, content, with_entry, write_gguf
 from support.plans import plan_for
 
 
@@ -70,6 +71,7 @@ def test_every_kind_of_metadata(tmp_path: Path) -> None:
     assert cut.kept == (0, 2, 3, 5)
     check_tensors(cut.output, [source], kept)
     before, after = content(source), content(cut.output)
+    assert after.pop("simdiff.removed_layers")[1] == "1,4"
     assert list(after) == list(before)
     for name, (types, value) in before.items():
         key = name.removeprefix("glm4moe.")
@@ -130,6 +132,29 @@ def test_damaged_files(tmp_path: Path) -> None:
     assert not (tmp_path / "b.gguf").exists()
     with pytest.raises(SimdiffError, match="No such file"):
         prune_gguf(tmp_path / "none.gguf", plan_for(7, (1,)), tmp_path / "b.gguf")
+
+
+def test_entries_of_another_type_or_size(tmp_path: Path) -> None:
+    """Counts as text, and counts that a loop or a set over them would not survive."""
+    sound, path = GgufFile(write_gguf(tmp_path / "a.gguf")), tmp_path / "b.gguf"
+    text, huge = struct.pack("<IQ", 8, 1) + b"x", struct.pack("<IQ", 10, (1 << 63) + 5)
+    far = struct.pack("<IIQQQ", 9, 8, 2, 0, (1 << 63) - 1)
+    for key, value, wanted in (
+        ("split.count", text, "'split.count' must be a whole number, got 'x'"),
+        ("split.count", struct.pack("<If", 6, 2.0), "must be a whole number, got '2.0'"),
+        ("llama.block_count", text, "must be a whole number"),
+        ("llama.block_count", huge, "layer 6 has none"),
+        ("llama.nextn_predict_layers", text, "must be a whole number"),
+        ("llama.leading_dense_block_count", text, "must be a whole number"),
+        ("llama.attention.sliding_window", text, "must be a whole number"),
+        ("llama.n_deepstack_layers", text, "must be a whole number"),
+        ("tokenizer.ggml.tokens", far, "is truncated"),
+        ("other", struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "'other' is nested too"),
+    ):
+        path.write_bytes(with_entry(sound, key, value))
+        with pytest.raises(SimdiffError, match=wanted):
+            prune_gguf(path, plan_for(6, (1,)), tmp_path / "c.gguf")
+    sound.close()
 
 
 def test_output_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_real_file_in_transformers(small: tuple[Path, Path], demo: Any) -> None:
     before, after = content(source), content(cut)
     assert after.pop("llama.block_count")[1] == 22
     assert before.pop("llama.block_count")[1] == 30
+    assert after.pop("simdiff.removed_layers")
     assert list(after) == list(before)
     assert after == before
     dense, tokenizer = demo  # the same file, loaded by transformers

@@ -22,7 +22,8 @@ def test_rows_of_a_regression() -> None:
 
     A gain below a thousandth of the largest leaves its entry alone: it could not be corrected.
     """
-    run = Correction(None, None, [], [], [], Settings(norm_power=3.0), states=[torch.zeros(1)])
+    none = torch.zeros(1, dtype=torch.float64)
+    run = Correction(None, None, [], [], [], Settings(norm_power=3.0), states=[none])
     entered = torch.tensor([[[1.0, 2.0, 2.0], [9.0, 9.0, 9.0], [6.0, 0.0, 0.0]]])
     written = torch.tensor([[[1.0, 7.0], [9.0, 9.0], [3.0, 4.0]]])  # rms 5 and sqrt(12.5)
     wanted = torch.tensor([[[3.0, 4.0], [9.0, 9.0], [0.0, 0.0]]])
@@ -63,6 +64,24 @@ FOUND = {
     "olmo2": "mlp.down_proj",
     "mixtral": None,
 }
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "gemma3"])
+def test_the_states_that_leave_a_corrected_layer(family: str) -> None:
+    """They are those of the layer as it is now, although it has run before it was corrected."""
+    model = larger(tiny_family(family))
+    pruned = sharing_copy(model, (1, 4))
+    texts = [model_inputs(part.split(16), "test") for part in (tokens(40)[:32], tokens(40)[32:])]
+    run = Correction(model, pruned, list(KEPT), *texts, Settings())
+    with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
+        for position in range(2):
+            before = list(run.states)
+            assert len(list(run.layer(position, dense, student))) == run.num_steps
+            for index, batch in enumerate(run.batches):
+                start, first = (None, 0) if position == 0 else (before[index], position)
+                wanted = student.run(batch, start, first, position + 1)
+                assert torch.allclose(run.states[index], wanted, rtol=1e-9, atol=1e-12)
+    assert len(run.corrections) == 2
 
 
 NORMED = ("gemma3", "olmo2")
@@ -120,7 +139,7 @@ def run_all(
     )
     plain = unseen_error(model, pruned, unseen)
     with PartialForward(model) as dense, PartialForward(pruned) as student:
-        run.layer(0, dense, student)
+        assert len(list(run.layer(0, dense, student))) == run.num_steps
     fit = run.fits[0]
     assert fit.projection == FOUND[family]
     if fit.projection is None:
@@ -134,7 +153,7 @@ def run_all(
     assert share == pytest.approx(fit.relative_error, rel=1e-6)
     plain = unseen_error(model, pruned, unseen, 2)
     with PartialForward(model) as dense, PartialForward(pruned) as student:
-        run.layer(1, dense, student)
+        assert len(list(run.layer(1, dense, student))) == run.num_steps
     assert [(fit.layer, fit.projection) for fit in run.fits] == [
         (0, FOUND[family]),
         (2, FOUND[family]),

@@ -68,7 +68,7 @@ def test_a_damaged_projection_is_recovered_to_rounding() -> None:
 def test_outputs_are_taken_where_inputs_exceed_the_memory_budget() -> None:
     model = larger(make_tiny("llama"))
     text = drawn(model, 40, 12)
-    for budget, features in ((4 * 8 * 48**2, "inputs"), (4 * 8 * 48**2 - 1, "outputs")):
+    for budget, features in ((3 * 8 * 48**2, "inputs"), (3 * 8 * 48**2 - 1, "outputs")):
         settings = Settings(memory_budget=budget)
         _, outcome = corrected(model, [text[:32]], [text[32:]], settings)
         assert {fit["features"] for fit in outcome.details["layers"]} == {features}

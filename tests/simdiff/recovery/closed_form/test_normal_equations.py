@@ -7,14 +7,30 @@ import torch
 from torch import Tensor
 
 from simdiff.errors import SimdiffError
-from simdiff.recovery.closed_form.normal_equations import NormalEquations, best_ridge, ridge
+from simdiff.recovery.closed_form.normal_equations import (
+    NormalEquations,
+    Ridge,
+    UnseenTokens,
+    best_ridge,
+)
 
 
 def equations_of(x: Tensor, r: Tensor, w: Tensor, parts: int = 3) -> NormalEquations:
-    equations = NormalEquations(x.shape[1], r.shape[1])
+    equations = NormalEquations(x.shape[1], r.shape[1], dtype=x.dtype)
     for rows in torch.arange(len(x)).chunk(parts):
         equations.update(x[rows], r[rows], w[rows])
     return equations
+
+
+def unseen_of(x: Tensor, r: Tensor, w: Tensor) -> UnseenTokens:
+    unseen = UnseenTokens(x.dtype)
+    for rows in torch.arange(len(x)).chunk(3):
+        unseen.update(x[rows], r[rows], w[rows])
+    return unseen
+
+
+def ridge(equations: NormalEquations, strength: float) -> Tensor:
+    return Ridge(equations, strength).solve(equations.cross)
 
 
 @pytest.mark.parametrize("num_features", [1, 7, 300])  # more than one block of columns
@@ -32,8 +48,11 @@ def test_ridge_is_the_least_squares_solution(num_features: int) -> None:
     found = ridge(equations, strength)
     assert torch.allclose(found, wanted.solution, rtol=1e-10, atol=1e-12)
     error = (w[:, None] * (r - x @ found).square()).sum()
-    assert equations.error(found) == pytest.approx(float(error), rel=1e-12)
-    assert equations.energy == pytest.approx(float((w[:, None] * r.square()).sum()), rel=1e-12)
+    unseen = unseen_of(x, r, w)
+    assert unseen.error(found) == pytest.approx(float(error), rel=1e-12)
+    assert unseen.energy == pytest.approx(float((w[:, None] * r.square()).sum()), rel=1e-12)
+    short = ridge(equations_of(x.float(), r.float(), w.float()), strength)
+    assert torch.allclose(short.double(), found, rtol=1e-3, atol=1e-5)
 
 
 def test_the_strength_is_chosen_on_tokens_that_were_not_fitted() -> None:
@@ -44,7 +63,7 @@ def test_the_strength_is_chosen_on_tokens_that_were_not_fitted() -> None:
     ones = torch.ones(460, dtype=torch.float64)
     fitted, unseen = (
         equations_of(x[:60], r[:60], ones[:60]),
-        equations_of(x[60:], r[60:], ones[60:]),
+        unseen_of(x[60:], r[60:], ones[60:]),
     )
     strengths = (1e-9, 1e-3, 1e-1, 1.0, 1e3)
     fit = best_ridge(fitted, unseen, strengths)
@@ -52,8 +71,14 @@ def test_the_strength_is_chosen_on_tokens_that_were_not_fitted() -> None:
     assert fit.relative_error == pytest.approx(min(errors))
     assert fit.strength == strengths[errors.index(min(errors))]
     assert fit.strength not in (1e-9, 1e3)
+    for start in strengths:  # the way downhill leads there from everywhere
+        again = best_ridge(fitted, unseen, strengths, start)
+        assert again.strength == fit.strength
+        assert again.correction is not None
+        assert fit.correction is not None
+        assert torch.equal(again.correction, fit.correction)
     # Where the unseen residuals have nothing to do with the features no correction is best.
-    other = equations_of(x[60:], -r[60:], ones[60:])
+    other = unseen_of(x[60:], -r[60:], ones[60:])
     assert best_ridge(fitted, other, strengths).correction is None
     assert best_ridge(fitted, other, strengths).relative_error == 1
 
@@ -65,10 +90,15 @@ def test_ridge_on_paper() -> None:
     assert equations.num_tokens == 2
     found = ridge(equations, 0.5)
     assert found.flatten().tolist() == pytest.approx([6 / 2.5, 0])
-    assert equations.error(found) == pytest.approx(2 * 0.6**2)
+    assert unseen_of(x, torch.full((2, 1), 3.0), torch.ones(2)).error(found) == pytest.approx(
+        2 * 0.6**2
+    )
     nothing = equations_of(0 * x, torch.full((2, 1), 3.0), torch.ones(2), parts=1)
     assert ridge(nothing, 0.5).tolist() == [[0.0], [0.0]]
-    assert best_ridge(nothing, nothing, (0.5,)).correction is None
+    silent = unseen_of(0 * x, torch.full((2, 1), 3.0), torch.ones(2))
+    assert best_ridge(nothing, silent, (0.5,)).correction is None
+    silent = unseen_of(x, torch.zeros(2, 1), torch.ones(2))
+    assert best_ridge(nothing, silent, (0.5,)).relative_error == 1
 
 
 def test_nan_is_refused() -> None:
@@ -79,3 +109,29 @@ def test_nan_is_refused() -> None:
         equations.update(torch.ones(1, 2), torch.full((1, 1), torch.inf), torch.ones(1))
     with pytest.raises(SimdiffError, match="strength must be above 0, got 0"):
         ridge(equations, 0.0)
+
+
+def test_many_outputs_are_compared_by_sums_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strength is that of the lowest error over all outputs, found with few factorisations."""
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randn(30, 400, generator=generator, dtype=torch.float64)
+    x = torch.randn(200, 30, generator=generator, dtype=torch.float64)
+    r = x @ truth + 9 * torch.randn(200, 400, generator=generator, dtype=torch.float64)
+    ones = torch.ones(200, dtype=torch.float64)
+    fitted = equations_of(x[:60], r[:60], ones[:60])
+    unseen = unseen_of(x[60:], r[60:], ones[60:])
+    strengths = tuple(10.0**power for power in range(-6, 4))
+    errors = [unseen.error(ridge(fitted, strength)) for strength in strengths]
+    factorised: list[float] = []
+    first = Ridge.__init__
+
+    def counted(self: Ridge, equations: NormalEquations, strength: float) -> None:
+        factorised.append(strength)
+        first(self, equations, strength)
+
+    monkeypatch.setattr(Ridge, "__init__", counted)
+    best = strengths[errors.index(min(errors))]
+    fit = best_ridge(fitted, unseen, strengths, best)
+    assert fit.strength == best
+    assert fit.relative_error == pytest.approx(min(errors) / unseen.energy)
+    assert len(factorised) == 3  # the best and its neighbours

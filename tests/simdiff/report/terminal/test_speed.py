@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rich.table import Table
 
 from simdiff.report.terminal.speed import memory_table, speed_notes, speed_table
@@ -94,7 +96,7 @@ def cells(table: Table) -> list[tuple[str, ...]]:
 def test_speeds() -> None:
     """Head and shares once for a setting; a star where tokens were left out."""
     short = setting(16, shortened=True, new_tokens=8)
-    table = speed_table(content(setting(1), short))
+    table = speed_table(content(setting(1), short)).table
     assert [str(column.header) for column in table.columns] == [
         "batch",
         "prompt",
@@ -105,9 +107,9 @@ def test_speeds() -> None:
         "ratio",
         "interval",
         "ideal",
-        "share",
+        "of ideal",
         "roofline",
-        "share",
+        "of roofline",
     ]
     assert [c.justify for c in table.columns] == 3 * ["right"] + ["left"] + 8 * ["right"]
     assert cells(table) == [
@@ -147,7 +149,17 @@ def test_speeds() -> None:
 )
 def test_title(changes: dict[str, str], line: str) -> None:
     wanted = f"Speed of large against small: {line}, sdpa attention\na machine"
-    assert speed_table(content(setting(1), **changes)).title == wanted
+    assert speed_table(content(setting(1), **changes)).table.title == wanted
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_the_speeds_fit_a_terminal(width: int) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(speed_table(content(setting(1), setting(16))))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in stream.getvalue()
+    assert ("of roofline" in stream.getvalue()) == (width > 100)
 
 
 def test_memory() -> None:
