@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 from simdiff.checkpoints.gguf import position_rules
 from simdiff.checkpoints.gguf.container import GgufFile
 from simdiff.checkpoints.gguf.cut import examine_gguf, gguf_depth, prune_gguf
-from simdiff.checkpoints.safetensors_header import read_header
 from simdiff.checkpoints.weight_index import INDEX, read_weights
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import EvaluationJournal
 from simdiff.io.json_files import write_json
+from simdiff.io.safetensors_header import read_header
 from simdiff.planning.plan import PruningPlan, is_sublayer_plan
 from simdiff.recovery.training.state import STATE, TrainingState
 from simdiff.report.sources import read_sources

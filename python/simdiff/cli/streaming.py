@@ -41,12 +41,13 @@ def add_stream(sub: CommandParser) -> None:
 def stream_options(arguments: argparse.Namespace) -> StreamOptions | None:
     """What `add_stream` asked for; None with --no-stream."""
     from simdiff.checkpoints.shards import parse_size
+    from simdiff.cli.output import on_standard_output
     from simdiff.models.streamed import DEFAULT_MEMORY, StreamOptions
 
     if arguments.stream is False:
         return None
     folder, output = arguments.offload_folder, arguments.output
-    if folder is None and output is not None:
+    if folder is None and output is not None and not on_standard_output(arguments):
         folder = output.absolute().with_name(output.name + ".states")
     size = arguments.stream_memory
     memory = DEFAULT_MEMORY if size is None else parse_size(size)

@@ -111,7 +111,6 @@ def run(
         write_config(scratch, config)
         scores.save(scratch / "scores.json")
         chosen.save(scratch / PLAN_FILE)
-        ranks.first(lambda: (scratch / "model").mkdir())
         ranks.first(partial(_write_model, name, dtype, model, tokenizer, chosen, scratch / "model"))
         dense, pruned = _measure_dense(model, chosen, held_out, speed_rounds)
         states = offload_folder(model)

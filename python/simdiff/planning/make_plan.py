@@ -122,7 +122,7 @@ def make_plan(
             starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
             losses = exchange.losses_of_cuts(model, windows)
             reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
-            with step(f"choose by perplexity, {reads} reads of a window"):
+            with step(f"choose by perplexity, {max(reads, len(starts))} reads of a window"):
                 best, candidates, agreement = with_starts(
                     model,
                     [start.removed for start in starts],

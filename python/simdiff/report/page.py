@@ -209,13 +209,13 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts |= _versions("scores", known)
     if results is not None:
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
-        speeds = results["dense"].get("speed")
-        facts["speed of the run"] = (
-            f"not measured, since the model was streamed, on {results['machine']}"
-            if speeds is None
-            else f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-            f"threads, {results['machine']}"
-        )
+        if speeds := results["dense"].get("speed"):
+            facts["speed of the run"] = (
+                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
+                f"threads, {results['machine']}"
+            )
+        elif results.get("streamed"):
+            facts["speed of the run"] = "not measured, since the model was streamed"
         facts |= _versions("run", results)
     for kind, content in (
         ("evaluation", sources.evaluation),
