@@ -40,14 +40,14 @@ EXAMPLES = {
         "simdiff bench ./my-model ./small --batch-sizes 1,8 --output bench.json",
         "simdiff bench ./my-model --remove 8-11",
     ),
-    "plot": ("simdiff plot out --output figures",),
-    "push": ("simdiff push out me/my-model-small --dry-run",),
     "report": (
         "simdiff report out --output report.html",
         "simdiff report ./small --evaluation evaluation.json --bench bench.json -o report.html",
     ),
+    "plot": ("simdiff plot out --output figures",),
+    "push": ("simdiff push out me/my-model-small --dry-run",),
     "profile": ("simdiff profile ./my-model --text corpus.txt --output trace.json",),
-    "info": ("simdiff info --backends",),
+    "info": ("simdiff info", "simdiff info --json"),
     "doctor": ("simdiff doctor ./my-model",),
 }
 

@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     from simdiff.errors import SimdiffError
+    from simdiff.io.kinds import Kind
     from simdiff.io.outputs import check_new_file, write_bytes
     from simdiff.report.plot import pdf, pictures_of
 
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     except OSError as error:
         raise SimdiffError(f"output {arguments.output}: {error.strerror}") from None
     for path in made:
-        check_new_file(path.absolute(), arguments.overwrite)
+        check_new_file(path.absolute(), arguments.overwrite, Kind.FIGURE)
     for path, content in made.items():
         write_bytes(path, content)
     note = () if "pdf" in formats or arguments.formats else ("Note: no PDF without matplotlib.",)

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def add_stream(sub: CommandParser) -> None:
     """Whether the layers of the model are loaded one at a time, and where its states lie."""
     group = sub.group("model")
-    group.add_argument(
+    rare(
+        group,
         "--stream",
         action=argparse.BooleanOptionalAction,
         help="load the layers one at a time from the safetensors files, each once per pass "

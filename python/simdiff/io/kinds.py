@@ -22,6 +22,8 @@ GENERATOR = "<meta name='generator' content='simdiff-kernels'>"
 """Stands in the head of every page."""
 MERGEKIT_HEAD = "# mergekit: layers are counted from 0"
 """Begins every mergekit configuration that is written."""
+FIGURE_MARK = "simdiff-kernels figure"
+"""Stands in every figure of a file of its own, in the root of an SVG, as the creator of a PDF."""
 TRACE_SCHEMA = "simdiff.trace"
 """The schema in the first entry of a trace of a calibration pass."""
 
@@ -37,6 +39,7 @@ class Kind(Enum):
     MERGEKIT = "a mergekit configuration"
     LAYERS = "a list of layers"
     TRACE = "a trace"
+    FIGURE = "a figure"
     GGUF = "a GGUF file that simdiff cut"
     MODEL = "the directory of a pruned model"
     RUN = "the directory of a run"
@@ -86,6 +89,8 @@ def kind_of(path: Path) -> Kind | None:
         return Kind.PAGE
     if head.startswith(MERGEKIT_HEAD.encode()):
         return Kind.MERGEKIT
+    if head.startswith((b"<?xml", b"%PDF")) and FIGURE_MARK.encode() in path.read_bytes():
+        return Kind.FIGURE
     if re.fullmatch(rb"\d+([,\n]\d+)*\n", head):
         return Kind.LAYERS
     return Kind.GGUF if head.startswith(b"GGUF") and _is_cut_gguf(path) else None

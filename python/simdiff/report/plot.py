@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from simdiff.errors import SimdiffError
-from simdiff.io.kinds import COMPARISON_MARKER, PLAN_FILE
+from simdiff.io.kinds import COMPARISON_MARKER, FIGURE_MARK, PLAN_FILE
 from simdiff.report.html import STYLE
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Picture:
 
     def svg(self) -> bytes:
         """The content of an SVG file."""
+        self.root.set("data-generator", FIGURE_MARK)
         content: bytes = ElementTree.tostring(self.root, "utf-8", xml_declaration=True)
         return content + b"\n"
 
@@ -162,7 +163,11 @@ def pdf(picture: Picture) -> bytes:
         for shape in picture.root:
             _draw(axes, shape.tag.rpartition("}")[2], shape)
         content = io.BytesIO()
-        details = {"Title": picture.root.findtext("title"), "CreationDate": None}
+        details = {
+            "Title": picture.root.findtext("title"),
+            "Creator": FIGURE_MARK,
+            "CreationDate": None,
+        }
         figure.savefig(content, format="pdf", metadata=details)
     return content.getvalue()
 

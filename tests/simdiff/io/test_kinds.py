@@ -11,7 +11,7 @@ import pytest
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header, write_json
-from simdiff.io.kinds import GENERATOR, Kind, check_replaceable, kind_of
+from simdiff.io.kinds import FIGURE_MARK, GENERATOR, Kind, check_replaceable, kind_of
 from simdiff.io.outputs import check_not_input, new_directory, new_file, write_new
 from simdiff.planning.export import export_plan
 from support.gguf_models import write_gguf
@@ -34,6 +34,7 @@ def outputs(folder: Path) -> dict[Kind, Path]:
     files[Kind.LAYERS].write_text(export_plan(plan, "llama.cpp"))
     files[Kind.TRACE] = folder / "trace.json.gz"
     files[Kind.TRACE].write_bytes(gzip.compress(b'{"schema": "simdiff.trace", "traceEvents": []}'))
+    files[Kind.FIGURE].write_text(f"<?xml version='1.0'?>\n<svg data-generator='{FIGURE_MARK}'/>\n")
     source = write_gguf(folder / "dense.gguf")
     from simdiff.checkpoints.gguf.cut import prune_gguf
 
