@@ -101,8 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.command_line = shlex.join(["simdiff", *words])
         module = COMMANDS[arguments.command]
         with _loudness(arguments):
-            check(arguments, given)
-            getattr(module, "check", lambda given: None)(arguments)
+            if not _checked(module, arguments, given):
+                return 2
             if not getattr(module, "needs_torch", lambda given: True)(arguments):
                 if ranks.announced()[0]:
                     return 0  # the first process does it
@@ -138,6 +138,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             consequence = module.interrupted(arguments)
         print(f"simdiff {command}: interrupted, {consequence}", file=sys.stderr)
         return 130
+
+
+def _checked(module: Any, arguments: argparse.Namespace, given: set[str]) -> bool:
+    """Whether everything can be; of several processes the first one tells what cannot.
+
+    Raises:
+        SimdiffError: says what is wrong.
+    """
+    try:
+        check(arguments, given)
+        getattr(module, "check", lambda given: None)(arguments)
+    except SimdiffError:
+        if not ranks.announced()[0]:
+            raise
+        return False
+    return True
 
 
 def _shared(module: Any, arguments: argparse.Namespace) -> int:

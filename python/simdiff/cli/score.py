@@ -132,12 +132,17 @@ def _show(arguments: argparse.Namespace, scores: LayerScores) -> None:
     tables = [scores_table(scores), *([leading_table(scores)] if scores.leading else [])]
     tables += [sublayers_table(scores)] if arguments.sublayers else []
     read = scores.calibration
+    what = (
+        f"{read['num_windows']} files with {read['num_tokens']} tokens in {read['states']}"
+        if "states" in read
+        else f"{read['num_windows']} windows of {read['window_length']} tokens of the "
+        f"{read['part']} half of {read['source']}"
+    )
     show(
         arguments,
         scores.to_dict(),
         *tables,
-        f"Read: {read['num_windows']} windows of {read['window_length']} tokens of the "
-        f"{read['part']} half of {read['source']}. What the columns mean: docs/guide.md.",
+        f"Read: {what}. What the columns mean: docs/guide.md.",
         *notes,
         f"Scores: {arguments.output}",
         f"Next: simdiff plan {shlex.quote(str(arguments.output))} --model "

@@ -365,9 +365,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_new(path: Path, content: bytes, overwrite: bool, kind: Kind) -> None:
-    """Write an output of a command, see `new_file`."""
-    with new_file(path, overwrite, kind) as scratch:
-        scratch.write_bytes(content)
+    """Write an output of a command, see `new_file`; of several processes the first does."""
+
+    def write() -> None:
+        with new_file(path, overwrite, kind) as scratch:
+            scratch.write_bytes(content)
+
+    ranks.first(write)
 
 
 def write_config(directory: Path, config: str | None) -> None:
