@@ -92,7 +92,12 @@ def test_a_recovery(seen: Seen, tiny_checkpoint: Path, tiny_text: Path, tmp_path
     assert set(seen.files) == {"recovery.json", "plan.json", "README.md"}
 
 
-def test_an_input_that_cannot_be_used(seen: Seen, tmp_path: Path) -> None:
+def test_an_input_that_cannot_be_used(
+    seen: Seen, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path
+) -> None:
     assert simdiff("run", tmp_path, "--text", tmp_path, "-o", tmp_path, "--log", "wandb") == 2
+    assert seen.ends == []  # refused before a tracker is told of it
+    words = ("run", tiny_checkpoint, "--text", tiny_text, "-o", tmp_path / "out", "--log", "wandb")
+    assert simdiff(*words, "--window-length", "100000") == 2
     assert seen.ends == [True]
     assert simdiff("run", tmp_path, "--text", tmp_path, "-o", tmp_path, "--log", "other") == 2
