@@ -69,7 +69,8 @@ def test_it_passes_the_tests_of_the_operators(build: Path) -> None:
     chosen = "(opcheck and bfloat16) or tolerate or nonfinite_states"
     run = [sys.executable, "-m", "pytest", "-q", "-rN", "-p", "no:cacheprovider", "-k", chosen]
     run += [f"tests/kernels/test_{name}.py" for name in ("operators", "token_metrics")]
-    environment = os.environ | {"SIMDIFF_HUB_KERNEL": str(build)}
+    # A build lacks compiled modules, so some tests are skipped that CI does not do without.
+    environment = os.environ | {"SIMDIFF_HUB_KERNEL": str(build), "CI": ""}
     done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.findall(r"(\d+) passed", done.stdout)[0]) == 14
