@@ -75,7 +75,8 @@ def _add_tasks(sub: CommandParser) -> None:
         metavar="N",
         help="measure N items of each task, drawn at random, always the same",
     )
-    group.add_argument(
+    rare(
+        group,
         "--num-fewshot",
         type=int,
         default=0,

@@ -171,7 +171,8 @@ def add_criteria_text(sub: CommandParser) -> None:
 def add_choice(sub: CommandParser) -> None:
     """What several commands take to choose layers by: alpha, protected layers, the random seed."""
     group = sub.group("layers to remove")
-    group.add_argument(
+    rare(
+        group,
         "--protect",
         type=layer_list,
         default=(),
@@ -277,7 +278,8 @@ def add_scoring(sub: CommandParser) -> None:
         help="most that the hidden states of one forward may take, in bytes or such as 4GB; fewer "
         "windows run at a time where they would take more",
     )
-    group.add_argument(
+    rare(
+        group,
         "--calibrate-until-stable",
         action="store_true",
         help="read more windows, twice as many each time, until the plan of scores alone comes "

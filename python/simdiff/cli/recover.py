@@ -25,7 +25,7 @@ from simdiff.recovery.training.option_table import TRAINING_OPTIONS
 TEXT = "Cut a model by a plan and repair the layers that stay; writes a stock checkpoint."
 
 # Shown by the first help; the others are those of the preset for most trainings.
-_COMMON = ("preset", "training_text")
+_COMMON = ("preset",)
 
 
 def interrupted(arguments: argparse.Namespace) -> str:

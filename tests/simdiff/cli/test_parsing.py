@@ -44,7 +44,7 @@ def test_help_is_short_and_help_all_is_whole(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short, whole = (printed(command, flag, capsys) for flag in ("--help", "--help-all"))
-    assert 4 <= len(listed(short)) <= 17
+    assert 5 <= len(listed(short)) <= 15
     every = [action for action in parsers()[command]._actions if action.option_strings]
     assert sorted(listed(whole)) == sorted(action.option_strings[0] for action in every)
     assert set(listed(short)) <= set(listed(whole))
