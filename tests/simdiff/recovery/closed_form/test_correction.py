@@ -49,6 +49,15 @@ def test_rows_of_a_regression() -> None:
     assert r[0] == pytest.approx([-0.25, 200])
 
 
+def larger_family(family: str) -> PreTrainedModel:
+    model = larger(tiny_family(family))
+    if family == "granite":  # adds its outputs times a factor
+        model.config.residual_multiplier = 0.4
+        for layer in model.model.layers:
+            layer.residual_multiplier = 0.4
+    return model
+
+
 FOUND = {
     "llama": "mlp.down_proj",
     "qwen2": "mlp.down_proj",
@@ -69,7 +78,7 @@ FOUND = {
 @pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "gemma3"])
 def test_the_states_that_leave_a_corrected_layer(family: str) -> None:
     """They are those of the layer as it is now, although it has run before it was corrected."""
-    model = larger(tiny_family(family))
+    model = larger_family(family)
     pruned = sharing_copy(model, (1, 4))
     texts = [model_inputs(part.split(16), "test") for part in (tokens(40)[:32], tokens(40)[32:])]
     run = Correction(model, pruned, list(KEPT), *texts, Settings())
@@ -101,13 +110,9 @@ def unseen_error(
 @pytest.mark.parametrize("family", FOUND)
 def test_families(family: str, features: str) -> None:
     """The correction does to the states what the normal equations say, whatever the layer."""
-    model = larger(tiny_family(family))
+    model = larger_family(family)
     if family == "mixtral":  # its experts run in float32 at most
         model = model.float()
-    if family == "granite":  # adds its outputs times a factor
-        model.config.residual_multiplier = 0.4
-        for layer in model.model.layers:
-            layer.residual_multiplier = 0.4
     text = tokens(40)
     fitted, unseen = text[:32], text[32:]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
