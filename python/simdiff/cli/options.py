@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.output import show as show
 from simdiff.cli.parsing import CommandParser, Several, layer_list, names, rare, weights
 from simdiff.errors import SimdiffError
 from simdiff.planning.entry_points import known_criteria, known_selections

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from simdiff.cli.options import show
+from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
 
 TEXT = "Upload a pruned model with its card to a model hub."
