@@ -83,25 +83,23 @@ struct SliceReader {
       const int64_t start = begin(), left = args.row_bytes - start;
       const int size = static_cast<int>(min(int64_t{args.slice_bytes}, left));
       const int padded = (size + kStepBytes - 1) / kStepBytes * kStepBytes;
-      int places[kCopies], sizes[kCopies];  // of this lane, in any row
+      int places[kCopies];  // of this lane, in any row
 #pragma unroll
-      for (int k = 0; k < kCopies; ++k) {
-        places[k] = (k * kLanes + lane) * kVectorBytes;
-        sizes[k] = max(0, min(kVectorBytes, size - places[k]));
-      }
+      for (int k = 0; k < kCopies; ++k) places[k] = (k * kLanes + lane) * kVectorBytes;
 #pragma unroll 1
       for (int state = warp, holder = 0; state < args.num_states; state += kWarps, ++holder) {
         const auto bits = __shfl_sync(kAllLanes, reinterpret_cast<uint64_t>(row), holder);
         const char* const source = reinterpret_cast<const char*>(bits) + start;
         char* const target = target_rows + state * args.slice_bytes;
-        if (bits % kVectorBytes != 0) {
+        if ((bits | size) % kVectorBytes != 0) {
           copy_unaligned(source, size, padded, target, lane);
           continue;
         }
 #pragma unroll
         for (int k = 0; k < kCopies; ++k) {
           if (places[k] < padded) {
-            copy_async(target + places[k], source + (sizes[k] ? places[k] : 0), sizes[k]);
+            const bool exists = places[k] < size;
+            copy_async(target + places[k], source + (exists ? places[k] : 0), exists);
           }
         }
       }

@@ -1,5 +1,5 @@
 // The inner loops of block_sums.cu: the sums of a tile of pairs (block_layout.h) over a slice of
-// its rows, by eight lanes. With rows x = h_i, y = h_j and a power of two r: sum (r x - y)^2 of a
+// its rows, by eight lanes. With rows x = h_i, y = h_j and a ratio r: sum (r x - y)^2 of a
 // pair (common/scaled_pair.h), sum |y - x| where it is wanted, and in a triangle also sum d^2,
 // sum h d and sum |d| of its layers and sum h^2 of its states.
 //
@@ -55,7 +55,7 @@ __device__ void add_difference(V& sum, V difference) {
   }
 }
 
-// sum (r x - y)^2, r a power of two; sums of |y - x| and of float64 are of the states as they are.
+// sum (r x - y)^2; sums of |y - x| and of float64 are of the states as they are.
 template <class T, bool absolute>
 __device__ void add_scaled(Value<T>& sum, Value<T> x, float ratio, Value<T> y) {
   if constexpr (absolute || std::is_same_v<T, double>) {

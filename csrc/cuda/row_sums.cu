@@ -14,8 +14,11 @@
 // terms, and typically by 1e-8. A row for which that is not enough (common/trust.h) is read again,
 // out of L2, and summed in float64, as float64 states are from the beginning.
 //
-// Rows that do not start at multiples of 16 bytes, and GPUs without cp.async, take row_sums_direct:
-// the same sums from loads into registers.
+// Rows that do not start and end at multiples of 16 bytes, and GPUs without cp.async, take
+// row_sums_direct: the same sums from loads into registers.
+//
+// One CTA to a multiprocessor, of as many warps as share its rows evenly: 62 rows are three rounds
+// of 21 warps, where 24 warps take three as well and idle in the last.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -28,33 +31,36 @@
 namespace simdiff::cuda {
 namespace {
 
-// 24 warps of a multiprocessor leave 80 registers a thread, and their rings 192 KB of an H100.
-constexpr int kResidentWarps = 24;
+// They leave 80 registers a thread, and their rings take 192 KB of an H100.
+constexpr int kMaxWarps = 24;
+constexpr int kMaxThreads = kMaxWarps * kLanes;
+constexpr int kSharedWarps = 8;  // of a CTA all of whose lanes share a row
+constexpr int kSharedLanes = kSharedWarps * kLanes;
 constexpr int kDirectWarps = 8;
 constexpr int kDirectLoads = 4;  // of each row in flight, 16 bytes a lane: 4 KB a warp
 
-template <class T, int row_lanes, int num_stages, int num_warps>
-__global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
+template <class T, int row_lanes, int num_stages>
+__global__ void __launch_bounds__(kMaxThreads, 1)
     row_sums_ring(const __grid_constant__ RowArguments args) {
-  constexpr int kThreads = num_warps * kLanes;
-  constexpr bool kSharedRows = row_lanes == kThreads;
-  constexpr int kGroups = kThreads / row_lanes;  // rows of a CTA at a time
+  constexpr bool kSharedRows = row_lanes == kSharedLanes;
   static_assert(kSharedRows || row_lanes <= kLanes);
   static_assert((num_stages & (num_stages - 1)) == 0);
-  extern __shared__ uint4 ring[];  // (num_stages, before and after, kThreads)
+  extern __shared__ uint4 rings[];  // (warps, num_stages, before and after, kLanes)
   const int thread = threadIdx.x, warp = thread / kLanes, lane = thread % kLanes;
   const int group = thread / row_lanes, row_lane = thread % row_lanes;
+  const int groups = blockDim.x / row_lanes;  // rows of a CTA at a time
+  uint4* const ring = rings + warp * num_stages * 2 * kLanes + lane;
 
   const int row_bytes = args.hidden_size * static_cast<int>(sizeof(T));
   const int num_steps = (row_bytes + kVectorBytes * row_lanes - 1) / (kVectorBytes * row_lanes);
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kGroups;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * groups;
   const Place stride_place(args, stride);
   // Of this warp's first row, so that all of its lanes go round equally often.
   const int64_t first_of_warp =
-      static_cast<int64_t>(blockIdx.x) * kGroups + (kSharedRows ? 0 : warp * kLanes / row_lanes);
+      static_cast<int64_t>(blockIdx.x) * groups + (kSharedRows ? 0 : warp * kLanes / row_lanes);
 
   // The copies to start next: step `copy_step` of a row of this lane's group.
-  RowCursor copied(args, static_cast<int64_t>(blockIdx.x) * kGroups + group);
+  RowCursor copied(args, static_cast<int64_t>(blockIdx.x) * groups + group);
   RowPair rows = copied.rows(args);
   bool wanted = is_wanted(args, copied.token), next_wanted = is_wanted(args, copied.token + stride);
   int64_t copied_of_warp = first_of_warp;
@@ -62,10 +68,10 @@ __global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
   const auto start_copies = [&] {
     if (copied_of_warp < args.num_tokens) {
       const int at = (copy_step * row_lanes + row_lane) * kVectorBytes;
-      const int num_bytes = wanted ? max(0, min(kVectorBytes, row_bytes - at)) : 0;
-      uint4* slot = ring + copy_stage * 2 * kThreads + thread;
-      copy_async(slot, rows.before + at, num_bytes);
-      copy_async(slot + kThreads, rows.after + at, num_bytes);
+      const bool exists = wanted && at < row_bytes;
+      uint4* slot = ring + copy_stage * 2 * kLanes;
+      copy_async(slot, rows.before + at, exists);
+      copy_async(slot + kLanes, rows.after + at, exists);
       if (++copy_step == num_steps) {
         copy_step = 0;
         copied_of_warp += stride;
@@ -95,17 +101,17 @@ __global__ void __launch_bounds__(num_warps* kLanes, kResidentWarps / num_warps)
         if (i >= left) break;
         start_copies();
         wait_for_copies<num_stages - 1>();
-        const uint4* slot = ring + stage * 2 * kThreads + thread;
-        const uint4 x = slot[0], y = slot[kThreads];
+        const uint4* slot = ring + stage * 2 * kLanes;
+        const uint4 x = slot[0], y = slot[kLanes];
         stage = (stage + 1) % num_stages;
         part.add(&x.x, &y.x);
       }
       part.widen_into(sums);
     }
     if constexpr (kSharedRows) {
-      __shared__ double parts[2][num_warps][4];  // by turns, so that one barrier is enough
-      finish_shared_row<T, num_warps>(args, group_sums<kLanes>(sums, lane), token, parts[odd], warp,
-                                      lane);
+      __shared__ double parts[2][kSharedWarps][4];  // by turns, so that one barrier is enough
+      finish_shared_row<T, kSharedWarps>(args, group_sums<kLanes>(sums, lane), token, parts[odd],
+                                         warp, lane);
       odd = !odd;
     } else {
       finish_row<T, row_lanes>(args, group_sums<row_lanes>(sums, lane), token + lane / row_lanes,
@@ -182,29 +188,33 @@ __global__ void __launch_bounds__(kDirectWarps* kLanes, 4)
   }
 }
 
+constexpr int ring_bytes(int stages) { return 2 * kVectorBytes * kLanes * stages; }  // of a warp
+
 struct Kernel {
   void (*function)(RowArguments);
   RowShape shape;
-  int shared_bytes() const { return 2 * kVectorBytes * kLanes * shape.warps * shape.stages; }
   int rows_of_cta() const { return kLanes * shape.warps / shape.row_lanes; }
 };
-
-template <class T, int row_lanes, int stages, int warps>
-Kernel ring_of() {
-  return {row_sums_ring<T, row_lanes, stages, warps>, {row_lanes, stages, warps}};
-}
 
 template <class T>
 Kernel kernel_of(const RowShape& shape) {
   if (shape.stages == 0) return {row_sums_direct<T>, shape};
-  if (shape.row_lanes == 8) return ring_of<T, 8, 8, 8>();
-  if (shape.row_lanes == 256) return ring_of<T, 256, 8, 8>();
-  return shape.warps == 4 ? ring_of<T, 32, 16, 4>() : ring_of<T, 32, 8, 8>();
+  if (shape.row_lanes == 8) return {row_sums_ring<T, 8, 8>, shape};
+  if (shape.row_lanes == kSharedLanes) return {row_sums_ring<T, kSharedLanes, 8>, shape};
+  return {shape.stages == 16 ? row_sums_ring<T, kLanes, 16> : row_sums_ring<T, kLanes, 8>, shape};
+}
+
+const RowDevice& row_device(int device) {
+  return asked_once(device, [&] {
+    return RowDevice{attribute_of(device, cudaDevAttrMultiProcessorCount),
+                     attribute_of(device, cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                     attribute_of(device, cudaDevAttrComputeCapabilityMajor) >= 8};
+  });
 }
 
 bool is_aligned(const HiddenStates& states, const LayerStates& all) {
   const int64_t bytes = element_bytes(all.dtype);
-  int64_t bits = reinterpret_cast<int64_t>(states.data);
+  int64_t bits = reinterpret_cast<int64_t>(states.data) | (all.hidden_size * bytes);
   if (all.outer > 1) bits |= states.outer_stride * bytes;
   if (all.inner > 1) bits |= states.inner_stride * bytes;
   return bits % kVectorBytes == 0;
@@ -217,18 +227,24 @@ bool is_one_run(const HiddenStates& states, int64_t outer, int64_t inner) {
 
 }  // namespace
 
-RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned) {
+RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned,
+                   const RowDevice& device) {
   if (!aligned) return {kLanes, 0, kDirectWarps};
   const int64_t row_bytes = hidden_size * element_bytes(dtype);
-  // Share of a pure read on an H200, bfloat16 (docs/gpu.md: prototypes of these kernels).
-  // 64 x 4096: with a warp a row 64 warps are at work, 0.51 of a read; a CTA a row makes it 512.
-  if (num_tokens < 512 && row_bytes >= kVectorBytes * 256) return {256, 8, 8};
-  // 8192 x 576: 8 lanes 0.89, a warp 0.80; 2048 x 576: 0.83 and 0.90; 8192 x 2048: 0.87 both.
-  if (num_tokens >= 4096 && row_bytes <= 2048) return {8, 8, 8};
-  // 32768 x 4096: 0.95 with 16 vectors on the way to each of 4 warps, 0.93 with 8 to each of 8;
-  // 131072 x 4096: 0.98 and 0.96; 8192 x 4096: the other way round.
-  if (num_tokens >= 16384 && row_bytes >= 4096) return {kLanes, 16, 4};
-  return {kLanes, 8, 8};
+  // Share of a pure read on an H200, bfloat16. 64 x 4096: a warp a row 0.40, a CTA a row 0.62.
+  if (num_tokens <= 256 && row_bytes >= kVectorBytes * kSharedLanes) {
+    return {kSharedLanes, 8, kSharedWarps};
+  }
+  // 32768 x 576: 8 lanes 0.86, a warp 0.80; 2048 x 576: 0.68 and 0.72; 8192 x 2048: 0.90 both.
+  const int row_lanes = num_tokens >= 4096 && row_bytes <= 2048 ? 8 : kLanes;
+  const int64_t per_multiprocessor =
+      ceil_div(ceil_div(num_tokens, kLanes / row_lanes), device.multiprocessors);
+  const int64_t most = std::min<int64_t>(kMaxWarps, device.shared_bytes / ring_bytes(8));
+  const int64_t rounds = ceil_div(per_multiprocessor, most);
+  const int warps = static_cast<int>(ceil_div(per_multiprocessor, rounds));
+  // Few warps need more on the way to each: all of a row of 8 KB.
+  const bool few = row_lanes == kLanes && warps * ring_bytes(16) <= device.shared_bytes / 2;
+  return {row_lanes, few ? 16 : 8, warps};
 }
 
 void row_sums(const LayerStates& states, const bool* mask, double* sums, int device,
@@ -237,9 +253,11 @@ void row_sums(const LayerStates& states, const bool* mask, double* sums, int dev
   check_hidden_size(states.hidden_size);
   const int64_t bytes = element_bytes(states.dtype);
   const CurrentDevice current(device);
-  const bool aligned = copies_asynchronously(device) && is_aligned(states.before, states) &&
-                       is_aligned(states.after, states);
-  const RowShape shape = row_shape(states.num_tokens(), states.hidden_size, states.dtype, aligned);
+  const bool aligned = row_device(device).copies_asynchronously &&
+                       is_aligned(states.before, states) && is_aligned(states.after, states);
+  const RowDevice& limits = row_device(device);
+  const RowShape shape =
+      row_shape(states.num_tokens(), states.hidden_size, states.dtype, aligned, limits);
   const Kernel kernel =
       with_element(states.dtype, [&](auto element) { return kernel_of<decltype(element)>(shape); });
   const bool one_run = is_one_run(states.before, states.outer, states.inner) &&
@@ -256,10 +274,13 @@ void row_sums(const LayerStates& states, const bool* mask, double* sums, int dev
   args.num_tokens = states.num_tokens();
   args.inner = one_run ? states.num_tokens() : states.inner;
   args.hidden_size = static_cast<int>(states.hidden_size);
-  const int threads = kernel.shape.warps * kLanes, shared_bytes = kernel.shared_bytes();
-  const int64_t num_ctas = std::min(
-      ceil_div(args.num_tokens, kernel.rows_of_cta()),
-      resident_ctas(reinterpret_cast<const void*>(kernel.function), device, threads, shared_bytes));
+  const int threads = shape.warps * kLanes, shared_bytes = shape.warps * ring_bytes(shape.stages);
+  allow_shared_memory(reinterpret_cast<const void*>(kernel.function), device, limits.shared_bytes);
+  // All of a small update at once; else the rows of a multiprocessor in rounds of its one CTA.
+  const int64_t most = shape.row_lanes == kLanes && shape.stages == 0 ? 4 * limits.multiprocessors
+                       : shape.row_lanes == kSharedLanes              ? args.num_tokens
+                                                                      : limits.multiprocessors;
+  const int64_t num_ctas = std::min(ceil_div(args.num_tokens, kernel.rows_of_cta()), most);
   kernel.function<<<static_cast<unsigned>(num_ctas), threads, shared_bytes, stream>>>(args);
   check(cudaGetLastError(), "launch of row_sums");
 }

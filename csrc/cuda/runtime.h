@@ -51,35 +51,29 @@ inline void check_hidden_size(int64_t hidden_size) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether the current device, the one called `device`, has cp.async; asked once.
-inline bool copies_asynchronously(int device) {
-  static std::mutex mutex;
-  static std::map<int, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  if (found != known.end()) return found->second;
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
-        "compute capability");
-  return known[device] = major >= 8;
+inline int attribute_of(int device, cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, device), "attribute of a device");
+  return value;
 }
 
-// How many CTAs of a kernel the current device, the one called `device`, runs at once; asked once.
-// Allows the kernel its dynamic shared memory.
-inline int64_t resident_ctas(const void* kernel, int device, int threads, int shared_bytes) {
+// What `make` says of a key, asked once.
+template <class Key, class Make>
+auto& asked_once(const Key& key, const Make& make) {
   static std::mutex mutex;
-  static std::map<std::pair<const void*, int>, int64_t> known;
+  static std::map<Key, decltype(make())> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find({kernel, device});
-  if (found != known.end()) return found->second;
-  int multiprocessors = 0, ctas = 0;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-        "shared memory of a kernel");
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
-        "number of multiprocessors");
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&ctas, kernel, threads, shared_bytes),
-        "CTAs of a multiprocessor");
-  return known[{kernel, device}] = std::max<int64_t>(1, int64_t{ctas} * multiprocessors);
+  const auto found = known.find(key);
+  return found != known.end() ? found->second : known.emplace(key, make()).first->second;
+}
+
+// Allows a kernel so many bytes of dynamic shared memory on the current device, called `device`.
+inline void allow_shared_memory(const void* kernel, int device, int bytes) {
+  asked_once(std::make_pair(kernel, device), [&] {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "shared memory of a kernel");
+    return true;
+  });
 }
 
 }  // namespace simdiff::cuda

@@ -18,15 +18,32 @@ void expect(bool condition, const char* what, int64_t num_tokens, int64_t hidden
               static_cast<long long>(hidden_size));
 }
 
-void check_shape(int64_t num_tokens, int64_t hidden_size, simdiff::DType dtype, bool aligned) {
-  const auto shape = simdiff::cuda::row_shape(num_tokens, hidden_size, dtype, aligned);
+// Multiprocessors and shared memory of a CTA of an L4, an A100, an H100 and a B200.
+const simdiff::cuda::RowDevice kDevices[] = {{58, 99 * 1024, true},
+                                             {108, 163 * 1024, true},
+                                             {132, 227 * 1024, true},
+                                             {148, 227 * 1024, true}};
+
+void check_shape(int64_t num_tokens, int64_t hidden_size, simdiff::DType dtype, bool aligned,
+                 const simdiff::cuda::RowDevice& device) {
+  const auto shape = simdiff::cuda::row_shape(num_tokens, hidden_size, dtype, aligned, device);
+  const auto other = simdiff::cuda::row_shape(num_tokens, hidden_size, dtype, aligned, kDevices[0]);
+  expect(shape.row_lanes == other.row_lanes, "the same sums on every GPU", num_tokens, hidden_size);
   const int threads = 32 * shape.warps;
-  expect(threads <= 1024 && threads % shape.row_lanes == 0, "whole groups of lanes", num_tokens,
+  expect(threads <= 768 && threads % shape.row_lanes == 0, "whole groups of lanes", num_tokens,
          hidden_size);
   expect(shape.row_lanes <= 32 || shape.row_lanes == threads, "groups within a warp, or a CTA",
          num_tokens, hidden_size);
-  // Two CTAs fit a multiprocessor of an A100 (164 KB), three one of an H100 (228 KB).
-  expect(2 * 16 * threads * shape.stages <= 64 * 1024, "64 KB of ring", num_tokens, hidden_size);
+  expect(2 * 16 * threads * shape.stages <= device.shared_bytes, "rings that fit", num_tokens,
+         hidden_size);
+  if (shape.stages != 0 && shape.row_lanes <= 32) {
+    // No round of warps is more than one row short of its share.
+    const int64_t rows = int64_t{device.multiprocessors} * threads / shape.row_lanes;
+    const int64_t rounds = (num_tokens + rows - 1) / rows;
+    const int64_t fewer = rows - int64_t{device.multiprocessors} * 32 / shape.row_lanes;
+    expect(fewer == 0 || (num_tokens + fewer - 1) / fewer > rounds, "no warp more than it takes",
+           num_tokens, hidden_size);
+  }
   expect(aligned || shape.stages == 0, "no ring for unaligned rows", num_tokens, hidden_size);
 }
 
@@ -60,8 +77,10 @@ int main() {
   for (const int64_t num_tokens : {int64_t{1}, int64_t{100}, int64_t{4096}, int64_t{1} << 31}) {
     for (const int64_t hidden_size : {1, 64, 576, 1024, 4096, 16384}) {
       for (int dtype = 0; dtype < simdiff::kNumDTypes; ++dtype) {
-        check_shape(num_tokens, hidden_size, static_cast<simdiff::DType>(dtype), true);
-        check_shape(num_tokens, hidden_size, static_cast<simdiff::DType>(dtype), false);
+        for (const auto& device : kDevices) {
+          check_shape(num_tokens, hidden_size, static_cast<simdiff::DType>(dtype), true, device);
+          check_shape(num_tokens, hidden_size, static_cast<simdiff::DType>(dtype), false, device);
+        }
       }
     }
   }

@@ -33,12 +33,14 @@ PyObject* device_problem(PyObject*, PyObject* arguments) {
 PyObject* row_shape(PyObject*, PyObject* arguments) {
   long long num_tokens = 0, hidden_size = 0;
   const char* dtype = nullptr;
-  int aligned = 0;
-  if (!PyArg_ParseTuple(arguments, "LLsp", &num_tokens, &hidden_size, &dtype, &aligned)) {
+  int aligned = 0, multiprocessors = 132, shared_bytes = 227 * 1024;
+  if (!PyArg_ParseTuple(arguments, "LLsp|ii", &num_tokens, &hidden_size, &dtype, &aligned,
+                        &multiprocessors, &shared_bytes)) {
     return nullptr;
   }
   return simdiff::or_python_error([&] {
-    const auto shape = cuda::row_shape(num_tokens, hidden_size, dtype_of(dtype), aligned != 0);
+    const cuda::RowDevice gpu{multiprocessors, shared_bytes, true};
+    const auto shape = cuda::row_shape(num_tokens, hidden_size, dtype_of(dtype), aligned != 0, gpu);
     return Py_BuildValue("{s:i,s:i,s:i}", "row_lanes", shape.row_lanes, "stages", shape.stages,
                          "warps", shape.warps);
   });
@@ -84,8 +86,11 @@ PyMethodDef functions[] = {
     {"device_problem", device_problem, METH_VARARGS,
      "Why a GPU, given by its index, cannot run the kernels; empty where it can."},
     {"row_shape", row_shape, METH_VARARGS,
-     "row_shape(num_tokens, hidden_size, dtype, aligned): how rows are dealt out to lanes: "
-     "row_lanes, stages (0: no ring), warps."},
+     "row_shape(num_tokens, hidden_size, dtype, aligned, multiprocessors=132, "
+     "shared_bytes=232448): "
+     "how rows are dealt out on a GPU, an H100 where none is given: row_lanes, stages (0: no "
+     "ring), "
+     "warps of a CTA."},
     {"block_launch_shape", block_launch_shape, METH_VARARGS,
      "block_launch_shape(num_tokens, num_states, hidden_size, dtype, absolute): how "
      "accumulate_blocks deals the tokens out to CTAs (blocks of threads)."},

@@ -37,6 +37,7 @@ from simdiff.cli.examples import epilog
 from simdiff.cli.parsing import CommandParser, RootParser
 from simdiff.errors import Note, SimdiffError
 from simdiff.io import ranks
+from simdiff_kernels import __version__
 
 # Commands import what they need in `run`: `simdiff --help` must not wait for torch.
 COMMANDS = {
@@ -287,7 +288,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    result.add_argument("--version", action="version", version=f"%(prog)s {version()}")
+    result.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = result.add_subparsers(
         dest="command", required=True, metavar="COMMAND", parser_class=CommandParser
     )
@@ -299,13 +300,3 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
         sub.epilog = epilog(name, sub.epilog)
         sub.set_defaults(parser=sub)
     return result, parsers
-
-
-def version() -> str:
-    """The version of the distribution, "unknown" where the source tree is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("simdiff-kernels")
-    except PackageNotFoundError:
-        return "unknown"

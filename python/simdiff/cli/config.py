@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from simdiff.cli.parsing import Several
 from simdiff.errors import SimdiffError, nearest, nearest_path
+from simdiff_kernels import __version__
 
 # Where the result goes is said anew each time; the others do not change it.
 _NOT_WRITTEN = (
@@ -147,7 +147,7 @@ def config_text(arguments: argparse.Namespace) -> str:
         given_options(arguments), sort_keys=False, allow_unicode=True, default_flow_style=False
     )
     return (
-        f"# Written by simdiff-kernels {version('simdiff-kernels')}; this repeats the run:\n"
+        f"# Written by simdiff-kernels {__version__}; this repeats the run:\n"
         f"#   simdiff {arguments.command} --config config.yaml --output NEW\n"
         "# Relative paths are seen from the directory in which the command was given.\n" + written
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.outputs import write_bytes
+from simdiff_kernels import __version__
 
 SCHEMAS = {
     "simdiff.bench": 1,
@@ -167,7 +168,7 @@ def header(schema: str) -> dict[str, Any]:
         "schema_version": SCHEMAS[schema],
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {
-            "simdiff-kernels": version("simdiff-kernels"),
+            "simdiff-kernels": __version__,
             "torch": version("torch"),
             "transformers": version("transformers"),
             "python": platform.python_version(),

@@ -32,8 +32,10 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for model in models:
             modules = list(model.modules())
-            stack.callback(_restore_modes, [(module, module.training) for module in modules])
-            model.eval()
+            modes = [(module, module.training) for module in modules]
+            if any(training for _, training in modes):
+                stack.callback(_restore_modes, modes)
+                model.eval()
             for config in parts(getattr(model, "config", None)):
                 _set_entries(stack, vars(config), _PLAIN_OUTPUT)
             for module in modules:

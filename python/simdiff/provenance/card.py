@@ -27,6 +27,7 @@ from simdiff.provenance.origin import CARD, licence_files, source_folder, source
 from simdiff.provenance.recovery_section import recovery_command, recovery_section, what_was_done
 from simdiff.recovery.record import RecoveryRecord
 from simdiff.scoring.scores import LayerScores
+from simdiff_kernels import __version__
 
 
 def write_card(
@@ -270,7 +271,7 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
     if "evaluation-windows" in plan.options or plan.criterion in SEARCHED:
         chosen = f" --model {name}{chosen}"
     extra = "demo" if _name(plan) == DEMO else "toolkit"
-    made_with = f"simdiff-kernels {version('simdiff-kernels')}"
+    made_with = f"simdiff-kernels {__version__}"
     install = f'pip install ".[{extra}]"  # in the source of {made_with}'
     if plan.by_hand and recovery is None:
         removed = ",".join(map(str, plan.removed))
@@ -289,9 +290,8 @@ def reproduction(plan: PruningPlan, recovery: RecoveryRecord | None = None) -> l
 
 
 def _reproduction(plan: PruningPlan, recovery: RecoveryRecord | None) -> str:
-    versions = ", ".join(
-        f"{package} {version(package)}" for package in ("simdiff-kernels", "torch", "transformers")
-    )
+    others = [f"{package} {version(package)}" for package in ("torch", "transformers")]
+    versions = ", ".join([f"simdiff-kernels {__version__}", *others])
     commands = code_block(reproduction(plan, recovery), "sh")
     return (
         f"## How to reproduce\n\n`{PLAN_FILE}` beside this card is the plan: the last line alone "

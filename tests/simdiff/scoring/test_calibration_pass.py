@@ -121,7 +121,8 @@ def test_layers_are_the_same_with_and_without_blocks(
 @pytest.mark.parametrize("blocks", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
 def test_a_gpu_scores_as_the_cpu_does(llama: PreTrainedModel, blocks: bool, padded: bool) -> None:
-    """In float64, so that the two forwards agree; nothing waits for the GPU within a batch."""
+    """In float64, on the states of the same forward; the model's norms are float32 on the CPU too,
+    so that its own states there differ by some 1e-8."""
     llama.double()
     ids = torch.randint(0, 90, (6, 40), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
@@ -132,12 +133,15 @@ def test_a_gpu_scores_as_the_cpu_does(llama: PreTrainedModel, blocks: bool, padd
         {"input_ids": ids[4:], "attention_mask": mask[4:]},
     ]
     options = {"blocks": blocks, "skip_leading": 1, "groups": 3, "progress": False}
-    wanted = score(llama, batches, **options)
-    found = score(llama.cuda(), batches, **options)
+    on_cpu = score(llama, batches, **options)
+    wanted = score(llama.cuda(), batches, backend="reference", **options)
+    found = score(llama, batches, **options)
     assert found.provenance["device"] == "cuda"
     for name in METRICS:
         assert found.metrics[name].mean == pytest.approx(wanted.metrics[name].mean, rel=1e-9)
-        assert found.metrics[name].location == wanted.metrics[name].location
+        assert found.metrics[name].mean == pytest.approx(on_cpu.metrics[name].mean, rel=1e-6)
+        for other in (wanted, on_cpu):
+            assert found.metrics[name].location == other.metrics[name].location
     if blocks:
         assert found.blocks is not None
         assert wanted.blocks is not None
