@@ -122,6 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="PART",
         help="update, blocks, model, peers, tests, compute-sanitizer, demo",
     )
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep the other parts that the output has already"
+    )
     parser.add_argument("--commit", help="for the record, where git cannot tell")
     parser.add_argument(
         "--output",
@@ -143,6 +146,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu-check: {what}", file=sys.stderr)
         return 2
     record = Record(options.output, describe(settings, options.commit), tables.markdown)
+    if options.go_on:
+        try:
+            again = {step.part for step in chosen}
+            record.go_on(again | (model.RESULTS if "model" in again else set()))
+        except (OSError, ValueError) as error:
+            print(f"gpu-check: --go-on: {error}", file=sys.stderr)
+            return 2
     stop_at(60 * options.minutes + GRACE_SECONDS)
     with contextlib.suppress(OutOfTimeError):  # else it ends a step, and all that follow
         run_all(chosen, record, start + 60 * options.minutes)

@@ -17,6 +17,7 @@ from .backends import (
 from .metrics import ALL_TOKENS, BLOCK_METRICS
 from .ops import (
     OPERATORS,
+    as_kinds,
     as_mask,
     as_rows,
     check_hidden_states,
@@ -132,7 +133,7 @@ class RunningBlockScores(RunningBase):
             moments,
             counts,
             rows,
-            None if mask is None else mask.view(torch.uint8),
+            None if mask is None else as_kinds(mask),
             tokens_per_state=ALL_TOKENS if parts == 1 else -(-num_tokens // parts),
             absolute=self.absolute_difference,
             scratch=scratch,

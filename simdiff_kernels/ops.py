@@ -166,6 +166,14 @@ def check_hidden_states(
         )
 
 
+def as_kinds(mask: Tensor) -> Tensor:
+    """A bool mask as the kinds of tokens, uint8: COUNTED where it is True, LEFT_OUT elsewhere.
+
+    The same memory; a copy where torch.compile traces it, as not every torch compiles the view.
+    """
+    return mask.to(torch.uint8) if torch.compiler.is_compiling() else mask.view(torch.uint8)
+
+
 def as_mask(function: str, mask: Tensor | None, states: Tensor, name: str) -> Tensor | None:
     """The mask of tokens as contiguous bool; messages call the hidden states `name`.
 

@@ -38,6 +38,7 @@ LAYER_BYTES = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 # Embedding and head; hidden states of a batch, and what a layer computes from them.
 OTHER_BYTES = 2 * 2 * 128256 * 4096 + (12 << 30)
 INFERENCE_SECONDS = 60
+RESULTS = {"pass", "inference"}
 
 
 def steps(settings: Settings) -> list[Step]:

@@ -130,6 +130,8 @@ def _test(settings: Settings, chosen: list[str], left: Callable[[], float]) -> I
     # Options of the project belong to plugins that may be missing.
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
     command += ["-o", "addopts=", "--import-mode=importlib", *chosen]
+    if importlib.util.find_spec("xdist") is not None and "gpu" not in chosen:
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     code, text = _run([*command, *files_of_tests()], left())
     yield {"ended": code is not None, "exit_code": code} | count_tests(text)
 
@@ -145,7 +147,10 @@ def files_of_tests() -> list[str]:
 
 def count_tests(text: str) -> Result:
     """Of the output of `pytest -v`: a line for each test that has ended."""
-    ends = re.findall(r"^(\S+::\S.*) (PASSED|FAILED|ERROR|SKIPPED)\b", text, re.MULTILINE)
+    words = "PASSED|FAILED|ERROR|SKIPPED"
+    ends = re.findall(rf"^(\S+::\S.*) ({words})\b", text, re.MULTILINE)
+    spread = re.findall(rf"^\[gw\d+\] \[ *\d+%\] ({words}) (\S+::\S.*\S) *$", text, re.MULTILINE)
+    ends += [(name, end) for end, name in spread]
     counts = {word.lower(): sum(end == word for _, end in ends) for word in ("PASSED", "SKIPPED")}
     # Errors while files are collected have no such line.
     broken = re.findall(r"^ERROR (\S+)", text, re.MULTILINE)

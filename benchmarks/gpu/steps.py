@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,20 @@ class Record:
         """Nothing is written before the first result."""
         self.content: Result = {**machine, "results": [], "left_out": []}
         self._path, self._table = path, table
+
+    def go_on(self, again: Collection[str]) -> None:
+        """Keep what the file has, but for the parts in `again`.
+
+        Raises:
+            ValueError: the file is of another machine, commit or set of versions.
+        """
+        found = json.loads(self._path.with_suffix(".json").read_text())
+        same = [key for key in self.content if key not in ("results", "left_out")]
+        other = [key for key in same if found.get(key) != json.loads(json.dumps(self.content[key]))]
+        if other:
+            raise ValueError(f"{self._path}.json is of another run: {', '.join(other)} differ")
+        for key in ("results", "left_out"):
+            self.content[key] = [entry for entry in found[key] if entry["part"] not in again]
 
     def add(self, step: Step, seconds: float, result: Result) -> None:
         """Keep one result and say so."""

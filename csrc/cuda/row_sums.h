@@ -22,6 +22,7 @@ struct RowShape {
   int row_lanes;  // that share a row: 8, 32 or all of a CTA
   int stages;     // 16-byte vectors of each input that a lane has on the way; 0: no ring
   int warps;      // of a CTA
+  int ctas;       // of a multiprocessor at a time, which go round
 };
 RowShape row_shape(int64_t num_tokens, int64_t hidden_size, DType dtype, bool aligned,
                    const RowDevice& device);

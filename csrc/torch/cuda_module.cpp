@@ -41,8 +41,8 @@ PyObject* row_shape(PyObject*, PyObject* arguments) {
   return simdiff::or_python_error([&] {
     const cuda::RowDevice gpu{multiprocessors, shared_bytes, true};
     const auto shape = cuda::row_shape(num_tokens, hidden_size, dtype_of(dtype), aligned != 0, gpu);
-    return Py_BuildValue("{s:i,s:i,s:i}", "row_lanes", shape.row_lanes, "stages", shape.stages,
-                         "warps", shape.warps);
+    return Py_BuildValue("{s:i,s:i,s:i,s:i}", "row_lanes", shape.row_lanes, "stages", shape.stages,
+                         "warps", shape.warps, "ctas", shape.ctas);
   });
 }
 

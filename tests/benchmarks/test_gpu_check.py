@@ -276,3 +276,27 @@ ERROR tests/kernels/test_x.py - ImportError
     }
     names = {Path(path).name for path in programs.files_of_tests()}
     assert {"test_gpu.py", "test_running.py", "test_blocks.py", "test_decoding.py"} <= names
+
+
+def test_tests_that_are_shared_out_are_counted() -> None:
+    text = """
+tests/kernels/test_a.py::test_b[cuda]
+[gw0] [ 50%] PASSED tests/kernels/test_a.py::test_b[cuda]
+[gw1] [100%] FAILED tests/kernels/test_a.py::test_c[a b-triton] \n"""
+    found = programs.count_tests(text)
+    assert found["passed"] == 1
+    assert found["failed_tests"] == ["tests/kernels/test_a.py::test_c[a b-triton]"]
+
+
+def test_a_record_goes_on(tmp_path: Path) -> None:
+    """Parts that are run again replace their results; another commit is refused."""
+    path = tmp_path / "r"
+    record = Record(path, MACHINE, lambda content: "")
+    for part in ("update", "blocks"):
+        record.add(Step(part, "one", 0, lambda left: []), 1.0, {})
+    record.finish(1.0)
+    later = Record(path, MACHINE, lambda content: "")
+    later.go_on({"update"})
+    assert [entry["part"] for entry in later.content["results"]] == ["blocks"]
+    with pytest.raises(ValueError, match="another run: commit differ"):
+        Record(path, MACHINE | {"commit": "d"}, lambda content: "").go_on({"update"})

@@ -94,7 +94,7 @@ def test_compiled_equals_eager(block_backend: str, device: str) -> None:
         states = [first, first * 2, first + 1]
         operator = getattr(_ops.ops.accumulate_blocks, block_backend)
         words = scratch.words(block_backend, states, False)
-        operator(moments, counts, states, mask.view(torch.uint8), scratch=words)
+        operator(moments, counts, states, ops.as_kinds(mask), scratch=words)
         return states[-1]
 
     scratch = BlockScratch()
