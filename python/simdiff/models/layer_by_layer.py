@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,11 +11,16 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.models.foreign import foreign
-from simdiff.models.layer_calls import entering
+from simdiff.models.layer_calls import entering, with_entering
 from simdiff.models.partial_forward import Course, PartialForward
 
 _FURTHER = object()
 """Stands for what a layer returned beside its hidden states; no layer may be given it."""
+_ARGUMENT_BYTES = 256 << 20
+"""Of masks, positions and whatever else layers take, that are kept for all batches together."""
+
+Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""The arguments of a layer's forward, without the states that enter it."""
 
 
 class LayerByLayer(PartialForward):
@@ -23,7 +28,8 @@ class LayerByLayer(PartialForward):
 
     Everything that a layer takes beside its hidden states must come from the model itself, and
     nothing may happen to the states between layers; then the states are bit for bit those of the
-    whole forward.
+    whole forward. What the model gives its layers for a batch is kept, up to `_ARGUMENT_BYTES`, so
+    that the model makes it once, as in the whole forward, and not for every layer.
     """
 
     def __init__(self, model: PreTrainedModel, length: int | str | None = "unknown") -> None:
@@ -31,6 +37,10 @@ class LayerByLayer(PartialForward):
         super().__init__(model)
         self._name = type(model).__name__
         self._last: Tensor | None = None
+        self._calls: dict[int, tuple[Any, dict[int, Call] | None]] = {}
+        """By the id of a batch: itself, and the arguments of each layer if they are kept."""
+        self._recording: list[tuple[int, Call]] | None = None
+        self._room = _ARGUMENT_BYTES
         self.known = length != "unknown"
         if self.known:
             self._lengths = dict.fromkeys(range(len(self.layers)), length)  # type: ignore[arg-type]
@@ -64,7 +74,11 @@ class LayerByLayer(PartialForward):
         """
         version = None if states is None or states.is_inference() else states._version
         with foreign(f"{self._name}: layer {layer} cannot run alone", "load the model whole"):
-            result = self._run_body(batch, Course(layer, states, layer + 1)).result
+            calls = None if states is None else self._calls_of(batch)
+            if calls is None or states is None:
+                result = self._run_body(batch, Course(layer, states, layer + 1)).result
+            else:
+                result = self._called(layer, states, calls[layer])
         if states is not None and version is not None and states._version != version:
             raise SimdiffError(
                 f"{self._name}: layer {layer} writes its output over its input, so what entered it "
@@ -72,6 +86,40 @@ class LayerByLayer(PartialForward):
             )
         assert result is not None
         return result
+
+    def _called(self, layer: int, states: Tensor, call: Call) -> Tensor:
+        """What a layer makes of states, with the arguments that the model had for it."""
+        self._last = states  # as in the whole forward, where nothing happens between layers
+        args, kwargs = with_entering(states, *call)
+        with self._precision(states.device):
+            output = self.layers[layer].forward(*args, **kwargs)
+        result: Tensor = output[0] if isinstance(output, (tuple, list)) else output
+        return result
+
+    def _calls_of(self, batch: Mapping[str, Tensor]) -> dict[int, Call] | None:
+        """What every layer is given for a batch; None where the model has to be asked each time."""
+        if id(batch) not in self._calls:
+            self._calls[id(batch)] = batch, self._recorded(batch)
+        return self._calls[id(batch)][1]
+
+    def _recorded(self, batch: Mapping[str, Tensor]) -> dict[int, Call] | None:
+        """Let the model pass a batch by all its layers, and keep what it gives them."""
+        if self._room <= 0 or any(
+            layer._forward_hooks or layer._forward_pre_hooks for layer in self.layers
+        ):
+            return None  # hooks are not in a layer's forward, which is called alone
+        self._recording = []
+        try:
+            self._run_body(batch, Course(start=len(self.layers)))
+        finally:
+            found, self._recording = self._recording, None
+        tensors = {one.untyped_storage().data_ptr(): one for one in _tensors(found)}
+        num_bytes = sum(one.untyped_storage().nbytes() for one in tensors.values())
+        once_each = [index for index, _ in found] == list(range(len(self.layers)))
+        if not once_each or num_bytes > self._room:
+            return None
+        self._room -= num_bytes
+        return dict(found)
 
     @torch.no_grad()
     def embedded(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -94,6 +142,8 @@ class LayerByLayer(PartialForward):
                 )
             if any(value is _FURTHER for value in (*args, *kwargs.values())):
                 raise self._shares(index - 1)
+            if self._recording is not None:
+                self._recording.append((index, with_entering(torch.empty(0), args, kwargs)))
             output = inner(*args, **kwargs)
             several = isinstance(output, (tuple, list))
             self._last = output[0] if several else output
@@ -129,3 +179,12 @@ def _contents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, 
         for value in (*args, *kwargs.values())
         if isinstance(value, (dict, list, Mapping))
     ]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(entry)

@@ -27,6 +27,7 @@ from torch import Tensor
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.io.outputs import held_directory
+from simdiff.models.gpu_copies import Event, GpuCopies
 from simdiff.models.tensor_reader import bytes_of
 
 SCHEMA = "simdiff.states"
@@ -36,6 +37,8 @@ DONE = "losses.safetensors"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _WAITING = 2
 """Batches that may wait to be written."""
+_READERS = 4
+"""Files that are read at a time."""
 
 
 class OffloadFolder:
@@ -129,6 +132,7 @@ class StateSets:
         self.manifest: dict[str, Any] = {}
         """As it was found: `layer`, `frontier` and what `commit` was given besides."""
         self._memory, self._device = memory, device
+        self._gpu = GpuCopies.of(device)
         self._tensors: dict[str, dict[int, Tensor]] = {}
         self._held_bytes = 0
         self._shapes: dict[int, list[int]] = {}
@@ -169,10 +173,23 @@ class StateSets:
                 "memory: give more (--stream-memory), or a folder (--offload-folder)"
             )
         if self.directory is not None:
-            self._submit(self._write, name, states)
+            copied = (states,) if self._gpu is None else self._gpu.to_main(states)
+            self._submit(self._write_copied, name, *copied)
 
     def get(self, name: str, batch: int) -> Tensor:
         """The states of a batch."""
+        return self._found(name, batch).to(self._device, non_blocking=True)
+
+    def get_all(self, names: Sequence[str], batch: int) -> list[Tensor]:
+        """The states of a batch in several sets."""
+        if any(batch not in self._tensors.get(name, {}) for name in names):
+            self._wait(0)
+        with ThreadPoolExecutor(_READERS) as readers:
+            found = readers.map(self._found, names, [batch] * len(names))
+            return [states.to(self._device, non_blocking=True) for states in found]
+
+    def _found(self, name: str, batch: int) -> Tensor:
+        """The states of a batch, in main memory where they are not on the device."""
         found = self._tensors.get(name, {}).get(batch)
         return self._read(name, batch) if found is None else found
 
@@ -229,11 +246,17 @@ class StateSets:
                 "room and give the same command again"
             ) from None
 
+    def _write_copied(self, name: str, states: Tensor, event: Event | None = None) -> None:
+        """Write states once they are in main memory."""
+        if event is not None:
+            event.synchronize()
+        self._write(name, states)
+
     def _write(self, name: str, states: Tensor) -> None:
         assert self.directory is not None
         if name not in self._open:
             self._open[name] = (self.directory / name).open("wb", buffering=0)
-        flat = states.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        flat = states.detach().contiguous().reshape(-1).view(torch.uint8)
         view = bytes_of(flat)
         while view:
             view = view[self._open[name].write(view) :]
@@ -258,7 +281,8 @@ class StateSets:
         self._wait(0)
         members = self._members[name]
         before = members[: members.index(batch)]
-        flat = torch.empty(self._num_bytes(batch), dtype=torch.uint8)
+        pinned = self._gpu is not None
+        flat = torch.empty(self._num_bytes(batch), dtype=torch.uint8, pin_memory=pinned)
         with (self.directory / name).open("rb", buffering=0) as file:
             file.seek(sum(map(self._num_bytes, before)))
             view = bytes_of(flat)
@@ -267,7 +291,7 @@ class StateSets:
                 if not count:
                     raise SimdiffError(f"{self.directory / name}: became shorter: start again")
                 view = view[count:]
-        return flat.view(self._dtype).view(self._shapes[batch]).to(self._device)
+        return flat.view(self._dtype).view(self._shapes[batch])
 
 
 def check_free(directory: Path, num_bytes: int) -> None:

@@ -27,6 +27,7 @@ from simdiff.io import ranks
 from simdiff.io.machine import available_memory
 from simdiff.io.progress import tell
 from simdiff.io.safetensors_header import StoredTensor, read_header, total_bytes
+from simdiff.models.gpu_copies import Event, GpuCopies
 from simdiff.models.state_files import OffloadFolder
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.tensor_reader import DTYPES, TensorReader
@@ -134,7 +135,11 @@ class WeightStream:
         self.head = len(find_decoder_layers(model))
         """The stage of the head."""
         self._places = {stage: _meta_places(self._module(stage)) for stage in range(self.head + 1)}
-        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._gpu = GpuCopies.of(device)
+        self._copied: list[Event] = []
+        """Of copies that may still read the reader's memory."""
+        self._finished: Event | None = None
+        """Comes when the GPU has computed the last stage that was freed."""
 
     @property
     def bytes_read(self) -> int:
@@ -152,22 +157,24 @@ class WeightStream:
 
     def each(self, stages: Sequence[int]) -> Generator[int, None, None]:
         """Yield stages while their weights are there; the next one is read meanwhile."""
-        loading: Future[None] | None = None
+        loading: Future[Event | None] | None = None
         with ThreadPoolExecutor(1) as ahead:
             try:
                 for place, stage in enumerate(stages):
-                    loading = loading or ahead.submit(self._load, stage)
-                    loading.result()
+                    loading = loading or ahead.submit(self._load, stage, self._finished)
+                    copied = loading.result()
                     loading = None
                     if place + 1 < len(stages):
-                        loading = ahead.submit(self._load, stages[place + 1])
-                    self._hand_over(stage)
+                        loading = ahead.submit(self._load, stages[place + 1], self._finished)
+                    self._hand_over(stage, copied)
                     yield stage
                     self._free(stage)
             finally:
                 if loading is not None:
                     loading.cancel()
                 ahead.shutdown()
+                while self._copied:
+                    self._copied.pop().synchronize()
                 for stage in stages:
                     self._free(stage)
 
@@ -177,34 +184,41 @@ class WeightStream:
         return self._model.get_output_embeddings() if self._stages.get(stage) else None
 
     @torch.no_grad()
-    def _load(self, stage: int) -> None:
-        if not self._places[stage]:
-            return
+    def _load(self, stage: int, finished: Event | None = None) -> Event | None:
+        """Load a stage; its weights are on a GPU once the event that is returned has come.
+
+        `finished` comes when the GPU has computed the stage before the last one.
+        """
+        places = self._places[stage]
+        if not places:
+            return None
+        while len(self._copied) > 1:  # the reader has two buffers, and this takes the older one
+            self._copied.pop(0).synchronize()
         self._fill(self._reader.read(self._stages.get(stage, ())))
-        missing = [
-            name for module, name, _, _ in self._places[stage] if _entry(module, name).is_meta
-        ]
+        missing = [name for module, name, _, _ in places if _entry(module, name).is_meta]
         if missing:
             raise SimdiffError(f"stage {stage}: {missing[0]} is not in the weight files")
-        if self._beside is not None:
-            with torch.cuda.stream(self._beside):
-                for module, name, holder, _ in self._places[stage]:
-                    _set(
-                        module,
-                        name,
-                        holder,
-                        _entry(module, name).to(self.device, non_blocking=True),
-                    )
-            self._beside.synchronize()
+        if self._gpu is None:
+            return None
+        # Calls return long before a GPU has done what they ask: without waiting here, the weights
+        # of all layers that it has not come to would lie there.
+        if finished is not None:
+            finished.synchronize()
+        tensors, copied = self._gpu.to_gpu(_entry(module, name) for module, name, _, _ in places)
+        for (module, name, holder, _), tensor in zip(places, tensors, strict=True):
+            _set(module, name, holder, tensor)
+        self._copied.append(copied)
+        return copied
 
-    def _hand_over(self, stage: int) -> None:
-        """Tell the GPU's allocator which stream uses the weights."""
-        if self._beside is not None:
-            current = torch.cuda.current_stream(self.device)
-            for module, name, _, _ in self._places[stage]:
-                _entry(module, name).record_stream(current)
+    def _hand_over(self, stage: int, copied: Event | None) -> None:
+        """Let what is computed from now on wait for the weights."""
+        if self._gpu is not None and copied is not None:
+            weights = [_entry(module, name) for module, name, _, _ in self._places[stage]]
+            self._gpu.take(weights, copied)
 
     def _free(self, stage: int) -> None:
+        if self._gpu is not None:
+            self._finished = self._gpu.computed()
         for module, name, holder, meta in self._places[stage]:
             getattr(module, holder)[name] = meta
 
@@ -264,10 +278,11 @@ def streamed_model(
             tensor.name: torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
             for tensor in stored
         }
-        own = set(model.state_dict())
         report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
-        stages, resident = _divided(model, stored, config, own, what)
-        reader = TensorReader({tensor.path for tensor in stored}, pinned=device.type == "cuda")
+        own = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        stages, resident, dtypes = _divided(model, stored, config, own, what)
+        files = {tensor.path for tensor in stored}
+        reader = TensorReader(files, pinned=device.type == "cuda", dtypes=dtypes)
         stock(model, _mapped(resident), None, config)
         parts.append((stages, reader, config))
         return report
@@ -318,9 +333,13 @@ def _stored(files: Sequence[str] | None, config: Any, what: str) -> list[StoredT
 
 
 def _divided(
-    model: PreTrainedModel, stored: Iterable[StoredTensor], config: Any, own: set[str], what: str
-) -> tuple[dict[int, list[StoredTensor]], list[StoredTensor]]:
-    """The stored tensors of each stage, and those that stay in memory."""
+    model: PreTrainedModel,
+    stored: Iterable[StoredTensor],
+    config: Any,
+    own: Mapping[str, torch.dtype],
+    what: str,
+) -> tuple[dict[int, list[StoredTensor]], list[StoredTensor], dict[str, torch.dtype]]:
+    """The stored tensors of each stage, those that stay in memory, and what each is cast to."""
     mapping = config.weight_mapping or []
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
@@ -328,13 +347,14 @@ def _divided(
     layers = find_decoder_layers(model)
     head = _own_head(model)
     stages: dict[int, list[StoredTensor]] = {}
-    resident = []
+    resident, dtypes = [], {}
     for tensor in stored:
         name, _ = rename_source_key(tensor.name, renamings, converters, prefix, state)
         if name not in own and tensor.name in own:  # as the stock loader does
             name, _ = rename_source_key(tensor.name, [], [], prefix, state)
         if name not in own:
             continue  # nobody's: the report names it
+        dtypes[tensor.name] = own[name]
         if name.startswith(layers.path + "."):
             index = int(name[len(layers.path) + 1 :].split(".")[0])
             stages.setdefault(index, []).append(tensor)
@@ -344,7 +364,7 @@ def _divided(
             resident.append(tensor)
     for group in stages.values():  # read in the order of their bytes
         group.sort(key=lambda tensor: (str(tensor.path), tensor.start))
-    return stages, resident
+    return stages, resident, dtypes
 
 
 def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:

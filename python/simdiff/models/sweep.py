@@ -55,7 +55,8 @@ class Sweep:
         """Find what an earlier run of the same pass has left."""
         stream = stream_of(model)
         assert stream is not None
-        self._stream, self._batches, self._keep = stream, batches, keep
+        self._stream, self._keep = stream, keep
+        self._batches = [_moved(batch, stream.device) for batch in batches]
         plans = {WHOLE: range(len(batches))} if plans is None else plans
         self.plans = {plan: sorted(plans[plan]) for plan in sorted(plans, key=sorted)}
         self._purpose = purpose
@@ -133,7 +134,7 @@ class Sweep:
         """The states of the whole model before, between and after all layers."""
         names = [_name(layer + 1, 0) for layer in range(self._stream.head)]
         first = self._partial.embedded(self._batches[batch])
-        return [first, *(self._sets.get(name, batch) for name in names)]
+        return [first, *self._sets.get_all(names, batch)]
 
     def drop_states(self) -> None:
         """Remove the files of a finished pass whose result was written beside them."""
@@ -177,6 +178,11 @@ class Sweep:
 def _name(layer: int, place: int) -> str:
     """Of the file of a set of states, by the layer that they enter."""
     return f"{layer:04d}-{place:04d}.states"
+
+
+def _moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch where the model is: to move it for every layer would wait for the GPU each time."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _digest(batches: Batches) -> str:
