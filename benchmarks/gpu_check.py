@@ -36,14 +36,14 @@ GRACE_SECONDS = 20
 
 def all_steps(settings: Settings) -> list[Step]:
     """In the order of measuring, the most important first."""
-    peers, sanitizer = updates.peer_steps(settings), programs.sanitizer_steps(settings)
+    peers = updates.peer_steps(settings)
     return [
         *updates.steps(settings),
         *blocks.steps(settings),
         *model.steps(settings),
         *peers[:1],
         *programs.test_steps(settings),
-        *sanitizer,
+        *programs.sanitizer_steps(settings),
         *peers[1:],
         *programs.demo_steps(settings),
     ]

@@ -37,7 +37,7 @@ def sanitizer_steps(settings: Settings) -> list[Step]:
     """One for each tool."""
     seconds = 0 if settings.quick else 25
     return [
-        Step("compute-sanitizer", tool, seconds, partial(_sanitize, settings, tool))
+        Step("compute-sanitizer", tool, seconds, partial(_sanitize, settings, tool), timed=False)
         for tool in TOOLS
     ]
 
@@ -46,13 +46,11 @@ def test_steps(settings: Settings) -> list[Step]:
     """What only a GPU shows, then the backends against the exact results."""
     seconds = 0 if settings.quick else 20
     return [
-        Step("tests", "pytest -m gpu", seconds, partial(_test, settings, ["-m", "gpu"])),
-        Step(
-            "tests",
-            "GPU backends",
-            seconds,
-            partial(_test, settings, ["-m", "not gpu", "-k", "cuda or triton"]),
-        ),
+        Step("tests", case, seconds, partial(_test, settings, chosen), timed=False)
+        for case, chosen in {
+            "pytest -m gpu": ["-m", "gpu"],
+            "GPU backends": ["-m", "not gpu", "-k", "cuda or triton"],
+        }.items()
     ]
 
 

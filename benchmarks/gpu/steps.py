@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -43,6 +45,8 @@ class Step:
     seconds: float
     """About what it takes on a fresh H200, compilation included; with less left it is left out."""
     run: Callable[[Callable[[], float]], Iterable[Result]]
+    timed: bool = True
+    """Whether times are what it tells; steps that tell none run at once where they follow."""
 
 
 class Record:
@@ -52,6 +56,7 @@ class Record:
         """Nothing is written before the first result."""
         self.content: Result = {**machine, "results": [], "left_out": []}
         self._path, self._table = path, table
+        self._lock = threading.RLock()
 
     def go_on(self, again: Collection[str]) -> None:
         """Keep what the file has, but for the parts in `again`.
@@ -70,13 +75,15 @@ class Record:
     def add(self, step: Step, seconds: float, result: Result) -> None:
         """Keep one result and say so."""
         entry = {"part": step.part, "case": step.case, **result, "took_seconds": seconds}
-        self.content["results"].append(entry)
-        self._save(f"{entry['part']}, {entry['case']}: {seconds:.1f} s")
+        with self._lock:
+            self.content["results"].append(entry)
+            self._save(f"{entry['part']}, {entry['case']}: {seconds:.1f} s")
 
     def leave_out(self, step: Step, why: str) -> None:
         """Name what is not measured."""
-        self.content["left_out"].append({"part": step.part, "case": step.case, "why": why})
-        self._save(f"{step.part}, {step.case}: left out: {why}")
+        with self._lock:
+            self.content["left_out"].append({"part": step.part, "case": step.case, "why": why})
+            self._save(f"{step.part}, {step.case}: left out: {why}")
 
     def finish(self, seconds: float) -> None:
         """All steps were gone through."""
@@ -99,21 +106,38 @@ def _replace(path: Path, text: str) -> None:
 
 def run_all(steps: Sequence[Step], record: Record, end: float) -> None:
     """Run what fits until `end` of the monotonic clock; a step that fails does not stop others."""
-    for step in steps:
-        left = end - time.monotonic()
-        if left < step.seconds:
-            record.leave_out(step, f"it takes about {step.seconds:.0f} s, {max(left, 0):.0f} left")
+    for timed, group in itertools.groupby(steps, key=lambda step: step.timed):
+        if timed:
+            for step in group:
+                _run(step, record, end)
             continue
+        threads = [threading.Thread(target=_run, args=(step, record, end)) for step in group]
+        for thread in threads:
+            thread.start()
         try:
-            for seconds, result in _timed(step.run(lambda: end - time.monotonic())):
-                record.add(step, seconds, result)
-        except LeftOutError as reason:
-            record.leave_out(step, str(reason))
-        except OutOfTimeError:
-            record.leave_out(step, "the time was over before it ended")
-        except Exception as error:
-            traceback.print_exc()
-            record.add(step, 0.0, {"failed": f"{type(error).__name__}: {error}"[:2000]})
+            for thread in threads:
+                thread.join()
+        except OutOfTimeError:  # their programs end in time by themselves
+            for thread in threads:
+                thread.join()
+            raise
+
+
+def _run(step: Step, record: Record, end: float) -> None:
+    left = end - time.monotonic()
+    if left < step.seconds:
+        record.leave_out(step, f"it takes about {step.seconds:.0f} s, {max(left, 0):.0f} left")
+        return
+    try:
+        for seconds, result in _timed(step.run(lambda: end - time.monotonic())):
+            record.add(step, seconds, result)
+    except LeftOutError as reason:
+        record.leave_out(step, str(reason))
+    except OutOfTimeError:
+        record.leave_out(step, "the time was over before it ended")
+    except Exception as error:
+        traceback.print_exc()
+        record.add(step, 0.0, {"failed": f"{type(error).__name__}: {error}"[:2000]})
 
 
 def _timed(results: Iterable[Result]) -> Iterator[tuple[float, Result]]:

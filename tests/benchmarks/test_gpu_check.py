@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -300,3 +301,23 @@ def test_a_record_goes_on(tmp_path: Path) -> None:
     assert [entry["part"] for entry in later.content["results"]] == ["blocks"]
     with pytest.raises(ValueError, match="another run: commit differ"):
         Record(path, MACHINE | {"commit": "d"}, lambda content: "").go_on({"update"})
+
+
+def test_what_tells_no_time_runs_at_once(tmp_path: Path) -> None:
+    """Each of three waits until all have begun; what is timed runs alone."""
+    barrier, running = threading.Barrier(3, timeout=30), []
+
+    def waits(left: object) -> Iterator[Result]:
+        barrier.wait()
+        yield {}
+
+    def alone(left: object) -> Iterator[Result]:
+        running.append(threading.active_count())
+        yield {}
+
+    before = threading.active_count()
+    record = Record(tmp_path / "r", MACHINE, lambda content: "")
+    steps = [Step("tests", str(n), 0, waits, timed=False) for n in range(3)]
+    run_all([*steps, Step("update", "a", 0, alone)], record, time.monotonic() + 60)
+    assert sorted(entry["case"] for entry in record.content["results"]) == ["0", "1", "2", "a"]
+    assert running == [before]

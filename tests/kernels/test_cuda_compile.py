@@ -80,7 +80,9 @@ def test_16_warps_of_rows_fit_a_multiprocessor(machine_code: Path) -> None:
             assert usage["REG"] <= MAX_REGISTERS, (arch, name, usage)
             assert MAX_THREADS * usage["REG"] <= 65536
             # As much dynamic memory as a CTA may have is allowed; 64 KB where a CTA shares a row.
-            assert usage["SHARED"] == (512 if "Li256E" in name else 0), (arch, name, usage)
+            # Some architectures count the kilobyte that the system takes.
+            static = 512 if "Li256E" in name else 0
+            assert usage["SHARED"] % 1024 == static and usage["SHARED"] < 2048, (arch, name, usage)
 
 
 def test_rows_come_by_asynchronous_copies_and_nothing_spills(machine_code: Path) -> None:
