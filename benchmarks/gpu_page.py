@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu import tables
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "gpu.md"
-MEASURED = ROOT / "benchmarks" / "results" / "gpu-h200-2026-11-26.json"
+MEASURED = ROOT / "benchmarks" / "results" / "gpu-h200-2026-11-27.json"
+DATE = MEASURED.stem[-10:]
+PAPER_RATIO = 1.49
 
 
 def measured() -> dict[str, Any]:
@@ -63,213 +67,201 @@ def command(doc: str, name: str, document: Callable[[], str]) -> None:
     print(document(), end="")
 
 
+def of_part(content: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    """The results of one part of `make gpu-check`, in the order of measuring."""
+    return [result for result in content["results"] if result["part"] == part]
+
+
 def document() -> str:
     """The section `measured`."""
     content = measured()
-    card, versions, limits = content["card"], content["versions"], content["limits"]
-    copies = limits["copy_bytes_per_second"]
+    gpu = content["gpu"]
     where = (
-        f"{card['name']} ({card['multiprocessors']} multiprocessors, {card['l2_megabytes']} MB L2, "
-        f"{card['data_sheet_bytes_per_second'] / 1e12:.1f} TB/s by data sheet), "
-        f"{content['date']}, commit {content['commit']}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f" ([results](../benchmarks/results/{MEASURED.name})). "
-        f"Limits: a pure read {limits['read_bytes_per_second'] / 1e12:.2f} TB/s at "
-        f"{limits['read_megabytes']} MB; a copy on the device "
-        + ", ".join(f"{rate / 1e12:.3g} TB/s at {size}" for size, rate in copies.items())
-        + "."
+        f"{content['name']} ({gpu['multiprocessors']} multiprocessors, "
+        f"{gpu['l2_bytes'] >> 20} MB L2), {DATE}, commit {content['commit'][:12]}, "
+        + ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+        + f" ([results](../benchmarks/results/{MEASURED.name}))."
     )
+    (generation,) = of_part(content, "inference")
     parts = [
         *textwrap.wrap(where, 100),
         "",
-        "### An update of running scores, as a share of a pure read",
+        "### Row sums and updates, as a share of a pure read",
         "",
-        *_updates(content["updates"]),
+        *_updates(of_part(content, "update")),
         "",
-        "GB/s of one update beside PyTorch:",
+        "### Beside PyTorch",
         "",
-        *_rates(content["gigabytes_per_second"]),
+        *_peers(of_part(content, "peers")),
         "",
-        *textwrap.wrap(_smallest(content), 100),
+        "### All blocks of 33 states",
         "",
-        "### Kernels that only read and sum, tried before they were written for good",
-        "",
-        *_prototypes(content["prototypes"]),
+        *_blocks(of_part(content, "blocks")),
         "",
         "### What scoring adds to a calibration pass",
         "",
-        *_calibration(content["calibration_pass"]),
+        *_calibration(of_part(content, "pass")[0]),
         "",
         "### A pruned model's speed",
         "",
-        *_inference(content["inference"]),
+        *_inference(generation),
         "",
         "### Right or wrong",
         "",
         *_checks(content),
+        "",
+        "### Goals",
+        "",
+        *_goals(content),
     ]
     return "\n".join(parts) + "\n"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
 def _updates(cases: Sequence[dict[str, Any]]) -> list[str]:
+    columns = ("dtype", "hidden size", "tokens", "read, µs", "read, GB/s")
+    subjects = [(what, by) for what in ("row_sums", "update") for by in ("cuda", "triton")]
     return table(
-        ("dtype", "hidden size", "tokens", "read, µs", "cuda", "triton"),
+        (*columns, *(f"{what.replace('_', ' ')}, {by}" for what, by in subjects)),
         (
             (
                 case["dtype"],
                 case["hidden_size"],
-                case["num_tokens"],
-                f"{case['read_microseconds']:g}",
-                *(_share(case["share_of_read"][name]) for name in ("cuda", "triton")),
+                case["tokens"],
+                f"{1e6 * case['read_seconds']:.1f}",
+                f"{case['bytes'] / case['read_seconds'] / 1e9:.0f}",
+                *(f"{case['ours'][what][by]['share']:.2f}" for what, by in subjects),
             )
             for case in cases
         ),
     )
 
 
-def _rates(cases: Sequence[dict[str, Any]]) -> list[str]:
-    columns = ("read", "cuda", "triton", "torch.compile", "torch.compile, max-autotune", "eager")
+def _peers(cases: Sequence[dict[str, Any]]) -> list[str]:
     return table(
-        ("dtype", "hidden size", "tokens", *columns),
+        ("dtype", "tokens × hidden size", "who", "µs", "GB/s", "times our update"),
         (
             (
                 case["dtype"],
-                case["hidden_size"],
-                case["num_tokens"],
-                *(case.get(name, "") for name in columns),
+                f"{case['tokens']} × {case['hidden_size']}",
+                name,
+                f"{1e6 * found['seconds']:.1f}",
+                f"{case['bytes'] / found['seconds'] / 1e9:.0f}",
+                f"{found['seconds'] / case['subjects']['update, cuda']['seconds']:.2f}",
             )
             for case in cases
+            for name, found in case["subjects"].items()
         ),
     )
 
 
-def _prototypes(cases: Sequence[dict[str, Any]]) -> list[str]:
-    names = list(cases[0]["share_of_read"])
+def _blocks(cases: Sequence[dict[str, Any]]) -> list[str]:
     return table(
-        ("dtype", "hidden size", "tokens", *names),
+        ("bfloat16 states", "tokens × hidden size", "ms", "of a read of them"),
         (
             (
-                case["dtype"],
-                case["hidden_size"],
-                case["num_tokens"],
-                *(_share(case["share_of_read"].get(name)) for name in names),
+                case["case"],
+                f"{' × '.join(map(str, case['tokens']))} × {case['hidden_size']}",
+                f"{1e3 * case['seconds']:.2f}",
+                f"{case['share']:.2f}",
             )
             for case in cases
         ),
-    )
-
-
-def _smallest(content: dict[str, Any]) -> str:
-    token, host = content["one_token_microseconds"], content["host_microseconds_per_update"]
-    counters = content["counters"]
-    return (
-        f"An update by one token takes {token['cuda']} µs (cuda) and {token['triton']} µs "
-        f"(triton), where a trivial kernel takes {token['a trivial kernel']}; it costs the host "
-        f"{host['cuda']} and {host['triton']} µs. Counters of `{counters['kernel']}` at "
-        f"{counters['num_tokens']} × {counters['hidden_size']} {counters['dtype']}: memory "
-        f"{counters['dram_busy']:.0%} busy, multiprocessors {counters['sm_busy']:.0%}, "
-        f"{counters['issued_per_scheduler_and_cycle']} instructions for each scheduler and cycle."
     )
 
 
 def _calibration(content: dict[str, Any]) -> list[str]:
     sequences, length = content["tokens"]
-    blocks = content["blocks_milliseconds"]
-    rest = (
-        f"By bytes alone an update per layer must cost {content['floor_share_of_forward']:.2%}. "
-        f"All blocks of {blocks['states']} states take {blocks['cuda']} ms (cuda) and "
-        f"{blocks['triton']} ms (triton) in one update, and {blocks['cuda, in the pass']} ms "
-        "(cuda) inside the pass."
+    shape = content["shape"]
+    text = (
+        f"LLaMA-3.1-8B's shape ({shape['num_hidden_layers']} layers of {shape['hidden_size']}, "
+        f"random weights, bfloat16), {content['batches']} batches of {sequences} × {length} "
+        f"tokens, beside the bare decoder forward; median of {content['rounds']} rounds, in turns:"
     )
     return [
-        f"{content['model']} shape, {sequences} × {length} tokens, bare forward "
-        f"{content['forward_seconds']} s; share of the bare forward:",
+        *textwrap.wrap(text, 100),
         "",
         *table(
-            ("", "cuda", "triton"),
+            ("", "seconds a batch", "above the bare forward", "peak, GB", "its end, s"),
             (
                 (
-                    row["what"],
-                    *(
-                        f"{100 * row[name]:.3g}%" if name in row else ""
-                        for name in ("cuda", "triton")
-                    ),
+                    f"`simdiff score`, {name}" if name in content["share"] else name,
+                    f"{seconds:.4f}",
+                    f"{content['share'][name]:.2%}" if name in content["share"] else "",
+                    f"{content['peak_bytes'][name] / 1e9:.2f}",
+                    f"{content['finish_seconds'][name]:.2f}" if name in content["share"] else "",
                 )
-                for row in content["share_of_forward"]
+                for name, seconds in content["seconds"].items()
             ),
         ),
-        "",
-        *textwrap.wrap(rest, 100),
     ]
 
 
 def _inference(content: dict[str, Any]) -> list[str]:
-    graphs, eager = content["graphs"], content["without_graphs"]
     setting = (
-        f"{content['model']}, {content['dtype']}, {content['removed']} of {content['num_layers']} "
-        f"layers removed, batch {content['batch_size']}, prompt {content['prompt_length']}, "
-        f"{content['new_tokens']} new tokens; decoding in tokens/s:"
+        f"LLaMA-3.1-8B's shape, random weights, bfloat16, {content['removed']} of "
+        f"{content['shape']['num_hidden_layers']} layers removed, batch {content['batch_size']}, "
+        f"prompt {content['prompt_length']}, {content['new_tokens']} new tokens, "
+        f"{content['decoding']}; tokens/s:"
     )
     return [
         *textwrap.wrap(setting, 100),
         "",
         *table(
-            ("", "dense", "pruned", "ratio", "ideal by bytes"),
+            ("", "dense", "pruned", "times faster", "ideal by bytes"),
             (
                 (
-                    "CUDA graphs",
-                    graphs["dense"],
-                    graphs["pruned"],
-                    graphs["ratio"],
-                    graphs["ideal_by_bytes"],
-                ),
-                (
-                    "one launch after another",
-                    eager["dense"],
-                    eager["pruned"],
-                    f"{eager['pruned'] / eager['dense']:.2f}",
-                    "",
-                ),
+                    phase,
+                    *(
+                        f"{content['tokens_per_second'][name][phase]:.0f}"
+                        for name in ("dense", "pruned")
+                    ),
+                    f"{found['ratio']['median']:.3f}",
+                    f"{found['ideal']:.3f}" if "ideal" in found else "",
+                )
+                for phase, found in content["phases"].items()
             ),
         ),
         "",
-        f"Prefill is {content['prefill_ratio']} times faster. The paper's ratio is "
-        f"{content['paper']['ratio']}, on an {content['paper']['card']}.",
+        f"The paper's ratio, with 2048 new tokens, is {PAPER_RATIO} on an A40.",
     ]
 
 
 def _checks(content: dict[str, Any]) -> list[str]:
-    tests, run = content["tests"], content["run"]
-    return table(
-        ("", "found"),
+    rows = [
         (
-            ("tests of the operators", f"{tests['passed']} of {tests['run']} pass"),
+            f"compute-sanitizer, {found['case']}",
+            f"{found['errors']} errors, {found['warnings']} warnings",
+        )
+        for found in of_part(content, "compute-sanitizer")
+    ]
+    for found in of_part(content, "tests"):
+        failed = ", ".join(f"`{name.rpartition('/')[2]}`" for name in found["failed_tests"])
+        ended = "" if found["ended"] else "; stopped at the end of the time, others had not run"
+        rows.append(
             (
-                "tests/kernels/test_gpu.py",
-                f"{tests['gpu_tests_passed']} of {tests['gpu_tests']} pass",
-            ),
+                f"tests, {found['case']}",
+                f"{found['passed']} passed, "
+                f"{len(found['failed_tests'])} failed{': ' if failed else ''}{failed}{ended}",
+            )
+        )
+    rows += [
+        (f"{entry['part']}, {entry['case']}", f"left out: {entry['why']}")
+        for entry in content["left_out"]
+    ]
+    return table(("", "found"), rows)
+
+
+def _goals(content: dict[str, Any]) -> list[str]:
+    return table(
+        ("goal", "wanted", "reached", "met"),
+        (
             (
-                "memcheck, initcheck, errors",
-                f"{tests['memcheck_errors']}, {tests['initcheck_errors']}",
-            ),
-            ("racecheck, warnings", tests["racecheck_warnings"]),
-            (
-                "worst relative error of the distance, massive channel",
-                f"{content['accuracy']['worst_relative_error']:.0e}",
-            ),
-            (
-                "`simdiff run demo`: perplexity, dense and pruned",
-                f"{run['perplexity']['dense']} and {run['perplexity']['pruned']}, as on the CPU",
-            ),
-            ("means of all metrics against the CPU", f"within {run['means_agree_to']:.0e}"),
-            (
-                "scoring, GPU and CPU",
-                f"{run['scoring_seconds']['gpu']} s and {run['scoring_seconds']['cpu']} s",
-            ),
+                goal.name,
+                f"{'≤' if goal.at_most else '≥'} {goal.wanted:g}",
+                "" if goal.reached is None else f"{goal.reached:.3g}",
+                goal.met,
+            )
+            for goal in tables.goals(content["results"])
         ),
     )
 

@@ -131,18 +131,15 @@ class Reached:
     @classmethod
     def of(cls, content: dict[str, Any]) -> Reached:
         """From the result, at the shape nearest to the one predicted."""
-        (shares,) = (
-            case["share_of_read"]
-            for case in content["prototypes"]
-            if (case["dtype"], case["hidden_size"], case["num_tokens"]) == ("bfloat16", 4096, 8192)
-        )
-        sequences, length = content["calibration_pass"]["tokens"]
+        cases = {case["case"]: case for case in gpu_page.of_part(content, "update")}
+        long, near = cases["bf16 131072 x 4096"], cases["bf16 8192 x 4096"]
+        (forward,) = gpu_page.of_part(content, "pass")
+        sequences, length = forward["tokens"]
         flops = sequences * length * MODEL.layers * MODEL.layer_flops(length)
-        seconds = content["calibration_pass"]["forward_seconds"]
         return cls(
-            read=content["limits"]["read_bytes_per_second"] / H200.bytes_per_second,
-            kernel=shares["ring, float32, raw"],
-            peak=flops / seconds / H200.bfloat16_flops,
+            read=long["bytes"] / long["read_seconds"] / H200.bytes_per_second,
+            kernel=near["ours"]["row_sums"]["cuda"]["share"],
+            peak=flops / forward["seconds"]["bare"] / H200.bfloat16_flops,
         )
 
 
@@ -294,13 +291,13 @@ def document() -> str:
         f"One update by {SEQUENCES} × {LENGTH} tokens of {MODEL.hidden_size} bfloat16 entries, row "
         "sums in short float32 sums. Memory: the data sheet's bandwidth, times the "
         f"{reached.read:.2f} of it that a pure read reached on the H200, times the "
-        f"{reached.kernel:.2f} of that read that such a kernel reached there (8192 tokens). "
+        f"{reached.kernel:.2f} of that read that row sums reached there (8192 tokens). "
         f"Arithmetic at its full rate: for {ROW_SUMS.vectors} vectors of 16 bytes of each state "
         f"{ROW_SUMS.conversions} conversions to float64 and {ROW_SUMS.float64} additions, for a "
         f"pair of entries {ROW_SUMS.float32_per_entry:g} float32 operations, for an entry one "
         f"conversion to float32. The forward is that of {MODEL.name} at the {reached.peak:.0%} of "
         "the dense bfloat16 peak that it reached on the H200. The last column is what float64 for "
-        "every entry, as the measured kernels have it, allows."
+        "every entry would allow."
     )
     rates = "; ".join(
         f"{gpu.name} {gpu.bfloat16_flops / 1e12:.4g} dense bfloat16 TFLOP/s, "

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import gpu_page
 import ratios
 import report
 from committed_results import MACHINE, Results, extent, joined, lines, paragraph
@@ -190,37 +191,48 @@ def accuracy(found: Results) -> str:
 
 
 def gpu(found: Results) -> str:
-    name = "gpu-h200-2026-11-26"
+    name = gpu_page.MEASURED.stem
     of = found.json(name)
-    rates = of["gigabytes_per_second"][0]
-    shapes = (rates["hidden_size"], rates["dtype"])
-    share = {
-        case["num_tokens"]: case["share_of_read"]
-        for case in of["updates"]
-        if (case["hidden_size"], case["dtype"]) == shapes
-    }
-    large, small = share[rates["num_tokens"]], share[2048]
-    costs, model = of["calibration_pass"]["share_of_forward"], of["inference"]
-    sequences, length = of["calibration_pass"]["tokens"]
-    graphs = model["graphs"]
+    case, small = (
+        next(r for r in gpu_page.of_part(of, "update") if r["case"] == f"bf16 {n} x 4096")
+        for n in (32768, 2048)
+    )
+    sums, updates = (case["ours"][what] for what in ("row_sums", "update"))
+    peers = gpu_page.of_part(of, "peers")[0]
+    seconds = {who: timed["seconds"] for who, timed in peers["subjects"].items()}
+    times = {who: value / seconds["update, cuda"] for who, value in seconds.items()}
+    (scored,), (model,) = gpu_page.of_part(of, "pass"), gpu_page.of_part(of, "inference")
+    sequences, length = scored["tokens"]
+    speeds, decode = model["tokens_per_second"], model["phases"]["decode"]
+    blocks = [f"{1e3 * block['seconds']:.1f}" for block in gpu_page.of_part(of, "blocks")]
+
+    def rate(subject: dict[str, Any]) -> str:
+        return f"{case['bytes'] / subject['seconds'] / 1e9:.0f} GB/s"
+
     return joined(
         "## On a GPU",
         paragraph(
-            f"On an {of['card']['name']} ({of['date']}, {found.origin(f'{name}.json')[1:-1]}; all "
-            f"figures: [gpu.md](gpu.md)) one update by {rates['num_tokens']} tokens of "
-            f"{rates['hidden_size']} {rates['dtype']} entries takes place at {rates['cuda']} GB/s "
-            f"(`cuda`) and {rates['triton']} GB/s (`triton`), {large['cuda']:.2f} and "
-            f"{large['triton']:.2f} of the fastest read of the same bytes; torch.compile reaches "
-            f"{rates['torch.compile']} GB/s, with max-autotune "
-            f"{rates['torch.compile, max-autotune']}, eager PyTorch {rates['eager']}. Small "
-            f"updates reach less: {small['cuda']:.2f} and {small['triton']:.2f} at 2048 tokens. A "
-            f"calibration forward of {sequences} × {length} tokens through the shape of "
-            f"{of['calibration_pass']['model']} takes {100 * costs[1]['cuda']:.3g}% longer where "
-            f"its layers are scored, {100 * costs[2]['cuda']:.3g}% (`triton`: "
-            f"{100 * costs[2]['triton']:.3g}%) with all blocks. Without {model['removed']} of its "
-            f"{model['num_layers']} layers that shape decodes {graphs['pruned']} tokens/s instead "
-            f"of {graphs['dense']} (batch {model['batch_size']}, CUDA graphs), {graphs['ratio']} "
-            f"times as many, and prefills {model['prefill_ratio']} times as fast; by bytes the "
-            f"ideal is {graphs['ideal_by_bytes']}."
+            f"On an {of['name']} ({found.origin(f'{name}.json')[1:-1]}; all figures: "
+            f"[gpu.md](gpu.md)) the sums of {case['tokens']} tokens of {case['hidden_size']} "
+            f"bfloat16 entries are formed at {rate(sums['cuda'])} (`cuda`) and "
+            f"{rate(sums['triton'])} (`triton`), {sums['cuda']['share']:.2f} and "
+            f"{sums['triton']['share']:.2f} of the fastest read of the same bytes, whole updates "
+            f"at {updates['cuda']['share']:.2f} and {updates['triton']['share']:.2f}. Small ones "
+            f"reach less: {small['ours']['row_sums']['cuda']['share']:.2f} and "
+            f"{small['ours']['row_sums']['triton']['share']:.2f} at {small['tokens']} tokens, "
+            f"whole updates {small['ours']['update']['cuda']['share']:.2f} and "
+            f"{small['ours']['update']['triton']['share']:.2f}. At {peers['tokens']} tokens the "
+            f"best form that torch.compile takes needs {times['torch.compile, one pass']:.2f} "
+            f"times as long as an update, what one would write first {times['torch.compile']:.1f} "
+            f"times, eager PyTorch {times['eager']:.0f} times. A calibration pass of "
+            f"{sequences} × {length} tokens a batch through LLaMA-3.1-8B's shape takes "
+            f"{scored['share']['blocks off']:.2%} longer where its layers are scored, "
+            f"{scored['share']['blocks on']:.2%} with all blocks, which take "
+            f"{' to '.join(sorted(blocks))} ms by themselves. Without {model['removed']} of its "
+            f"{model['shape']['num_hidden_layers']} layers that shape decodes "
+            f"{speeds['pruned']['decode']:.0f} tokens/s instead of {speeds['dense']['decode']:.0f} "
+            f"(batch {model['batch_size']}, CUDA graphs), {decode['ratio']['median']:.3f} times as "
+            f"many, and prefills {model['phases']['prefill']['ratio']['median']:.3f} times as "
+            f"fast; by bytes the ideal of decoding is {decode['ideal']:.3f}."
         ),
     )

@@ -93,7 +93,7 @@ ALTERED: dict[str, tuple[list[str | int], Any, str]] = {
     "overhead-epyc-2-cores": ([0, "ratio_of_pairs", 0], 1.777, "and 1.78"),
     "checkpoint-surgery-epyc-2-cores": (["memory", "command_peak_mb"], 477.7, "(478 MB in all)"),
     "search-epyc-2-cores": (["ratio"], 1.777, "1.78 times as long"),
-    "gpu-h200-2026-11-26": (["inference", "prefill_ratio"], 1.777, "prefills 1.777 times"),
+    "gpu-h200-2026-11-27": (["results", 18, "share", "blocks off"], 0.0777, "7.77% longer"),
     "development-smollm2-135m-python": (["settings", "dtype"], "float64", "or float64"),
 }
 

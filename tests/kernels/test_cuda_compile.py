@@ -82,7 +82,7 @@ def test_16_warps_of_rows_fit_a_multiprocessor(machine_code: Path) -> None:
             # As much dynamic memory as a CTA may have is allowed; 64 KB where a CTA shares a row.
             # Some architectures count the kilobyte that the system takes.
             static = 512 if "Li256E" in name else 0
-            assert usage["SHARED"] % 1024 == static and usage["SHARED"] < 2048, (arch, name, usage)
+            assert usage["SHARED"] in (static, static + 1024), (arch, name, usage)
 
 
 def test_rows_come_by_asynchronous_copies_and_nothing_spills(machine_code: Path) -> None:
