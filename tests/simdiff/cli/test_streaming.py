@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 import simdiff as package
 from simdiff.errors import SimdiffError
+from simdiff.evaluation import streamed_losses
 from simdiff.models.layer_by_layer import LayerByLayer
 from support.commands import simdiff
 
@@ -82,15 +84,30 @@ def test_run(given, tmp_path: Path, capsys) -> None:
     assert simdiff("report", output / "run--stream", "-o", tmp_path / "report.html") == 0
 
 
-def test_compare(given, tmp_path: Path) -> None:
+def test_compare(given, tmp_path: Path, monkeypatch) -> None:
     output = tmp_path / "out"
     output.mkdir()
+    passes, inner = [], streamed_losses.losses_in_one_pass
+
+    def slow(*arguments, **options):
+        start = time.perf_counter()
+        time.sleep(0.5)
+        found = inner(*arguments, **options)
+        passes.append(time.perf_counter() - start)
+        return found
+
+    monkeypatch.setattr(streamed_losses, "losses_in_one_pass", slow)
     names = "simdiff,block-influence,greedy-perplexity"
     options = ("--criteria", names, "--num-layers", "1,2", "--evaluation-windows", 2)
     one, other = both("compare", *given, *options, output=output, name="compare.json")
     for content in (one, other):
-        for cell in content["cells"]:
-            del cell["seconds_to_plan"]
+        seconds = [cell.pop("seconds_to_plan") for cell in content["cells"]]
+    # Each plan has its share of the passes that it needed; the last pass measured them all.
+    assert [cell["criterion"] for cell in other["cells"][:3]] == names.split(",")
+    scoring = other["scoring_seconds"]
+    assert 0.1 < seconds[0] - scoring < seconds[2] < seconds[5] < sum(passes[:-1]) + 0.3
+    assert max(seconds[1], seconds[4]) < 0.3 + scoring
+    assert seconds[0] - scoring + seconds[2] < passes[0] + 0.3
     assert one["cells"] == other["cells"]
     assert one["dense"] == other["dense"]
 
