@@ -275,4 +275,5 @@ ERROR tests/kernels/test_x.py - ImportError
         ],
     }
     names = {Path(path).name for path in programs.files_of_tests()}
-    assert {"test_gpu.py", "test_running.py", "test_blocks.py", "test_decoding.py"} <= names
+    wanted = {"test_gpu.py", "test_running.py", "test_blocks.py", "test_decoding.py"}
+    assert wanted | {"test_streamed.py"} <= names

@@ -132,6 +132,19 @@ def test_what_waits_for_a_gpu(llama: Path, wanted, tmp_path: Path, monkeypatch) 
     assert all(("waited", *entry) in gpu.log for entry in written)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_scores_on_a_gpu(llama: Path, tmp_path: Path, dtype: str, memory: int) -> None:
+    wanted = scored(whole(llama, dtype, "cuda"))["metrics"]
+    with torch.cuda.stream(torch.cuda.Stream()):  # whichever the caller computes in
+        model = streamed(llama, dtype, "cuda", memory=memory, folder=tmp_path / "states")
+        found = scored(model)["metrics"]
+    for name, metric in wanted.items():
+        assert found[name]["mean"] == pytest.approx(metric["mean"], rel=1e-3, abs=1e-6), name
+    assert all(one.is_meta for one in find_decoder_layers(model).modules.parameters())
+
+
 def test_each_weight_is_read_once_and_then_gone(llama: Path, tmp_path: Path) -> None:
     model = streamed(llama)
     stream = stream_of(model)
