@@ -17,8 +17,12 @@ from simdiff.models.loading import meta_model
 from simdiff.models.streamed import DEFAULT_MEMORY
 
 WINDOWS, LENGTH, BATCH = 32, 512, 8
-RATES = {"laptop": (2e9, 0.5e12), "one H100": (5e9, 400e12)}
-"""Bytes per second of the disk, and operations per second of matrix products."""
+RATES = {
+    "laptop": (2e9, 0.5e12),
+    "one H100": (5e9, 400e12),
+    "eight H100": (20e9, 8 * 400e12),
+}
+"""Bytes per second of the disks, and operations per second of matrix products, of all GPUs."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import optimal_blocks
 from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.criteria import CRITERIA, importance
-from simdiff.planning.exchange import affordable_reads, exchange_search, losses_of_cuts
+from simdiff.planning.exchange import CutLosses, affordable_reads, exchange_search
 from simdiff.planning.make_plan import BLOCK_CRITERION_OF, make_plan
 from simdiff.planning.shortlist import EXPONENT, Candidate, shortlist
 from simdiff.scoring.calibration_pass import score
@@ -85,7 +85,7 @@ class Reads:
         if path is not None and path.exists():
             self.known = torch.load(path)
         self.count, self.seconds, self.new = 0, 0.0, 0
-        self._losses = losses_of_cuts(model, windows[:SEARCH_WINDOWS])
+        self._losses = CutLosses(model, windows[:SEARCH_WINDOWS])
         self._evaluators: dict[int, BypassEvaluator] = {}
 
     def take(self) -> tuple[int, float]:

@@ -135,11 +135,15 @@ def _test(settings: Settings, chosen: list[str], left: Callable[[], float]) -> I
 
 
 def files_of_tests() -> list[str]:
-    """Tests of the scorers that run on every backend or need a GPU, and those of timed decoding."""
+    """Tests of scorers that run on every backend or need a GPU, of timed decoding, of streaming."""
     files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
     found = [str(p) for p in files if re.search(r"mark\.gpu|backend: str", p.read_text())]
     if all(importlib.util.find_spec(name) for name in ("transformers", "rich")):
-        found.append(str(ROOT / "tests" / "simdiff" / "speed" / "test_decoding.py"))
+        toolkit = ROOT / "tests" / "simdiff"
+        found += [
+            str(toolkit / "speed" / "test_decoding.py"),
+            str(toolkit / "models" / "test_streamed.py"),
+        ]
     return found
 
 

@@ -276,7 +276,8 @@ ERROR tests/kernels/test_x.py - ImportError
         ],
     }
     names = {Path(path).name for path in programs.files_of_tests()}
-    assert {"test_gpu.py", "test_running.py", "test_blocks.py", "test_decoding.py"} <= names
+    wanted = {"test_gpu.py", "test_running.py", "test_blocks.py", "test_decoding.py"}
+    assert wanted | {"test_streamed.py"} <= names
 
 
 def test_tests_that_are_shared_out_are_counted() -> None:

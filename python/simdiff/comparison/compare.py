@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +32,9 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import check_windows
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.entry_points import known_criteria
-from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA, DEFAULT_CRITERION, SEARCHED
+from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
 from simdiff.planning.selection import check_selection
-from simdiff.planning.streamed_search import evaluator_of
+from simdiff.planning.streamed_search import StreamedEvaluator, evaluator_of
 from simdiff.scoring.calibration_pass import score
 from simdiff.scoring.scores import LayerScores
 from simdiff.surgery.layers import layers_removed
@@ -129,7 +129,9 @@ def _compare(
     scores, seconds = _scored(model, calibration, journal, name, batch_size)
     evaluator = evaluator_of(model, windows)
     search_key = evaluation_key(model, windows, calibration.identity.to_dict())
-    with EvaluationJournal(search_key, journal / "search.json", evaluator.losses) as evaluate:
+    shares = evaluator.seconds if isinstance(evaluator, StreamedEvaluator) else None
+    path = journal / "search.json"
+    with EvaluationJournal(search_key, path, evaluator.losses, shares) as evaluate:
         planner = Planner(
             model,
             scores,
@@ -153,12 +155,8 @@ def _compare(
         wanted = [(criterion, count) for criterion in options.criteria for count in counts]
         due = [cell for cell in wanted if cell not in done.cells]
         if stream_of(model) is not None:  # all plans together, in few passes
-            start = time.perf_counter()
-            cells = in_few_passes(model, lambda: [planner.cell(*cell) for cell in due])
-            together = time.perf_counter() - start
-            for cell in cells:
-                searched = cell.criterion in (*SEARCHED, DEFAULT_CRITERION)
-                done.add(replace(cell, seconds=together) if searched else cell)
+            for made in in_few_passes(model, lambda: [planner.cell(*cell) for cell in due]):
+                done.add(made)
         else:
             for criterion, count in due:
                 done.add(planner.cell(criterion, count))

@@ -78,6 +78,7 @@ class EvaluationJournal:
         path: path of the file; None stores evaluations in memory only.
         compute: returns the losses of each window without some layers; None if they are not known
             yet, see `simdiff.evaluation.streamed_losses.in_few_passes`.
+        seconds: what an evaluation took before `compute` was called; None takes nothing.
 
     Raises:
         SimdiffError: the file was made with another key, or is damaged.
@@ -88,12 +89,13 @@ class EvaluationJournal:
         key: Mapping[str, Any],
         path: Path | None,
         compute: Callable[[frozenset[int]], list[float] | None],
+        seconds: Callable[[frozenset[int]], float] | None = None,
     ) -> None:
         """Read the evaluations in the file."""
         ranks.agree("what is evaluated", key)
         self._key = dict(key)
         self._path = path
-        self._compute = compute
+        self._compute, self._before = compute, seconds or (lambda layers: 0.0)
         self._known: dict[frozenset[int], Evaluation] = {}
         self._written = time.monotonic()
         self._unwritten = False
@@ -131,7 +133,7 @@ class EvaluationJournal:
     def _evaluated(self, layers: frozenset[int]) -> Evaluation | None:
         start = time.perf_counter()
         losses = self._compute(layers)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start + self._before(layers)
         if losses is None:
             return None
         finite = tuple(loss if math.isfinite(loss) else math.nan for loss in losses)

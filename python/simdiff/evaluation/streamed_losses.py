@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
@@ -118,6 +119,9 @@ class StreamedLosses:
         self._model, self._loss_of = model, loss_of
         self._windows: list[Tensor] = []
         self._known: dict[tuple[Plan, int], Tensor] = {}
+        self._seconds: dict[tuple[Plan, int], float] = {}
+        self.asked: set[tuple[Plan, int]] = set()
+        """What was asked for since whoever wants to know emptied it: plans with a window."""
         self.missing: dict[Plan, set[int]] = {}
         """What was asked for and is not known: plans and their windows."""
         self.pretended: frozenset[Plan] = frozenset()
@@ -135,6 +139,7 @@ class StreamedLosses:
     def get(self, removed: Collection[int], window: int) -> Tensor | None:
         """The token losses of a window without these layers; None if they are not known yet."""
         plan = frozenset(removed)
+        self.asked.add((plan, window))
         if (plan, window) in self._known:
             return self._known[plan, window]
         self.missing.setdefault(plan, set()).add(window)
@@ -147,6 +152,7 @@ class StreamedLosses:
         used = sorted({window for windows in self.missing.values() for window in windows})
         place = {window: index for index, window in enumerate(used)}
         ids = [self._windows[window] for window in used]
+        start = time.perf_counter()
         found = losses_in_one_pass(
             self._model,
             [one[None] for one in ids],
@@ -157,8 +163,14 @@ class StreamedLosses:
         for plan, by_window in found.items():
             for index, losses in by_window.items():
                 self._known[plan, used[index]] = losses
+        asked = [(plan, window) for plan, read in self.missing.items() for window in read]
+        self._seconds |= dict.fromkeys(asked, (time.perf_counter() - start) / len(asked))
         self.missing = {}
         self.passes += 1
+
+    def seconds(self, plan: Plan, window: int) -> float:
+        """The share of a window and a plan in the time of the pass that read them, 1 / number."""
+        return self._seconds.get((plan, window), 0.0)
 
 
 _ATTRIBUTE = "_simdiff_losses"

@@ -281,8 +281,8 @@ def streamed_model(
         report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
         own = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         stages, resident, dtypes = _divided(model, stored, config, own, what)
-        files = {tensor.path for tensor in stored}
-        reader = TensorReader(files, pinned=device.type == "cuda", dtypes=dtypes)
+        paths = {tensor.path for tensor in stored}
+        reader = TensorReader(paths, pinned=device.type == "cuda", dtypes=dtypes)
         stock(model, _mapped(resident), None, config)
         parts.append((stages, reader, config))
         return report

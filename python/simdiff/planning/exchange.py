@@ -28,6 +28,8 @@ Plan = tuple[int, ...]
 TokenLosses = Callable[[Plan, int], Tensor | None]
 """Takes a plan and the index of a window and returns the loss of each token, one dimension; None
 excludes the plan, because a loss is NaN or Inf or the model cannot express the cut."""
+Ahead = Callable[[Sequence[Plan], int], None]
+"""Takes plans that will be read on a window, the most certain first."""
 
 # Share of the windows that greedy search would read for the same number of layers.
 SEARCH_FRACTION = 1 / 50
@@ -56,27 +58,49 @@ def affordable_reads(num_layers: int, num_remove: int, search_windows: int) -> i
     return min(int(evaluations * search_windows * SEARCH_FRACTION), MAX_READS * search_windows)
 
 
-def losses_of_cuts(model: PreTrainedModel, windows: Tensor) -> TokenLosses:
-    """Make the function that evaluates plans; it reuses the states before the first removed layer.
+class CutLosses:
+    """Evaluates plans; it reuses the states before the first removed layer.
 
     Args:
         model: the dense model; it is unchanged between and after evaluations.
         windows: token ids `(num_windows, window_length)` of calibration text, never held-out text.
     """
-    evaluator = evaluator_of(model, windows)
 
-    def losses(plan: Plan, window: int) -> Tensor | None:
+    def __init__(self, model: PreTrainedModel, windows: Tensor) -> None:
+        """Prepare; nothing is run yet."""
+        self._model, self._evaluator = model, evaluator_of(model, windows)
+        # A streamed model's windows are shared among processes, see `losses_in_one_pass`.
+        self._shared = not isinstance(self._evaluator, StreamedEvaluator)
+        self._known: dict[tuple[Plan, int], Tensor | None] = {}
+
+    def __call__(self, plan: Plan, window: int) -> Tensor | None:
+        """See `TokenLosses`."""
+        if not self._shared:
+            return self._read((plan, window))
+        self.ahead([plan], window)
+        return self._known[plan, window]
+
+    def ahead(self, plans: Sequence[Plan], window: int) -> None:
+        """Read the first of some plans unless it is known, and others while processes are idle.
+
+        Each of several processes reads one plan, as if no exchange were better than the plan before
+        it: what follows one that is was read in vain.
+        """
+        if not self._shared or not plans or (plans[0], window) in self._known:
+            return
+        missing = [(plan, window) for plan in plans if (plan, window) not in self._known]
+        some = missing[: ranks.size()]
+        self._known |= zip(some, ranks.shared(self._read, some), strict=True)
+
+    def _read(self, wanted: tuple[Plan, int]) -> Tensor | None:
+        plan, window = wanted
         try:
-            with layers_removed(model, plan):  # raises if stock classes cannot express the cut
+            with layers_removed(self._model, plan):  # raises if stock classes cannot express it
                 pass
         except SurgeryError:
             return None
-        if isinstance(evaluator, StreamedEvaluator):
-            return evaluator.token_losses(plan, window)
-        # Each plan depends on the losses of those before it: process 0 reads them alone.
-        return ranks.first(lambda: evaluator.token_losses(plan, window).cpu())
-
-    return losses
+        losses = self._evaluator.token_losses(plan, window)
+        return None if losses is None else losses.cpu()
 
 
 def exchange_search(
@@ -88,6 +112,7 @@ def exchange_search(
     num_windows: int = 2,
     protect: Collection[int] = (),
     max_blocks: int | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[Candidate, list[Candidate], float]:
     """Improve the best candidate by exchanges, within a total number of reads.
 
@@ -103,6 +128,7 @@ def exchange_search(
             the second.
         protect: layers that stay.
         max_blocks: upper limit of the number of separate blocks.
+        ahead: is told before each read what is read next if no exchange is better, see `CutLosses`.
 
     Returns:
         The best plan; all tried plans in their order, each with its `nll`; and how sure the choice
@@ -114,7 +140,10 @@ def exchange_search(
     if not candidates:
         raise SimdiffError("exchange_search: candidates must hold at least one plan, got none")
     tried = _Tried(losses)
-    for candidate in candidates:
+    ahead = ahead or (lambda plans, window: None)
+    starts = [candidate.removed for candidate in candidates]
+    for place, candidate in enumerate(candidates):
+        ahead(starts[place:], 0)
         tried.read(candidate.removed, 0, candidate.origin)
     if not tried.losses:
         raise SimdiffError(
@@ -127,14 +156,16 @@ def exchange_search(
     # `best` is the start or the last plan that was better than the `best` before it, and `moves`
     # are its neighbours, cheapest first. The reads of the finalists are kept back.
     while tried.reads < max_reads - final:
-        move = next((move for move in moves if move not in tried.origins), None)
-        if move is None:
+        due = [move for move in moves if move not in tried.origins]
+        if not due:
             break
+        ahead(due[: max_reads - final - tried.reads], 0)
+        move = due[0]
         if tried.read(move, 0, _origin(best, move)) and tried.better(move, best):
             best = move
             moves = _exchanges(best, costs, protect, max_blocks)
     if final:
-        best = _last_choice(tried, [best, start], final)
+        best = _last_choice(tried, [best, start], final, ahead)
     evaluated = tried.candidates()
     chosen = next(candidate for candidate in evaluated if candidate.removed == best)
     in_order = {plan: tried.losses[plan] for plan in tried.origins if plan in tried.losses}
@@ -158,17 +189,21 @@ def _origin(plan: Plan, move: Plan) -> str:
     return f"exchange, {gone} for {back}"
 
 
-def _last_choice(tried: _Tried, ahead: Sequence[Plan], count: int) -> Plan:
+def _last_choice(tried: _Tried, leading: Sequence[Plan], count: int, ahead: Ahead) -> Plan:
     """Read the finalists on the second window and choose the lowest loss over both windows.
 
     Args:
         tried: the plans evaluated so far.
-        ahead: plans that are finalists in any case: the best one and the start of the search.
+        leading: plans that are finalists in any case: the best one and the start of the search.
         count: number of finalists; the others are those of lowest loss on the first window.
+        ahead: see `exchange_search`.
     """
-    others = sorted((plan for plan in tried.losses if plan not in ahead), key=tried.nll)
-    finalists = [*dict.fromkeys(ahead), *others][:count]
-    finite = [plan for plan in finalists if tried.read(plan, 1)]
+    others = sorted((plan for plan in tried.losses if plan not in leading), key=tried.nll)
+    finalists = [*dict.fromkeys(leading), *others][:count]
+    finite = []
+    for place, plan in enumerate(finalists):
+        ahead(finalists[place:], 1)
+        finite += [plan] if tried.read(plan, 1) else []
     if not (finite or tried.losses):
         raise SimdiffError("exchange_search: the loss of every plan is NaN or Inf in some window")
     return min(finite or tried.losses, key=tried.nll)

@@ -120,7 +120,7 @@ def make_plan(
             from simdiff.planning.streamed_search import with_starts
 
             starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
-            losses = exchange.losses_of_cuts(model, windows)
+            losses = exchange.CutLosses(model, windows)
             reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
             with step(f"choose by perplexity, {max(reads, len(starts))} reads of a window"):
                 best, candidates, agreement = with_starts(
@@ -134,6 +134,7 @@ def make_plan(
                         num_windows=len(windows),
                         protect=protect,
                         max_blocks=max_blocks,
+                        ahead=losses.ahead,
                     ),
                 )
             removed, label = best.removed, best.origin

@@ -56,6 +56,10 @@ class StreamedEvaluator:
             return None
         return [float(losses.double().mean()) for losses in known]
 
+    def seconds(self, removed: Collection[int]) -> float:
+        """The share that these layers' removal had in the time of passes."""
+        return sum(self._losses.seconds(frozenset(removed), window) for window in self._windows)
+
     def token_losses(self, removed: Collection[int], window: int) -> Tensor | None:
         """Losses of the tokens of one window without these layers; None if not known yet.
 

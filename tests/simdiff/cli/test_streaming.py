@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 import simdiff as package
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.streamed_losses import StreamedLosses
 from simdiff.models.layer_by_layer import LayerByLayer
 from support.commands import simdiff
 
@@ -82,15 +84,34 @@ def test_run(given, tmp_path: Path, capsys) -> None:
     assert simdiff("report", output / "run--stream", "-o", tmp_path / "report.html") == 0
 
 
-def test_compare(given, tmp_path: Path) -> None:
+def test_compare(given, tmp_path: Path, monkeypatch) -> None:
     output = tmp_path / "out"
     output.mkdir()
+    shares: dict[tuple[frozenset[int], int], float] = {}
+    of_a_pass, inner = StreamedLosses.seconds, StreamedLosses.read
+
+    def seconds(self, *one):
+        shares[one] = of_a_pass(self, *one)
+        return 100
+
+    passes = []
+
+    def read(self):
+        start = time.perf_counter()
+        inner(self)
+        passes.append(time.perf_counter() - start)
+
+    monkeypatch.setattr(StreamedLosses, "seconds", seconds)
+    monkeypatch.setattr(StreamedLosses, "read", read)
     names = "simdiff,block-influence,greedy-perplexity"
     options = ("--criteria", names, "--num-layers", "1,2", "--evaluation-windows", 2)
     one, other = both("compare", *given, *options, output=output, name="compare.json")
     for content in (one, other):
-        for cell in content["cells"]:
-            del cell["seconds_to_plan"]
+        seconds_to_plan = [cell.pop("seconds_to_plan") for cell in content["cells"]]
+    # Each plan has its share of the passes, that of the windows that it read: greedy search reads
+    # two of 6 plans, and then of 5 more.
+    assert [int(one // 100) for one in seconds_to_plan] == [1, 0, 12, 1, 0, 22]
+    assert sum(shares.values()) == pytest.approx(sum(passes[:2]), rel=0.05)
     assert one["cells"] == other["cells"]
     assert one["dense"] == other["dense"]
 

@@ -127,7 +127,7 @@ def made(
     return make
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, 3, 8])
 def test_every_number_of_processes_gives_the_same_bits(
     made: Callable[[int], Path], count: int
 ) -> None:

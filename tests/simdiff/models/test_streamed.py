@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import safetensors.torch
 import torch
 
 from simdiff.errors import SimdiffError
-from simdiff.models import state_files
+from simdiff.models import layer_by_layer, state_files
+from simdiff.models.gpu_copies import GpuCopies
+from simdiff.models.layer_by_layer import LayerByLayer
 from simdiff.models.loading import load_config, streamed_stock
 from simdiff.models.streamed import StreamOptions, stream_of
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.sweep import remove_states
+from simdiff.models.tensor_reader import TensorReader
 from support.streams import scored, stored, streamed, whole
 
 # Tied head, sliding windows, layer types, fused and plain experts, linear attention, state spaces,
@@ -45,6 +49,100 @@ def test_scores_are_those_of_the_whole_model(family: str, tmp_path: Path) -> Non
     assert scored(model) == scored(whole(path))
     remove_states(model)
     assert not (tmp_path / "states").exists()
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3-moe"])
+def test_weights_that_are_cast(family: str, tmp_path: Path) -> None:
+    path = stored(family, tmp_path / "model")
+    assert scored(streamed(path, "bfloat16")) == scored(whole(path, "bfloat16"))
+
+
+def test_a_model_makes_the_arguments_of_its_layers_once(llama: Path, wanted, monkeypatch) -> None:
+    asked, run = [], LayerByLayer._run_body
+
+    def counted(self, batch, course):
+        asked.append(batch)
+        return run(self, batch, course)
+
+    monkeypatch.setattr(LayerByLayer, "_run_body", counted)
+    assert scored(streamed(llama)) == wanted
+    assert len(asked) == 1 + 3 * 3  # two tokens; a batch's layer 0, arguments, embeddings
+    for room, most in ((0, 1 + 3 * 7), (600, 1 + 2 * 8 + 3)):  # the last batch's fit
+        asked.clear()
+        monkeypatch.setattr(layer_by_layer, "_ARGUMENT_BYTES", room)
+        assert scored(streamed(llama)) == wanted
+        assert len(asked) == most
+
+
+class Gpu:
+    """In place of a GPU: copies are made at once, and what waits for what is written down."""
+
+    class Event:
+        def __init__(self, log: list[Any], name: tuple[str, int]) -> None:
+            self.log, self.name = log, name
+
+        def synchronize(self) -> None:
+            self.log.append(("waited", *self.name))
+
+    def __init__(self) -> None:
+        self.log: list[Any] = []
+        self.counts = Counter[str]()
+
+    def event(self, kind: str) -> Gpu.Event:
+        number = self.counts[kind]
+        self.counts[kind] += 1
+        self.log.append((kind, number))
+        return Gpu.Event(self.log, (kind, number))
+
+    def to_gpu(self, tensors):
+        return [tensor.clone() for tensor in tensors], self.event("copied")
+
+    def take(self, tensors, copied) -> None:
+        self.log.append(("taken", copied.name[1]))
+
+    def to_main(self, tensor):
+        return tensor.clone(), self.event("states")
+
+    def computed(self):
+        return self.event("computed")
+
+
+def test_what_waits_for_a_gpu(llama: Path, wanted, tmp_path: Path, monkeypatch) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(GpuCopies, "of", lambda _: gpu)
+    empty, read = torch.empty, TensorReader.read
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **{**k, "pin_memory": False}))
+
+    def noted(self, tensors):
+        gpu.event("read")
+        return read(self, tensors)
+
+    monkeypatch.setattr(TensorReader, "read", noted)
+    assert scored(streamed(llama, memory=0, folder=tmp_path / "states")) == wanted
+    at = {entry: place for place, entry in reversed([*enumerate(gpu.log)])}
+    assert gpu.counts["copied"] == gpu.counts["read"] == 6
+    for layer in range(6):
+        assert at["copied", layer] < at["taken", layer] < at["computed", layer]
+        if layer > 1:  # no third layer on the GPU, no memory that is still copied from read over
+            assert at["waited", "computed", layer - 2] < at["copied", layer]
+            assert at["waited", "copied", layer - 2] < at["read", layer]
+            assert ("waited", "computed", layer - 1) not in gpu.log[: at["copied", layer]]
+    written = [entry for entry in gpu.log if entry[0] == "states"]
+    assert len(written) == 6 * 3
+    assert all(("waited", *entry) in gpu.log for entry in written)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_scores_on_a_gpu(llama: Path, tmp_path: Path, dtype: str, memory: int) -> None:
+    wanted = scored(whole(llama, dtype, "cuda"))["metrics"]
+    with torch.cuda.stream(torch.cuda.Stream()):  # whichever the caller computes in
+        model = streamed(llama, dtype, "cuda", memory=memory, folder=tmp_path / "states")
+        found = scored(model)["metrics"]
+    for name, metric in wanted.items():
+        assert found[name]["mean"] == pytest.approx(metric["mean"], rel=1e-3, abs=1e-6), name
+    assert all(one.is_meta for one in find_decoder_layers(model).modules.parameters())
 
 
 def test_each_weight_is_read_once_and_then_gone(llama: Path, tmp_path: Path) -> None:

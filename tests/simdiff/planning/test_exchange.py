@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import token_losses
 from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.io import ranks
 from simdiff.models.layer_indices import layer_runs
 from simdiff.models.structure import find_decoder_layers
 from simdiff.planning import exchange
@@ -22,13 +24,14 @@ from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import BlockCosts, optimal_blocks
 from simdiff.planning.budget import Budget
 from simdiff.planning.criteria import importance
-from simdiff.planning.exchange import affordable_reads, exchange_search, losses_of_cuts
+from simdiff.planning.exchange import CutLosses, affordable_reads, exchange_search
 from simdiff.planning.make_plan import make_plan
 from simdiff.planning.options import PlanOptions
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.shortlist import Candidate, shortlist
 from simdiff.scoring.scores import LayerScores
 from simdiff.surgery.layers import layers_removed
+from support.processes import Processes
 from support.tiny_models import make_tiny
 
 LAYERS, TOKENS = 10, 400
@@ -140,9 +143,9 @@ def test_protected_layers_and_blocks() -> None:
     assert len(tried) == 2  # (3, 4, 5) and (4, 5, 6): an exchange moves a block by one
 
 
-def test_losses_of_cuts(llama: PreTrainedModel) -> None:
+def test_cut_losses(llama: PreTrainedModel) -> None:
     windows = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(5))
-    losses = losses_of_cuts(llama, windows)((1, 4), 1)
+    losses = CutLosses(llama, windows)((1, 4), 1)
     with layers_removed(llama, (1, 4)):
         wanted = perplexity(llama, windows[1:]).nll
     assert losses is not None
@@ -165,6 +168,9 @@ class Reads:
         self.calls.append((plan, window))
         return self.losses(plan)
 
+    def ahead(self, plans: Sequence[tuple[int, ...]], window: int) -> None:
+        """Nothing: this is a single process."""
+
     def of_cuts(self, model: PreTrainedModel, windows: torch.Tensor) -> Reads:
         self.num_windows = len(windows)
         return self
@@ -174,7 +180,7 @@ def planned(
     monkeypatch: pytest.MonkeyPatch, reads: Reads, scores: LayerScores, num_layers: int, **more: Any
 ) -> PruningPlan:
     """By the options of the command, with a model and 60 windows at hand, scores apart."""
-    monkeypatch.setattr(exchange, "losses_of_cuts", reads.of_cuts)
+    monkeypatch.setattr(exchange, "CutLosses", reads.of_cuts)
     options = PlanOptions(budget=Budget(num_layers=num_layers), bootstrap=0, **more)
     return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
 
@@ -221,7 +227,7 @@ def test_choice_by_perplexity(llama: PreTrainedModel, llama_scores: LayerScores)
 
     candidates = [Candidate((0, 1), "a"), Candidate((2, 4), "b"), Candidate((4, 5), "c")]
     best, evaluated, _ = exchange_search(
-        losses_of_cuts(llama, windows), candidates, block_costs(llama_scores), max_reads=0
+        CutLosses(llama, windows), candidates, block_costs(llama_scores), max_reads=0
     )
     assert len(evaluated) == 3
     assert len(find_decoder_layers(llama)) == 6
@@ -243,7 +249,7 @@ def test_a_candidate_with_nan_is_out_and_told(
     with torch.no_grad():
         llama.model.layers[1].mlp.down_proj.weight[0] = math.nan
     pair = [Candidate((4, 5), "with NaN"), Candidate((1, 5), "without")]
-    losses, costs = losses_of_cuts(llama, windows), block_costs(llama_scores)
+    losses, costs = CutLosses(llama, windows), block_costs(llama_scores)
     best, evaluated, _ = exchange_search(losses, pair, costs, max_reads=2)
     assert best.origin == "without"
     assert [candidate.nll is None for candidate in evaluated] == [True, False]
@@ -253,3 +259,37 @@ def test_a_candidate_with_nan_is_out_and_told(
     assert plan.removed == (1,)
     assert plan.candidates[0]["nll"] > 0
     assert "chosen among 1 plans by perplexity" in plan.notes[-1]
+
+
+def test_processes_read_the_next_exchanges_together(
+    llama: PreTrainedModel, llama_scores: LayerScores, tmp_path: Path, monkeypatch
+) -> None:
+    windows = torch.randint(0, 97, (40, 12), generator=torch.Generator().manual_seed(5))
+    read, inner = list[Any](), exchange.CutLosses._read
+
+    def counted(self: CutLosses, wanted: Any) -> torch.Tensor | None:
+        read.append(wanted)
+        return inner(self, wanted)
+
+    monkeypatch.setattr(CutLosses, "_read", counted)
+
+    def planned() -> dict[str, Any]:
+        plan = make_plan(llama_scores, 3, model=llama, windows=windows).to_dict()
+        return {**plan, "created": ""}
+
+    wanted = planned()
+    assert len(read) == len(set(read)) == 12
+
+    def body(rank: int) -> int:
+        read.clear()
+        with ranks.processes():
+            found = planned()
+            shares = ranks.gather(len(read))
+        assert found == wanted
+        assert sum(shares) < 12 + 6  # few are read in vain
+        return max(shares)
+
+    for count, most in ((2, 9), (3, 7)):
+        ended = Processes(count, body, tmp_path / str(count)).wait()
+        assert [end.code for end in ended] == [ended[0].code] * count, ended[0].errors
+        assert 12 / count <= ended[0].code <= most

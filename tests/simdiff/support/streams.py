@@ -23,14 +23,16 @@ def stored(family: str, directory: Path) -> Path:
     return directory
 
 
-def whole(directory: Path) -> PreTrainedModel:
-    return stock_model(directory, load_config(directory))[0].eval()
+def whole(directory: Path, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+    return stock_model(directory, load_config(directory), dtype=dtype, device=device)[0].eval()
 
 
-def streamed(directory: Path, **options: Any) -> PreTrainedModel:
+def streamed(
+    directory: Path, dtype: str = "auto", device: str = "cpu", **options: Any
+) -> PreTrainedModel:
     config, what = load_config(directory), "the model"
     chosen = StreamOptions(**options)
-    model, loading = streamed_stock(str(directory), config, what, "auto", "cpu", chosen)
+    model, loading = streamed_stock(str(directory), config, what, dtype, device, chosen)
     check_loaded(model, loading, what)
     return model.eval()
 
