@@ -26,9 +26,15 @@ class LayerByLayer(PartialForward):
     whole forward.
     """
 
-    def __init__(self, model: PreTrainedModel, length: int | str | None = "unknown") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        length: int | str | None = "unknown",
+        *,
+        autocast: bool = False,
+    ) -> None:
         """Take the number that `learn` found in an earlier run, if there was one."""
-        super().__init__(model)
+        super().__init__(model, autocast=autocast)
         self._name = type(model).__name__
         self._last: Tensor | None = None
         self.known = length != "unknown"
@@ -72,6 +78,14 @@ class LayerByLayer(PartialForward):
             )
         assert result is not None
         return result
+
+    def _part(
+        self, batch: Mapping[str, Tensor], states: Tensor | None, start: int, stop: int
+    ) -> Tensor | None:
+        if start == stop:
+            return self.embedded(batch)
+        assert stop == start + 1
+        return self.step(batch, states, start)
 
     @torch.no_grad()
     def embedded(self, batch: Mapping[str, Tensor]) -> Tensor:

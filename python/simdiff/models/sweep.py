@@ -74,7 +74,7 @@ class Sweep:
         if folder is None:
             return None
         plans = [[sorted(plan), read] for plan, read in self.plans.items()]
-        directory = folder.directory(self._purpose, [plans, _digest(self._batches), self._keep])
+        directory = folder.directory(self._purpose, [plans, digest_of(self._batches), self._keep])
         check_free(directory, self._most_bytes())
         return directory
 
@@ -179,7 +179,8 @@ def _name(layer: int, place: int) -> str:
     return f"{layer:04d}-{place:04d}.states"
 
 
-def _digest(batches: Batches) -> str:
+def digest_of(batches: Batches) -> str:
+    """SHA-256 of the tokens that a pass reads."""
     digest = hashlib.sha256()
     for batch in batches:
         for name, tensor in sorted(batch.items()):

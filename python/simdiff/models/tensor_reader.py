@@ -36,7 +36,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 # Kernels choose their ways, and so the last bits of a result, by where a tensor begins in a line of
 # the cache. The stock loader maps files into memory, where a tensor begins as it does in its file.
-_LINE = 64
+LINE = 64
 # Several reads at a time are what a fast disk needs: one thread of plain reads stays below 2 GB/s.
 _READERS = 4
 _PIECE_BYTES = 16 << 20
@@ -92,7 +92,7 @@ class TensorReader:
 
     def _buffer(self, num_bytes: int) -> Tensor:
         """Memory that begins with a line of the cache."""
-        wanted = num_bytes + _LINE
+        wanted = num_bytes + LINE
         self._buffers.reverse()
         if self._buffers[0].numel() < wanted:
             self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # freed before the next is there
@@ -122,14 +122,14 @@ def _places(tensors: Sequence[StoredTensor]) -> tuple[list[int], int]:
     """Where each tensor begins in a buffer, as in its file within a line, and the bytes of all."""
     starts, end = [], 0
     for tensor in tensors:
-        apart = tensor.start % _LINE if tensor.start % DTYPES[tensor.dtype].itemsize == 0 else 0
-        starts.append(end + (apart - end) % _LINE)
+        apart = tensor.start % LINE if tensor.start % DTYPES[tensor.dtype].itemsize == 0 else 0
+        starts.append(end + (apart - end) % LINE)
         end = starts[-1] + tensor.num_bytes
     return starts, end
 
 
 def _from_line(buffer: Tensor) -> Tensor:
-    return buffer[-buffer.data_ptr() % _LINE :]
+    return buffer[-buffer.data_ptr() % LINE :]
 
 
 def _pieces(tensor: StoredTensor, target: Tensor) -> Iterator[tuple[Path, int, Any]]:

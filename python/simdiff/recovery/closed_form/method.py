@@ -19,7 +19,7 @@ before the cut. Here every projection from there on is solved for in its own, mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -56,11 +56,7 @@ def recover(
     context: RecoveryContext | None = None,
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
-    settings = Settings(**options)
-    if settings.features not in FEATURES:
-        raise SimdiffError(
-            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
-        )
+    settings = checked_settings(options)
     count = unseen_windows(len(windows), settings.unseen_share)
     return correct(
         model,
@@ -70,6 +66,20 @@ def recover(
         windows[-count:].split(batch_size),
         settings=settings,
     )
+
+
+def checked_settings(options: Mapping[str, Any]) -> Settings:
+    """The settings of options by name.
+
+    Raises:
+        SimdiffError: an option that cannot be used.
+    """
+    settings = Settings(**options)
+    if settings.features not in FEATURES:
+        raise SimdiffError(
+            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
+        )
+    return settings
 
 
 def unseen_windows(num_windows: int, share: float) -> int:
@@ -132,30 +142,42 @@ def correct(
         total = len(positions) * run.num_steps
         for _ in track(steps, "correct layers", total) if progress else steps:
             pass
+    corrected = [change.position for change in run.corrections]
+    outcome = outcome_of(run, corrected, lambda counts: [_loss(run, count) for count in counts])
+    run.keep(outcome.details["corrected"])
+    return outcome
+
+
+def outcome_of(
+    run: Correction, corrected: Sequence[int], losses_of: Callable[[list[int]], list[float]]
+) -> RecoveryOutcome:
+    """What was found; `corrected` of its details is how many of the corrections are to be kept.
+
+    These are the first ones, as many as give the lowest loss on unseen windows.
+
+    Args:
+        run: all its layers are corrected.
+        corrected: the positions of those with a correction, in order.
+        losses_of: takes numbers of corrections, the first so many; returns the mean losses.
+    """
     if not any(fit.projection for fit in run.fits):
         raise SimdiffError(
-            f"closed-form recovery needs a layer of {type(model).__name__} whose last linear map "
-            "writes to the residual stream, got none: with a mixture of experts each token takes "
-            "its own; another method may do"
+            f"closed-form recovery needs a layer of {type(run.model).__name__} whose last linear "
+            "map writes to the residual stream, got none: with a mixture of experts each token "
+            "takes its own; another method may do"
         )
-    return _choose(run)
-
-
-def _choose(run: Correction) -> RecoveryOutcome:
-    """Keep the first corrections, as many as give the lowest loss on the unseen windows."""
-    # All layers are corrected at this point. Candidates are the plain cut (0), the corrections up
-    # to the last layer before each cut, and all of them. Each candidate costs a pass over the
-    # unseen windows, so counts in between are not tried.
-    closing = [n + 1 for n, c in enumerate(run.corrections) if run.closes_cut(c.position)]
-    counts = sorted({0, *closing, len(run.corrections)})
-    losses = {count: _loss(run, count) for count in counts}
+    # Candidates are the plain cut (0), the corrections up to the last layer before each cut, and
+    # all of them. Each candidate costs a pass over the unseen windows, so counts in between are
+    # not tried.
+    closing = [n + 1 for n, position in enumerate(corrected) if run.closes_cut(position)]
+    counts = sorted({0, *closing, len(corrected)})
+    losses = dict(zip(counts, losses_of(counts), strict=True))
     if not math.isfinite(losses[0]):
         raise SimdiffError(
             "correct: unseen must hold tokens that the plain cut predicts with a finite loss, got "
             f"{losses[0]}"
         )
     best = min(counts, key=lambda count: losses[count])
-    run.keep(best)
     return RecoveryOutcome(
         formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
         "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
@@ -196,16 +218,29 @@ def _notes(run: Correction, best: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _loss(run: Correction, count: int) -> float:
-    """Mean negative log-likelihood per token of the unseen windows; Inf if it is not finite."""
-    run.keep(count)
-    total, tokens = 0.0, 0
+def choosing_windows(run: Correction) -> list[Tensor]:
+    """The unseen windows of at least two tokens, `(1, window_length)` each, without padding."""
+    windows = []
     for batch in run.unseen:
-        mask = token_mask(batch)
-        for ids, rows in zip(batch["input_ids"], mask, strict=True):
+        for ids, rows in zip(batch["input_ids"], token_mask(batch), strict=True):
             window = ids[rows][None]  # padding is on one side, so the other tokens are contiguous
             if window.shape[1] > 1:
-                with precision(run.pruned):
-                    total += window_loss(run.pruned, window) * (window.shape[1] - 1)
-                tokens += window.shape[1] - 1
-    return total / tokens if tokens and math.isfinite(total) else math.inf
+                windows.append(window)
+    return windows
+
+
+def mean_of(losses: Sequence[float], windows: Sequence[Tensor]) -> float:
+    """Mean loss per token of windows with these mean losses; Inf if it is not finite."""
+    counts = [window.shape[1] - 1 for window in windows]
+    total = 0.0
+    for loss, count in zip(losses, counts, strict=True):
+        total += loss * count
+    return total / sum(counts) if counts and math.isfinite(total) else math.inf
+
+
+def _loss(run: Correction, count: int) -> float:
+    """Mean negative log-likelihood per token of the unseen windows."""
+    run.keep(count)
+    windows = choosing_windows(run)
+    with precision(run.pruned):
+        return mean_of([window_loss(run.pruned, window) for window in windows], windows)

@@ -1,0 +1,73 @@
+"""Which decoder layer each stored tensor of a checkpoint is of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from simdiff.io.safetensors_header import StoredTensor
+from simdiff.models.structure import find_decoder_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Which part of a model the stored tensors are of."""
+
+    stages: dict[int, list[StoredTensor]]
+    resident: list[StoredTensor]
+    """What stays in memory."""
+    names: dict[str, str]
+    """Of tensors in layers that the loader takes as they are: name in the files, in the model."""
+
+
+def divided(
+    model: PreTrainedModel, stored: Iterable[StoredTensor], config: Any, own: set[str]
+) -> Division:
+    """Divide the tensors of a checkpoint.
+
+    Args:
+        model: on the meta device.
+        stored: all tensors of its files.
+        config: how the stock loader loads them.
+        own: names of all tensors of the model.
+    """
+    mapping = config.weight_mapping or []
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    prefix, state = model.base_model_prefix, dict.fromkeys(own)
+    layers = find_decoder_layers(model)
+    head = _own_head(model)
+    found = Division({}, [], {})
+    for tensor in stored:
+        name, converted = rename_source_key(tensor.name, renamings, converters, prefix, state)
+        if name not in own and tensor.name in own:  # as the stock loader does
+            name, converted = rename_source_key(tensor.name, [], [], prefix, state)
+        if name not in own:
+            continue  # nobody's: the report names it
+        if name.startswith(layers.path + "."):
+            index = int(name[len(layers.path) + 1 :].split(".")[0])
+            found.stages.setdefault(index, []).append(tensor)
+            if converted is None:
+                found.names[tensor.name] = name
+        elif name in head:
+            found.stages.setdefault(len(layers), []).append(tensor)
+        else:
+            found.resident.append(tensor)
+    for group in found.stages.values():  # read in the order of their bytes
+        group.sort(key=lambda tensor: (str(tensor.path), tensor.start))
+    return found
+
+
+def _own_head(model: PreTrainedModel) -> set[str]:
+    """Names of the tensors of a language-model head that shares none with anything else."""
+    head = model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), None)
+    if head is None or path is None:
+        return set()
+    names = {f"{path}.{name}" for name in head.state_dict()}
+    tied = model.all_tied_weights_keys
+    return set() if names & ({*tied} | {*tied.values()}) else names
