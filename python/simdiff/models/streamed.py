@@ -27,6 +27,7 @@ from simdiff.io.machine import available_memory
 from simdiff.io.progress import tell
 from simdiff.io.safetensors_header import StoredTensor, read_header, total_bytes
 from simdiff.models.division import Division, divided
+from simdiff.models.quantised import Layouts, check_streams, without_values
 from simdiff.models.state_files import OffloadFolder
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.tensor_reader import DTYPES, LINE, TensorReader, stamp
@@ -125,6 +126,7 @@ class WeightStream:
         fill: Callable[[Mapping[str, Tensor]], None],
         device: torch.device,
         options: StreamOptions,
+        layouts: Layouts | None = None,
     ) -> None:
         """See `streamed_model`, which makes it."""
         self.options = options
@@ -132,7 +134,7 @@ class WeightStream:
         """Where the hidden states lie; see `simdiff.models.sweep.offload_folder`."""
         self.device = device
         self._model, self._stages, self._reader, self._fill = model, stages, reader, fill
-        self._names = names
+        self._names, self._layouts = names, layouts
         self.head = len(find_decoder_layers(model))
         """The stage of the head."""
         self._places = {stage: _meta_places(self._module(stage)) for stage in range(self.head + 1)}
@@ -191,6 +193,9 @@ class WeightStream:
 
     def each(self, stages: Sequence[int]) -> Generator[int, None, None]:
         """Yield stages while their weights are there; the next one is read meanwhile."""
+        if self._layouts is not None:
+            yield from self._one_by_one(stages)
+            return
         loading: Future[None] | None = None
         with ThreadPoolExecutor(1) as ahead:
             try:
@@ -211,6 +216,19 @@ class WeightStream:
                 for stage in stages:
                     self._free(stage)
 
+    def _one_by_one(self, stages: Sequence[int]) -> Generator[int, None, None]:
+        """`each` of a quantised model: nothing is read meanwhile.
+
+        The stock loader asks for the state of all modules, which bitsandbytes changes by telling.
+        """
+        for stage in stages:
+            try:
+                self._load(stage)
+                self._hand_over(stage)
+                yield stage
+            finally:
+                self._free(stage)
+
     def _module(self, stage: int) -> nn.Module | None:
         if stage < self.head:
             return find_decoder_layers(self._model).modules[stage]
@@ -220,7 +238,11 @@ class WeightStream:
     def _load(self, stage: int) -> None:
         if not self._places[stage]:
             return
+        if self._layouts is not None:
+            self._layouts.before(stage)
         self._fill(self._reader.read(self.tensors(stage)))
+        if self._layouts is not None:
+            self._layouts.after(stage)
         missing = [
             name for module, name, _, _ in self._places[stage] if _entry(module, name).is_meta
         ]
@@ -247,6 +269,8 @@ class WeightStream:
     def _free(self, stage: int) -> None:
         if stage in self._held:
             return
+        if self._layouts is not None and self._places[stage]:
+            self._layouts.rest(stage)
         for module, name, holder, meta in self._places[stage]:
             getattr(module, holder)[name] = meta
 
@@ -306,6 +330,7 @@ def streamed_model(
     Raises:
         SimdiffError: other files than safetensors, a quantised model, layers that share weights.
     """
+    layouts: list[Layouts] = []
     parts: list[tuple[Division, TensorReader, Any]] = []
     stock = kind._load_pretrained_model
 
@@ -313,12 +338,18 @@ def streamed_model(
         model: PreTrainedModel, _: Any, files: Sequence[str] | None, config: Any, *rest: Any
     ) -> Any:
         stored = _stored(files, config, what)
+        quantiser, shows = config.hf_quantizer, config
+        if quantiser is not None:
+            layouts.append(Layouts(model, quantiser))
+            shows = without_values(quantiser, config)
         shown = {
             tensor.name: torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
             for tensor in stored
         }
         own = set(model.state_dict())
-        report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
+        report = stock(model, shown, None, dataclasses.replace(shows, device_map={"": "meta"}))
+        for layout in layouts:
+            layout.shown()
         division = divided(model, stored, config, own)
         reader = TensorReader({tensor.path for tensor in stored}, pinned=device.type == "cuda")
         stock(model, _mapped(division.resident), None, config)
@@ -334,7 +365,9 @@ def streamed_model(
     def fill(tensors: Mapping[str, Tensor]) -> None:
         stock(model, dict(tensors), None, config)
 
-    made = WeightStream(model, division.stages, division.names, reader, fill, device, options)
+    made = WeightStream(
+        model, division.stages, division.names, reader, fill, device, options, *layouts
+    )
     setattr(model, _ATTRIBUTE, made)
     return model, loading
 
@@ -357,11 +390,7 @@ def _loading_by(kind: type[PreTrainedModel], loader: Callable[..., Any]) -> Iter
 def _stored(files: Sequence[str] | None, config: Any, what: str) -> list[StoredTensor]:
     """All tensors of the files, if they can be streamed."""
     if config.hf_quantizer is not None:
-        raise SimdiffError(
-            f"{what}: is quantised, and only weights in floating point are streamed: score the "
-            "unquantised model, and prune this one's files with that plan (simdiff prune MODEL "
-            "--plan plan.json)"
-        )
+        check_streams(config.hf_quantizer, what)
     if not files or not all(str(file).endswith(".safetensors") for file in files):
         raise SimdiffError(f"{what}: weights must be safetensors files to be streamed")
     stored = [tensor for file in files for tensor in read_header(Path(file))[1]]
