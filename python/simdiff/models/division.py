@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from simdiff.io.safetensors_header import StoredTensor
+from simdiff.errors import SimdiffError
+from simdiff.io.safetensors_header import StoredTensor, read_header
+from simdiff.models.quantised import check_streams
 from simdiff.models.structure import find_decoder_layers
+from simdiff.models.tensor_reader import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +75,28 @@ def _own_head(model: PreTrainedModel) -> set[str]:
     names = {f"{path}.{name}" for name in head.state_dict()}
     tied = model.all_tied_weights_keys
     return set() if names & ({*tied} | {*tied.values()}) else names
+
+
+def stored_tensors(files: Sequence[str] | None, config: Any, what: str) -> list[StoredTensor]:
+    """All tensors of the files, if they can be streamed."""
+    if config.hf_quantizer is not None:
+        check_streams(config.hf_quantizer, what)
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        raise SimdiffError(f"{what}: weights must be safetensors files to be streamed")
+    stored = [tensor for file in files for tensor in read_header(Path(file))[1]]
+    for tensor in stored:
+        if tensor.dtype not in DTYPES:
+            raise SimdiffError(f"{what}: {tensor.name} is {tensor.dtype}, which torch has not")
+    return stored
+
+
+def check_apart(model: PreTrainedModel, what: str) -> None:
+    """Refuse layers that share weights."""
+    owners: dict[int, int] = {}
+    for index, layer in enumerate(find_decoder_layers(model).modules):
+        for name, parameter in layer.named_parameters():
+            if owners.setdefault(id(parameter), index) != index:
+                raise SimdiffError(
+                    f"{what}: layers {owners[id(parameter)]} and {index} share {name}, so that no "
+                    "layer can be loaded alone: load the model whole"
+                )

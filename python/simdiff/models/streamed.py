@@ -26,8 +26,8 @@ from simdiff.io import ranks
 from simdiff.io.machine import available_memory
 from simdiff.io.progress import tell
 from simdiff.io.safetensors_header import StoredTensor, read_header, total_bytes
-from simdiff.models.division import Division, divided
-from simdiff.models.quantised import Layouts, check_streams, without_values
+from simdiff.models.division import Division, check_apart, divided, stored_tensors
+from simdiff.models.quantised import Layouts, without_values
 from simdiff.models.state_files import OffloadFolder
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.tensor_reader import DTYPES, LINE, TensorReader, stamp
@@ -337,7 +337,7 @@ def streamed_model(
     def loader(
         model: PreTrainedModel, _: Any, files: Sequence[str] | None, config: Any, *rest: Any
     ) -> Any:
-        stored = _stored(files, config, what)
+        stored = stored_tensors(files, config, what)
         quantiser, shows = config.hf_quantizer, config
         if quantiser is not None:
             layouts.append(Layouts(model, quantiser))
@@ -359,7 +359,7 @@ def streamed_model(
     with _loading_by(kind, loader):
         model, loading = load()
     division, reader, config = parts[0]
-    _check_apart(model, what)
+    check_apart(model, what)
     model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
     def fill(tensors: Mapping[str, Tensor]) -> None:
@@ -387,19 +387,6 @@ def _loading_by(kind: type[PreTrainedModel], loader: Callable[..., Any]) -> Iter
             setattr(kind, name, before)
 
 
-def _stored(files: Sequence[str] | None, config: Any, what: str) -> list[StoredTensor]:
-    """All tensors of the files, if they can be streamed."""
-    if config.hf_quantizer is not None:
-        check_streams(config.hf_quantizer, what)
-    if not files or not all(str(file).endswith(".safetensors") for file in files):
-        raise SimdiffError(f"{what}: weights must be safetensors files to be streamed")
-    stored = [tensor for file in files for tensor in read_header(Path(file))[1]]
-    for tensor in stored:
-        if tensor.dtype not in DTYPES:
-            raise SimdiffError(f"{what}: {tensor.name} is {tensor.dtype}, which torch has not")
-    return stored
-
-
 def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
     """Tensors mapped into memory, of which only what is used takes any: rows of an embedding."""
     files: dict[Path, Any] = {}
@@ -407,15 +394,3 @@ def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
         if tensor.path not in files:
             files[tensor.path] = safe_open(tensor.path, framework="pt")
     return {tensor.name: files[tensor.path].get_slice(tensor.name) for tensor in tensors}
-
-
-def _check_apart(model: PreTrainedModel, what: str) -> None:
-    """Refuse layers that share weights."""
-    owners: dict[int, int] = {}
-    for index, layer in enumerate(find_decoder_layers(model).modules):
-        for name, parameter in layer.named_parameters():
-            if owners.setdefault(id(parameter), index) != index:
-                raise SimdiffError(
-                    f"{what}: layers {owners[id(parameter)]} and {index} share {name}, so that no "
-                    "layer can be loaded alone: load the model whole"
-                )
