@@ -266,8 +266,8 @@ def recovered_streamed(
 ) -> RecoveryRecord:
     """`recovered` in closed form of a streamed model, which reads what was changed afterwards.
 
-    One pass over the weights measures the dense model and the plain cut, one corrects, a few over
-    the layers that stay choose among corrections, and one measures the result.
+    One pass over the weights measures the dense model and the plain cut, one corrects, and one over
+    the layers that stay measures the result.
     """
     method = "closed-form"
     check_options(method, options or {})

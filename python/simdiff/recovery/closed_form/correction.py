@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, MutableSequence
+from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,19 +66,12 @@ class LayerFit:
     """Squared error of the states on unseen tokens over the error without the correction."""
 
 
-def precision(
-    model: PreTrainedModel, *, cache: bool = True
-) -> contextlib.AbstractContextManager[Any]:
-    """Context manager with the precision of forwards that only guide the correction.
-
-    Args:
-        model: that runs.
-        cache: keep weights in bfloat16, once converted, until the context ends.
-    """
+def precision(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
+    """Context manager with the precision of forwards that only guide the correction."""
     if not autocasts(model):
         return contextlib.nullcontext()
     device = model.get_input_embeddings().weight.device
-    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=cache)
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def autocasts(model: PreTrainedModel) -> bool:
@@ -127,6 +120,10 @@ class Correction:
     """For each batch, the dense states that enter the next kept layer."""
     states: MutableSequence[Tensor] = field(default_factory=list)
     """For each batch, the states that enter the current layer of the model corrected so far."""
+    branches: dict[int, MutableSequence[Tensor]] = field(default_factory=dict)
+    """For a number of corrections, the same states of the unseen batches with these alone."""
+    positions: list[int] = field(default_factory=list)
+    """The positions of the layers with a correction."""
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
@@ -186,9 +183,14 @@ class Correction:
         """Which of the student's layers the one at a position is."""
         return position
 
-    def _leaving(self, position: int) -> MutableSequence[Tensor]:
+    def _leaving(self, position: int, branch: int | None = None) -> MutableSequence[Tensor]:
         """A place for the states that will leave the layer at a position."""
-        return list(self.states)
+        return [torch.empty(0)] * len(self.batches)
+
+    @property
+    def unseen_numbers(self) -> range:
+        """Which of all batches are unseen."""
+        return range(len(self.fitted), len(self.batches))
 
     def _holds(self, output: Tensor, entered: Tensor | None) -> bool:
         """Whether these tensors of a batch stay in memory until the layer is solved for.
@@ -200,15 +202,19 @@ class Correction:
     def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
         entering, index = self.states, self._index(position)
 
-        def run(number: int) -> Tensor:
-            return student.run(self.batches[number], entering[number], index, index + 1)
+        def run(number: int, states: Sequence[Tensor] = entering) -> Tensor:
+            return student.run(self.batches[number], states[number], index, index + 1)
 
+        for count, states in self.branches.items():
+            self.branches[count] = self._leaving(position, count)
+            for number in self.unseen_numbers:
+                self.branches[count][number] = run(number, states)
         few = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
-        states = entering[0][:1, :_PROBED]
+        some = entering[0][:1, :_PROBED]
         projection = find_projection(
             student.layers[index],
-            lambda: student.run(few, states, index, index + 1),
-            int(states.shape[-1]),
+            lambda: student.run(few, some, index, index + 1),
+            int(some.shape[-1]),
         )
         if projection is None or self._tied(projection):
             leaving = self._leaving(position)
@@ -217,8 +223,8 @@ class Correction:
                 yield
             self.states = leaving
             return LayerFit(self.kept[position], None, None, None, 1.0)
-        features = self._features(projection, states)
-        fitted, unseen = self._equations(projection, features, states)
+        features = self._features(projection, some)
+        fitted, unseen = self._equations(projection, features, some)
         held: list[tuple[Tensor, Tensor | None] | None] = []
         with recorded_calls(projection) as seen:
             for number, batch in enumerate(self.batches):
@@ -244,24 +250,36 @@ class Correction:
     def _leave(
         self,
         position: int,
-        run: Callable[[int], Tensor],
+        run: Callable[..., Tensor],
         held: list[tuple[Tensor, Tensor | None] | None],
         projection: OutputProjection,
         change: Change | None,
     ) -> None:
         """Take the states past a layer: those that left it before, and what its change adds."""
-        leaving = self._leaving(position)
+        leaving, branch = self._leaving(position), None
+        if change is not None:
+            if not self.positions or self.closes_cut(self.positions[-1]):
+                branch = self._leaving(position, len(self.positions))
+                self.branches[len(self.positions)] = branch
+            self.positions.append(position)
+        undone = contextlib.nullcontext if change is None else change.undone
         for number in range(len(held)):
-            if change is not None and projection.gain is not None:
-                leaving[number] = run(number)  # a norm follows: what is added depends on all of it
-                continue
-            if held[number] is None:
-                undone = contextlib.nullcontext() if change is None else change.undone()
-                with undone, recorded_calls(projection) as seen:
-                    held[number] = run(number), seen[0][0]
-            (states, entered), held[number] = held[number], None  # type: ignore[misc]
+            parts = branch is not None and number in self.unseen_numbers
+            again = change is not None and projection.gain is not None
+            if held[number] is None and (parts or not again):
+                with undone(), recorded_calls(projection) as seen:
+                    held[number] = run(number), None if again else seen[0][0]
+            states, entered = held[number] or (None, None)
+            held[number] = None
+            if branch is not None and parts:
+                assert states is not None
+                branch[number] = states.clone()
+            if again:  # a norm follows: what is added depends on all of the output
+                states = run(number)
+            assert states is not None
             if change is not None and entered is not None:
-                added = projection.added(change.old, entered)
+                with precision(self.pruned):
+                    added = projection.added(change.old, entered)
                 states += added.reshape(states.shape).to(states)
             leaving[number] = states
         self.states = leaving

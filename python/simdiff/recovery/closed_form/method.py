@@ -19,7 +19,7 @@ before the cut. Here every projection from there on is solved for in its own, mo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import model_inputs, token_mask
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.losses import window_loss
+from simdiff.evaluation.losses import token_losses
 from simdiff.io.progress import track
-from simdiff.models.partial_forward import PartialForward
+from simdiff.models.partial_forward import Course, PartialForward
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form.correction import (
     FEATURES,
@@ -142,23 +142,49 @@ def correct(
         total = len(positions) * run.num_steps
         for _ in track(steps, "correct layers", total) if progress else steps:
             pass
-    corrected = [change.position for change in run.corrections]
-    outcome = outcome_of(run, corrected, lambda counts: [_loss(run, count) for count in counts])
+        outcome = outcome_of(run, losses_of(run, student))
     run.keep(outcome.details["corrected"])
     return outcome
 
 
-def outcome_of(
-    run: Correction, corrected: Sequence[int], losses_of: Callable[[list[int]], list[float]]
-) -> RecoveryOutcome:
+def losses_of(run: Correction, student: PartialForward) -> dict[int, float]:
+    """Mean loss per token of the unseen windows, by number of corrections; may be Inf.
+
+    Candidates are the plain cut (0), the corrections up to the last layer before each cut, and all
+    of them: their states are known, so each costs no more than a few layers and the head.
+
+    Args:
+        run: all its layers are corrected.
+        student: runs the head of the pruned model.
+    """
+    candidates = run.branches | {len(run.positions): run.states}
+    return {count: _loss(run, student, states) for count, states in sorted(candidates.items())}
+
+
+def _loss(run: Correction, student: PartialForward, states: Sequence[Tensor]) -> float:
+    total, tokens = 0.0, 0
+    for number in run.unseen_numbers:
+        batch, left = run.batches[number], states[number]
+        for ids, rows, own in zip(batch["input_ids"], token_mask(batch), left, strict=True):
+            window = ids[rows]  # padding is on one side, so the other tokens are contiguous
+            if len(window) < 2:
+                continue
+            course = Course(len(student.layers), own[rows.to(own.device)][None])
+            with student.following(course), precision(run.pruned):
+                losses = token_losses(run.pruned, window)
+            total += float(losses.double().mean()) * len(losses)
+            tokens += len(losses)
+    return total / tokens if tokens and math.isfinite(total) else math.inf
+
+
+def outcome_of(run: Correction, losses: Mapping[int, float]) -> RecoveryOutcome:
     """What was found; `corrected` of its details is how many of the corrections are to be kept.
 
     These are the first ones, as many as give the lowest loss on unseen windows.
 
     Args:
         run: all its layers are corrected.
-        corrected: the positions of those with a correction, in order.
-        losses_of: takes numbers of corrections, the first so many; returns the mean losses.
+        losses: see `losses_of`.
     """
     if not any(fit.projection for fit in run.fits):
         raise SimdiffError(
@@ -166,18 +192,12 @@ def outcome_of(
             "map writes to the residual stream, got none: with a mixture of experts each token "
             "takes its own; another method may do"
         )
-    # Candidates are the plain cut (0), the corrections up to the last layer before each cut, and
-    # all of them. Each candidate costs a pass over the unseen windows, so counts in between are
-    # not tried.
-    closing = [n + 1 for n, position in enumerate(corrected) if run.closes_cut(position)]
-    counts = sorted({0, *closing, len(corrected)})
-    losses = dict(zip(counts, losses_of(counts), strict=True))
     if not math.isfinite(losses[0]):
         raise SimdiffError(
             "correct: unseen must hold tokens that the plain cut predicts with a finite loss, got "
             f"{losses[0]}"
         )
-    best = min(counts, key=lambda count: losses[count])
+    best = min(losses, key=lambda count: losses[count])
     return RecoveryOutcome(
         formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
         "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
@@ -216,31 +236,3 @@ def _notes(run: Correction, best: int) -> tuple[str, ...]:
             "of the plain cut"
         )
     return tuple(notes)
-
-
-def choosing_windows(run: Correction) -> list[Tensor]:
-    """The unseen windows of at least two tokens, `(1, window_length)` each, without padding."""
-    windows = []
-    for batch in run.unseen:
-        for ids, rows in zip(batch["input_ids"], token_mask(batch), strict=True):
-            window = ids[rows][None]  # padding is on one side, so the other tokens are contiguous
-            if window.shape[1] > 1:
-                windows.append(window)
-    return windows
-
-
-def mean_of(losses: Sequence[float], windows: Sequence[Tensor]) -> float:
-    """Mean loss per token of windows with these mean losses; Inf if it is not finite."""
-    counts = [window.shape[1] - 1 for window in windows]
-    total = 0.0
-    for loss, count in zip(losses, counts, strict=True):
-        total += loss * count
-    return total / sum(counts) if counts and math.isfinite(total) else math.inf
-
-
-def _loss(run: Correction, count: int) -> float:
-    """Mean negative log-likelihood per token of the unseen windows."""
-    run.keep(count)
-    windows = choosing_windows(run)
-    with precision(run.pruned):
-        return mean_of([window_loss(run.pruned, window) for window in windows], windows)

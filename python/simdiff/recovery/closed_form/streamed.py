@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,6 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import model_inputs
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.losses import token_losses
-from simdiff.evaluation.streamed_losses import losses_in_one_pass
 from simdiff.io.progress import track_layers
 from simdiff.io.safetensors_header import StoredTensor
 from simdiff.models.layer_by_layer import LayerByLayer
@@ -38,12 +36,10 @@ from simdiff.recovery.closed_form.correction import (
     Correction,
     LayerFit,
     autocasts,
-    precision,
 )
 from simdiff.recovery.closed_form.method import (
     checked_settings,
-    choosing_windows,
-    mean_of,
+    losses_of,
     outcome_of,
     unseen_windows,
 )
@@ -80,8 +76,7 @@ def recover_streamed(
     fitted, unseen = (model_inputs(part, "recovery") for part in parts)
     run = StreamedCorrection(model, model, list(plan.kept), fitted, unseen, settings)
     run.check()
-    run.correct()
-    outcome = outcome_of(run, list(run.corrected), run.losses)
+    outcome = outcome_of(run, run.correct())
     chosen = list(run.corrected)[: outcome.details["corrected"]]
     run.use(len(chosen))
     changed: dict[str, str] = {}
@@ -138,8 +133,8 @@ class StreamedCorrection(Correction):
     _weights: Path
     _held_bytes: int
 
-    def correct(self) -> None:
-        """Correct all layers, from where an earlier run was interrupted."""
+    def correct(self) -> dict[int, float]:
+        """Correct all layers, from where an earlier run was interrupted; returns `losses_of` it."""
         stream, folder = stream_of(self.model), offload_folder(self.model)
         assert stream is not None
         if folder is None:
@@ -162,6 +157,9 @@ class StreamedCorrection(Correction):
             }
             for position, tensors in found.get("corrected", {}).items()
         }
+        self.positions = list(self.corrected)
+        if "losses" in found:
+            return {int(count): loss for count, loss in found["losses"].items()}
         first = int(found.get("layer", 0))
         pending = found.get("pending")
         partial = LayerByLayer(
@@ -170,12 +168,16 @@ class StreamedCorrection(Correction):
         self._partial = partial
         self.targets = self._set(found.get("dense"))
         self.states = self._set(found.get("pruned"))
+        self.branches = {
+            int(count): self._set(name) for count, name in found.get("branches", {}).items()
+        }
         waiting = [] if pending is None else [self.kept[pending]]
         layers = range(first, stream.head)
-        total = sum(map(stream.num_bytes, [*waiting, *layers]))
+        stages = [*waiting, *layers, stream.head]
+        total = sum(map(stream.num_bytes, stages))
         with (
             folder.held(),
-            contextlib.closing(stream.each([*waiting, *layers])) as loaded,
+            contextlib.closing(stream.each(stages)) as loaded,
             contextlib.closing(self._sets),
             torch.inference_mode(False),
             torch.no_grad(),
@@ -189,31 +191,17 @@ class StreamedCorrection(Correction):
             for layer in layers:
                 next(loaded)
                 pending = self._layer(layer, pending)
+                self._commit(layer + 1, pending)
                 advance(stream.num_bytes(layer))
+            advance(stream.num_bytes(next(loaded)), layers=0)
+            losses = losses_of(self, partial)
+            self._commit(stream.head, None, losses)
+        return losses
 
     def use(self, count: int) -> None:
         """Let the stream read the first `count` corrections in the place of the stored weights."""
         some = list(self.corrected.values())[:count]
         self._stream.replace([tensor for tensors in some for tensor in tensors.values()])
-
-    def losses(self, counts: Sequence[int]) -> list[float]:
-        """Mean loss of the unseen windows with the first so many corrections, a pass for each."""
-        windows = choosing_windows(self)
-        removed = frozenset(range(self._stream.head)) - {*self.kept}
-        means = []
-        for count in counts:
-            self.use(count)
-            with precision(self.model, cache=False):
-                found = losses_in_one_pass(
-                    self.model,
-                    windows,
-                    {removed: range(len(windows))},
-                    lambda index: token_losses(self.model, windows[index][0]),
-                    purpose=f"loss, corrections: {count}",
-                )[removed]
-            losses = [float(found[index].double().mean()) for index in range(len(windows))]
-            means.append(mean_of(losses, windows))
-        return means
 
     def _layer(self, layer: int, pending: int | None) -> int | None:
         """Take the dense states past a layer, and correct what they are the target of.
@@ -248,16 +236,25 @@ class StreamedCorrection(Correction):
                 pending = None
             elif own == layer:
                 self._stream.hold(own)
-        self._commit(layer, pending)
         return pending
 
-    def _commit(self, layer: int, pending: int | None) -> None:
-        names = [states.name for states in (self.targets, self.states)]  # type: ignore[attr-defined]
-        content = {
-            "layer": layer + 1,
+    def _commit(
+        self, layer: int, pending: int | None, losses: Mapping[int, float] | None = None
+    ) -> None:
+        """Write what is known once the dense states enter a layer; without states at the end."""
+
+        def name_of(states: Any) -> str | None:
+            name: str | None = states.name
+            return name
+
+        names = [name_of(states) for states in (self.targets, self.states)]
+        branches = {str(count): name_of(states) for count, states in self.branches.items()}
+        content: dict[str, Any] = {
+            "layer": layer,
             "length": self._partial.length,
             "dense": names[0],
             "pruned": names[1],
+            "branches": branches,
             "pending": pending,
             "fits": [dataclasses.asdict(fit) for fit in self.fits],
             "most_features": self.most_features,
@@ -269,9 +266,10 @@ class StreamedCorrection(Correction):
                 for position, tensors in self.corrected.items()
             },
         }
-        done = layer + 1 == self._stream.head
-        wanted = [] if done else [name for name in names if name is not None]
-        self._sets.commit(list(dict.fromkeys(wanted)), **content)
+        wanted = [*names, *branches.values()]
+        if losses is not None:
+            content["losses"], wanted = {str(count): loss for count, loss in losses.items()}, []
+        self._sets.commit([name for name in dict.fromkeys(wanted) if name], **content)
 
     def _set(self, name: str | None) -> _States:
         return _States(self._sets, name, self.batches, self._partial)
@@ -279,8 +277,9 @@ class StreamedCorrection(Correction):
     def _index(self, position: int) -> int:
         return self.kept[position]
 
-    def _leaving(self, position: int) -> MutableSequence[Tensor]:
-        return self._set(f"pruned-{self.kept[position] + 1:04d}.states")
+    def _leaving(self, position: int, branch: int | None = None) -> MutableSequence[Tensor]:
+        what = "pruned" if branch is None else f"corrections-{branch}"
+        return self._set(f"{what}-{self.kept[position] + 1:04d}.states")
 
     def _holds(self, output: Tensor, entered: Tensor | None) -> bool:
         """As long as they, and the states that will leave, fit beside what lies in memory."""

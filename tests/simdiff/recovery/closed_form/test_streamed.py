@@ -76,7 +76,7 @@ def test_each_weight_is_read_once_to_correct_all_layers(tmp_path: Path) -> None:
     model = streamed(path, memory=0, folder=tmp_path / "states")
     stream = stream_of(model)
     assert stream is not None
-    before, each = stream.bytes_read, sum(map(stream.num_bytes, range(6)))
+    before, each = stream.bytes_read, sum(map(stream.num_bytes, range(7)))
     text = tokens(8).split(4)
     batches = [{"input_ids": ids} for ids in text]
     run = StreamedCorrection(model, model, [0, 1, 4], batches[:1], batches[1:], Settings())
