@@ -385,6 +385,7 @@ def recover(
     batch_size: int = 8,
     dtype: str = "auto",
     device: str | None = None,
+    stream: StreamOptions | bool | None = None,
     overwrite: bool = False,
     restart: bool = False,
     **options: Any,
@@ -404,7 +405,7 @@ def recover(
         tokenizer: of a model given as an object; None takes the one saved beside it.
         num_windows, window_length, seed: how much of the text, and its shuffle.
         batch_size: windows per forward.
-        dtype, device: of a model given by name.
+        dtype, device, stream: of a model given by name, see `score`.
         overwrite: replace an earlier output.
         restart: forget what an interrupted training left.
         options: of the method, by the names of the options of `simdiff recover`, with underscores.
@@ -438,6 +439,7 @@ def recover(
         batch_size=batch_size,
         dtype=dtype,
         device=device,
+        stream=chosen_stream(stream),
         overwrite=overwrite,
         restart=restart,
         loaded=loaded,

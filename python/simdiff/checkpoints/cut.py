@@ -7,7 +7,8 @@ that exists only in memory. Both ways give the same bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -45,7 +46,7 @@ from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.io.kinds import PLAN_FILE
 from simdiff.io.outputs import check_apart, write_bytes
 from simdiff.io.progress import step
-from simdiff.io.safetensors_header import total_bytes
+from simdiff.io.safetensors_header import StoredTensor, total_bytes
 from simdiff.models.config import layer_count, layer_counts, quantization, text_part
 from simdiff.models.identity import check_same_model
 from simdiff.models.loading import load_config, meta_model, source_directory
@@ -83,6 +84,17 @@ class CheckpointCut:
     def num_bytes(self) -> int:
         """Number of bytes of all kept tensors."""
         return sum(total_bytes([tensor for _, tensor in shard.tensors]) for shard in self.shards)
+
+    def with_tensors(self, others: Mapping[str, StoredTensor]) -> CheckpointCut:
+        """The same with other tensors in the place of those of their names in the source."""
+        shards = [
+            Shard(
+                shard.name,
+                tuple((new, others.get(tensor.name, tensor)) for new, tensor in shard.tensors),
+            )
+            for shard in self.shards
+        ]
+        return replace(self, shards=tuple(shards))
 
 
 def cut_checkpoint(

@@ -29,9 +29,9 @@ _COMMON = ("preset",)
 
 
 def interrupted(arguments: argparse.Namespace) -> str:
-    """What an interruption leaves; only what trains keeps its state."""
+    """What an interruption leaves: the state of what trains, or is streamed."""
     if arguments.method == "closed-form":
-        return "nothing was written"
+        return "nothing was written; of a streamed model, what is finished serves the same command"
     return (
         "nothing was written; given again the command goes on where the training stopped, with "
         "--restart it begins anew"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from simdiff.io import ranks
 from simdiff.io.progress import silent
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import stream_of
-from simdiff.models.sweep import WHOLE
+from simdiff.models.sweep import WHOLE, Plan
 from simdiff.models.windows import check_windows
 
 # Number of tokens whose logits are converted to float32 at a time, so that they stay in the cache.
@@ -40,15 +41,26 @@ def window_losses(
     parts = windows.split(1)
     if stream_of(model) is not None:
         with contextlib.nullcontext() if description else silent():
-            found = losses_in_one_pass(
-                model,
-                parts,
-                {WHOLE: range(len(parts))},
-                lambda index: token_losses(model, parts[index][0]),
-                purpose=description or "perplexity",
-            )[WHOLE]
-        return [float(found[index].double().mean()) for index in range(len(parts))]
+            return losses_of_plans(model, windows, [WHOLE], description or "perplexity")[WHOLE]
     return ranks.shared(lambda ids: window_loss(model, ids), parts, description)
+
+
+def losses_of_plans(
+    model: PreTrainedModel, windows: Tensor, plans: Sequence[Plan], description: str
+) -> dict[Plan, list[float]]:
+    """`window_losses` of a streamed model without the layers of each plan, in one pass."""
+    parts = windows.split(1)
+    found = losses_in_one_pass(
+        model,
+        parts,
+        dict.fromkeys(plans, range(len(parts))),
+        lambda index: token_losses(model, parts[index][0]),
+        purpose=description,
+    )
+    return {
+        plan: [float(found[plan][index].double().mean()) for index in range(len(parts))]
+        for plan in plans
+    }
 
 
 def window_loss(model: PreTrainedModel, ids: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -42,7 +43,15 @@ def perplexity(
     Raises:
         SimdiffError: the loss of some window is NaN or Inf.
     """
-    losses = window_losses(model, windows, description=description)
+    return perplexity_of(window_losses(model, windows, description=description), windows)
+
+
+def perplexity_of(losses: Sequence[float], windows: Tensor) -> Perplexity:
+    """The perplexity of windows from the mean loss of each.
+
+    Raises:
+        SimdiffError: the loss of some window is NaN or Inf.
+    """
     bad = [index for index, loss in enumerate(losses) if not math.isfinite(loss)]
     if bad:
         raise SimdiffError(

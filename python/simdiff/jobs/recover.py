@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.checkpoints.cut import check_output
+from simdiff.checkpoints.cut import (
+    CheckpointCut,
+    check_output,
+    cut_checkpoint,
+    files_of,
+    write_cut,
+)
 from simdiff.checkpoints.from_memory import origin, write_model
 from simdiff.data.documents import Text
 from simdiff.data.text import TokenWindows
 from simdiff.data.text_options import TextOptions, both_parts
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.evaluation.losses import losses_of_plans
+from simdiff.evaluation.window_perplexity import perplexity, perplexity_of
 from simdiff.io.kinds import Kind
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step
+from simdiff.io.safetensors_header import StoredTensor
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.jobs.room import check_room
 from simdiff.models.config import quantization
 from simdiff.models.identity import check_same_model
-from simdiff.models.loading import load_model
+from simdiff.models.loading import load_config, load_model
 from simdiff.models.running import in_evaluation
-from simdiff.models.streamed import StreamOptions
-from simdiff.models.sweep import refuse_streamed
+from simdiff.models.streamed import StreamOptions, stream_of
+from simdiff.models.sweep import WHOLE, Plan, refuse_streamed, remove_states
 from simdiff.models.windows import check_windows
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
-from simdiff.recovery.methods import RecoveryContext, check_options
+from simdiff.recovery.closed_form.streamed import recover_streamed
+from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome, check_options
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
 from simdiff.recovery.training.losses import LossLog, Told
 from simdiff.recovery.training.state import remove_state
@@ -101,35 +110,77 @@ def recover(
     training = directory.absolute().with_name(directory.name + ".training")
     if restart:
         remove_state(training)
+    stream = _with_folder(stream, directory)
     model, tokenizer = loaded or load_model(name, dtype=dtype, device=device, stream=stream)
-    refuse_streamed(
-        model,
-        "recovery",
-        "recover on a machine that holds it (--no-stream loads it whole in any case)",
-    )
     plan = fitted(plan, model, name)
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     check_room(directory, model, len(plan.removed))
+    cut = None if stream_of(model) is None else _cut_of_files(name, model, plan, method)
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     losses = LossLog(training.with_name(directory.name + ".losses.jsonl"), told)
     context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training, losses)
-    pruned, record = recovered(
-        model,
-        plan,
-        calibration,
-        held_out,
-        method=method,
-        options=options,
-        batch_size=batch_size,
-        context=context,
-    )
-    with new_directory(directory, overwrite, Kind.MODEL) as scratch:
-        write_recovered(pruned, tokenizer, plan, record, scratch, name)
+    with contextlib.ExitStack() as stack:
+        if cut is None:
+            pruned, record = recovered(
+                model,
+                plan,
+                calibration,
+                held_out,
+                method=method,
+                options=options,
+                batch_size=batch_size,
+                context=context,
+            )
+            scratch = stack.enter_context(new_directory(directory, overwrite, Kind.MODEL))
+            write_recovered(pruned, tokenizer, plan, record, scratch, name)
+        else:
+            record = recovered_streamed(
+                model, plan, calibration, held_out, options=options, batch_size=batch_size
+            )
+            scratch = stack.enter_context(new_directory(directory, overwrite, Kind.MODEL))
+            write_cut(cut.with_tensors(_replaced(model)), scratch)
+            _write_words(record, plan, scratch, name)
         write_config(scratch, config)
+    remove_states(model)
     with contextlib.suppress(SimdiffError):  # somebody else's files in it stay
         remove_state(training)
     return record
+
+
+def _with_folder(stream: StreamOptions | None, directory: Path) -> StreamOptions | None:
+    """With the folder beside the output, where none is named: corrected weights lie in it."""
+    if stream is None or stream.folder is not None:
+        return stream
+    folder = directory.absolute().with_name(directory.name + ".states")
+    return replace(stream, folder=folder)
+
+
+def _cut_of_files(
+    name: str, model: PreTrainedModel, plan: PruningPlan, method: str
+) -> CheckpointCut:
+    """What a plan makes of a streamed model's files.
+
+    Raises:
+        SimdiffError: a method that trains, or weights that are to be written in another dtype.
+    """
+    if method != "closed-form":
+        refuse_streamed(model, f"method {method}", "closed-form recovers a streamed one")
+    source = files_of(name, "auto")
+    assert source is not None  # it was streamed from there
+    stored = load_config(source).dtype
+    if stored is not None and model.dtype != stored:
+        raise SimdiffError(
+            f"a streamed model is written as it is stored, in {stored}, got dtype {model.dtype}: "
+            "give --dtype auto"
+        )
+    return cut_checkpoint(source, plan)
+
+
+def _replaced(model: PreTrainedModel) -> dict[str, StoredTensor]:
+    stream = stream_of(model)
+    assert stream is not None
+    return stream.replaced
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -179,8 +230,10 @@ def recovered(
     function = check_options(method, options).function()
     check_windows(model, [calibration.tokens, held_out.tokens], "recover")
     pruned = sharing_copy(model, plan.removed)
-    dense_quality = _quality(model, held_out.tokens, "dense")
-    plain_quality = _quality(pruned, held_out.tokens, "plain cut")
+    quality = {
+        "dense": _quality(model, held_out.tokens, "dense"),
+        "pruned": _quality(pruned, held_out.tokens, "plain cut"),
+    }
     start = time.monotonic()
     context = context or RecoveryContext(text=calibration.identity.to_dict())
     outcome = function(
@@ -196,12 +249,58 @@ def recovered(
     pruned.eval()
     with layers_removed(model, plan.removed):
         changed = changed_parameters(pruned, model)
-    quality = {
-        "dense": dense_quality,
-        "pruned": plain_quality,
-        "recovered": _quality(pruned, held_out.tokens, "recovered"),
-    }
-    return pruned, RecoveryRecord(
+    quality["recovered"] = _quality(pruned, held_out.tokens, "recovered")
+    texts = calibration, held_out
+    return pruned, _record(method, outcome, changed, texts, quality, seconds, batch_size)
+
+
+@in_evaluation
+def recovered_streamed(
+    model: PreTrainedModel,
+    plan: PruningPlan,
+    calibration: TokenWindows,
+    held_out: TokenWindows,
+    *,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 8,
+) -> RecoveryRecord:
+    """`recovered` in closed form of a streamed model, which reads what was changed afterwards.
+
+    One pass over the weights measures the dense model and the plain cut, one corrects, and one over
+    the layers that stay measures the result.
+    """
+    method = "closed-form"
+    check_options(method, options or {})
+    check_windows(model, [calibration.tokens, held_out.tokens], "recover")
+    windows, removed = held_out.tokens, frozenset(plan.removed)
+
+    def quality_of(plans: Sequence[Plan], what: str) -> list[dict[str, Any]]:
+        losses = losses_of_plans(model, windows, plans, f"perplexity, {what}")
+        return [asdict(perplexity_of(losses[plan], windows)) for plan in plans]
+
+    dense, pruned = quality_of([WHOLE, removed], "dense and cut")
+    start = time.monotonic()
+    outcome, changed = recover_streamed(
+        model, plan, calibration.tokens, options=options or {}, batch_size=batch_size
+    )
+    seconds = time.monotonic() - start
+    (repaired,) = quality_of([removed], "recovered")
+    quality = {"dense": dense, "pruned": pruned, "recovered": repaired}
+    texts = calibration, held_out
+    return _record(method, outcome, changed, texts, quality, seconds, batch_size)
+
+
+def _record(
+    method: str,
+    outcome: RecoveryOutcome,
+    changed: dict[str, str],
+    texts: tuple[TokenWindows, TokenWindows],
+    quality: dict[str, dict[str, Any]],
+    seconds: float,
+    batch_size: int,
+) -> RecoveryRecord:
+    calibration, held_out = texts
+    return RecoveryRecord(
         method=method,
         formula=outcome.formula,
         trained=outcome.trained,
@@ -232,5 +331,9 @@ def write_recovered(
     """Write a recovered model into an empty directory; see `simdiff.io.outputs.new_directory`."""
     with step("write the recovered checkpoint"):
         write_model(pruned, tokenizer, plan, directory, origin(source, fetch=True))
-        record.save(directory / RECORD)
-        write_card(directory, plan, source, recovery=record)
+        _write_words(record, plan, directory, source)
+
+
+def _write_words(record: RecoveryRecord, plan: PruningPlan, directory: Path, source: str) -> None:
+    record.save(directory / RECORD)
+    write_card(directory, plan, source, recovery=record)

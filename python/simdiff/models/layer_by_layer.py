@@ -32,9 +32,15 @@ class LayerByLayer(PartialForward):
     that the model makes it once, as in the whole forward, and not for every layer.
     """
 
-    def __init__(self, model: PreTrainedModel, length: int | str | None = "unknown") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        length: int | str | None = "unknown",
+        *,
+        autocast: bool = False,
+    ) -> None:
         """Take the number that `learn` found in an earlier run, if there was one."""
-        super().__init__(model)
+        super().__init__(model, autocast=autocast)
         self._name = type(model).__name__
         self._last: Tensor | None = None
         self._calls: dict[int, tuple[Any, dict[int, Call] | None]] = {}
@@ -118,6 +124,14 @@ class LayerByLayer(PartialForward):
             return None
         self._room -= num_bytes
         return dict(found)
+
+    def _part(
+        self, batch: Mapping[str, Tensor], states: Tensor | None, start: int, stop: int
+    ) -> Tensor | None:
+        if start == stop:
+            return self.embedded(batch)
+        assert stop == start + 1
+        return self.step(batch, states, start)
 
     @torch.no_grad()
     def embedded(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -125,7 +125,7 @@ class PartialForward:
         """
         if start == stop and states is not None:
             return states
-        result = self._run_body(batch, Course(start, states, stop)).result
+        result = self._part(batch, states, start, stop)
         shape = tuple(batch["input_ids"].shape)
         if result is None or result.dim() != 3 or tuple(result.shape[:2]) != shape:
             found = "none" if result is None else tuple(result.shape)
@@ -139,6 +139,11 @@ class PartialForward:
                 f"layer {stop} of {len(self.layers)}"
             )
         return result
+
+    def _part(
+        self, batch: Mapping[str, Tensor], states: Tensor | None, start: int, stop: int
+    ) -> Tensor | None:
+        return self._run_body(batch, Course(start, states, stop)).result
 
     @torch.no_grad()
     def entering(

@@ -193,6 +193,11 @@ class StateSets:
         found = self._tensors.get(name, {}).get(batch)
         return self._read(name, batch) if found is None else found
 
+    @property
+    def free_bytes(self) -> int:
+        """How many more bytes may lie in memory."""
+        return max(0, self._memory - self._held_bytes)
+
     def commit(self, names: Sequence[str], **content: Any) -> None:
         """Finish a layer: drop all sets but these, and write them and the manifest to the disk."""
         for name in [name for name in self._tensors if name not in names]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from simdiff.errors import SimdiffError
 from simdiff.io import ranks
 from simdiff.io.machine import available_memory
 from simdiff.io.progress import tell
 from simdiff.io.safetensors_header import StoredTensor, read_header, total_bytes
+from simdiff.models.division import Division, check_apart, divided, stored_tensors
 from simdiff.models.gpu_copies import Event, GpuCopies
+from simdiff.models.quantised import Layouts, without_values
 from simdiff.models.state_files import OffloadFolder
 from simdiff.models.structure import find_decoder_layers
-from simdiff.models.tensor_reader import DTYPES, TensorReader
+from simdiff.models.tensor_reader import DTYPES, LINE, TensorReader, stamp
 
 _ATTRIBUTE = "_simdiff_stream"
 DEFAULT_MEMORY = 2 << 30
@@ -121,10 +122,12 @@ class WeightStream:
         self,
         model: PreTrainedModel,
         stages: Mapping[int, Sequence[StoredTensor]],
+        names: Mapping[str, str],
         reader: TensorReader,
         fill: Callable[[Mapping[str, Tensor]], None],
         device: torch.device,
         options: StreamOptions,
+        layouts: Layouts | None = None,
     ) -> None:
         """See `streamed_model`, which makes it."""
         self.options = options
@@ -132,9 +135,13 @@ class WeightStream:
         """Where the hidden states lie; see `simdiff.models.sweep.offload_folder`."""
         self.device = device
         self._model, self._stages, self._reader, self._fill = model, stages, reader, fill
+        self._names, self._layouts = names, layouts
         self.head = len(find_decoder_layers(model))
         """The stage of the head."""
         self._places = {stage: _meta_places(self._module(stage)) for stage in range(self.head + 1)}
+        self._held: set[int] = set()
+        self.replaced: dict[str, StoredTensor] = {}
+        """What is read in the place of stored tensors, by their names; see `replace`."""
         self._gpu = GpuCopies.of(device)
         self._copied: list[Event] = []
         """Of copies that may still read the reader's memory."""
@@ -149,14 +156,51 @@ class WeightStream:
     @property
     def files(self) -> dict[str, tuple[int, int]]:
         """Size and time of change of each weight file by its name."""
-        return {path.name: found[:2] for path, found in self._reader.stamps.items()}
+        others = {tensor.path for tensor in self.replaced.values()}
+        stamps = self._reader.stamps.items()
+        return {path.name: found[:2] for path, found in stamps if path not in others}
+
+    def stored_as(self, layer: int, name: str) -> StoredTensor | None:
+        """The stored tensor that alone is a parameter of a layer, as it is; None for any other.
+
+        Args:
+            layer: its index.
+            name: of the parameter within the layer.
+        """
+        full = f"{find_decoder_layers(self._model).path}.{layer}.{name}"
+        found = [tensor for tensor in self._stages[layer] if self._names.get(tensor.name) == full]
+        shape = tuple(self._model.get_parameter(full).shape)
+        return found[0] if len(found) == 1 and found[0].shape == shape else None
+
+    def replace(self, tensors: Sequence[StoredTensor]) -> None:
+        """Read these in the place of those of their names, and no others of an earlier call."""
+        self.replaced = {tensor.name: tensor for tensor in tensors}
+        self._reader.stamps |= {tensor.path: stamp(tensor.path) for tensor in tensors}
+
+    def hold(self, stage: int) -> None:
+        """Keep the weights of the stage that is there now, until `release`."""
+        self._held.add(stage)
+        for module, name, holder, _ in self._places[stage]:
+            _set(module, name, holder, _copied(_entry(module, name)))
+
+    def release(self, stage: int) -> None:
+        """Let the weights of a stage go that were held."""
+        self._held.remove(stage)
+        self._free(stage)
 
     def num_bytes(self, stage: int) -> int:
         """Stored bytes of a stage."""
-        return total_bytes(self._stages.get(stage, ()))
+        return total_bytes(self.tensors(stage))
+
+    def tensors(self, stage: int) -> list[StoredTensor]:
+        """What is read of a stage."""
+        return [self.replaced.get(tensor.name, tensor) for tensor in self._stages.get(stage, ())]
 
     def each(self, stages: Sequence[int]) -> Generator[int, None, None]:
         """Yield stages while their weights are there; the next one is read meanwhile."""
+        if self._layouts is not None:
+            yield from self._one_by_one(stages)
+            return
         loading: Future[Event | None] | None = None
         with ThreadPoolExecutor(1) as ahead:
             try:
@@ -175,8 +219,21 @@ class WeightStream:
                 ahead.shutdown()
                 while self._copied:
                     self._copied.pop().synchronize()
+                self._held.clear()
                 for stage in stages:
                     self._free(stage)
+
+    def _one_by_one(self, stages: Sequence[int]) -> Generator[int, None, None]:
+        """`each` of a quantised model: nothing is read meanwhile.
+
+        The stock loader asks for the state of all modules, which bitsandbytes changes by telling.
+        """
+        for stage in stages:
+            try:
+                self._hand_over(stage, self._load(stage, self._finished))
+                yield stage
+            finally:
+                self._free(stage)
 
     def _module(self, stage: int) -> nn.Module | None:
         if stage < self.head:
@@ -194,7 +251,11 @@ class WeightStream:
             return None
         while len(self._copied) > 1:  # the reader has two buffers, and this takes the older one
             self._copied.pop(0).synchronize()
-        self._fill(self._reader.read(self._stages.get(stage, ())))
+        if self._layouts is not None:
+            self._layouts.before(stage)
+        self._fill(self._reader.read(self.tensors(stage)))
+        if self._layouts is not None:
+            self._layouts.after(stage)
         missing = [name for module, name, _, _ in places if _entry(module, name).is_meta]
         if missing:
             raise SimdiffError(f"stage {stage}: {missing[0]} is not in the weight files")
@@ -217,8 +278,12 @@ class WeightStream:
             self._gpu.take(weights, copied)
 
     def _free(self, stage: int) -> None:
+        if stage in self._held:
+            return
         if self._gpu is not None:
             self._finished = self._gpu.computed()
+        if self._layouts is not None and self._places[stage]:
+            self._layouts.rest(stage)
         for module, name, holder, meta in self._places[stage]:
             getattr(module, holder)[name] = meta
 
@@ -232,6 +297,17 @@ def _set(module: nn.Module, name: str, holder: str, value: Tensor) -> None:
     if holder == "_parameters" and not isinstance(value, nn.Parameter):
         value = nn.Parameter(value, requires_grad=False)
     getattr(module, holder)[name] = value
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy that begins at the same place in a line of the cache, see `TensorReader`."""
+    if not tensor.is_contiguous():
+        return tensor.clone()
+    num_bytes = tensor.numel() * tensor.element_size()
+    memory = torch.empty(num_bytes + LINE, dtype=torch.uint8, device=tensor.device)
+    start = (tensor.data_ptr() - memory.data_ptr()) % LINE
+    copy = memory[start : start + num_bytes].view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
 
 
 def _meta_places(module: nn.Module | None) -> list[tuple[nn.Module, str, str, Tensor]]:
@@ -267,36 +343,47 @@ def streamed_model(
     Raises:
         SimdiffError: other files than safetensors, a quantised model, layers that share weights.
     """
-    parts: list[tuple[Mapping[int, Sequence[StoredTensor]], TensorReader, Any]] = []
+    layouts: list[Layouts] = []
+    parts: list[tuple[Division, TensorReader, Any]] = []
     stock = kind._load_pretrained_model
 
     def loader(
         model: PreTrainedModel, _: Any, files: Sequence[str] | None, config: Any, *rest: Any
     ) -> Any:
-        stored = _stored(files, config, what)
+        stored = stored_tensors(files, config, what)
+        quantiser, shows = config.hf_quantizer, config
+        if quantiser is not None:
+            layouts.append(Layouts(model, quantiser))
+            shows = without_values(quantiser, config)
         shown = {
             tensor.name: torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
             for tensor in stored
         }
-        report = stock(model, shown, None, dataclasses.replace(config, device_map={"": "meta"}))
         own = {name: tensor.dtype for name, tensor in model.state_dict().items()}
-        stages, resident, dtypes = _divided(model, stored, config, own, what)
+        report = stock(model, shown, None, dataclasses.replace(shows, device_map={"": "meta"}))
+        for layout in layouts:
+            layout.shown()
+        division = divided(model, stored, config, own)
         paths = {tensor.path for tensor in stored}
-        reader = TensorReader(paths, pinned=device.type == "cuda", dtypes=dtypes)
-        stock(model, _mapped(resident), None, config)
-        parts.append((stages, reader, config))
+        casts = {} if layouts else division.casts
+        reader = TensorReader(paths, pinned=device.type == "cuda", dtypes=casts)
+        stock(model, _mapped(division.resident), None, config)
+        parts.append((division, reader, config))
         return report
 
     with _loading_by(kind, loader):
         model, loading = load()
-    stages, reader, config = parts[0]
-    _check_apart(model, what)
+    division, reader, config = parts[0]
+    check_apart(model, what)
     model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
     def fill(tensors: Mapping[str, Tensor]) -> None:
         stock(model, dict(tensors), None, config)
 
-    setattr(model, _ATTRIBUTE, WeightStream(model, stages, reader, fill, device, options))
+    made = WeightStream(
+        model, division.stages, division.names, reader, fill, device, options, *layouts
+    )
+    setattr(model, _ATTRIBUTE, made)
     return model, loading
 
 
@@ -315,58 +402,6 @@ def _loading_by(kind: type[PreTrainedModel], loader: Callable[..., Any]) -> Iter
             setattr(kind, name, before)
 
 
-def _stored(files: Sequence[str] | None, config: Any, what: str) -> list[StoredTensor]:
-    """All tensors of the files, if they can be streamed."""
-    if config.hf_quantizer is not None:
-        raise SimdiffError(
-            f"{what}: is quantised, and only weights in floating point are streamed: score the "
-            "unquantised model, and prune this one's files with that plan (simdiff prune MODEL "
-            "--plan plan.json)"
-        )
-    if not files or not all(str(file).endswith(".safetensors") for file in files):
-        raise SimdiffError(f"{what}: weights must be safetensors files to be streamed")
-    stored = [tensor for file in files for tensor in read_header(Path(file))[1]]
-    for tensor in stored:
-        if tensor.dtype not in DTYPES:
-            raise SimdiffError(f"{what}: {tensor.name} is {tensor.dtype}, which torch has not")
-    return stored
-
-
-def _divided(
-    model: PreTrainedModel,
-    stored: Iterable[StoredTensor],
-    config: Any,
-    own: Mapping[str, torch.dtype],
-    what: str,
-) -> tuple[dict[int, list[StoredTensor]], list[StoredTensor], dict[str, torch.dtype]]:
-    """The stored tensors of each stage, those that stay in memory, and what each is cast to."""
-    mapping = config.weight_mapping or []
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    prefix, state = model.base_model_prefix, dict.fromkeys(own)
-    layers = find_decoder_layers(model)
-    head = _own_head(model)
-    stages: dict[int, list[StoredTensor]] = {}
-    resident, dtypes = [], {}
-    for tensor in stored:
-        name, _ = rename_source_key(tensor.name, renamings, converters, prefix, state)
-        if name not in own and tensor.name in own:  # as the stock loader does
-            name, _ = rename_source_key(tensor.name, [], [], prefix, state)
-        if name not in own:
-            continue  # nobody's: the report names it
-        dtypes[tensor.name] = own[name]
-        if name.startswith(layers.path + "."):
-            index = int(name[len(layers.path) + 1 :].split(".")[0])
-            stages.setdefault(index, []).append(tensor)
-        elif name in head:
-            stages.setdefault(len(layers), []).append(tensor)
-        else:
-            resident.append(tensor)
-    for group in stages.values():  # read in the order of their bytes
-        group.sort(key=lambda tensor: (str(tensor.path), tensor.start))
-    return stages, resident, dtypes
-
-
 def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
     """Tensors mapped into memory, of which only what is used takes any: rows of an embedding."""
     files: dict[Path, Any] = {}
@@ -374,26 +409,3 @@ def _mapped(tensors: Sequence[StoredTensor]) -> dict[str, Any]:
         if tensor.path not in files:
             files[tensor.path] = safe_open(tensor.path, framework="pt")
     return {tensor.name: files[tensor.path].get_slice(tensor.name) for tensor in tensors}
-
-
-def _own_head(model: PreTrainedModel) -> set[str]:
-    """Names of the tensors of a language-model head that shares none with anything else."""
-    head = model.get_output_embeddings()
-    path = next((name for name, module in model.named_modules() if module is head), None)
-    if head is None or path is None:
-        return set()
-    names = {f"{path}.{name}" for name in head.state_dict()}
-    tied = model.all_tied_weights_keys
-    return set() if names & ({*tied} | {*tied.values()}) else names
-
-
-def _check_apart(model: PreTrainedModel, what: str) -> None:
-    """Refuse layers that share weights."""
-    owners: dict[int, int] = {}
-    for index, layer in enumerate(find_decoder_layers(model).modules):
-        for name, parameter in layer.named_parameters():
-            if owners.setdefault(id(parameter), index) != index:
-                raise SimdiffError(
-                    f"{what}: layers {owners[id(parameter)]} and {index} share {name}, so that no "
-                    "layer can be loaded alone: load the model whole"
-                )

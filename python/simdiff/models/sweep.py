@@ -75,7 +75,7 @@ class Sweep:
         if folder is None:
             return None
         plans = [[sorted(plan), read] for plan, read in self.plans.items()]
-        directory = folder.directory(self._purpose, [plans, _digest(self._batches), self._keep])
+        directory = folder.directory(self._purpose, [plans, digest_of(self._batches), self._keep])
         check_free(directory, self._most_bytes())
         return directory
 
@@ -185,7 +185,8 @@ def _moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tenso
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _digest(batches: Batches) -> str:
+def digest_of(batches: Batches) -> str:
+    """SHA-256 of the tokens that a pass reads."""
     digest = hashlib.sha256()
     for batch in batches:
         for name, tensor in sorted(batch.items()):

@@ -38,7 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 # Kernels choose their ways, and so the last bits of a result, by where a tensor begins in a line of
 # the cache. The stock loader maps files into memory, where a tensor begins as it does in its file.
-_LINE = 64
+LINE = 64
 # Several reads at a time are what a fast disk needs: one thread of plain reads stays below 2 GB/s.
 _READERS = 4
 _PIECE_BYTES = 16 << 20
@@ -105,7 +105,7 @@ class TensorReader:
 
     def _buffer(self, num_bytes: int) -> Tensor:
         """Memory that begins with a line of the cache."""
-        wanted = num_bytes + _LINE
+        wanted = num_bytes + LINE
         self._buffers.reverse()
         if self._buffers[0].numel() < wanted:
             self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # freed before the next is there
@@ -141,13 +141,13 @@ def _places(
     starts, end = [], 0
     for tensor, dtype in zip(tensors, dtypes, strict=True):
         mapped = dtype == DTYPES[tensor.dtype] and tensor.start % dtype.itemsize == 0
-        starts.append(end + ((tensor.start if mapped else 0) - end) % _LINE)
+        starts.append(end + ((tensor.start if mapped else 0) - end) % LINE)
         end = starts[-1] + math.prod(tensor.shape) * dtype.itemsize
     return starts, end
 
 
 def _from_line(buffer: Tensor) -> Tensor:
-    return buffer[-buffer.data_ptr() % _LINE :]
+    return buffer[-buffer.data_ptr() % LINE :]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,9 +149,28 @@ def test_eval_of_two_models_goes_on_after_a_kill(given, tmp_path: Path, monkeypa
     assert not [path for path in tmp_path.iterdir() if "states" in path.name]
 
 
+def test_recover(given, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    command = ("recover", *given, "--remove", "1,4", "--stream-memory", "1KB")
+    one, other = both(*command, output=output, name="recovery.json")
+    assert one["changed"] or "those of the plain cut" in one["notes"][0]
+    varying = {"seconds": 0, "created": 0}
+    assert {**one, **varying} == {**other, **varying}
+    whole, streamed = (output / f"recover{way}" for way in WAYS)
+    names = {path.name for path in whole.iterdir()} - {"recovery.json", "README.md", "plan.json"}
+    for name in names - {"config.yaml"}:
+        assert (whole / name).read_bytes() == (streamed / name).read_bytes(), name
+    assert simdiff("verify", streamed, "--against", given[0]) == 0
+    capsys.readouterr()
+    words = (*command, "--stream", "--dtype", "bfloat16", "-o", tmp_path / "r")
+    assert simdiff(*words) == 2
+    assert "written as it is stored, in torch.float32" in capsys.readouterr().err
+
+
 def test_what_needs_the_whole_model_is_refused(given, tmp_path: Path, capsys) -> None:
     refused = (
-        ("recover", *given, "--remove", "1", "--stream", "-o", tmp_path / "r"),
+        ("recover", *given, "--remove", "1", "--stream", "--method", "lora", "-o", tmp_path / "r"),
         ("score", *given, "--sublayers", "--stream", "-o", tmp_path / "s.json"),
     )
     for command in refused:

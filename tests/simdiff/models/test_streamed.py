@@ -160,6 +160,24 @@ def test_each_weight_is_read_once_and_then_gone(llama: Path, tmp_path: Path) -> 
     assert model.lm_head.weight.is_meta
 
 
+def test_a_held_layer_outlives_its_turn(llama: Path) -> None:
+    """Where it begins in a line of the cache, which decides over last bits, stays too."""
+    stream = stream_of(model := streamed(llama))
+    assert stream is not None
+    layer, wanted = find_decoder_layers(model).modules[1], whole(llama).model.layers[1]
+    each = stream.each([1, 2, 3, 4])
+    next(each)
+    places = [parameter.data_ptr() % 64 for parameter in layer.parameters()]
+    stream.hold(1)
+    assert [parameter.data_ptr() % 64 for parameter in layer.parameters()] == places
+    assert any(places)
+    next(each), next(each), next(each)
+    for ours, theirs in zip(layer.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    stream.release(1)
+    assert all(parameter.is_meta for parameter in layer.parameters())
+
+
 def test_what_layers_share_is_refused(tmp_path: Path) -> None:
     model = streamed(stored("gemma3n", tmp_path / "model"))
     with pytest.raises(SimdiffError, match="layer 2 passes more than its hidden states on"):

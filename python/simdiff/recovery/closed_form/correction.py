@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,6 +92,15 @@ class Change:
     old: dict[str, nn.Parameter | None]
     new: dict[str, nn.Parameter | None]
 
+    @contextlib.contextmanager
+    def undone(self) -> Iterator[None]:
+        """The module as it was, inside a with block."""
+        self.module._parameters.update(self.old)
+        try:
+            yield
+        finally:
+            self.module._parameters.update(self.new)
+
 
 @dataclass
 class Correction:
@@ -107,10 +116,14 @@ class Correction:
     most_features: int = 0
     """Largest number of features of a regression so far."""
     corrections: list[Change] = field(default_factory=list)
-    targets: list[Tensor] = field(default_factory=list)
+    targets: MutableSequence[Tensor] = field(default_factory=list)
     """For each batch, the dense states that enter the next kept layer."""
-    states: list[Tensor] = field(default_factory=list)
+    states: MutableSequence[Tensor] = field(default_factory=list)
     """For each batch, the states that enter the current layer of the model corrected so far."""
+    branches: dict[int, MutableSequence[Tensor]] = field(default_factory=dict)
+    """For a number of corrections, the same states of the unseen batches with these alone."""
+    positions: list[int] = field(default_factory=list)
+    """The positions of the layers with a correction."""
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
@@ -154,55 +167,122 @@ class Correction:
         for index, batch in enumerate(self.batches):
             self.targets[index] = dense.run(batch, self.targets[index], start, stop)
             yield
-        self.fits.append((yield from self._fit(position, student)))
+        yield from self.fit(position, student)
         yield
 
+    def fit(self, position: int, student: PartialForward) -> Iterator[None]:
+        """Correct the layer at a position; its batches' states become those that leave it.
+
+        Args:
+            position: of the layer in the pruned model; `targets` and `states` are there.
+            student: runs the layer.
+        """
+        self.fits.append((yield from self._fit(position, student)))
+
+    def _index(self, position: int) -> int:
+        """Which of the student's layers the one at a position is."""
+        return position
+
+    def _leaving(self, position: int, branch: int | None = None) -> MutableSequence[Tensor]:
+        """A place for the states that will leave the layer at a position."""
+        return [torch.empty(0)] * len(self.batches)
+
+    @property
+    def unseen_numbers(self) -> range:
+        """Which of all batches are unseen."""
+        return range(len(self.fitted), len(self.batches))
+
+    def _holds(self, output: Tensor, entered: Tensor | None) -> bool:
+        """Whether these tensors of a batch stay in memory until the layer is solved for.
+
+        Those that do not are computed again.
+        """
+        return True
+
     def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
-        """Correct the layer at a position, and replace its batches' states by those that leave."""
-        layer = student.layers[position]
-        batch = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
-        few = self.states[0][:1, :_PROBED]
+        entering, index = self.states, self._index(position)
+
+        def run(number: int, states: Sequence[Tensor] = entering) -> Tensor:
+            return student.run(self.batches[number], states[number], index, index + 1)
+
+        for count, states in self.branches.items():
+            self.branches[count] = self._leaving(position, count)
+            for number in self.unseen_numbers:
+                self.branches[count][number] = run(number, states)
+        few = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
+        some = entering[0][:1, :_PROBED]
         projection = find_projection(
-            layer,
-            lambda: student.run(batch, few, position, position + 1),
-            int(self.states[0].shape[-1]),
+            student.layers[index],
+            lambda: student.run(few, some, index, index + 1),
+            int(some.shape[-1]),
         )
         if projection is None or self._tied(projection):
-            for index, batch in enumerate(self.batches):
-                self.states[index] = student.run(batch, self.states[index], position, position + 1)
+            leaving = self._leaving(position)
+            for number in range(len(self.batches)):
+                leaving[number] = run(number)
                 yield
+            self.states = leaving
             return LayerFit(self.kept[position], None, None, None, 1.0)
-        features = self._features(projection)
-        fitted, unseen = self._equations(projection, features)
-        entering, inputs = list(self.states), list[Tensor]()
+        features = self._features(projection, some)
+        fitted, unseen = self._equations(projection, features, some)
+        held: list[tuple[Tensor, Tensor | None] | None] = []
         with recorded_calls(projection) as seen:
-            for index, batch in enumerate(self.batches):
-                output = student.run(batch, entering[index], position, position + 1)
-                rows = token_mask(batch).flatten()
-                x, r, w = self._rows(
-                    projection, seen[0], features, output, self.targets[index], rows
-                )
-                (fitted if index < len(self.fitted) else unseen).update(x, r, w)
-                self.states[index] = output
-                if projection.gain is None:
-                    inputs.append(seen[0][0])
+            for number, batch in enumerate(self.batches):
+                output, rows = run(number), token_mask(batch).flatten()
+                target = self.targets[number]
+                sums = fitted if number < len(self.fitted) else unseen
+                like = fitted.gram
+                sums.update(*self._rows(projection, seen[0], features, output, target, rows, like))
+                both = output, seen[0][0] if projection.gain is None else None
+                held.append(both if self._holds(*both) else None)
                 yield
         fit = best_ridge(fitted, unseen, self.settings.strengths, self._last_strength())
+        change = None
         if fit.correction is not None:
             if features == "outputs":
                 fit = replace(fit, correction=projection.from_outputs(fit.correction))
             change = self._apply(position, projection, fit)
-            for index, batch in enumerate(self.batches):
-                if inputs:
-                    added = projection.added(change.old, inputs[index])
-                    self.states[index] += added.reshape(self.states[index].shape).to(
-                        self.states[index]
-                    )
-                else:  # a norm follows the projection: the layer has to run again
-                    self.states[index] = student.run(batch, entering[index], position, position + 1)
+        self._leave(position, run, held, projection, change)
         return LayerFit(
             self.kept[position], projection.name, features, fit.strength, fit.relative_error
         )
+
+    def _leave(
+        self,
+        position: int,
+        run: Callable[..., Tensor],
+        held: list[tuple[Tensor, Tensor | None] | None],
+        projection: OutputProjection,
+        change: Change | None,
+    ) -> None:
+        """Take the states past a layer: those that left it before, and what its change adds."""
+        leaving, branch = self._leaving(position), None
+        if change is not None:
+            if not self.positions or self.closes_cut(self.positions[-1]):
+                branch = self._leaving(position, len(self.positions))
+                self.branches[len(self.positions)] = branch
+            self.positions.append(position)
+        undone = contextlib.nullcontext if change is None else change.undone
+        for number in range(len(held)):
+            parts = branch is not None and number in self.unseen_numbers
+            again = change is not None and projection.gain is not None
+            if held[number] is None and (parts or not again):
+                with undone(), recorded_calls(projection) as seen:
+                    held[number] = run(number), None if again else seen[0][0]
+            states, entered = held[number] or (None, None)
+            held[number] = None
+            if branch is not None and parts:
+                assert states is not None
+                branch[number] = states.clone()
+            if again:  # a norm follows: what is added depends on all of the output
+                states = run(number)
+            assert states is not None
+            if change is not None and entered is not None:
+                with precision(self.pruned):
+                    added = projection.added(change.old, entered)
+                states += added.reshape(states.shape).to(states)
+            leaving[number] = states
+        self.states = leaving
 
     def _last_strength(self) -> float | None:
         """The strength of the last layer that was corrected: that of the next is seldom far."""
@@ -214,29 +294,21 @@ class Correction:
         held = [p for m in self.pruned.modules() for p in m._parameters.values()]
         return sum(parameter is weight for parameter in held) > 1
 
-    def _features(self, projection: OutputProjection) -> str:
+    def _features(self, projection: OutputProjection, states: Tensor) -> str:
         if self.settings.features != "auto":
             return self.settings.features
-        size = self._dtype.itemsize
+        size = _exact(states).itemsize
         num_bytes = 3 * size * (projection.in_features + projection.has_bias) ** 2
         return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        """Of products and sums: float64 for states of float64, else float32."""
-        exact = self.states[0].dtype == torch.float64
-        return torch.float64 if exact else torch.float32
-
     def _equations(
-        self, projection: OutputProjection, features: str
+        self, projection: OutputProjection, features: str, states: Tensor
     ) -> tuple[NormalEquations, UnseenTokens]:
-        hidden_size = int(self.states[0].shape[-1])
+        hidden_size, dtype = int(states.shape[-1]), _exact(states)
         width = projection.in_features if features == "inputs" else hidden_size
         self.most_features = max(self.most_features, width)
-        sums = NormalEquations(
-            width + projection.has_bias, hidden_size, self.states[0].device, self._dtype
-        )
-        return sums, UnseenTokens(self._dtype)
+        sums = NormalEquations(width + projection.has_bias, hidden_size, states.device, dtype)
+        return sums, UnseenTokens(dtype)
 
     def _rows(
         self,
@@ -246,15 +318,15 @@ class Correction:
         output: Tensor,
         target: Tensor,
         rows: Tensor,
+        like: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, residuals to fit and weights of a batch's tokens."""
-        device = self.states[0].device  # with several GPUs the other tensors may be elsewhere
+        """Features, residuals to fit and weights of a batch's tokens, of the dtype of `like`."""
 
         def counted(states: Tensor) -> Tensor:
             states = states.reshape(len(rows), -1)
             if not bool(rows.all()):
                 states = states[rows.to(states.device)]
-            return states.to(device, self._dtype)
+            return states.to(like)  # with several GPUs the tensors may be elsewhere
 
         entered, written, wanted, left = map(counted, (*seen, target, output))
         residuals = (wanted - left) / projection.scale
@@ -287,3 +359,8 @@ class Correction:
     def closes_cut(self, position: int) -> bool:
         """Whether the layer at a position is the last one before a cut."""
         return self.target_depth(position) != self.kept[position] + 1
+
+
+def _exact(states: Tensor) -> torch.dtype:
+    """Of products and sums: float64 for states of float64, else float32."""
+    return torch.float64 if states.dtype == torch.float64 else torch.float32

@@ -29,9 +29,9 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import model_inputs, token_mask
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.losses import window_loss
+from simdiff.evaluation.losses import token_losses
 from simdiff.io.progress import track
-from simdiff.models.partial_forward import PartialForward
+from simdiff.models.partial_forward import Course, PartialForward
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form.correction import (
     FEATURES,
@@ -56,11 +56,7 @@ def recover(
     context: RecoveryContext | None = None,
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
-    settings = Settings(**options)
-    if settings.features not in FEATURES:
-        raise SimdiffError(
-            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
-        )
+    settings = checked_settings(options)
     count = unseen_windows(len(windows), settings.unseen_share)
     return correct(
         model,
@@ -70,6 +66,20 @@ def recover(
         windows[-count:].split(batch_size),
         settings=settings,
     )
+
+
+def checked_settings(options: Mapping[str, Any]) -> Settings:
+    """The settings of options by name.
+
+    Raises:
+        SimdiffError: an option that cannot be used.
+    """
+    settings = Settings(**options)
+    if settings.features not in FEATURES:
+        raise SimdiffError(
+            f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
+        )
+    return settings
 
 
 def unseen_windows(num_windows: int, share: float) -> int:
@@ -132,30 +142,62 @@ def correct(
         total = len(positions) * run.num_steps
         for _ in track(steps, "correct layers", total) if progress else steps:
             pass
+        outcome = outcome_of(run, losses_of(run, student))
+    run.keep(outcome.details["corrected"])
+    return outcome
+
+
+def losses_of(run: Correction, student: PartialForward) -> dict[int, float]:
+    """Mean loss per token of the unseen windows, by number of corrections; may be Inf.
+
+    Candidates are the plain cut (0), the corrections up to the last layer before each cut, and all
+    of them: their states are known, so each costs no more than a few layers and the head.
+
+    Args:
+        run: all its layers are corrected.
+        student: runs the head of the pruned model.
+    """
+    candidates = run.branches | {len(run.positions): run.states}
+    return {count: _loss(run, student, states) for count, states in sorted(candidates.items())}
+
+
+def _loss(run: Correction, student: PartialForward, states: Sequence[Tensor]) -> float:
+    total, tokens = 0.0, 0
+    for number in run.unseen_numbers:
+        batch, left = run.batches[number], states[number]
+        for ids, rows, own in zip(batch["input_ids"], token_mask(batch), left, strict=True):
+            window = ids[rows]  # padding is on one side, so the other tokens are contiguous
+            if len(window) < 2:
+                continue
+            course = Course(len(student.layers), own[rows.to(own.device)][None])
+            with student.following(course), precision(run.pruned):
+                losses = token_losses(run.pruned, window)
+            total += float(losses.double().mean()) * len(losses)
+            tokens += len(losses)
+    return total / tokens if tokens and math.isfinite(total) else math.inf
+
+
+def outcome_of(run: Correction, losses: Mapping[int, float]) -> RecoveryOutcome:
+    """What was found; `corrected` of its details is how many of the corrections are to be kept.
+
+    These are the first ones, as many as give the lowest loss on unseen windows.
+
+    Args:
+        run: all its layers are corrected.
+        losses: see `losses_of`.
+    """
     if not any(fit.projection for fit in run.fits):
         raise SimdiffError(
-            f"closed-form recovery needs a layer of {type(model).__name__} whose last linear map "
-            "writes to the residual stream, got none: with a mixture of experts each token takes "
-            "its own; another method may do"
+            f"closed-form recovery needs a layer of {type(run.model).__name__} whose last linear "
+            "map writes to the residual stream, got none: with a mixture of experts each token "
+            "takes its own; another method may do"
         )
-    return _choose(run)
-
-
-def _choose(run: Correction) -> RecoveryOutcome:
-    """Keep the first corrections, as many as give the lowest loss on the unseen windows."""
-    # All layers are corrected at this point. Candidates are the plain cut (0), the corrections up
-    # to the last layer before each cut, and all of them. Each candidate costs a pass over the
-    # unseen windows, so counts in between are not tried.
-    closing = [n + 1 for n, c in enumerate(run.corrections) if run.closes_cut(c.position)]
-    counts = sorted({0, *closing, len(run.corrections)})
-    losses = {count: _loss(run, count) for count in counts}
     if not math.isfinite(losses[0]):
         raise SimdiffError(
             "correct: unseen must hold tokens that the plain cut predicts with a finite loss, got "
             f"{losses[0]}"
         )
-    best = min(counts, key=lambda count: losses[count])
-    run.keep(best)
+    best = min(losses, key=lambda count: losses[count])
     return RecoveryOutcome(
         formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
         "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
@@ -194,18 +236,3 @@ def _notes(run: Correction, best: int) -> tuple[str, ...]:
             "of the plain cut"
         )
     return tuple(notes)
-
-
-def _loss(run: Correction, count: int) -> float:
-    """Mean negative log-likelihood per token of the unseen windows; Inf if it is not finite."""
-    run.keep(count)
-    total, tokens = 0.0, 0
-    for batch in run.unseen:
-        mask = token_mask(batch)
-        for ids, rows in zip(batch["input_ids"], mask, strict=True):
-            window = ids[rows][None]  # padding is on one side, so the other tokens are contiguous
-            if window.shape[1] > 1:
-                with precision(run.pruned):
-                    total += window_loss(run.pruned, window) * (window.shape[1] - 1)
-                tokens += window.shape[1] - 1
-    return total / tokens if tokens and math.isfinite(total) else math.inf

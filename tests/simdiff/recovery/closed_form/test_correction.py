@@ -23,7 +23,7 @@ def test_rows_of_a_regression() -> None:
     A gain below a thousandth of the largest leaves its entry alone: it could not be corrected.
     """
     none = torch.zeros(1, dtype=torch.float64)
-    run = Correction(None, None, [], [], [], Settings(norm_power=3.0), states=[none])
+    run = Correction(None, None, [], [], [], Settings(norm_power=3.0))
     entered = torch.tensor([[[1.0, 2.0, 2.0], [9.0, 9.0, 9.0], [6.0, 0.0, 0.0]]])
     written = torch.tensor([[[1.0, 7.0], [9.0, 9.0], [3.0, 4.0]]])  # rms 5 and sqrt(12.5)
     wanted = torch.tensor([[[3.0, 4.0], [9.0, 9.0], [0.0, 0.0]]])
@@ -32,7 +32,7 @@ def test_rows_of_a_regression() -> None:
 
     def found(kind: str, gain: Tensor | None) -> list[list]:
         projection = SimpleNamespace(scale=2.0, has_bias=True, gain=gain)
-        parts = run._rows(projection, (entered, written), kind, output, wanted, rows)
+        parts = run._rows(projection, (entered, written), kind, output, wanted, rows, none)
         assert {part.dtype for part in parts} == {torch.float64}
         return [part.tolist() for part in parts]
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.data.batches import model_inputs
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.losses import window_losses
+from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
-from simdiff.recovery.closed_form.correction import Settings
-from simdiff.recovery.closed_form.method import correct, recover
+from simdiff.recovery.closed_form.correction import Correction, Settings
+from simdiff.recovery.closed_form.method import correct, losses_of, recover
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.surgery.copies import own_parameters, sharing_copy
 from support.closed_form import KEPT, larger, tokens
@@ -163,3 +166,23 @@ def test_what_cannot_be_corrected_is_refused() -> None:
     model.model.layers[3].mlp.up_proj.weight.data[2, 2] = torch.nan
     with pytest.raises(SimdiffError, match="finite, got NaN or Inf"):
         corrected(model, [text[:6]], [text[6:]])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_losses_by_number_of_corrections_are_those_of_the_models(family: str) -> None:
+    model = larger(tiny_family(family))
+    text = drawn(model, 40, 12)
+    pruned = sharing_copy(model, (1, 4))
+    parts = [model_inputs(part.split(5), "test") for part in (text[:32], text[32:])]
+    run = Correction(model, pruned, list(KEPT), *parts, Settings())
+    with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
+        for position in range(len(KEPT)):
+            for _ in run.layer(position, dense, student):
+                pass
+        losses = losses_of(run, student)
+    assert run.positions == [0, 1, 2, 3]
+    assert list(losses) == [0, 1, 3, 4]  # before the cuts behind layers 0 and 3, and all
+    for count, loss in losses.items():
+        run.keep(count)
+        found = window_losses(pruned, text[32:], description=None)
+        assert loss == pytest.approx(sum(found) / 8, rel=1e-6)

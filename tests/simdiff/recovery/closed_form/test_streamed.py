@@ -1,0 +1,124 @@
+"""Closed-form recovery of a streamed model: the bits of the whole, within a bound, after a kill."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from simdiff.errors import SimdiffError
+from simdiff.models.state_files import StateSets
+from simdiff.models.streamed import stream_of
+from simdiff.models.sweep import remove_states
+from simdiff.recovery.closed_form.correction import Settings
+from simdiff.recovery.closed_form.method import recover
+from simdiff.recovery.closed_form.streamed import StreamedCorrection, recover_streamed
+from simdiff.recovery.record import changed_parameters
+from simdiff.surgery.copies import sharing_copy
+from simdiff.surgery.layers import layers_removed
+from support.closed_form import tokens
+from support.families import tiny
+from support.own_text import decided, drawn
+from support.plans import plan_for
+from support.streams import streamed, whole
+
+BATCH = 4
+
+
+def stored(family: str, directory: Path) -> Path:
+    """A model whose layers matter, so that some correction is kept."""
+    decided(tiny(family), 6).save_pretrained(directory)
+    return directory
+
+
+def of_whole(path: Path, removed: tuple[int, ...], text: torch.Tensor, **options: Any) -> tuple:
+    model = whole(path)
+    pruned = sharing_copy(model, removed)
+    outcome = recover(
+        model, plan_for(6, removed), text, pruned=pruned, options=options, batch_size=BATCH
+    )
+    with layers_removed(model, removed):
+        return asdict(outcome), changed_parameters(pruned, model)
+
+
+def of_streamed(model: Any, removed: tuple[int, ...], text: torch.Tensor, **options: Any) -> tuple:
+    plan = plan_for(6, removed)
+    outcome, changed = recover_streamed(model, plan, text, options=options, batch_size=BATCH)
+    return asdict(outcome), changed
+
+
+# Biases and tuples; a norm behind the projection and sliding windows; experts in some layers.
+CASES = {
+    "qwen2": (1, 4),
+    "gpt2": (0, 3, 4, 5),
+    "gemma3": (2, 3),
+}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_bits_of_the_model_in_memory(family: str, tmp_path: Path) -> None:
+    path = stored(family, tmp_path / "model")
+    text = drawn(whole(path), 24, 12)
+    wanted = of_whole(path, CASES[family], text)
+    assert wanted[0]["details"]["corrected"]
+    for memory in (0, 1 << 20):
+        model = streamed(path, memory=memory, folder=tmp_path / "states")
+        assert of_streamed(model, CASES[family], text) == wanted
+        remove_states(model)
+        assert not (tmp_path / "states").exists()
+
+
+def test_each_weight_is_read_once_to_correct_all_layers(tmp_path: Path) -> None:
+    path = stored("llama", tmp_path / "model")
+    model = streamed(path, memory=0, folder=tmp_path / "states")
+    stream = stream_of(model)
+    assert stream is not None
+    before, each = stream.bytes_read, sum(map(stream.num_bytes, range(7)))
+    text = tokens(8).split(4)
+    batches = [{"input_ids": ids} for ids in text]
+    run = StreamedCorrection(model, model, [0, 1, 4], batches[:1], batches[1:], Settings())
+    run.correct()
+    assert stream.bytes_read - before == each
+    assert run._held_bytes == 0  # within the bound, which is 0
+    assert [fit.layer for fit in run.fits] == [1, 4]  # layer 1 waits for what layer 3 leaves
+    again = StreamedCorrection(model, model, [0, 1, 4], batches[:1], batches[1:], Settings())
+    again.correct()  # all is known
+    assert (again.fits, again.corrected) == (run.fits, run.corrected)
+    assert stream.bytes_read - before == each
+    other = StreamedCorrection(
+        model, model, [0, 1, 4], batches[:1], batches[1:], Settings(norm_power=1)
+    )
+    with pytest.raises(SimdiffError, match="another run, which differs in"):
+        other.correct()
+
+
+def test_an_interrupted_run_goes_on_from_the_last_finished_layer(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Interrupted before each of its layers, and while it chooses."""
+    path, removed = stored("llama", tmp_path / "model"), (2, 3)
+    text = drawn(whole(path), 12, 12)
+    wanted = of_whole(path, removed, text)
+    write, written = StateSets._finish, []
+
+    class InterruptedError(Exception):
+        pass
+
+    def finish(self, names, content):
+        write(self, names, content)
+        written.append(content["layer"])
+        raise InterruptedError
+
+    monkeypatch.setattr(StateSets, "_finish", finish)
+    while True:
+        model = streamed(path, memory=0, folder=tmp_path / "states")
+        try:
+            found = of_streamed(model, removed, text)
+            break
+        except InterruptedError:
+            continue
+    assert found == wanted
+    assert written[:6] == [1, 2, 3, 4, 5, 6]
