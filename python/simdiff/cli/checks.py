@@ -65,8 +65,11 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
         if name not in known_criteria():
             meant = nearest(name, known_criteria())
             raise SimdiffError(f"--criteria: there is no criterion {name!r}{meant}")
-    if getattr(arguments, "output", None) is not None and arguments.command != "plot":
-        _check_output(arguments)  # plot writes a file for every figure
+    if getattr(arguments, "output", None) is not None and arguments.command not in (
+        "plot",  # writes a file for every figure
+        "rerun",  # what it gives again checks
+    ):
+        _check_output(arguments)
     _check_layers(arguments)
     _check_texts(arguments)
 

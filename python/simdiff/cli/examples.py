@@ -40,6 +40,7 @@ EXAMPLES = {
         "simdiff bench ./my-model ./small --batch-sizes 1,8 --output bench.json",
         "simdiff bench ./my-model --remove 8-11",
     ),
+    "rerun": ("simdiff rerun out --output again",),
     "report": (
         "simdiff report out --output report.html",
         "simdiff report ./small --evaluation evaluation.json --bench bench.json -o report.html",
