@@ -35,6 +35,7 @@ _LEAST = {
     "evaluation_windows": 0,
     "skip_leading": 0,
     "new_tokens": 1,
+    "draft_tokens": 1,
     "repeats": 1,
     "warm_up": 0,
     "speed_rounds": 0,
