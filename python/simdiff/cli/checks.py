@@ -16,7 +16,7 @@ from simdiff.planning.entry_points import known_criteria
 
 # Options that name a file or a directory which must be there.
 _PATHS = (
-    *("scores", "plan", "directory", "evaluation", "bench", "recovery"),
+    *("scores", "plan", "directory", "source", "evaluation", "bench", "recovery", "comparison"),
     *("task_data", "task_path", "training_text"),
 )
 _MODELS = ("model", "models", "pruned", "against")

@@ -43,6 +43,7 @@ EXAMPLES = {
     "rerun": ("simdiff rerun out --output again",),
     "report": (
         "simdiff report out --output report.html",
+        "simdiff report bench.json -o speed.html",
         "simdiff report ./small --evaluation evaluation.json --bench bench.json -o report.html",
     ),
     "plot": ("simdiff plot out --output figures",),

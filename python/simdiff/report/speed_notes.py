@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simdiff.report.numbers import speed_text
+
 
 def busy_note(bench: Mapping[str, Any]) -> str | None:
     """That other processes disturbed a benchmark; None where they hardly did."""
@@ -65,8 +67,8 @@ def draft_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("proposed in a step", f"{draft['draft_tokens']} tokens"),
         ("accepted of those proposed", f"{100 * draft['acceptance_rate']:.1f}%"),
         ("accepted in a step, mean", f"{draft['accepted_per_step']:.2f} tokens"),
-        ("parent alone", f"{plain_number(speeds['alone']['median'])} tokens/s"),
-        ("parent with the draft", f"{plain_number(speeds['drafted']['median'])} tokens/s"),
+        ("parent alone", f"{speed_text(speeds['alone']['median'])} tokens/s"),
+        ("parent with the draft", f"{speed_text(speeds['drafted']['median'])} tokens/s"),
         ("times faster", f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"),
         ("prompts with the parent's own tokens", f"{equal} of {draft['prompts']}"),
     ]
@@ -85,8 +87,3 @@ def draft_caption(bench: Mapping[str, Any]) -> str:
         f"{draft['prompt_length']} tokens from {draft['text'].get('source', 'a text')}, "
         f"{draft['new_tokens']} new tokens each, with the draft and without by turns{nearly}."
     )
-
-
-def plain_number(value: float) -> str:
-    """A number with three significant digits; thousands are written in full."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from simdiff.report.figures.speed import SpeedPair, speed_chart
 from simdiff.report.html import facts_table, figure, notes_list, table
+from simdiff.report.numbers import speed_text
 from simdiff.report.sources import Content, ReportSources
 from simdiff.report.speed_notes import busy_note, draft_caption, draft_rows, measured_notes
 
@@ -91,8 +92,8 @@ def _table(phases: dict[str, list[SpeedPair]]) -> str:
         (
             phase,
             pair.label,
-            f"{pair.dense:.4g}",
-            f"{pair.pruned:.4g}",
+            speed_text(pair.dense),
+            speed_text(pair.pruned),
             f"{pair.ratio:.3f}",
             ""
             if pair.ratio_interval is None

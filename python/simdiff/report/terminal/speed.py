@@ -8,12 +8,12 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from simdiff.report.numbers import speed_text
 from simdiff.report.speed_notes import (
     busy_note,
     draft_caption,
     draft_rows,
     measured_notes,
-    plain_number,
 )
 from simdiff.report.terminal.fitting import Fitting, plain_table
 
@@ -134,7 +134,7 @@ def _title(content: Mapping[str, Any]) -> str:
 
 def _spread(value: Mapping[str, float]) -> str:
     low, median, high = (value[k] for k in ("lower_quartile", "median", "upper_quartile"))
-    return f"{plain_number(median)} [{plain_number(low)}-{plain_number(high)}]"
+    return f"{speed_text(median)} [{speed_text(low)}-{speed_text(high)}]"
 
 
 def _bytes(dense: float, pruned: float, unit: str, scale: float) -> tuple[str, str, str]:
