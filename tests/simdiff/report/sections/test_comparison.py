@@ -16,6 +16,7 @@ from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import PerplexityInterval
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.cells import cell_texts
 from simdiff.report.page import report_page
 from simdiff.report.terminal.tables import comparison_table
 from simdiff.scoring.scores import LayerScores
@@ -83,6 +84,8 @@ def test_the_terminal_shows_the_same_numbers(compared: Path) -> None:
     shown = re.findall(r"\d[\d,.]*\d[MkG]?", stream.getvalue())
     assert {"1.04M", "1,040", "40.12"} <= {*shown}
     assert [text for text in shown if text not in page.text] == []
+    for entry in Comparison.load(compared).cells:
+        assert " ".join(filter(None, cell_texts(entry))) in page.text
     assert not re.search(r"\de[+-]\d", stream.getvalue() + page.text)
     for text in ("40.12*", "refused: why", "12.5 s", "8.33 min", "scores every layer"):
         assert text in page.text
