@@ -145,7 +145,8 @@ def _check_layers(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "remove", None) is not None:
         plan = PruningPlan(arguments.remove)
     elif getattr(arguments, "plan", None) is not None:
-        whole = arguments.command != "eval" or not is_sublayer_plan(arguments.plan)
+        parts = arguments.command == "eval" or getattr(arguments, "format", None) == "vllm"
+        whole = not (parts and is_sublayer_plan(arguments.plan))
         plan = PruningPlan.load(arguments.plan) if whole else None
     if plan is not None and depth is not None:
         plan.of_depth(depth, str(model))

@@ -27,6 +27,7 @@ EXAMPLES = {
     "export": (
         "simdiff export plan.json --format mergekit --model org/my-model",
         "simdiff export plan.json --format llama.cpp",
+        "simdiff export sublayers.json --format vllm --model ./my-model --output no-op",
     ),
     "eval": (
         "simdiff eval ./my-model ./small --text corpus.txt --output evaluation.json",
