@@ -166,6 +166,11 @@ def _with_blocks(entries: Entries, plan: SublayerPlan) -> Entries:
     heads = int(entries["num_attention_heads"])
     per_group = heads // int(entries.get("num_key_value_heads") or heads)
     width = int(entries["intermediate_size"])
+    # SGLang, and llama.cpp's converter, know a width by its multiplier alone, which stands for
+    # multiples of 256: int(2 * ffn_mult * hidden_size / 3), rounded up to one. vLLM reads both.
+    by_multiplier = width % 256 == 0
+    size = "ffn_mult" if by_multiplier else "intermediate_size"
+    value = 3 * width / (2 * int(entries["hidden_size"])) if by_multiplier else width
 
     def block(layer: int) -> dict[str, Any]:
         no_attention, no_mlp = ((layer, kind) in plan.removed for kind in (ATTENTION, MLP))
@@ -178,7 +183,7 @@ def _with_blocks(entries: Entries, plan: SublayerPlan) -> Entries:
             "ffn": {
                 "no_op": no_mlp,
                 "replace_with_linear": False,
-                "intermediate_size": None if no_mlp else width,
+                size: None if no_mlp else value,
             },
         }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from simdiff.checkpoints.no_op_blocks import write_no_op_blocks
+from simdiff.checkpoints.no_op_blocks import _with_blocks, write_no_op_blocks
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.models.identity import model_identity
 from simdiff.sublayers.plan import SublayerPlan
@@ -180,6 +180,19 @@ def test_shards(tiny_checkpoint: Path, tmp_path: Path) -> None:
     weights = {k: v for file in files for k, v in load_file(tmp_path / "out" / file).items()}
     assert weights.keys() == index["weight_map"].keys()
     assert index["metadata"]["total_parameters"] == sum(v.numel() for v in weights.values())
+
+
+@pytest.mark.parametrize("sizes", [(4096, 11008), (4096, 14336), (576, 1536), (2048, 5632)])
+def test_widths_that_a_multiplier_can_say(sizes: tuple[int, int]) -> None:
+    """As vLLM, SGLang and llama.cpp's converter read it."""
+    hidden, width = sizes
+    entries = {"num_attention_heads": 8, "hidden_size": hidden, "intermediate_size": width}
+    blocks = _with_blocks(entries, plan_of(make_tiny("llama"), REMOVED))["block_configs"]
+    multiplier = blocks[0]["ffn"]["ffn_mult"]
+    size = int(2 * multiplier * hidden / 3)
+    assert (size if size % 256 == 0 else size + 256 - size % 256) == width
+    assert blocks[3]["ffn"] == {"no_op": True, "replace_with_linear": False, "ffn_mult": None}
+    assert blocks[0]["attention"]["n_heads_in_group"] == 1
 
 
 def test_what_cannot_be_a_no_op_block(tiny_checkpoint: Path, tmp_path: Path) -> None:
