@@ -27,6 +27,7 @@ from simdiff.cli import (
     push,
     recover,
     report,
+    rerun,
     run,
     score,
     verify,
@@ -51,6 +52,7 @@ COMMANDS = {
     "eval": evaluate,
     "compare": compare,
     "bench": bench,
+    "rerun": rerun,
     "report": report,
     "plot": plot,
     "push": push,
@@ -104,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _loudness(arguments):
             if not _checked(module, arguments, given):
                 return 2
+            if hasattr(module, "repeat"):  # gives another command again
+                return int(module.repeat(arguments, main))
             if not getattr(module, "needs_torch", lambda given: True)(arguments):
                 if ranks.announced()[0]:
                     return 0  # the first process does it

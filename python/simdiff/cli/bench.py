@@ -7,14 +7,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simdiff.cli.options import add_model, add_output
+from simdiff.cli.options import add_model, add_output, add_source, text_of
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from simdiff.speed.drafting import Drafting
     from simdiff.speed.protocol import Protocol
 
 TEXT = "Prefill and decoding of a model with and without some layers, beside the ideal."
@@ -42,6 +43,22 @@ def add(sub: CommandParser) -> None:
         help="layers such as 8-19, counted from 0",
     )
     _add_protocol(sub)
+    group = sub.group("speculative decoding")
+    group.add_argument(
+        "--draft",
+        action="store_true",
+        help="also measure the pruned model as the draft of its own parent, by transformers, on "
+        "prompts of --text",
+    )
+    rare(
+        group,
+        "--draft-tokens",
+        type=int,
+        default=5,
+        metavar="N",
+        help="tokens that the draft proposes in a step",
+    )
+    add_source(sub, ", for the prompts of --draft, from the second half of the text")
     add_output(
         sub, "new file for the results, such as bench.json; - is standard output", required=False
     )
@@ -49,7 +66,8 @@ def add(sub: CommandParser) -> None:
 
 def _add_protocol(sub: CommandParser) -> None:
     group = sub.group("measurement")
-    group.add_argument(
+    rare(
+        group,
         "--preset",
         choices=PRESETS,
         help="paper: batch 16, prompt 4, 2048 new tokens, shortened where that takes more than "
@@ -72,7 +90,8 @@ def _add_protocol(sub: CommandParser) -> None:
         metavar="N",
         help="number of rounds before them (2 if not given)",
     )
-    group.add_argument(
+    rare(
+        group,
         "--max-seconds",
         type=float,
         metavar="S",
@@ -93,7 +112,7 @@ def _add_protocol(sub: CommandParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse several things to compare with, or none."""
+    """Refuse several things to compare with, or none, and a draft without a text."""
     sources = {"PRUNED": arguments.pruned, "--plan": arguments.plan, "--remove": arguments.remove}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) != 1:
@@ -101,16 +120,26 @@ def check(arguments: argparse.Namespace) -> None:
             f"one of {', '.join(sources)} must say what is compared, "
             f"got {' and '.join(given) or 'none'}"
         )
+    if arguments.draft:
+        text_of(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff bench`."""
-    from simdiff.report.terminal.speed import memory_table, speed_notes, speed_table
+    from simdiff.report.terminal.speed import draft_table, memory_table, speed_notes, speed_table
     from simdiff.speed.bench import bench
 
     protocol = _protocol(arguments)
-    dense, pruned, names, removed = _models(arguments, protocol)
-    content = bench(dense, pruned, protocol, names=names, removed=removed, preset=arguments.preset)
+    dense, pruned, names, removed, tokenizer = _models(arguments, protocol)
+    content = bench(
+        dense,
+        pruned,
+        protocol,
+        names=names,
+        removed=removed,
+        preset=arguments.preset,
+        drafting=_drafting(arguments, protocol, tokenizer) if arguments.draft else None,
+    )
     write_output(arguments, content)
     show(
         arguments,
@@ -119,6 +148,7 @@ def run(arguments: argparse.Namespace) -> None:
         *speed_notes(content),
         "",
         memory_table(content),
+        *draft_table(content),
         *([] if arguments.output is None else [f"Results: {arguments.output}"]),
     )
 
@@ -140,10 +170,29 @@ def _protocol(arguments: argparse.Namespace) -> Protocol:
     )
 
 
+def _drafting(
+    arguments: argparse.Namespace, protocol: Protocol, tokenizer: PreTrainedTokenizerBase
+) -> Drafting:
+    """The prompts of a draft: windows of the half of the text that does not calibrate."""
+    from simdiff.data.text_options import TextOptions
+    from simdiff.speed.drafting import Drafting
+
+    length = protocol.prompt_lengths[0]
+    text = TextOptions(text_of(arguments), protocol.repeats, length, arguments.seed)
+    windows = text.windows(tokenizer, "held-out")
+    return Drafting(windows.tokens, arguments.draft_tokens, windows.identity.to_dict())
+
+
 def _models(
     arguments: argparse.Namespace, protocol: Protocol
-) -> tuple[PreTrainedModel, PreTrainedModel, tuple[str, str], Collection[int] | None]:
-    """Both models, their names, and the removed layers where they are known."""
+) -> tuple[
+    PreTrainedModel,
+    PreTrainedModel,
+    tuple[str, str],
+    Collection[int] | None,
+    PreTrainedTokenizerBase,
+]:
+    """Both models, their names, the removed layers where they are known, and the tokenizer."""
     from simdiff.jobs.plans import check_depth, fitted, read_plan
     from simdiff.models.identity import check_same_model, stored_cut
     from simdiff.models.loading import load_model
@@ -153,17 +202,18 @@ def _models(
     if arguments.pruned is None:
         plan = read_plan(arguments.remove if arguments.plan is None else arguments.plan)
         check_depth(plan, arguments.model)
-    dense, _ = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    dense, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     protocol.check(dense)
     if arguments.pruned is not None:
         pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
         removed = stored_cut(arguments.pruned).get("removed")
-        return dense, pruned, (arguments.model, arguments.pruned), removed
+        return dense, pruned, (arguments.model, arguments.pruned), removed, tokenizer
     assert plan is not None
     plan = fitted(plan, dense, arguments.model)
     check_same_model(dense, plan.model, "plan")
     name = f"{arguments.model} without {len(plan.removed)} layers"
-    return dense, sharing_copy(dense, plan.removed), (arguments.model, name), plan.removed
+    pruned = sharing_copy(dense, plan.removed)
+    return dense, pruned, (arguments.model, name), plan.removed, tokenizer
 
 
 def _counts(text: str) -> tuple[int, ...]:

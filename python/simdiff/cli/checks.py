@@ -16,7 +16,7 @@ from simdiff.planning.entry_points import known_criteria
 
 # Options that name a file or a directory which must be there.
 _PATHS = (
-    *("scores", "plan", "directory", "evaluation", "bench", "recovery"),
+    *("scores", "plan", "directory", "source", "evaluation", "bench", "recovery", "comparison"),
     *("task_data", "task_path", "training_text"),
 )
 _MODELS = ("model", "models", "pruned", "against")
@@ -35,6 +35,7 @@ _LEAST = {
     "evaluation_windows": 0,
     "skip_leading": 0,
     "new_tokens": 1,
+    "draft_tokens": 1,
     "repeats": 1,
     "warm_up": 0,
     "speed_rounds": 0,
@@ -65,8 +66,11 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
         if name not in known_criteria():
             meant = nearest(name, known_criteria())
             raise SimdiffError(f"--criteria: there is no criterion {name!r}{meant}")
-    if getattr(arguments, "output", None) is not None and arguments.command != "plot":
-        _check_output(arguments)  # plot writes a file for every figure
+    if getattr(arguments, "output", None) is not None and arguments.command not in (
+        "plot",  # writes a file for every figure
+        "rerun",  # what it gives again checks
+    ):
+        _check_output(arguments)
     _check_layers(arguments)
     _check_texts(arguments)
 
@@ -141,7 +145,8 @@ def _check_layers(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "remove", None) is not None:
         plan = PruningPlan(arguments.remove)
     elif getattr(arguments, "plan", None) is not None:
-        whole = arguments.command != "eval" or not is_sublayer_plan(arguments.plan)
+        parts = arguments.command == "eval" or getattr(arguments, "format", None) == "vllm"
+        whole = not (parts and is_sublayer_plan(arguments.plan))
         plan = PruningPlan.load(arguments.plan) if whole else None
     if plan is not None and depth is not None:
         plan.of_depth(depth, str(model))

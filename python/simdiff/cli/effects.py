@@ -98,6 +98,12 @@ EFFECTS = (
         "--tasks",
     ),
     Effect(
+        ("bench",),
+        ("draft_tokens", "text", "text_column", "text_weights", "seed"),
+        lambda given: given.draft,
+        "--draft",
+    ),
+    Effect(
         ("plan", "eval", "bench", "export"),
         ("overwrite",),
         lambda given: given.output is not None,

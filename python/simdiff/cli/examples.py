@@ -27,6 +27,7 @@ EXAMPLES = {
     "export": (
         "simdiff export plan.json --format mergekit --model org/my-model",
         "simdiff export plan.json --format llama.cpp",
+        "simdiff export sublayers.json --format vllm --model ./my-model --output no-op",
     ),
     "eval": (
         "simdiff eval ./my-model ./small --text corpus.txt --output evaluation.json",
@@ -40,8 +41,10 @@ EXAMPLES = {
         "simdiff bench ./my-model ./small --batch-sizes 1,8 --output bench.json",
         "simdiff bench ./my-model --remove 8-11",
     ),
+    "rerun": ("simdiff rerun out --output again",),
     "report": (
         "simdiff report out --output report.html",
+        "simdiff report bench.json -o speed.html",
         "simdiff report ./small --evaluation evaluation.json --bench bench.json -o report.html",
     ),
     "plot": ("simdiff plot out --output figures",),

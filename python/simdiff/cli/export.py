@@ -8,10 +8,12 @@ from pathlib import Path
 from simdiff.cli.options import add_output
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
+from simdiff.errors import SimdiffError
 
-TEXT = "A plan for mergekit, for llama.cpp, or as a plain list."
+TEXT = "A plan for mergekit, for llama.cpp, for vLLM, or as a plain list."
 
-FORMATS = ("mergekit", "llama.cpp", "list")
+FORMATS = ("mergekit", "llama.cpp", "list", "vllm")
+VLLM = FORMATS[-1]
 
 
 def add(sub: CommandParser) -> None:
@@ -20,7 +22,7 @@ def add(sub: CommandParser) -> None:
         "plan",
         type=Path,
         metavar="PLAN",
-        help="file written by `simdiff plan`, or a list of layers",
+        help="file written by `simdiff plan` (of sub-layers for vllm), or a list of layers",
     )
     group = sub.group("format")
     group.add_argument(
@@ -28,19 +30,36 @@ def add(sub: CommandParser) -> None:
         choices=FORMATS,
         required=True,
         help="mergekit: a passthrough configuration; llama.cpp: the value of "
-        "`llama-quantize --prune-layers`; list: one removed layer a line; all count from 0",
+        "`llama-quantize --prune-layers`; list: one removed layer a line, from 0; vllm: a "
+        "directory of a LLaMA model without the sub-layers of a plan, for vLLM's no-op blocks",
     )
-    group.add_argument("--model", help="how mergekit finds the model (default: the plan's name)")
-    add_output(sub, "file to write (default: standard output)", required=False)
+    group.add_argument(
+        "--model",
+        help="how mergekit finds the model (default: the plan's name); for vllm its directory",
+    )
+    add_output(
+        sub, "file, or for vllm directory, to write (default: standard output)", required=False
+    )
 
 
 def needs_torch(arguments: argparse.Namespace) -> bool:
-    """A plan is numbers and names."""
-    return False
+    """A plan is numbers and names; the files of a model are checked against its config."""
+    return bool(arguments.format == VLLM)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse a directory without its model or its place."""
+    if arguments.format != VLLM:
+        return
+    for name in ("model", "output"):
+        if getattr(arguments, name) is None:
+            raise SimdiffError(f"--{name} must be given with --format {VLLM}")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff export`."""
+    if arguments.format == VLLM:
+        return _run_vllm(arguments)
     from simdiff.models.layer_indices import layer_runs
     from simdiff.planning.export import export_plan
     from simdiff.planning.plan import PruningPlan
@@ -60,3 +79,21 @@ def run(arguments: argparse.Namespace) -> None:
         show(arguments, content, f"Written: {arguments.output}")
     else:
         print(text, end="")  # for a pipe: nothing else, and no line is broken
+
+
+def _run_vllm(arguments: argparse.Namespace) -> None:
+    """Write the directory of a model without the sub-layers of a plan."""
+    from simdiff.checkpoints.no_op_blocks import write_no_op_blocks
+    from simdiff.models.loading import source_directory
+    from simdiff.sublayers.plan import SublayerPlan
+
+    plan = SublayerPlan.load(arguments.plan)
+    source = source_directory(arguments.model)
+    write_no_op_blocks(source, plan, arguments.output.absolute(), overwrite=arguments.overwrite)
+    removed = [str(name) for name in sorted(plan.removed)]
+    show(
+        arguments,
+        {"format": VLLM, "output": str(arguments.output), "removed": removed},
+        f"Without {', '.join(removed)} (layers count from 0)",
+        f"For vLLM: vllm serve {arguments.output} --trust-remote-code",
+    )

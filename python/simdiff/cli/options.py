@@ -61,38 +61,10 @@ def add_threads(group: argparse._ArgumentGroup) -> None:
 
 
 def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = False) -> None:
-    """Which text, and how much of it.
-
-    Args:
-        sub: parser of the command.
-        num_windows: unless it is given.
-        optional: whether the command may do without, as `eval` does.
-    """
-    group = sub.group("text")
+    """Which text, and how much of it unless given; `optional` where the command may do without."""
     missing = "" if optional else "; may be left out for the model 'demo' alone, which reads 'demo'"
-    group.add_argument(
-        "--text",
-        action=Several,
-        help="'demo', a text file (blank lines separate documents), a .jsonl file of objects with "
-        '"text" or "messages", a Parquet or Arrow file, a folder of them, - for standard input, or '
-        "hf:NAME[:CONFIG[:SPLIT]], a data set by name; its first half calibrates, its second is "
-        f"held out; given several times, texts are mixed{missing}",
-    )
-    rare(
-        group,
-        "--text-column",
-        type=names,
-        metavar="NAME",
-        help="where the text or the messages stand in data sets, JSON Lines, Parquet and Arrow "
-        "files (default: text); one name, or between commas one for each --text",
-    )
-    rare(
-        group,
-        "--text-weights",
-        type=weights,
-        metavar="X,Y",
-        help="shares of several texts, in the order of --text (default: equal)",
-    )
+    add_source(sub, f"; its first half calibrates, its second is held out{missing}")
+    group = sub.group("text")
     whole = " (0: all of the text)" if optional else ""
     group.add_argument(
         "--num-windows",
@@ -110,6 +82,36 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
         metavar="TOKENS",
         help="number of tokens in a window",
     )
+    if not optional:
+        add_batch_size(group, "windows per forward")
+
+
+def add_source(sub: CommandParser, meant: str) -> None:
+    """The texts, their columns and weights, and the seed; `meant` says what they are for."""
+    group = sub.group("text")
+    group.add_argument(
+        "--text",
+        action=Several,
+        help="'demo', a text file (blank lines separate documents), a .jsonl file of objects with "
+        '"text" or "messages", a Parquet or Arrow file, a folder of them, - for standard input, or '
+        "hf:NAME[:CONFIG[:SPLIT]], a data set by name; given several times, texts are mixed"
+        + meant,
+    )
+    rare(
+        group,
+        "--text-column",
+        type=names,
+        metavar="NAME",
+        help="where the text or the messages stand in data sets, JSON Lines, Parquet and Arrow "
+        "files (default: text); one name, or between commas one for each --text",
+    )
+    rare(
+        group,
+        "--text-weights",
+        type=weights,
+        metavar="X,Y",
+        help="shares of several texts, in the order of --text (default: equal)",
+    )
     rare(
         group,
         "--seed",
@@ -117,8 +119,6 @@ def add_text(sub: CommandParser, *, num_windows: int = 32, optional: bool = Fals
         default=0,
         help="seed of the shuffle of the text's documents; nothing else depends on it",
     )
-    if not optional:
-        add_batch_size(group, "windows per forward")
 
 
 def add_batch_size(group: argparse._ArgumentGroup, text: str) -> None:

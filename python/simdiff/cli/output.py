@@ -34,7 +34,7 @@ def output_kind(arguments: argparse.Namespace) -> Kind:
 
         return Kind.GGUF if is_gguf(arguments.model) else Kind.MODEL
     if arguments.command == "export":
-        return Kind.MERGEKIT if arguments.format == "mergekit" else Kind.LAYERS
+        return {"mergekit": Kind.MERGEKIT, "vllm": Kind.MODEL}.get(arguments.format, Kind.LAYERS)
     return _KINDS[arguments.command]
 
 

@@ -9,16 +9,17 @@ from simdiff.cli.options import add_output
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
 
-TEXT = "One page of a run's files and, where given, of its evaluation, benchmark and recovery."
+TEXT = "One page of a run, a recovery, a comparison, a benchmark, or of several of them."
 
 
 def add(sub: CommandParser) -> None:
     """The options of `simdiff report`."""
     sub.add_argument(
-        "directory",
+        "source",
         type=Path,
-        metavar="DIRECTORY",
-        help="directory that `simdiff run`, `prune` or `recover` wrote",
+        metavar="PATH",
+        help="directory that `simdiff run`, `prune`, `recover` or `compare` wrote, or a file of "
+        "`simdiff bench` or `eval`",
     )
     group = sub.group("more to report")
     group.add_argument(
@@ -41,6 +42,9 @@ def add(sub: CommandParser) -> None:
         help="directory of `simdiff recover`, or its recovery.json (default: that in the "
         "directory, if there)",
     )
+    group.add_argument(
+        "--comparison", type=Path, metavar="PATH", help="directory of `simdiff compare`"
+    )
     add_output(sub, "new file, such as report.html; - is standard output")
 
 
@@ -56,15 +60,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     output: Path = arguments.output
     sources = read_sources(
-        arguments.directory,
+        arguments.source,
         evaluation=arguments.evaluation,
         bench=arguments.bench,
         recovery=arguments.recovery,
+        comparison=arguments.comparison,
         page=output,
     )
     write_output(arguments, render_page(sources))
-    parts = ("scores", "results", "evaluation", "bench", "recovery")
-    found = ["plan", *(part for part in parts if getattr(sources, part) is not None)]
+    parts = ("plan", "scores", "results", "evaluation", "bench", "recovery", "comparison")
+    found = [part for part in parts if getattr(sources, part) is not None]
     show(
         arguments,
         {"output": str(output), "from": found},

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.comparison.plans import Cell, plan_name
+from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import PerplexityInterval
-from simdiff.io.json_files import header, write_json
+from simdiff.io.json_files import header, read_json, write_json
 from simdiff.io.kinds import COMPARISON_MARKER
 from simdiff.io.outputs import write_bytes
+from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 
 SCHEMA = "simdiff.comparison"
@@ -95,6 +97,31 @@ class Comparison:
             "cells": [entry.to_dict() for entry in self.cells],
         }
 
+    @classmethod
+    def load(cls, directory: Path) -> Comparison:
+        """Read the files that `save` wrote.
+
+        Raises:
+            SimdiffError: a file is missing, damaged, or of a newer version.
+        """
+        path = directory / COMPARISON_MARKER
+        content = read_json(path, SCHEMA)
+        scores = LayerScores.load(directory / "scores.json")
+        try:
+            cells = tuple(_cell(directory, cell) for cell in content["cells"])
+            if not cells:
+                raise ValueError("cells must not be empty")
+            known = ("schema", "schema_version", "created", "dense", "cells")
+            rest = {key: value for key, value in content.items() if key not in known}
+            return cls(scores, PerplexityInterval(**content["dense"]), cells, rest)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, SimdiffError):
+                raise
+            raise SimdiffError(
+                f"{path}: must be a complete comparison, but is damaged: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
     def to_csv(self) -> str:
         """The content of compare.csv: one row per cell, with the columns `CSV_COLUMNS`."""
         text = io.StringIO()
@@ -123,3 +150,19 @@ class Comparison:
         for entry in self.cells:
             if entry.cell.plan is not None:
                 entry.cell.plan.save(directory / "plans" / plan_name(entry.cell))
+
+
+def _cell(directory: Path, content: dict[str, Any]) -> ComparedCell:
+    """A cell with its plan, which lies in a file of its own."""
+    file, quality = content["plan"], content["quality"]
+    plan = None if file is None else PruningPlan.load(directory / str(file))
+    cell = Cell(
+        str(content["criterion"]),
+        int(content["num_removed"]),
+        plan,
+        float(content["seconds_to_plan"]),
+        content["sweep"],
+        content["problem"],
+    )
+    measured = None if quality is None else PerplexityInterval(**quality)
+    return ComparedCell(cell, measured, content["problem"])

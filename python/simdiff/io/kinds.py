@@ -17,6 +17,8 @@ COMPARISON_MARKER = "compare.json"
 RESULTS_FILE = "results.json"
 # What a command that writes a directory puts into it, to be repeated with --config.
 CONFIG = "config.yaml"
+# The commands that do.
+DIRECTORY_COMMANDS = ("run", "prune", "recover", "compare")
 
 GENERATOR = "<meta name='generator' content='simdiff-kernels'>"
 """Stands in the head of every page."""

@@ -15,7 +15,7 @@ from simdiff.models.loading import load_model
 from simdiff.models.streamed import StreamOptions
 from simdiff.models.structure import find_decoder_layers
 from simdiff.models.sweep import remove_states
-from simdiff.report.comparison_page import write_comparison
+from simdiff.report.page import write_comparison
 
 
 def run_comparison(

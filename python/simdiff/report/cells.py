@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.numbers import duration, perplexity_text, plain, ratio_text
 from simdiff.scoring.scores import LayerScores
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def cell_texts(entry: ComparedCell) -> list[str]:
         numbers = [
             perplexity_text(quality.perplexity),
             _interval(quality.low, quality.high, perplexity_text),
-            _ratio_text(quality.ratio),
-            _interval(quality.ratio_low, quality.ratio_high, _ratio_text),
+            ratio_text(quality.ratio),
+            _interval(quality.ratio_low, quality.ratio_high, ratio_text),
         ]
     count, name = str(entry.cell.num_remove), entry.cell.criterion
     return [count, name, *numbers, duration(entry.cell.seconds), removed]
@@ -36,37 +37,19 @@ def _interval(low: float | None, high: float | None, shown: Callable[[float], st
     return "" if low is None or high is None else f"{shown(low)}–{shown(high)}"
 
 
-def perplexity_text(value: float) -> str:
-    """Two decimals where they mean something."""
-    return f"{value:.2f}" if value < 1000 else f"{value:.3g}" if value >= 1e5 else f"{value:,.0f}"
-
-
-def _ratio_text(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time in a unit that fits."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms" if seconds >= 1e-3 else "< 1 ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min"
-
-
 def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]:
     """The numbers of one layer, formatted: the columns of the table here and on the terminal."""
     cosine, squared = scores.metrics["cosine_distance"], scores.metrics["squared_difference"]
     error = cosine.error[layer]
     return [
         str(layer),
-        f"{cosine.mean[layer]:.4g}",
+        plain(cosine.mean[layer]),
         "" if error is None else f"{error:.1g}",
-        f"{squared.mean[layer]:.4g}",
-        f"{squared.maximum[layer]:.4g}",
-        f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
-        f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
-        f"{plan.importance[layer]:.6g}" if plan.importance else "",
+        plain(squared.mean[layer]),
+        plain(squared.maximum[layer]),
+        plain(scores.metrics["absolute_difference"].mean[layer]),
+        plain(scores.metrics["relative_difference"].mean[layer]),
+        plain(plan.importance[layer], 6) if plan.importance else "",
         *([f"{plan.draws.plan_frequency[layer]:.0%}"] if plan.draws is not None else []),
     ]
 

@@ -57,6 +57,16 @@ th[scope=row] { color: var(--ink); font-weight: 400; white-space: normal; min-wi
 td.text, th.text { text-align: left; }
 td.wrap { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 .pair td.wrap { min-width: 7rem; }
+.filter { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.3rem 0.7rem;
+  font-size: 0.86rem; color: var(--soft); margin: 0.8rem 0 -0.4rem; }
+.filter input { font: inherit; color: var(--ink); background: var(--card); width: 15rem;
+  max-width: 100%; border: 1px solid var(--line); border-radius: 6px; padding: 0.3rem 0.5rem; }
+th button { all: unset; cursor: pointer; font: inherit; color: inherit; }
+th button::after { content: "\\2195"; opacity: 0.45; margin-left: 0.25em; }
+th[aria-sort=ascending] button::after { content: "\\2191"; opacity: 1; }
+th[aria-sort=descending] button::after { content: "\\2193"; opacity: 1; }
+th button:focus-visible, .filter input:focus-visible { outline: 2px solid var(--kept); }
+@media print { .filter { display: none; } th button::after { content: none; } }
 tr.removed td { color: var(--removed); font-weight: 600; }
 tr.strong td, tr.strong th { font-weight: 600; }
 .notes { padding-left: 1.1rem; margin: 0.7rem 0; }
@@ -136,14 +146,59 @@ svg .ring { fill: none; stroke: var(--ink); stroke-width: 1.5; }
 """
 
 
+# Where a page has tables of class "sortable": their heads become buttons, and a field above shows
+# the rows whose marked cells hold every word, a number as a whole cell. Nothing is fetched.
+SCRIPT = """
+for (const table of document.querySelectorAll('table.sortable')) {
+  const rows = [...table.tBodies[0].rows], heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement('button');
+    button.type = 'button';
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener('click', () => {
+      const sign = head.getAttribute('aria-sort') === 'ascending' ? -1 : 1;
+      heads.forEach(other => other.removeAttribute('aria-sort'));
+      head.setAttribute('aria-sort', sign > 0 ? 'ascending' : 'descending');
+      const key = row => row.cells[column].dataset.sort;
+      const compare = (a, b) => key(a) === undefined
+        ? a.cells[column].textContent.localeCompare(b.cells[column].textContent)
+        : key(a) - key(b);
+      const last = row => key(row) === '';
+      rows.sort((a, b) => last(a) - last(b) || (last(a) ? 0 : sign * compare(a, b)));
+      table.tBodies[0].append(...rows);
+    });
+  });
+  const field = document.createElement('label'), input = document.createElement('input');
+  const count = document.createElement('output');
+  field.className = 'filter';
+  input.type = 'search';
+  input.placeholder = table.dataset.hint;
+  field.append('Filter', input, count);
+  table.parentElement.before(field);
+  input.addEventListener('input', () => {
+    const words = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
+    for (const row of rows) {
+      const cells = [...row.querySelectorAll('[data-find]')].map(c => c.textContent.toLowerCase());
+      row.hidden = !words.every(w => cells.some(c => isNaN(w) ? c.includes(w) : c === w));
+    }
+    const shown = rows.filter(row => !row.hidden).length;
+    count.textContent = words.length ? `${shown} of ${rows.length} rows` : '';
+  });
+}
+"""
+
+
 def document(title: str, sections: Iterable[str]) -> str:
     """A whole page around sections of HTML; `title` must be escaped already."""
+    body = "\n".join(sections)
+    script = f"<script>{SCRIPT}</script>" if "<table class='sortable'" in body else ""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f"{GENERATOR}"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<link rel='icon' href='data:,'><title>simdiff: {title}</title><style>{STYLE}</style>"
-        f"</head><body><main>\n{chr(10).join(sections)}\n</main></body></html>\n"
+        f"</head><body><main>\n{body}\n</main>{script}</body></html>\n"
     )
 
 
@@ -199,6 +254,48 @@ def table(
         for row in rows
     )
     return scrolled(f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>")
+
+
+def sortable(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    keys: Iterable[Sequence[float | None]],
+    *,
+    text: Iterable[int] = (0,),
+    find: Iterable[int] = (0,),
+) -> str:
+    """A table that sorts by a column and filters its rows where scripts run; else as it is.
+
+    Args:
+        columns: heads of the columns.
+        rows: cells, row by row.
+        keys: numbers by which the cells sort; a column without any sorts by its text, and a cell
+            without one stands last.
+        text: indices of columns aligned to the left.
+        find: indices of columns that the filter searches.
+    """
+    rows, keys, left, found = list(rows), list(keys), {*text}, {*find}
+    numeric = {c for c in range(len(columns)) if any(row[c] is not None for row in keys)}
+
+    def cell(index: int, value: str, key: float | None) -> str:
+        sort = f" data-sort='{'' if key is None else repr(float(key))}'" if index in numeric else ""
+        mark = " data-find" if index in found else ""
+        kind = " class='text'" if index in left else ""
+        return f"<td{kind}{sort}{mark}>{html.escape(value)}</td>"
+
+    head = "".join(
+        f"<th{' class=text' if index in left else ''} scope='col'>{html.escape(name)}</th>"
+        for index, name in enumerate(columns)
+    )
+    body = "".join(
+        f"<tr>{''.join(map(cell, range(len(row)), row, key))}</tr>"
+        for row, key in zip(rows, keys, strict=True)
+    )
+    hint = " or ".join(columns[index] for index in sorted(found))
+    return (
+        f"<div class='scroll' tabindex='0'><table class='sortable' data-hint='{html.escape(hint)}'>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:

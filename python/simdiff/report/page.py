@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page."""
+"""The report: one self-contained HTML page of whichever files there are."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from simdiff.comparison.results import Comparison
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
 from simdiff.report.cells import stored_interval
 from simdiff.report.figures.depth import metric_charts
 from simdiff.report.html import document, facts_table, figure, tile
+from simdiff.report.numbers import speed_text
+from simdiff.report.sections.comparison import comparison_facts, comparison_sections
 from simdiff.report.sections.confidence import confidence_section
 from simdiff.report.sections.cut import cut_section, layers_section
 from simdiff.report.sections.map import map_section
@@ -40,52 +43,88 @@ def write_report(
     (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
 
 
+def write_comparison(directory: Path, comparison: Comparison) -> None:
+    """Write compare.html into the directory of a comparison."""
+    page = render_page(ReportSources(comparison=comparison))
+    (directory / "compare.html").write_text(page, encoding="utf-8")
+
+
 def report_page(
-    directory: str | Path,
+    source: str | Path,
     *,
     evaluation: str | Path | None = None,
     bench: str | Path | None = None,
     recovery: str | Path | None = None,
+    comparison: str | Path | None = None,
 ) -> str:
     """The page of `simdiff report` as HTML.
 
     Args:
-        directory: that `run`, `prune` or `recover` wrote.
+        source: directory that `run`, `prune`, `recover` or `compare` wrote, or the file of an
+            evaluation or a benchmark.
         evaluation, bench: files of an evaluation and of a benchmark; None takes those in the
             directory, if there are any.
         recovery: directory of a recovered model, or its recovery.json.
+        comparison: directory of a comparison.
 
     Raises:
         SimdiffError: a file is missing or damaged, or of another model or cut.
     """
-    given = {"evaluation": evaluation, "bench": bench, "recovery": recovery}
+    given = {
+        "evaluation": evaluation,
+        "bench": bench,
+        "recovery": recovery,
+        "comparison": comparison,
+    }
     paths = {name: None if path is None else Path(path) for name, path in given.items()}
-    return render_page(read_sources(Path(directory), **paths))
+    return render_page(read_sources(Path(source), **paths))
 
 
 def render_page(sources: ReportSources) -> str:
     """Render the report as HTML, with a section for each source that exists."""
     plan = sources.plan
-    name = html.escape(str(plan.model.get("name", "model")))
+    name, title = map(html.escape, _titles(sources))
+    about_plan = (
+        []
+        if plan is None
+        else [
+            *_headline(sources, plan),
+            *cut_section(plan),
+            *confidence_section(plan, sources.results),
+            *_metrics(sources.scores, plan),
+            *map_section(sources.scores, plan),
+            *layers_section(plan, sources.scores),
+        ]
+    )
     sections = [
-        f"<h1>{name}: {len(plan.removed)} of {plan.num_layers} layers removed</h1>",
-        *_headline(sources),
-        *cut_section(plan),
-        *confidence_section(plan, sources.results),
-        *_metrics(sources.scores, plan),
-        *map_section(sources.scores, plan),
-        *layers_section(plan, sources.scores),
+        f"<h1>{title}</h1>",
+        *about_plan,
         *quality_section(sources),
         *speed_section(sources),
-        *recovery_section(sources.recovery, plan.num_layers),
+        *recovery_section(sources.recovery, 0 if plan is None else plan.num_layers),
+        *comparison_sections(sources.comparison),
         *_generation(sources.results),
         *_provenance(sources),
     ]
     return document(name, sections)
 
 
-def _headline(sources: ReportSources) -> Iterator[str]:
-    plan = sources.plan
+def _titles(sources: ReportSources) -> tuple[str, str]:
+    """The name of the page, and its first heading."""
+    if (plan := sources.plan) is not None:
+        name = str(plan.model.get("name", "model"))
+        return name, f"{name}: {len(plan.removed)} of {plan.num_layers} layers removed"
+    if (found := sources.comparison) is not None:
+        name = str(found.scores.model["name"])
+        return f"{name}, compared", f"{name}: {len(found.criteria)} criteria compared"
+    if sources.bench is not None:
+        dense, pruned = (sources.bench["models"][key]["name"] for key in ("dense", "pruned"))
+        return f"speed of {pruned}", f"Speed of {pruned} against {dense}"
+    models = (sources.evaluation or {})["models"]
+    return f"quality of {next(iter(models))}", f"Quality of {', '.join(models)}"
+
+
+def _headline(sources: ReportSources, plan: PruningPlan) -> Iterator[str]:
     removed = ", ".join(map(str, sorted(plan.removed)))
     yield (
         f"<p class='lead'>Decoder layers {removed} (counted from 0) of "
@@ -96,7 +135,7 @@ def _headline(sources: ReportSources) -> Iterator[str]:
             else "the others were repaired, which the section on recovery tells.</p>"
         )
     )
-    tiles = "".join(_tiles(sources))
+    tiles = "".join(_tiles(sources, plan))
     if tiles:
         yield f"<div class='tiles'>{tiles}</div>"
     if sources.model_path is not None:
@@ -109,8 +148,8 @@ def _headline(sources: ReportSources) -> Iterator[str]:
         yield f"<pre tabindex='0'>{html.escape(code)}</pre>"
 
 
-def _tiles(sources: ReportSources) -> Iterable[str]:
-    results, plan = sources.results, sources.plan
+def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
+    results = sources.results
     if results is not None:
         before, after = results["dense"], results["pruned"]
         interval = stored_interval(after)
@@ -139,7 +178,7 @@ def _tiles(sources: ReportSources) -> Iterable[str]:
         share += ", on a busy machine" if busy else ""
         yield tile(
             f"{phase}, tokens per second",
-            f"{pair.dense:.3g} → {pair.pruned:.3g}",
+            f"{speed_text(pair.dense)} → {speed_text(pair.pruned)}",
             f"{pair.ratio:.2f} times{share}",
         )
 
@@ -188,21 +227,28 @@ def _generation(results: Mapping[str, Any] | None) -> Iterator[str]:
 
 def _provenance(sources: ReportSources) -> Iterator[str]:
     yield "<h2>Where this comes from</h2>"
-    yield "<p>These commands repeat the cut:</p>"
-    yield f"<pre tabindex='0'>{html.escape(chr(10).join(reproduction(sources.plan)))}</pre>"
+    if sources.plan is not None:
+        yield "<p>These commands repeat the cut:</p>"
+        yield f"<pre tabindex='0'>{html.escape(chr(10).join(reproduction(sources.plan)))}</pre>"
     yield facts_table(_facts(sources))
 
 
 def _facts(sources: ReportSources) -> dict[str, Any]:
     plan, scores, results = sources.plan, sources.scores, sources.results
-    facts: dict[str, Any] = {
-        **{
-            f"model {_FACTS.get(key, key)}": value
-            for key, value in plan.model.items()
-            if not isinstance(value, list)
-        },
-        **{f"calibration {key}": value for key, value in plan.calibration.items()},
-    }
+    facts: dict[str, Any] = {}
+    if plan is not None:
+        facts = {
+            **{
+                f"model {_FACTS.get(key, key)}": value
+                for key, value in plan.model.items()
+                if not isinstance(value, list)
+            },
+            **{f"calibration {key}": value for key, value in plan.calibration.items()},
+        }
+    if sources.comparison is not None:
+        prefix = "" if plan is None else "comparison, "
+        found = comparison_facts(sources.comparison)
+        facts |= {f"{prefix}{key}": value for key, value in found.items()}
     if scores is not None:
         known = scores.provenance
         facts["scored with"] = f"backend {known.get('backend')} on {known.get('device')}"

@@ -1,4 +1,4 @@
-"""Read and check the files of a report: run, evaluation, benchmark and recovery."""
+"""Read and check the files of a report: run, evaluation, benchmark, recovery and comparison."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simdiff.comparison.results import Comparison
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, read_json
-from simdiff.io.kinds import PLAN_FILE
+from simdiff.io.kinds import PLAN_FILE, Kind, kind_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 
@@ -26,52 +27,74 @@ FOUND = {"evaluation": "evaluation.json", "bench": "bench.json", "recovery": "re
 class ReportSources:
     """The checked contents of all files; None for each file that does not exist."""
 
-    plan: PruningPlan
+    plan: PruningPlan | None = None
     scores: LayerScores | None = None
     results: Content | None = None
     evaluation: Content | None = None
     bench: Content | None = None
     recovery: Content | None = None
+    comparison: Comparison | None = None
     model_path: str | None = None
     """Path of the pruned checkpoint, seen from the directory of the page."""
 
 
 def read_sources(
-    directory: Path,
+    source: Path,
     *,
     evaluation: Path | None = None,
     bench: Path | None = None,
     recovery: Path | None = None,
+    comparison: Path | None = None,
     page: Path | None = None,
 ) -> ReportSources:
     """Read the files of a report.
 
     Args:
-        directory: a directory of `simdiff run`, `prune` or `recover` with plan.json; scores.json,
-            results.json and the files in `FOUND` are read from it if they exist.
+        source: a directory of `simdiff run`, `prune` or `recover` with plan.json; scores.json,
+            results.json and the files in `FOUND` are read from it if they exist. Or a directory of
+            `simdiff compare`, or a file of `simdiff eval` or `bench`, alone or with the others.
         evaluation, bench: files that `simdiff eval` and `simdiff bench` wrote.
         recovery: recovery.json, or the directory that `simdiff recover` wrote.
+        comparison: directory that `simdiff compare` wrote.
         page: file of the page; None is one in the directory.
 
     Raises:
         SimdiffError: a file is missing, damaged, of another kind, or of another model or plan.
     """
-    if not directory.is_dir():
-        raise SimdiffError(f"report: {directory} must be a directory with {PLAN_FILE}, got none")
-    plan = PruningPlan.load(directory / PLAN_FILE)
+    found = kind_of(source) if source.exists() else None
+    if found in (Kind.COMPARISON, Kind.BENCH, Kind.EVALUATION):
+        if found is Kind.COMPARISON:
+            comparison = source
+        elif found is Kind.BENCH:
+            bench = source
+        else:
+            evaluation = source
+        directory, plan = None, None
+    elif not source.is_dir():
+        raise SimdiffError(
+            f"report: {source} must be a directory with {PLAN_FILE}, a comparison, or a file of an "
+            "evaluation or a benchmark, and is none"
+        )
+    else:
+        directory, plan = source, PruningPlan.load(source / PLAN_FILE)
+    if plan is None and recovery is not None:
+        raise SimdiffError(
+            f"report: a recovery is of a plan, which {source} does not have: give the directory "
+            "that `simdiff recover` wrote first"
+        )
     given = {"evaluation": evaluation, "bench": bench, "recovery": recovery}
     paths: dict[str, Path] = {}
     for kind, name in FOUND.items():
         chosen = given[kind]
-        if chosen is None and (directory / name).is_file():
+        if chosen is None and directory is not None and (directory / name).is_file():
             chosen = directory / name
         if chosen is not None:
             paths[kind] = chosen / name if chosen.is_dir() else chosen
     scores = results = None
-    if (directory / "scores.json").is_file():
+    if directory is not None and plan is not None and (directory / "scores.json").is_file():
         scores = LayerScores.load(directory / "scores.json")
         check_model(directory / "scores.json", scores.model, plan)
-    if (directory / "results.json").is_file():
+    if directory is not None and (directory / "results.json").is_file():
         results = _read(directory / "results.json", "simdiff.results", plan, check_results)
     readers = {
         "evaluation": ("simdiff.evaluation", check_evaluation),
@@ -83,12 +106,15 @@ def read_sources(
         for kind, path in paths.items()
         for schema, check in [readers[kind]]
     }
-    if "recovery" in paths:
+    if "recovery" in paths and plan is not None:
         _check_stored_plan(paths["recovery"], plan)
-    where = model_path(directory)
-    if where is not None and page is not None:
+    where = None if directory is None else model_path(directory)
+    if directory is not None and where is not None and page is not None:
         where = os.path.relpath(directory / where, page.absolute().parent)
-    return ReportSources(plan, scores, results, model_path=where, **read)
+    compared = None if comparison is None else Comparison.load(comparison)
+    if compared is not None and plan is not None:
+        check_model(comparison or source, compared.scores.model, plan)
+    return ReportSources(plan, scores, results, comparison=compared, model_path=where, **read)
 
 
 def model_path(directory: Path) -> str | None:
@@ -98,7 +124,7 @@ def model_path(directory: Path) -> str | None:
     return "." if (directory / "config.json").is_file() else None
 
 
-def _read(path: Path, schema: str, plan: PruningPlan, check: Any) -> Content:
+def _read(path: Path, schema: str, plan: PruningPlan | None, check: Any) -> Content:
     content = read_json(path, schema)
     try:
         check(path, content, plan)
@@ -112,8 +138,10 @@ def _read(path: Path, schema: str, plan: PruningPlan, check: Any) -> Content:
     return content
 
 
-def check_model(path: Path, model: Content, plan: PruningPlan) -> None:
-    """Refuse a file of another model, by the fingerprint or, without one, by the size."""
+def check_model(path: Path, model: Content, plan: PruningPlan | None) -> None:
+    """Refuse a file of another model than the plan's, by the fingerprint or else by the size."""
+    if plan is None:
+        return
     for key in ("fingerprint", "num_layers", "num_parameters"):
         wanted, found = plan.model.get(key), model.get(key)
         if wanted is not None and found is not None and wanted != found:
@@ -146,7 +174,7 @@ def check_results(path: Path, content: Content, plan: PruningPlan) -> None:
         content["pruned"]["generation"]["equals_uncached"]
 
 
-def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
+def check_evaluation(path: Path, content: Content, plan: PruningPlan | None) -> None:
     """Check a file of `simdiff eval`, which has two or more models on the same text or tasks."""
     models = as_object(content["models"])
     if not models:
@@ -162,6 +190,8 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
                 model["averages"][average]["retained"]
     known = {key: models[dense].get(key) for key in ("fingerprint", "num_parameters")}
     check_model(path, known, plan)
+    if plan is None:
+        return
     cuts = [model.get("removed") for name, model in models.items() if name != dense]
     if cuts and None not in cuts and sorted(plan.removed) not in cuts:
         raise SimdiffError(
@@ -177,13 +207,13 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan) -> None:
         )
 
 
-def check_bench(path: Path, content: Content, plan: PruningPlan) -> None:
+def check_bench(path: Path, content: Content, plan: PruningPlan | None) -> None:
     """Check a file of `simdiff bench`, which has both models for each setting."""
     check_model(path, content["models"]["dense"], plan)
-    if content["removed"] is not None and sorted(content["removed"]) != sorted(plan.removed):
+    removed = content["removed"]
+    if plan is not None and removed is not None and sorted(removed) != sorted(plan.removed):
         raise SimdiffError(
-            f"{path}: must be of the plan's cut, layers {sorted(plan.removed)}, got "
-            f"{content['removed']}"
+            f"{path}: must be of the plan's cut, layers {sorted(plan.removed)}, got {removed}"
         )
     _check_pruned(path, content["models"]["pruned"]["num_parameters"], plan)
     if not content["settings"]:
@@ -201,7 +231,7 @@ def check_bench(path: Path, content: Content, plan: PruningPlan) -> None:
             )
 
 
-def check_recovery(path: Path, content: Content, plan: PruningPlan) -> None:
+def check_recovery(path: Path, content: Content, plan: PruningPlan | None) -> None:
     """Check recovery.json, which has the quality of three models and details of the method."""
     check_model(path, content.get("model", {}), plan)
     for stage in STAGES:
@@ -214,15 +244,15 @@ def check_recovery(path: Path, content: Content, plan: PruningPlan) -> None:
             if point[key] is not None:
                 _finite(point[key])
     for layer in content["details"].get("layers", ()):
-        if not 0 <= layer["layer"] < plan.num_layers:
+        if plan is not None and not 0 <= layer["layer"] < plan.num_layers:
             raise ValueError(f"layer must be 0 to {plan.num_layers - 1}, got {layer['layer']}")
         if layer["relative_error"] is not None:
             _finite(layer["relative_error"])
 
 
-def _check_pruned(path: Path, found: int, plan: PruningPlan) -> None:
-    wanted = pruned_parameters(plan)
-    if wanted is not None and found != wanted:
+def _check_pruned(path: Path, found: int, plan: PruningPlan | None) -> None:
+    wanted = None if plan is None else pruned_parameters(plan)
+    if plan is not None and wanted is not None and found != wanted:
         raise SimdiffError(
             f"{path}: must be of the plan's model without layers {sorted(plan.removed)}, which has "
             f"{wanted} parameters, got one with {found}"

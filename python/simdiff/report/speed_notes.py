@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simdiff.report.numbers import speed_text
+
 
 def busy_note(bench: Mapping[str, Any]) -> str | None:
     """That other processes disturbed a benchmark; None where they hardly did."""
@@ -52,3 +54,36 @@ def measured_notes(content: Mapping[str, Any]) -> list[str]:
                     f"{name}: some tokens differ from generate's where two logits nearly tie."
                 )
     return notes
+
+
+def draft_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a draft brought, by names; none where none was measured."""
+    draft = bench.get("draft")
+    if draft is None:
+        return []
+    ratio, speeds = draft["ratio"], draft["tokens_per_second"]
+    equal = draft["equal_prompts"]
+    return [
+        ("proposed in a step", f"{draft['draft_tokens']} tokens"),
+        ("accepted of those proposed", f"{100 * draft['acceptance_rate']:.1f}%"),
+        ("accepted in a step, mean", f"{draft['accepted_per_step']:.2f} tokens"),
+        ("parent alone", f"{speed_text(speeds['alone']['median'])} tokens/s"),
+        ("parent with the draft", f"{speed_text(speeds['drafted']['median'])} tokens/s"),
+        ("times faster", f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"),
+        ("prompts with the parent's own tokens", f"{equal} of {draft['prompts']}"),
+    ]
+
+
+def draft_caption(bench: Mapping[str, Any]) -> str:
+    """How a draft was measured."""
+    draft = bench["draft"]
+    nearly = (
+        ""
+        if draft["equal_prompts"] == draft["prompts"]
+        else "; the others differ where two logits nearly tie"
+    )
+    return (
+        f"Speculative decoding by transformers, greedy, batch 1: {draft['prompts']} prompts of "
+        f"{draft['prompt_length']} tokens from {draft['text'].get('source', 'a text')}, "
+        f"{draft['new_tokens']} new tokens each, with the draft and without by turns{nearly}."
+    )

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from simdiff.report.numbers import plain
+
 # Width of a chart in its own units, which are pixels if two charts are side by side. On a phone it
 # shrinks to two thirds, where text of 13 units is still 9 pixels high.
 WIDTH = 460
@@ -51,7 +53,7 @@ class Scale:
 def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
-    for factors in ((1,), (1, 3), (1, 2, 5)):
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7)):
         values = [factor * 10.0**exponent for exponent in exponents for factor in factors]
         found = [value for value in values if low * 0.999 <= value <= high * 1.001]
         if len(found) >= 3:
@@ -129,7 +131,7 @@ class Chart:
         for value in scale.ticks():
             y = scale(value)
             self.line(left, y, right, y, "grid")
-            self.text(left - 6, y + 4, number(value), text_anchor="end")
+            self.text(left - 6, y + 4, plain(value), text_anchor="end")
         self.text(0, 10, label, "axis")
 
     def x_axis(self, scale: Scale, values: Iterable[float], label: str) -> None:
@@ -139,7 +141,7 @@ class Chart:
         for value in values:
             x = scale(value)
             self.line(x, bottom, x, bottom + 4, "base")
-            self.text(x, bottom + 17, number(value), text_anchor="middle")
+            self.text(x, bottom + 17, plain(value), text_anchor="middle")
         self.text(self.x_range[1], bottom + 36, label, "axis", text_anchor="end")
 
     def render(self) -> str:
@@ -154,19 +156,6 @@ class Chart:
 
 def _attribute(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float) else html.escape(str(value))
-
-
-def number(value: float) -> str:
-    """A value on an axis as short text."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1e15 or size < 1e-4:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= unit:
-            return f"{value / (1e3 if unit == 1e4 else unit):.4g}{name}"
-    return f"{value:.4g}"
 
 
 def depth_scale(chart: Chart, num_layers: int) -> Scale:

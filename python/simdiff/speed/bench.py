@@ -19,6 +19,7 @@ from simdiff.io.progress import step, track
 from simdiff.models.running import evaluating
 from simdiff.models.structure import text_config
 from simdiff.speed.decoding import Decoder, TimedGeneration, check_tokens, make_decoder
+from simdiff.speed.drafting import Drafting, measure_drafting
 from simdiff.speed.ideal import (
     ModelSize,
     Rates,
@@ -83,6 +84,7 @@ def bench(
     names: tuple[str, str] = ("dense", "pruned"),
     removed: Collection[int] | None = None,
     preset: str | None = None,
+    drafting: Drafting | None = None,
 ) -> dict[str, Any]:
     """Measure all settings; return the content of bench.json.
 
@@ -93,6 +95,8 @@ def bench(
         names: names of the models, for the record.
         removed: layers that `pruned` lacks, if they are known.
         preset: name of the protocol, for the record.
+        drafting: measures `pruned` as the draft of `dense` besides, in rounds of the protocol's
+            warm-up and tokens, one for each prompt.
 
     Raises:
         SimdiffError: see `check_comparable`, `Protocol.check`, `check_memory`, `check_tokens`; or
@@ -108,6 +112,11 @@ def bench(
     load = OtherLoad()
     with evaluating(dense, pruned):
         settings = [run.measure(index) for index in range(len(protocol.settings()))]
+        drafted = {}
+        if drafting is not None:
+            count = min(setting["new_tokens"] for setting in settings)
+            found = measure_drafting(dense, pruned, drafting, count, protocol.warm_up)
+            drafted = {"draft": found}
     return {
         **header("simdiff.bench"),
         "machine": describe_machine(),
@@ -127,6 +136,7 @@ def bench(
             for key, name, model in zip(("dense", "pruned"), names, (dense, pruned), strict=True)
         },
         "settings": settings,
+        **drafted,
     }
 
 

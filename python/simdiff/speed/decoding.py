@@ -262,7 +262,7 @@ def check_tokens(model: PreTrainedModel, prompt: Tensor, tokens: Tensor, *, exac
     """
     device = model.get_input_embeddings().weight.device
     ids = prompt.to(device)
-    with torch.inference_mode(), _endless(model):
+    with torch.inference_mode(), endless(model):
         wanted = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -274,7 +274,7 @@ def check_tokens(model: PreTrainedModel, prompt: Tensor, tokens: Tensor, *, exac
         )[:, ids.shape[1] :].cpu()
         if torch.equal(wanted, tokens):
             return True
-        if exact or not _best(model, ids, tokens):
+        if exact or not nearly_best(model, ids, tokens):
             row, column = (wanted != tokens).nonzero()[0].tolist()
             raise SimdiffError(
                 f"not timed: the decoding loop must write the tokens of generate, got "
@@ -284,7 +284,7 @@ def check_tokens(model: PreTrainedModel, prompt: Tensor, tokens: Tensor, *, exac
     return False
 
 
-def _best(model: PreTrainedModel, prompt: Tensor, tokens: Tensor) -> bool:
+def nearly_best(model: PreTrainedModel, prompt: Tensor, tokens: Tensor) -> bool:
     """Whether every token has the highest logit in a forward without cache, up to rounding."""
     chosen = tokens.to(prompt.device)
     output = model(input_ids=torch.cat([prompt, chosen], 1), use_cache=False)
@@ -295,7 +295,7 @@ def _best(model: PreTrainedModel, prompt: Tensor, tokens: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _endless(model: PreTrainedModel) -> Iterator[None]:
+def endless(model: PreTrainedModel) -> Iterator[None]:
     """Make `generate` ignore end-of-sequence tokens and the checkpoint's sampling settings."""
     old = model.generation_config
     assert old is not None

@@ -29,12 +29,15 @@ COMMAND = (
 )
 
 
-def test_command(tiny_checkpoint: Path, tmp_path: Path, llama: PreTrainedModel, capsys) -> None:
+def test_command(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, llama: PreTrainedModel, capsys
+) -> None:
     output = tmp_path / "bench.json"
     plan = plan_for(6, (2, 3), **model_identity(llama, "tiny"))
     plan.save(tmp_path / "plan.json")
     by_plan = ("bench", tiny_checkpoint, "--plan", tmp_path / "plan.json", *COMMAND)
-    assert simdiff(*by_plan, "-o", output) == 0
+    draft = ("--draft", "--draft-tokens", 2, "--text", tiny_text)
+    assert simdiff(*by_plan, *draft, "-o", output) == 0
     printed = capsys.readouterr().out
     for text in (
         "tok/s",
@@ -48,6 +51,12 @@ def test_command(tiny_checkpoint: Path, tmp_path: Path, llama: PreTrainedModel, 
     content = json.loads(output.read_text())
     assert (content["schema"], content["removed"]) == ("simdiff.bench", [2, 3])
     assert content["shared_weights"]
+    drafted = content["draft"]
+    assert (drafted["draft_tokens"], drafted["prompts"], drafted["prompt_length"]) == (2, 3, 5)
+    assert (drafted["text"]["source"], drafted["equal_prompts"]) == (str(tiny_text), 3)
+    assert len(drafted["seconds"]["alone"]) == len(drafted["seconds"]["drafted"]) == 3
+    assert f"{100 * drafted['acceptance_rate']:.1f}%" in printed
+    assert f"{drafted['ratio']['median']:.3f} (" in printed
     assert content["num_threads"] == torch.get_num_threads()
     for setting in content["settings"]:
         assert setting["tokens_equal_generate"] == {"dense": True, "pruned": True}
@@ -86,6 +95,9 @@ def test_bad_commands(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
         (("--remove", "1", "--repeats", "0"), "repeats must be at least 1, got 0"),
         (("--remove", "1", "--preset", "paper"), "at most the 2048 positions"),
         (("--remove", "1", "-o", tmp_path), "must be a file"),
+        (("--remove", "1", "--draft"), "--text must be given for a model of your own"),
+        (("--remove", "1", "--text", "demo"), "--text has an effect only with --draft"),
+        (("--remove", "1", "--draft", "--draft-tokens", "0"), "--draft-tokens must be at least 1"),
     ):
         assert simdiff("bench", tiny_checkpoint, *arguments) == 2
         assert message in capsys.readouterr().err

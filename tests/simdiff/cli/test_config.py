@@ -149,7 +149,9 @@ def without_time(path: Path) -> object:
     return {key: value for key, value in content.items() if key != "created"}
 
 
-def test_a_run_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+def test_a_run_repeated(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     more = ("--num-layers", 2, "--protect", "0", "--bootstrap", 20, "--threads", 1)
     assert simdiff("run", tiny_checkpoint, "--text", tiny_text, *SMALL, *more, "-o", out) == 0
@@ -157,14 +159,28 @@ def test_a_run_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) 
     assert {"command: run", f"model: {tiny_checkpoint}", "num_windows: 4"} <= {*lines}
     content = yaml.safe_load("\n".join(lines))
     assert not {"output", "overwrite", "json", "ratio"} & set(content)
-    assert simdiff("run", "--config", out / "config.yaml", "-o", again) == 0
+    capsys.readouterr()
+    assert simdiff("rerun", out, "-o", again, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "command": "run",
+        "output": str(again),
+        "same": True,
+        "circumstances": {},
+        "results": {},
+    }
     for name in ("scores.json", "plan.json"):
         assert without_time(out / name) == without_time(again / name)
     for name in ("config.yaml", "model/model.safetensors"):
         assert (out / name).read_bytes() == (again / name).read_bytes()
+    assert simdiff("rerun", out, "-o", out, "--overwrite") == 2, "it would replace its config"
+    assert simdiff("rerun", out / "model", "-o", tmp_path / "other") == 2
+    assert "model: must hold the config.yaml" in capsys.readouterr().err
 
 
-def test_prune_and_recover_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+def test_prune_and_recover_repeated(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scores, plan = tmp_path / "scores.json", tmp_path / "plan.json"
     text = ("--text", tiny_text, *SMALL)
     assert simdiff("score", tiny_checkpoint, *text, "-o", scores) == 0
@@ -176,7 +192,8 @@ def test_prune_and_recover_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_
     for command, options in commands.items():
         out, again = tmp_path / command, tmp_path / f"{command}-again"
         assert simdiff(command, tiny_checkpoint, *options, "-o", out) == 0
-        assert simdiff(command, "--config", out / "config.yaml", "-o", again) == 0
+        assert simdiff("rerun", out, "-o", again) == 0
+        assert "Every plan, number and weight is the same." in capsys.readouterr().out
         files = sorted(path.name for path in out.iterdir())
         assert files == sorted(path.name for path in again.iterdir())
         for name in files:
@@ -193,11 +210,21 @@ def test_prune_and_recover_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_
     assert yaml.safe_load((further / "config.yaml").read_text())["model"] == str(tmp_path / "prune")
 
 
-def test_a_comparison_repeated(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+def test_a_comparison_repeated(
+    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, again = tmp_path / "out", tmp_path / "again"
     more = ("--criteria", "last-n,simdiff", "--num-layers", "2", "--evaluation-windows", 1)
     assert simdiff("compare", tiny_checkpoint, "--text", tiny_text, *SMALL, *more, "-o", out) == 0
-    assert simdiff("compare", "--config", out / "config.yaml", "-o", again) == 0
+    text = tiny_text.read_text()
+    tiny_text.write_text(text.replace("w5 ", "w6 "))
+    capsys.readouterr()
+    assert simdiff("rerun", out, "-o", again) == 0
+    told = capsys.readouterr().out
+    assert "Today differs the text (" in told
+    assert "Result differs: scores.json, metrics." in told
+    tiny_text.write_text(text)
+    assert simdiff("compare", "--config", out / "config.yaml", "-o", again, "--overwrite") == 0
     first, second = (json.loads((path / "compare.json").read_text()) for path in (out, again))
     assert [cell["criterion"] for cell in first["cells"]] == ["last-n", "simdiff"]
     for one, other in zip(first["cells"], second["cells"], strict=True):

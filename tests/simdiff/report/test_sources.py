@@ -96,5 +96,5 @@ def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path
     write_json(other / "plan.json", content)
     with pytest.raises(SimdiffError, match="must be a recovery of the plan's cut"):
         read_sources(directory, recovery=other / "recovery.json")
-    with pytest.raises(SimdiffError, match="must be a directory with plan.json"):
+    with pytest.raises(SimdiffError, match=r"must be a directory with plan.json, a comp"):
         read_sources(tmp_path / "none")

@@ -36,7 +36,7 @@ class Structure(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & {*self.open}:
             self.words.append(data)
         if self.open[-1:] == ["h2"]:
             self.headings.append(data)

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import BlockCosts
-from simdiff.report.svg import Chart, Scale, depth_ticks, number
+from simdiff.report.numbers import plain
+from simdiff.report.svg import Chart, Scale, depth_ticks
 from simdiff.scoring.scores import LayerScores
 
 # Viridis from its bright end, so that cheap blocks stand out on light and dark backgrounds.
@@ -56,14 +57,14 @@ def heat_map(costs: BlockCosts, removed: Collection[int] = ()) -> str | None:
     blocks = layer_runs(removed)
     low, high = min(positive), max(max(positive), 1.001 * min(positive))
     told = "; ".join(
-        f"layers {start} to {stop - 1} cost {costs.values[start][stop]:.3g}"
+        f"layers {start} to {stop - 1} cost {plain(costs.values[start][stop], 3)}"
         for start, stop in blocks
     )
     outlined = f" Outlined, the removed blocks: {told}." if told else ""
     chart = Chart(
         "Cost of every block",
         f"Heat map of the cost of cutting every block of consecutive layers, {costs.criterion}: "
-        f"from {low:.3g} to {high:.3g}, logarithmic.{outlined}",
+        f"from {plain(low, 3)} to {plain(high, 3)}, logarithmic.{outlined}",
         height=464,
         left=44,
     )
@@ -115,8 +116,8 @@ def _pairs(text: str) -> list[str]:
 
 def _axes(chart: Chart, x: Scale, y: Scale, size: float, depth: int) -> None:
     for layer in depth_ticks(depth):
-        chart.text(x(layer) + size / 2, y(depth) + 15, number(layer), text_anchor="middle")
-        chart.text(chart.left - 6, y(layer) + size / 2 + 4, number(layer), text_anchor="end")
+        chart.text(x(layer) + size / 2, y(depth) + 15, plain(layer), text_anchor="middle")
+        chart.text(chart.left - 6, y(layer) + size / 2 + 4, plain(layer), text_anchor="end")
     chart.text(0, 10, "first layer of the block ↓", "axis")
     chart.text(x(depth), y(depth) + 32, "last layer of the block →", "axis", text_anchor="end")
 
@@ -132,7 +133,7 @@ def _color_bar(chart: Chart, low: float, high: float) -> None:
         chart.add("rect", x=left + index * step, y=top, width=step + 0.3, height=11, fill=shade)
     ticks = scale.ticks(3)
     for value in ticks if len(ticks) < 5 else ticks[::2]:
-        chart.text(scale(value), top + 25, number(value), text_anchor="middle")
+        chart.text(scale(value), top + 25, plain(value), text_anchor="middle")
 
 
 def cheapest_blocks(costs: BlockCosts) -> list[tuple[int, int, int, float]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.numbers import plain
 from simdiff.report.svg import Chart, depth_scale, depth_ticks, scale_for
 from simdiff.scoring.scores import LayerScores
 
@@ -58,9 +59,10 @@ def _depth_chart(
     lowest = min(range(plan.num_layers), key=lambda layer: means[layer])
     chart = Chart(
         title,
-        f"{title} of {plan.num_layers} layers: {label}. Lowest mean {means[lowest]:.3g} at layer "
-        f"{lowest}, highest {means[highest]:.3g} at layer {highest}. Removed: "
-        f"{', '.join(f'layer {layer} {means[layer]:.3g}' for layer in removed)}.",
+        f"{title} of {plan.num_layers} layers: {label}. Lowest mean "
+        f"{plain(means[lowest], 3)} at layer {lowest}, highest "
+        f"{plain(means[highest], 3)} at layer {highest}. Removed: "
+        f"{', '.join(f'layer {layer} {plain(means[layer], 3)}' for layer in removed)}.",
     )
     x = depth_scale(chart, plan.num_layers)
     y = scale_for([*means, *maxima], *chart.y_range)

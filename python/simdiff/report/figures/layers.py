@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from simdiff.comparison.results import Comparison
-from simdiff.report.svg import Chart, depth_ticks, number
+from simdiff.report.numbers import plain
+from simdiff.report.svg import Chart, depth_ticks
 
 _ROW, _LABEL = 17, 142
 
@@ -38,6 +39,6 @@ def layers_chart(comparison: Comparison, count: int) -> str:
             )
     bottom = _ROW * len(taken) + 16
     for tick in depth_ticks(depth):
-        chart.text(left + (tick + 0.5) * size, bottom, number(tick), text_anchor="middle")
+        chart.text(left + (tick + 0.5) * size, bottom, plain(tick), text_anchor="middle")
     chart.text(right, chart.height - 4, "layer, counted from 0", "axis", text_anchor="end")
     return chart.render()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from simdiff.comparison.results import Comparison
-from simdiff.report.svg import Chart, Scale, number
+from simdiff.report.numbers import perplexity_text, plain
+from simdiff.report.svg import Chart, Scale
 
 # Class, dashes and marker of each criterion's line. The class sets the colour, which shows the
 # family (ours, the paper's, cosine, length, fixed ones, searches by perplexity); dashes and marker
@@ -37,15 +40,18 @@ _MARKERS = {
 }
 _PROMINENT = ("simdiff", "greedy-perplexity")
 # Above this multiple of the dense perplexity a model is broken, and by how much does not matter.
-_CEILING = 50
+_BROKEN = 50
+# What is so many times above the middle criterion at its number of layers would squeeze the others.
+_FAR = 3
+_ARROW = "m0 -9l4.5 6h-3v5h-3v-5h-3z"
 _COLUMNS, _LEGEND_ROW = 4, 19
 
 
 def perplexity_chart(comparison: Comparison) -> str:
     """Draw held-out perplexity without recovery, with intervals for `simdiff` and greedy search.
 
-    The axis is logarithmic and ends at 50 times the dense perplexity; higher values are drawn at
-    its end.
+    The axis is logarithmic. A criterion that is far above the middle one of its number of layers,
+    or 50 times the dense model, has an arrow at the upper edge.
     """
     dense, counts = comparison.dense.perplexity, comparison.counts
     measured = {
@@ -59,27 +65,31 @@ def perplexity_chart(comparison: Comparison) -> str:
     highest = max([dense, *(q.perplexity for row in measured.values() for q in row.values())])
     told = "; ".join(
         f"{name}: "
-        + (", ".join(f"{n} layers {q.perplexity:.4g}" for n, q in row.items()) or "not measured")
+        + (", ".join(f"{n} layers {plain(q.perplexity)}" for n, q in row.items()) or "not measured")
         for name, row in measured.items()
     )
     legend = _LEGEND_ROW * -(-len(measured) // _COLUMNS)
     chart = Chart(
         "Perplexity over removed layers",
-        f"Held-out perplexity of every criterion. Dense {dense:.4g}; {told}.",
+        f"Held-out perplexity of every criterion. Dense {plain(dense)}; {told}.",
         height=420 + legend,
         width=760,
         bottom=52 + legend,
     )
-    top = min(highest, _CEILING * dense)
+    top = _ceiling(
+        dense, [[row[n].perplexity for row in measured.values() if n in row] for n in counts]
+    )
     x = Scale(counts[0] - 0.3, counts[-1] + 0.3, *chart.x_range)
     y = Scale(0.93 * dense, 1.12 * top, *chart.y_range, logarithmic=True)
-    above = f"; at the top edge: {_CEILING} times dense or more" if highest > top else ""
+    above = f"; an arrow at the edge is more than {perplexity_text(top)}" if highest > top else ""
     chart.y_axis(y, f"held-out perplexity{above}")
     chart.x_axis(x, counts, f"removed layers of {comparison.scores.num_layers}")
     chart.line(chart.left, y(dense), chart.x_range[1], y(dense), "ideal thin")
-    chart.text(
-        chart.x_range[1], y(dense) - 5, f"dense {number(round(dense, 2))}", text_anchor="end"
-    )
+    chart.text(chart.x_range[1], y(dense) - 5, f"dense {perplexity_text(dense)}", text_anchor="end")
+    far = {
+        n: sum(n in row and row[n].perplexity > top for row in measured.values()) for n in counts
+    }
+    above_at = dict.fromkeys(counts, 0)
     for name in sorted(measured, key=_PROMINENT.__contains__):  # prominent lines are drawn last
         kind, dashes, marker = _LINES.get(name, _OTHER)
         row = measured[name]
@@ -88,8 +98,15 @@ def perplexity_chart(comparison: Comparison) -> str:
             lower = [(x(n), y(q.perplexity if q.low is None else q.low)) for n, q in row.items()]
             chart.path([*upper, *reversed(lower)], f"interval {kind}")
         strong = " strong" if name in _PROMINENT else ""
-        points = [(x(n), y(min(q.perplexity, top))) for n, q in row.items()]
-        _line(chart, points, f"line {kind}{strong}", dashes, marker)
+        inside = [(x(n), y(q.perplexity)) for n, q in row.items() if q.perplexity <= top]
+        for run in _drawn([(n, q.perplexity) for n, q in row.items()], top):
+            chart.path([(x(n), y(value)) for n, value in run], f"line {kind}{strong}", dashes)
+        _marks(chart, inside, f"line {kind}{strong}", _MARKERS[marker])
+        for n, q in row.items():
+            if q.perplexity > top:  # beside those of other criteria
+                place = x(n) + 10 * (above_at[n] - (far[n] - 1) / 2)
+                _marks(chart, [(place, y(1.12 * top) + 9)], f"line {kind}", _ARROW)
+                above_at[n] += 1
     for index, name in enumerate(measured):
         kind, dashes, marker = _LINES.get(name, _OTHER)
         left = 8 + (index % _COLUMNS) * (chart.width - 8) / _COLUMNS
@@ -100,11 +117,39 @@ def perplexity_chart(comparison: Comparison) -> str:
     return chart.render()
 
 
+def _ceiling(dense: float, columns: list[list[float]]) -> float:
+    """The highest perplexity that is drawn: what is far above the middle of its column is not."""
+    middles = [sorted(column)[(len(column) - 1) // 2] for column in columns if column]
+    wanted = min(_BROKEN * dense, _FAR * max([dense, *middles]))
+    highest = max([dense, *(value for column in columns for value in column)])
+    if highest <= wanted:
+        return highest
+    return max([1.5 * dense, *(v for column in columns for v in column if v <= wanted)])
+
+
+def _drawn(points: list[tuple[int, float]], top: float) -> list[list[tuple[int, float]]]:
+    """Runs of points that a line joins: not along the edge, between two that lie beyond it."""
+    runs: list[list[tuple[int, float]]] = []
+    for before, after in pairwise(points):
+        if min(before[1], after[1]) > top:
+            continue
+        if runs and runs[-1][-1] == before:
+            runs[-1].append(after)
+        else:
+            runs.append([before, after])
+    return runs
+
+
+def _marks(chart: Chart, points: list[tuple[float, float]], kind: str, shape: str) -> None:
+    if points:
+        shapes = "".join(f"M{a:.1f} {b:.1f}{shape}" for a, b in points)
+        chart.add("path", f"{kind} marker", d=shapes)
+
+
 def _line(
     chart: Chart, points: list[tuple[float, float]], kind: str, dashes: str, marker: str
 ) -> None:
     if len(points) > 1:
         chart.path(points, kind, dashes)
-    if marker and points:
-        shapes = "".join(f"M{a:.1f} {b:.1f}{_MARKERS[marker]}" for a, b in points)
-        chart.add("path", f"{kind} marker", d=shapes)
+    if marker:
+        _marks(chart, points, kind, _MARKERS[marker])

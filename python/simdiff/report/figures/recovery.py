@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simdiff.report.svg import Chart, Scale, bar_row, depth_scale, depth_ticks, number, scale_for
+from simdiff.report.numbers import plain
+from simdiff.report.svg import Chart, Scale, bar_row, depth_scale, depth_ticks, scale_for
 
 Point = Mapping[str, Any]
 
@@ -39,7 +40,7 @@ def curve_chart(curve: Sequence[Point], best_step: int | None) -> str | None:
     for value in ticks:
         near = min(curve, key=lambda p: abs(p["step"] - value))
         if near["step"] == value:
-            told = f"{number(float(near['tokens']))} tok., {minutes(near['seconds'])}"
+            told = f"{plain(float(near['tokens']))} tok., {minutes(near['seconds'])}"
             chart.text(x(value), chart.height - 26, told, "tick", text_anchor="middle")
     chart.text(
         chart.x_range[1],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from simdiff.report.svg import Chart, Scale, bar_row, number
+from simdiff.report.numbers import speed_text
+from simdiff.report.svg import Chart, Scale, bar_row
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ def speed_chart(title: str, ideal_by: str, pairs: Sequence[SpeedPair]) -> str:
     """Draw two bars for each pair; a line across the lower one is the ideal, thin lines are
     quartiles."""
     told = "; ".join(
-        f"{pair.label}: dense {pair.dense:.4g}, pruned {pair.pruned:.4g}"
-        + ("" if pair.ideal is None else f", ideal {pair.dense * pair.ideal:.4g}")
+        f"{pair.label}: dense {speed_text(pair.dense)}, pruned {speed_text(pair.pruned)}"
+        + ("" if pair.ideal is None else f", ideal {speed_text(pair.dense * pair.ideal)}")
         for pair in pairs
     )
     rows = 66
@@ -69,7 +70,7 @@ def _pair(chart: Chart, x: Scale, top: float, pair: SpeedPair) -> None:
         (40, "pruned", pair.pruned, pair.pruned_quartiles),
     ):
         y = top + shift
-        bar_row(chart, x, y, name, value, number(float(f"{value:.4g}")))
+        bar_row(chart, x, y, name, value, speed_text(value))
         if quartiles is not None:
             chart.line(x(quartiles[0]), y + 9, x(quartiles[1]), y + 9, "whisker")
     if pair.ideal is not None:

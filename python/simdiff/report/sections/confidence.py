@@ -9,7 +9,8 @@ from typing import Any
 from simdiff.planning.confidence import AmountOfText, PlanConfidence
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.html import figure, legend
-from simdiff.report.svg import Chart, Scale, depth_scale, depth_ticks, number
+from simdiff.report.numbers import plain
+from simdiff.report.svg import Chart, Scale, depth_scale, depth_ticks
 
 
 def confidence_section(plan: PruningPlan, results: Mapping[str, Any] | None) -> Iterator[str]:
@@ -100,7 +101,7 @@ def _amounts_chart(amounts: Sequence[AmountOfText]) -> str:
     bottom, _ = chart.y_range
     chart.line(chart.left, bottom, stop, bottom, "base")
     for size in sizes:
-        chart.text(x(size), bottom + 17, number(float(size)), text_anchor="middle")
+        chart.text(x(size), bottom + 17, plain(float(size)), text_anchor="middle")
     chart.text(stop, chart.height - 4, "calibration windows drawn", "axis", text_anchor="end")
     for kind in ("dense", "pruned"):
         values = [a.overlap if kind == "dense" else a.agreement for a in amounts]

@@ -11,6 +11,7 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.report.cells import layer_cells
 from simdiff.report.figures.depth import importance_chart
 from simdiff.report.html import figure, legend, notes_list, scrolled, table
+from simdiff.report.numbers import plain
 from simdiff.scoring.scores import LayerScores
 
 
@@ -108,7 +109,7 @@ def layers_section(plan: PruningPlan, scores: LayerScores | None) -> Iterator[st
     for layer in range(plan.num_layers):
         gone = layer in plan.removed
         fate = f"{'removed' if gone else 'kept'}: {html.escape(plan.reason(layer))}"
-        numbers = [f"{plan.importance[layer]:.6g}"] if plan.importance else []
+        numbers = [plain(plan.importance[layer], 6)] if plan.importance else []
         if plan.confidence is not None:
             numbers.insert(0, f"{plan.confidence.plan_frequency[layer]:.0%}")
         if scores is not None:

@@ -9,6 +9,7 @@ from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.figures.blocks import cheapest_blocks, costs_for, heat_map
 from simdiff.report.html import figure, table
+from simdiff.report.numbers import plain
 from simdiff.scoring.scores import LayerScores
 
 
@@ -26,14 +27,14 @@ def map_section(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
         "leaving the last.</p>"
     )
     outlined = "; ".join(
-        f"layers {i} to {j - 1}: {costs.values[i][j]:.3g}"
+        f"layers {i} to {j - 1}: {plain(costs.values[i][j], 3)}"
         if j > i + 1
-        else f"layer {i}: {costs.values[i][j]:.3g}"
+        else f"layer {i}: {plain(costs.values[i][j], 3)}"
         for i, j in layer_runs(plan.removed)
     )
     caption = f"Bright is cheap; the scale is logarithmic. Outlined: what was removed ({outlined})."
     rows = [
-        (str(length), f"{start}" if length == 1 else f"{start}–{stop - 1}", f"{cost:.4g}")
+        (str(length), f"{start}" if length == 1 else f"{start}–{stop - 1}", plain(cost))
         for length, start, stop, cost in cheapest_blocks(costs)[: max(12, len(plan.removed))]
     ]
     lengths = table(("layers", "cheapest block", "cost"), rows, text=())

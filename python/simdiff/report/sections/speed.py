@@ -6,9 +6,10 @@ import html
 from collections.abc import Iterator
 
 from simdiff.report.figures.speed import SpeedPair, speed_chart
-from simdiff.report.html import figure, notes_list, table
+from simdiff.report.html import facts_table, figure, notes_list, table
+from simdiff.report.numbers import speed_text
 from simdiff.report.sources import Content, ReportSources
-from simdiff.report.speed_notes import busy_note, measured_notes
+from simdiff.report.speed_notes import busy_note, draft_caption, draft_rows, measured_notes
 
 PHASES = {"prefill": "flops", "decode": "bytes"}
 
@@ -80,6 +81,10 @@ def speed_section(sources: ReportSources) -> Iterator[str]:
     yield f"<p class='caption'>{_caption(sources, has_ideal)}</p>"
     if sources.bench is not None:
         yield notes_list(measured_notes(sources.bench))
+        if rows := draft_rows(sources.bench):
+            yield "<h3>As a draft of its own parent</h3>"
+            yield facts_table(dict(rows))
+            yield f"<p class='caption'>{html.escape(draft_caption(sources.bench))}</p>"
 
 
 def _table(phases: dict[str, list[SpeedPair]]) -> str:
@@ -87,8 +92,8 @@ def _table(phases: dict[str, list[SpeedPair]]) -> str:
         (
             phase,
             pair.label,
-            f"{pair.dense:.4g}",
-            f"{pair.pruned:.4g}",
+            speed_text(pair.dense),
+            speed_text(pair.pruned),
             f"{pair.ratio:.3f}",
             ""
             if pair.ratio_interval is None

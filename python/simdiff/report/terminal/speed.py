@@ -8,7 +8,13 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from simdiff.report.speed_notes import busy_note, measured_notes
+from simdiff.report.numbers import speed_text
+from simdiff.report.speed_notes import (
+    busy_note,
+    draft_caption,
+    draft_rows,
+    measured_notes,
+)
 from simdiff.report.terminal.fitting import Fitting, plain_table
 
 # Shares are of the median ratio. "whole" is the measure of the paper: new tokens over all seconds.
@@ -85,6 +91,20 @@ def memory_table(content: Mapping[str, Any]) -> Table:
     return table
 
 
+def draft_table(content: Mapping[str, Any]) -> list[Table | str]:
+    """A table of what the pruned model brings as a draft, and how that was measured; or nothing."""
+    rows = draft_rows(content)
+    if not rows:
+        return []
+    table = Table(title="Draft", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.show_header = False
+    table.add_column("", justify="left", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return [table, draft_caption(content), ""]
+
+
 def speed_notes(content: Mapping[str, Any]) -> list[str]:
     """Notes that readers of the numbers must know."""
     settings = content["settings"]
@@ -114,12 +134,7 @@ def _title(content: Mapping[str, Any]) -> str:
 
 def _spread(value: Mapping[str, float]) -> str:
     low, median, high = (value[k] for k in ("lower_quartile", "median", "upper_quartile"))
-    return f"{_short(median)} [{_short(low)}-{_short(high)}]"
-
-
-def _short(value: float) -> str:
-    """A number with three significant digits; thousands are written in full."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{speed_text(median)} [{speed_text(low)}-{speed_text(high)}]"
 
 
 def _bytes(dense: float, pruned: float, unit: str, scale: float) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simdiff.report.numbers import plain
 from simdiff.report.terminal.fitting import Fitting, plain_table
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.plan import SublayerPlan
@@ -28,10 +29,10 @@ def sublayers_table(scores: LayerScores, plan: SublayerPlan | None = None) -> Fi
             metrics["absolute_difference"].mean[row],
             metrics["relative_difference"].mean[row],
         ]
-        cells = [str(name), *(f"{value:.4g}" for value in values)]
+        cells = [str(name), *(plain(value) for value in values)]
         gone = plan is not None and name in plan.removed
         if plan is not None:
-            cells.append(f"{plan.importance[plan.ranking.index(name)]:.4g}")
+            cells.append(plain(plan.importance[plan.ranking.index(name)]))
             cells.append(f"{'REMOVE' if gone else 'keep'}: {plan.reason(name)}")
         table.add_row(*cells, style="bold red" if gone else None)
     return Fitting(table, ("norm change", "rel.", "MASD", "max sq.", "MSSD"))

@@ -12,6 +12,7 @@ from rich.table import Table
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.cells import cell_texts, layer_cells
+from simdiff.report.numbers import perplexity_text, plain, speed_text
 from simdiff.report.terminal.fitting import Fitting, plain_table
 from simdiff.scoring.scores import LayerScores
 
@@ -70,12 +71,12 @@ def scores_table(scores: LayerScores) -> Fitting:
         peak = squared.location[layer]
         table.add_row(
             str(layer),
-            f"{scores.metrics['cosine_distance'].mean[layer]:.4g}",
-            f"{squared.mean[layer]:.4g}",
-            f"{squared.maximum[layer]:.4g}",
+            plain(scores.metrics["cosine_distance"].mean[layer]),
+            plain(squared.mean[layer]),
+            plain(squared.maximum[layer]),
             f"{peak.sequence}:{peak.position}",
-            f"{scores.metrics['absolute_difference'].mean[layer]:.4g}",
-            f"{scores.metrics['relative_difference'].mean[layer]:.4g}",
+            plain(scores.metrics["absolute_difference"].mean[layer]),
+            plain(scores.metrics["relative_difference"].mean[layer]),
         )
     return Fitting(table, ("at sequence:position", "rel.", "MASD"))
 
@@ -105,7 +106,7 @@ def leading_table(scores: LayerScores) -> Fitting:
         first, rest = pairs
         both = (first[1] * leading.num_tokens + rest[1] * scores.num_tokens) / total
         values = (*(value for pair in zip(first, rest, strict=True) for value in pair), both)
-        table.add_row(str(layer), *(f"{value:.4g}" for value in values))
+        table.add_row(str(layer), *(plain(value) for value in values))
     return Fitting(table, ("MSSD of all", "others"))
 
 
@@ -121,19 +122,19 @@ def results_table(results: Mapping[str, Any]) -> Table:
             dense["speed"][phase],
             pruned["speed"][phase],
             pruned["speed"]["times_faster"][phase],
-            style,
+            speed_text,
         )
-        for phase, style in (("decode", ".1f"), ("prefill", ".0f"))
+        for phase in ("decode", "prefill")
         if "speed" in dense
     ]
     rows = (
-        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, ".2f"),
+        ("held-out perplexity", dense["perplexity"], pruned["perplexity"], None, perplexity_text),
         *speeds,
-        ("parameters", dense["num_parameters"], pruned["num_parameters"], None, ",.0f"),
+        ("parameters", dense["num_parameters"], pruned["num_parameters"], None, "{:,}".format),
     )
-    for name, before, after, ratio, style in rows:
+    for name, before, after, ratio, shown in rows:
         ratio = after / before if ratio is None else ratio
-        table.add_row(name, f"{before:{style}}", f"{after:{style}}", f"{ratio:.3f}")
+        table.add_row(name, shown(before), shown(after), f"{ratio:.3f}")
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from simdiff.report.figures.perplexity import perplexity_chart
+from simdiff.report.figures.perplexity import _ARROW, perplexity_chart
 
 
 def comparison(**perplexities: dict[int, float]) -> Any:
@@ -59,13 +59,31 @@ def test_places_are_logarithms() -> None:
         assert words in chart
 
 
-def test_what_is_broken_lies_at_the_edge() -> None:
-    """50 times the dense perplexity is as far as the axis goes; more tells nothing."""
+def test_what_is_far_above_the_others_is_an_arrow_at_the_edge() -> None:
+    """The axis ends where the others do; it is 9.3 to 1.12 * 30 here, whatever `random` reaches."""
+    others = {"simdiff": {2: 20.0, 4: 30.0}, "last-n": {2: 21.0, 4: 25.0}}
+    chart = perplexity_chart(comparison(**others, random={2: 22.0, 4: 200.0}))
+    (line, _) = lines_of(chart, "ours")
+    assert line[1][1] == pytest.approx(
+        368 - 352 * math.log(30 / 9.3) / math.log(33.6 / 9.3), abs=0.06
+    )
+    assert "an arrow at the edge is more than 30.00" in chart
+    assert chart.count(_ARROW) == 1
+    assert "random: 2 layers 22, 4 layers 200" in chart
+    whole = perplexity_chart(comparison(**others, random={2: 22.0, 4: 60.0}))
+    assert "arrow" not in whole
+    # A line to the edge, none along it.
+    far = perplexity_chart(comparison(**others, random={2: 2e6, 4: 5e6}))
+    assert (far.count(_ARROW), len(lines_of(far, "blind"))) == (
+        2,
+        len(lines_of(chart, "blind")) - 1,
+    )
+
+
+def test_fifty_times_the_dense_perplexity_is_as_far_as_it_goes() -> None:
     broken = perplexity_chart(comparison(simdiff={2: 500.0, 4: 1e9}))
-    (first, second), _ = lines_of(broken, "ours")
-    assert first[1] == second[1]
-    assert "at the top edge: 50 times dense or more" in broken
-    assert "top edge" not in perplexity_chart(comparison(simdiff={2: 400.0, 4: 500.0}))
+    assert "an arrow at the edge is more than 500.00" in broken
+    assert "arrow" not in perplexity_chart(comparison(simdiff={2: 400.0, 4: 500.0}))
 
 
 def test_a_criterion_that_was_refused_everywhere() -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from simdiff.report.terminal.speed import memory_table, speed_notes, speed_table
+from simdiff.report.terminal.speed import draft_table, memory_table, speed_notes, speed_table
 
 
 def spread(median: float) -> dict[str, float]:
@@ -227,3 +227,28 @@ def test_what_is_to_be_said_against_it(changes: dict[str, Any], load: float, wan
     both = content(setting(1), setting(4, **changes), other_processes_cores=load)
     (note,) = speed_notes(both)[2:]
     assert note.startswith(wanted)
+
+
+def test_what_a_draft_brought() -> None:
+    content = {
+        "draft": {
+            "text": {"source": "corpus.txt"},
+            "prompts": 7,
+            "prompt_length": 128,
+            "new_tokens": 64,
+            "draft_tokens": 5,
+            "acceptance_rate": 0.6789,
+            "accepted_per_step": 3.3945,
+            "equal_prompts": 6,
+            "tokens_per_second": {"alone": spread(1234.5), "drafted": spread(43.21)},
+            "ratio": {"median": 0.0351, "low": 0.03, "high": 0.04},
+        }
+    }
+    table, caption, _ = draft_table(content)
+    assert isinstance(table, Table)
+    shown = [list(column.cells)[1:4] for column in table.columns][1]
+    assert shown == ["67.9%", "3.39 tokens", "1234 tokens/s"]
+    assert list(table.columns[1].cells)[4:] == ["43.2 tokens/s", "0.035 (0.030 to 0.040)", "6 of 7"]
+    assert "7 prompts of 128 tokens from corpus.txt, 64 new tokens each" in str(caption)
+    assert "the others differ where two logits nearly tie" in str(caption)
+    assert draft_table({}) == []

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.numbers import plain
 from simdiff.report.terminal.tables import layers_table
 from simdiff.scoring.scores import LayerScores
 
@@ -24,6 +25,6 @@ def test_the_layers_fit_a_terminal(run: tuple[Path, PruningPlan], width: int) ->
     assert "…" not in printed
     assert "\x1b" not in printed
     for layer in range(6):
-        squared = f"{scores.metrics['squared_difference'].mean[layer]:.4g}"
+        squared = plain(scores.metrics["squared_difference"].mean[layer])
         assert any(squared in line and run[1].reason(layer) in line for line in lines)
     assert ("MASD" in printed) == (width > 100)

@@ -1,10 +1,9 @@
-"""The page of a comparison: one self-contained HTML file."""
+"""The sections of a comparison: plot, tables that sort and filter, layers, what criteria are."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from simdiff.comparison.results import ComparedCell, Comparison
@@ -12,11 +11,12 @@ from simdiff.planning.block_costs import block_costs
 from simdiff.planning.criteria import CRITERIA, criterion_named
 from simdiff.planning.entry_points import foreign_criteria
 from simdiff.planning.perplexity_search import FORMULAS
-from simdiff.report.cells import cell_texts, duration, perplexity_text
+from simdiff.report.cells import cell_texts
 from simdiff.report.figures.blocks import heat_map
 from simdiff.report.figures.layers import layers_chart
 from simdiff.report.figures.perplexity import perplexity_chart
-from simdiff.report.html import document, facts_table, figure, tile
+from simdiff.report.html import figure, sortable, tile
+from simdiff.report.numbers import duration, perplexity_text
 
 _SEARCH_SOURCES = {
     "one-shot-perplexity": "Shortened LLaMA, arXiv 2402.02834",
@@ -24,43 +24,37 @@ _SEARCH_SOURCES = {
 }
 
 
-def write_comparison(directory: Path, comparison: Comparison) -> None:
-    """Write compare.html into a directory."""
-    page = render_comparison(comparison)
-    (directory / "compare.html").write_text(page, encoding="utf-8")
-
-
-def render_comparison(comparison: Comparison) -> str:
-    """Render the page of a comparison as HTML."""
-    name = html.escape(str(comparison.scores.model["name"]))
+def comparison_sections(comparison: Comparison | None) -> Iterator[str]:
+    """Yield the HTML of the sections of a comparison; nothing without one."""
+    if comparison is None:
+        return
     counts = ", ".join(map(str, comparison.counts))
-    sections = [
-        f"<h1>{name}: {len(comparison.criteria)} criteria compared</h1>",
+    yield "<h2>Criteria compared: perplexity over removed layers</h2>"
+    yield (
         f"<p class='lead'>{counts} of {comparison.scores.num_layers} layers removed, without "
-        "recovery; layers count from 0.</p>",
-        f"<div class='tiles'>{''.join(_tiles(comparison))}</div>",
-        "<h2>Perplexity over removed layers</h2>",
-        figure(
-            perplexity_chart(comparison),
-            "Lower is better; bands are 95% intervals. Every number is in the tables below.",
-            kind="wide",
-        ),
-        "<h2>Held-out perplexity and time to plan</h2>",
-        _summary(comparison),
-        "<p class='caption'>Bold: the lowest of the column. Time to plan: for the largest cut, "
-        "from the model in memory, its calibration pass and evaluations included.</p>",
-        "<h2>Which layers each criterion takes</h2>",
-        *_layers(comparison),
-        *_blocks(comparison),
-        *_sweeps(comparison),
-        "<h2>Every cell</h2>",
-        _cells(comparison),
-        "<h2>What the criteria are</h2>",
-        _criteria(comparison),
-        "<h2>Where this comes from</h2>",
-        facts_table(_facts(comparison)),
-    ]
-    return document(f"{name}, compared", sections)
+        "recovery; layers count from 0.</p>"
+    )
+    yield f"<div class='tiles'>{''.join(_tiles(comparison))}</div>"
+    yield figure(
+        perplexity_chart(comparison),
+        "Lower is better; bands are 95% intervals. An arrow at the edge is a criterion that is far "
+        "above the others. Every number is in the tables below.",
+        kind="wide",
+    )
+    yield "<h2>Held-out perplexity and time to plan</h2>"
+    yield _summary(comparison)
+    yield (
+        "<p class='caption'>Lowest of a column: marked *. Time to plan: for the largest cut, from "
+        "the model in memory, its calibration pass and evaluations included.</p>"
+    )
+    yield "<h2>Which layers each criterion takes</h2>"
+    yield from _layers(comparison)
+    yield from _blocks(comparison)
+    yield from _sweeps(comparison)
+    yield "<h2>Every cell</h2>"
+    yield _cells(comparison)
+    yield "<h2>What the criteria are</h2>"
+    yield _criteria(comparison)
 
 
 def _layers(comparison: Comparison) -> Iterable[str]:
@@ -124,44 +118,51 @@ def _best(comparison: Comparison, count: int) -> ComparedCell | None:
     )
 
 
+def _perplexity(entry: ComparedCell) -> float | None:
+    return None if entry.quality is None else entry.quality.perplexity
+
+
 def _summary(comparison: Comparison) -> str:
     counts = comparison.counts
-    best = {count: _best(comparison, count) for count in counts}
-    head = "<th class='text'>criterion</th>" + "".join(f"<th>{count}</th>" for count in counts)
-    rows = []
+    lowest = [None if (b := _best(comparison, n)) is None else _perplexity(b) for n in counts]
+    rows: list[list[str]] = []
+    keys: list[list[float | None]] = []
     for name in comparison.criteria:
-        cells = []
-        for count in counts:
-            entry = comparison.at(name, count)
-            text = "none" if entry.quality is None else perplexity_text(entry.quality.perplexity)
-            winner = best[count]
-            wins = (
-                entry.quality is not None
-                and winner is not None
-                and winner.quality is not None
-                and entry.quality.perplexity == winner.quality.perplexity
-            )
-            cells.append(f"<td>{f'<b>{text}</b>' if wins else text}</td>")
-        seconds = html.escape(duration(comparison.at(name, counts[-1]).cell.seconds))
-        rows.append(f"<tr><td class='text'>{name}</td>{''.join(cells)}<td>{seconds}</td></tr>")
-    table = f"<table><tr>{head}<th>time to plan</th></tr>{''.join(rows)}</table>"
-    return f"<div class='scroll'>{table}</div>"
+        values = [_perplexity(comparison.at(name, count)) for count in counts]
+        texts = [
+            "none" if value is None else perplexity_text(value) + "*" * (value == least)
+            for value, least in zip(values, lowest, strict=True)
+        ]
+        seconds = comparison.at(name, counts[-1]).cell.seconds
+        rows.append([name, *texts, duration(seconds)])
+        keys.append([None, *values, seconds])
+    columns = ["criterion", *(f"{count} layers" for count in counts), "time to plan"]
+    return sortable(columns, rows, keys)
 
 
 def _cells(comparison: Comparison) -> str:
-    head = (
-        "<th>removed</th><th class='text'>criterion</th><th>perplexity</th><th>interval</th>"
-        "<th>× dense</th><th>interval</th><th>time to plan</th><th class='text'>layers</th>"
+    columns = (
+        "removed",
+        "criterion",
+        "perplexity",
+        "interval",
+        "× dense",
+        "interval",
+        "time to plan",
+        "layers",
     )
-    rows = []
+    keys: list[list[float | None]] = []
     for entry in comparison.cells:
-        cells = cell_texts(entry)
-        columns = "".join(f"<td>{html.escape(text)}</td>" for text in cells[2:-1])
-        rows.append(
-            f"<tr><td>{cells[0]}</td><td class='text'>{cells[1]}</td>{columns}"
-            f"<td class='text'>{html.escape(cells[-1])}</td></tr>"
+        quality = entry.quality
+        value, low, ratio, ratio_low = (
+            (None,) * 4
+            if quality is None
+            else (quality.perplexity, quality.low, quality.ratio, quality.ratio_low)
         )
-    return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+        seconds = entry.cell.seconds
+        keys.append([entry.cell.num_remove, None, value, low, ratio, ratio_low, seconds, None])
+    rows = [cell_texts(entry) for entry in comparison.cells]
+    return sortable(columns, rows, keys, text=(1, 7), find=(0, 1))
 
 
 def _sweeps(comparison: Comparison) -> Iterable[str]:
@@ -210,7 +211,8 @@ def _criteria(comparison: Comparison) -> str:
     return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
 
 
-def _facts(comparison: Comparison) -> dict[str, Any]:
+def comparison_facts(comparison: Comparison) -> dict[str, Any]:
+    """What the comparison is of: its model, texts, options, machine and versions."""
     known = comparison.provenance
     return {
         **{
