@@ -236,11 +236,12 @@ class StateSets:
     def _wait(self, most: int) -> None:
         """Wait until no more than this many writes are left; raise what went wrong in one."""
         while len(self._waiting) > most or (self._waiting and self._waiting[0].done()):
-            with self._full_disk():
+            with self.full_disk():
                 self._waiting.pop(0).result()
 
     @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
+    def full_disk(self) -> Iterator[None]:
+        """Say what to do where the disk is full, inside a with block."""
         try:
             yield
         except OSError as error:

@@ -159,7 +159,7 @@ class StreamedCorrection(Correction):
         }
         self.positions = list(self.corrected)
         if "losses" in found:
-            return {int(count): loss for count, loss in found["losses"].items()}
+            return {int(count): float(loss) for count, loss in found["losses"].items()}
         first = int(found.get("layer", 0))
         pending = found.get("pending")
         partial = LayerByLayer(
@@ -268,7 +268,10 @@ class StreamedCorrection(Correction):
         }
         wanted = [*names, *branches.values()]
         if losses is not None:
-            content["losses"], wanted = {str(count): loss for count, loss in losses.items()}, []
+            content["losses"], wanted = (
+                {str(count): str(loss) for count, loss in losses.items()},
+                [],
+            )
         self._sets.commit([name for name in dict.fromkeys(wanted) if name], **content)
 
     def _set(self, name: str | None) -> _States:
@@ -325,7 +328,7 @@ class StreamedCorrection(Correction):
                 )
             file = self._weights / f"{layer:04d}-{name}"
             flat = new.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            with file.open("wb", buffering=0) as output:
+            with self._sets.full_disk(), file.open("wb", buffering=0) as output:
                 view = bytes_of(flat)
                 while view:
                     view = view[output.write(view) :]
