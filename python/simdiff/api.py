@@ -29,12 +29,14 @@ from simdiff.evaluation.quality import Quality, Subject, TextChoice, evaluate_mo
 from simdiff.evaluation.tasks import TaskOptions
 from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_path, check_not_input, new_directory
+from simdiff.io.trackers import logged
 from simdiff.jobs.calibrate import calibration_windows
 from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
 from simdiff.jobs.plans import Plan, fitted, plan_for, read_plan
 from simdiff.jobs.prune import prune_checkpoint
 from simdiff.jobs.recover import recover as recover_by_name
 from simdiff.jobs.stability import ScoringOptions
+from simdiff.jobs.tracking import options_told, recovery_tracked
 from simdiff.models.identity import check_same_model
 from simdiff.models.streamed import StreamOptions, chosen_stream
 from simdiff.models.sweep import remove_states
@@ -388,6 +390,7 @@ def recover(
     stream: StreamOptions | bool | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    log: Sequence[str] = (),
     **options: Any,
 ) -> RecoveryRecord:
     """Cut a model by a plan, repair the layers that stay, and write a stock checkpoint.
@@ -408,6 +411,7 @@ def recover(
         dtype, device, stream: of a model given by name, see `score`.
         overwrite: replace an earlier output.
         restart: forget what an interrupted training left.
+        log: trackers that get losses, plan and quality, such as "trackio"; none unless asked.
         options: of the method, by the names of the options of `simdiff recover`, with underscores.
 
     Returns:
@@ -428,19 +432,24 @@ def recover(
         loaded = given, tokenizer or saved_tokenizer(given)
     elif tokenizer is not None:
         raise SimdiffError("recover: a tokenizer goes with a model given as an object")
-    return recover_by_name(
-        name,
-        Path(output),
-        plan=plan,
-        method=method,
-        text=source,
-        held_out_source=held_out,
-        options=options,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        stream=chosen_stream(stream),
-        overwrite=overwrite,
-        restart=restart,
-        loaded=loaded,
-    )
+    told = options_told("recover", name, source, {"method": method, **options})
+    with logged(log, Path(output), told) as trackers:
+        record = recover_by_name(
+            name,
+            Path(output),
+            plan=plan,
+            method=method,
+            text=source,
+            held_out_source=held_out,
+            options=options,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+            stream=chosen_stream(stream),
+            overwrite=overwrite,
+            restart=restart,
+            loaded=loaded,
+            told=trackers.metrics,
+        )
+        recovery_tracked(trackers, record, Path(output))
+        return record

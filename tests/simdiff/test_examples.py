@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -117,3 +119,34 @@ def test_the_loop_of_a_peer_removes_the_same(flags: list[str]) -> None:
     theirs, ours = example("peer_loop").main([*flags, "--num-layers", "2"])
     assert theirs == ours
     assert len(ours) == 2
+
+
+def test_the_notebook_runs_from_top_to_bottom(
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its cells in order, on a tiny model: the last expression of a cell is what it shows."""
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells), "kept without outputs"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    shown: list[object] = []
+    for index, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        body = ast.parse("".join(cell["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), "notebook", "exec"), names)
+        if last is not None:
+            shown.append(eval(compile(ast.Expression(last.value), "notebook", "eval"), names))
+        if index == 0:
+            assert (names["MODEL"], names["TEXT"]) == ("demo", "demo")
+            small = {"num_windows": 4, "window_length": 16}
+            names |= {"MODEL": tiny_checkpoint, "TEXT": tiny_text, "NUM_LAYERS": 2, "SIZE": small}
+    printed = capsys.readouterr().out
+    assert "4 layers" in printed
+    assert printed.rstrip().endswith(" times")
+    files, picture = (value for value in shown if value is not None)
+    assert {"config.json", "model.safetensors", "plan.json"} <= {*files}
+    assert picture._repr_svg_().count("<svg") == 1

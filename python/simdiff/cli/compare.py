@@ -71,7 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff compare`."""
     from simdiff.comparison.compare import ComparisonOptions
     from simdiff.jobs.compare import run_comparison
-    from simdiff.jobs.tracking import comparison_tracked
     from simdiff.report.terminal.tables import comparison_table
 
     count = arguments.evaluation_windows
@@ -98,8 +97,8 @@ def run(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
             restart=arguments.restart,
             config=config_text(arguments),
+            log=log,
         )
-        comparison_tracked(log, comparison, arguments.output)
     output: Path = arguments.output
     show(
         arguments,

@@ -56,7 +56,6 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff run`."""
     from simdiff.jobs.run import run
-    from simdiff.jobs.tracking import run_tracked
     from simdiff.report.terminal.tables import layers_table, results_table
 
     with log_of(arguments) as log:
@@ -74,8 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
             speed_rounds=arguments.speed_rounds,
             config=config_text(arguments),
+            log=log,
         )
-        run_tracked(log, outcome)
     plan, results = outcome.plan, outcome.results
     sample = results["pruned"].get("generation")
     written = []

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from simdiff.errors import Note, SimdiffError
+from simdiff.io import ranks
 
 PROJECT = "simdiff"
 """Of a run, unless the environment names another one."""
@@ -185,7 +186,7 @@ def tracked(names: Sequence[str], directory: Path, config: Mapping[str, Any]) ->
     started: dict[str, Tracker] = {}
     log = Log(started)
     try:
-        for name in dict.fromkeys(names):
+        for name in dict.fromkeys(names) if ranks.prints() else ():
             started[name] = _start(name, directory.absolute(), config)
         log = Log(started)
         yield log
@@ -193,6 +194,16 @@ def tracked(names: Sequence[str], directory: Path, config: Mapping[str, Any]) ->
         Log(started).close(True)
         raise
     log.close(False)
+
+
+@contextlib.contextmanager
+def logged(log: Log | Sequence[str], directory: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    """A `Log` as it is, or names of trackers as a started one, see `tracked`."""
+    if isinstance(log, Log):
+        yield log
+        return
+    with tracked(log, directory, config) as started:
+        yield started
 
 
 def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,9 +24,11 @@ from simdiff.io.kinds import PLAN_FILE, RESULTS_FILE, Kind
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import check_new_path, new_directory, write_config
 from simdiff.io.progress import step, tell
+from simdiff.io.trackers import Log, logged
 from simdiff.jobs.calibrate import calibrate
 from simdiff.jobs.room import check_room
 from simdiff.jobs.stability import ScoringOptions
+from simdiff.jobs.tracking import options_told, run_tracked
 from simdiff.models.identity import model_identity
 from simdiff.models.loading import load_model
 from simdiff.models.streamed import StreamOptions, stream_of
@@ -69,6 +72,7 @@ def run(
     overwrite: bool = False,
     speed_rounds: int = SPEED_ROUNDS,
     config: str | None = None,
+    log: Log | Sequence[str] = (),
 ) -> RunOutcome:
     """Make a smaller model and prove what it is worth.
 
@@ -88,6 +92,7 @@ def run(
         overwrite: replace an earlier run.
         speed_rounds: timed rounds of the speed test; 0 measures no speed.
         config: content of the config.yaml that repeats this; None writes none.
+        log: trackers that get plan, tables, numbers and report, such as "trackio".
     """
     directory = Path(directory)
     check_new_path(directory.absolute(), overwrite, Kind.RUN)
@@ -96,49 +101,55 @@ def run(
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
     text.check(held_out_source)
-    model, tokenizer = load_model(name, dtype=dtype, device=device, stream=stream)
-    streamed = stream if stream_of(model) is not None else None
-    num_remove = plan.count(model_identity(model, name))
-    ranks.first(partial(check_room, directory, model, num_remove))
-    held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
-    check_windows(model, [held_out.tokens], "run")
-    scores, calibration = calibrate(
-        model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
-    )
-    journal = search_journal(directory)
-    chosen = plan.plan(scores, model, calibration.tokens, journal)
-    with new_directory(directory, overwrite, Kind.RUN) as scratch:
-        write_config(scratch, config)
-        scores.save(scratch / "scores.json")
-        chosen.save(scratch / PLAN_FILE)
-        ranks.first(partial(_write_model, name, dtype, model, tokenizer, chosen, scratch / "model"))
-        dense, pruned = _measure_dense(model, chosen, held_out, speed_rounds)
-        states = offload_folder(model)
-        del model
-        gc.collect()
-        pruned |= _measure_pruned(scratch / "model", held_out, dtype, device, streamed)
-        results = {
-            **header("simdiff.results"),
-            "machine": describe_machine(),
-            **({"streamed": True} if streamed else {}),
-            "num_layers": scores.num_layers,
-            "removed": list(chosen.removed),
-            "evaluation": held_out.identity.to_dict()
-            | {"num_predicted_tokens": dense.pop("num_tokens")},
-            "dense": dense,
-            "pruned": pruned,
-            "amounts_of_text": [
-                asdict(amount) for amount in amounts_of_text(scores, plan.of_scores)
-            ]
-            if plan.bootstrap and plan.criterion not in SEARCHED
-            else [],
-        }
-        write_json(scratch / RESULTS_FILE, results)
-        ranks.first(lambda: _write_words(scratch, name, scores, chosen, results))
-    ranks.first(lambda: journal.unlink(missing_ok=True))
-    if states is not None:
-        states.remove()
-    return RunOutcome(directory, scores, chosen, results)
+    told = options_told("run", name, text, asdict(plan))
+    with logged(log, directory, told) as trackers:
+        model, tokenizer = load_model(name, dtype=dtype, device=device, stream=stream)
+        streamed = stream if stream_of(model) is not None else None
+        num_remove = plan.count(model_identity(model, name))
+        ranks.first(partial(check_room, directory, model, num_remove))
+        held_out = held_out_windows(text, tokenizer, held_out_source)  # before anything is run
+        check_windows(model, [held_out.tokens], "run")
+        scores, calibration = calibrate(
+            model, tokenizer, name, text=text, plan=plan, scoring=scoring, batch_size=batch_size
+        )
+        journal = search_journal(directory)
+        chosen = plan.plan(scores, model, calibration.tokens, journal)
+        with new_directory(directory, overwrite, Kind.RUN) as scratch:
+            write_config(scratch, config)
+            scores.save(scratch / "scores.json")
+            chosen.save(scratch / PLAN_FILE)
+            ranks.first(
+                partial(_write_model, name, dtype, model, tokenizer, chosen, scratch / "model")
+            )
+            dense, pruned = _measure_dense(model, chosen, held_out, speed_rounds)
+            states = offload_folder(model)
+            del model
+            gc.collect()
+            pruned |= _measure_pruned(scratch / "model", held_out, dtype, device, streamed)
+            results = {
+                **header("simdiff.results"),
+                "machine": describe_machine(),
+                **({"streamed": True} if streamed else {}),
+                "num_layers": scores.num_layers,
+                "removed": list(chosen.removed),
+                "evaluation": held_out.identity.to_dict()
+                | {"num_predicted_tokens": dense.pop("num_tokens")},
+                "dense": dense,
+                "pruned": pruned,
+                "amounts_of_text": [
+                    asdict(amount) for amount in amounts_of_text(scores, plan.of_scores)
+                ]
+                if plan.bootstrap and plan.criterion not in SEARCHED
+                else [],
+            }
+            write_json(scratch / RESULTS_FILE, results)
+            ranks.first(lambda: _write_words(scratch, name, scores, chosen, results))
+        ranks.first(lambda: journal.unlink(missing_ok=True))
+        if states is not None:
+            states.remove()
+        outcome = RunOutcome(directory, scores, chosen, results)
+        run_tracked(trackers, outcome)
+        return outcome
 
 
 def _write_model(

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simdiff.comparison.results import Comparison
+from simdiff.data.documents import source_name
+from simdiff.data.text_options import TextOptions
 from simdiff.io.kinds import COMPARISON_MARKER, PLAN_FILE
 from simdiff.io.trackers import Log
-from simdiff.jobs.run import RunOutcome
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.origin import CARD
 from simdiff.recovery.record import RECORD, RecoveryRecord
 
+if TYPE_CHECKING:
+    from simdiff.jobs.run import RunOutcome
+
 _METRICS = ("cosine_distance", "squared_difference", "absolute_difference")
+
+
+def options_told(
+    command: str, model: str, text: TextOptions, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The options of a call as trackers get them: of a text its name, not its documents."""
+    source = {**vars(text), "source": source_name(text.source)}
+    return {"command": command, "model": model, **source, **options}
 
 
 def run_tracked(log: Log, outcome: RunOutcome) -> None:

@@ -47,6 +47,10 @@ class Picture:
         content: bytes = ElementTree.tostring(self.root, "utf-8", xml_declaration=True)
         return content + b"\n"
 
+    def _repr_svg_(self) -> str:
+        """What a notebook shows of it."""
+        return self.svg().decode()
+
 
 def pictures_of(path: Path) -> list[Picture]:
     """The figures of the page that a directory has, or that a file is.

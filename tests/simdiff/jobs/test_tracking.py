@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import simdiff as simdiff_package
 from simdiff.io import trackers
 from simdiff.io.trackers import Tracker
+from simdiff.planning.budget import Budget
 from support.commands import SMALL, simdiff
 
 
@@ -101,3 +103,33 @@ def test_an_input_that_cannot_be_used(
     assert simdiff(*words, "--window-length", "100000") == 2
     assert seen.ends == [True]
     assert simdiff("run", tmp_path, "--text", tmp_path, "-o", tmp_path, "--log", "other") == 2
+
+
+def test_from_python(seen: Seen, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path) -> None:
+    """`log` of the functions is `--log` of the commands."""
+    text = simdiff_package.TextOptions(str(tiny_text), 4, 16)
+    out, repaired = tmp_path / "out", tmp_path / "repaired"
+    run = simdiff_package.run(
+        str(tiny_checkpoint),
+        out,
+        text=text,
+        plan=simdiff_package.PlanOptions(budget=Budget(2)),
+        speed_rounds=0,
+        log=["wandb"],
+    )
+    assert seen.tables["plan"][1][0] == (1, run.plan.removed[0])
+    assert seen.files["report.html"] == (out / "report.html").read_bytes()
+    assert (seen.config["command"], seen.config["num_windows"]) == ("run", 4)
+    seen.files.clear()
+    documents = simdiff_package.TextOptions(tiny_text.read_text().split("\n\n"), 4, 16)
+    record = simdiff_package.recover(
+        tiny_checkpoint, [2], repaired, documents, log=["wandb"], norm_power=1.0
+    )
+    known = {key: value for values, _ in seen.metrics for key, value in values.items()}
+    assert known["recovered/perplexity"] == record.perplexity("recovered")
+    assert set(seen.files) == {"recovery.json", "plan.json", "README.md"}
+    assert (seen.config["method"], seen.config["norm_power"]) == ("closed-form", 1.0)
+    assert str(seen.config["source"]).startswith("documents in memory, sha256 ")
+    assert seen.ends == [False, False]
+    with pytest.raises(simdiff_package.SimdiffError, match="must be of trackio, wandb"):
+        simdiff_package.recover(tiny_checkpoint, [2], tmp_path / "x", text, log=["other"])
