@@ -182,8 +182,9 @@ class StateSets:
 
     def get_all(self, names: Sequence[str], batch: int) -> list[Tensor]:
         """The states of a batch in several sets."""
-        if any(batch not in self._tensors.get(name, {}) for name in names):
-            self._wait(0)
+        if all(batch in self._tensors.get(name, {}) for name in names):
+            return [self._tensors[name][batch] for name in names]
+        self._wait(0)
         with ThreadPoolExecutor(_READERS) as readers:
             found = readers.map(self._found, names, [batch] * len(names))
             return [states.to(self._device, non_blocking=True) for states in found]
