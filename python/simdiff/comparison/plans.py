@@ -60,6 +60,8 @@ class Planner:
             takes the first plan.
         evaluate: journal of evaluations of the model without layers on `windows`.
         evaluator: computes the evaluations that are not in `evaluate`.
+        calibration: token ids of all calibration windows, for efforts that read more of them.
+        effort: see `make_plan`.
         alpha, protect, random_seed: see `make_plan`.
     """
 
@@ -73,6 +75,8 @@ class Planner:
         evaluate: EvaluationJournal,
         evaluator: BypassEvaluator | StreamedEvaluator,
         *,
+        calibration: Tensor,
+        effort: str,
         alpha: float,
         protect: Collection[int],
         random_seed: int,
@@ -81,6 +85,7 @@ class Planner:
         self._model, self._scores, self._scoring_seconds = model, scores, scoring_seconds
         self._windows, self._choice_windows = windows, choice_windows
         self._evaluate, self._evaluator = evaluate, evaluator
+        self._calibration, self._effort = calibration, effort
         self._alpha, self._protect, self._random_seed = alpha, protect, random_seed
         self._in_evaluations = 0.0
         self._charged: dict[frozenset[int], float] = {}
@@ -125,14 +130,16 @@ class Planner:
             protect=protect,
             random_seed=self._random_seed,
             model=None if self._choice_windows is None else self._model,
-            windows=self._choice_windows,
+            windows=None if self._choice_windows is None else self._calibration,
+            effort=self._effort,
+            evaluation_windows=None if self._choice_windows is None else len(self._choice_windows),
         )
         return plan, None
 
     def _with_windows(self, plan: PruningPlan) -> PruningPlan:
         """Add to a plan the windows on which it was evaluated, if it was."""
         windows = self._windows if self._charged else self._choice_windows
-        if windows is None or not (self._charged or plan.candidates):
+        if windows is None or plan.search or not (self._charged or plan.candidates):
             return plan
         note = f"evaluated on the first {len(windows)} windows of the calibration text"
         return replace(plan, notes=(*plan.notes, note))
