@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import Evaluation, EvaluationJournal
-from simdiff.evaluation.losses import token_losses
-from simdiff.evaluation.streamed_losses import losses_of
+from simdiff.evaluation.streamed_losses import kinds_of
 from simdiff.io import ranks
 from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.models.streamed import stream_of
@@ -93,8 +92,7 @@ class Planner:
     def cell(self, criterion: str, num_remove: int) -> Cell:
         """Make the plan of one cell; its `problem` tells an impossible selection."""
         self._in_evaluations, self._charged = 0.0, {}
-        read = losses_of(self._model, token_losses) if stream_of(self._model) is not None else None
-        if read is not None:
+        for read in kinds_of(self._model):
             read.asked.clear()
         start = time.perf_counter()
         plan, sweep, problem = None, None, None
@@ -106,8 +104,9 @@ class Planner:
         seconds = time.perf_counter() - start - self._in_evaluations + sum(self._charged.values())
         if criterion not in (*_WITHOUT_SCORES, *SEARCHES):
             seconds += self._scoring_seconds
-        if read is not None and criterion not in SEARCHED:  # those are charged by the journal
-            seconds += sum(read.seconds(*one) for one in read.asked)
+        if criterion not in SEARCHED:  # those are charged by the journal
+            reads = kinds_of(self._model)
+            seconds += sum(read.seconds(*one) for read in reads for one in read.asked)
         return Cell(criterion, num_remove, plan, seconds, sweep, problem)
 
     def _plan(self, criterion: str, count: int) -> tuple[PruningPlan, dict[str, Any] | None]:

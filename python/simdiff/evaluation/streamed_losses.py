@@ -190,6 +190,11 @@ def losses_of(
     return kinds.setdefault(kind, StreamedLosses(model, loss_of))
 
 
+def kinds_of(model: PreTrainedModel) -> list[StreamedLosses]:
+    """The losses of all kinds that were asked for of a model; none unless it is streamed."""
+    return list(vars(model).get(_ATTRIBUTE, {}).values())
+
+
 def in_few_passes(model: PreTrainedModel | None, search: Callable[[], Result]) -> Result:
     """Run a search that evaluates plans one after the other, with few passes over a streamed model.
 
@@ -207,14 +212,14 @@ def in_few_passes(model: PreTrainedModel | None, search: Callable[[], Result]) -
     if model is None or stream_of(model) is None:
         return search()
     while True:
-        before = sum(losses.passes for losses in vars(model).get(_ATTRIBUTE, {}).values())
+        before = sum(losses.passes for losses in kinds_of(model))
         result, error = None, None
         with silent():
             try:
                 result = search()
             except SimdiffError as found:
                 error = found
-        missing = [found for found in vars(model).get(_ATTRIBUTE, {}).values() if found.missing]
+        missing = [losses for losses in kinds_of(model) if losses.missing]
         if not missing:
             if error is not None:
                 raise error
