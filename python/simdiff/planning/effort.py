@@ -18,7 +18,7 @@ from simdiff.planning.criteria import importance
 from simdiff.planning.effort_search import EffortSearch
 from simdiff.planning.kept_runs import KeptRuns
 from simdiff.planning.names import EFFORTS
-from simdiff.planning.shortlist import Candidate, shortlist
+from simdiff.planning.shortlist import EXPONENT, Candidate, shortlist
 from simdiff.scoring.scores import LayerScores
 from simdiff.surgery.layers import SurgeryError, layers_removed
 
@@ -94,6 +94,7 @@ def search_with_effort(
         budget=max(chosen.share * greedy - prices.total(scored), least),
         num_windows=len(windows),
         tokens=max(1, (windows.shape[1] - 1) // stride),
+        cost_of=block_costs(scores).raised(EXPONENT).plan_cost,
         protect=protect,
         max_blocks=max_blocks,
     )

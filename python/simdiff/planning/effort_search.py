@@ -9,9 +9,10 @@ worse part read no more, and the others read further windows. docs/method.md has
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,6 +87,8 @@ class EffortSearch:
         budget: in layers on a window.
         num_windows: number of windows that may be read.
         tokens: number of tokens that the head reads of a window.
+        cost_of: the cost of a plan by scores, which knows how layers of a block go together; None
+            leaves it out.
         protect: layers that stay.
         max_blocks: upper limit of the number of separate blocks.
     """
@@ -99,13 +102,14 @@ class EffortSearch:
         budget: float,
         num_windows: int,
         tokens: int = TOKENS_OF_TRUST,
+        cost_of: Callable[[Plan], float] | None = None,
         protect: Collection[int] = (),
         max_blocks: int | None = None,
     ) -> None:
         """Read nothing yet."""
         self.spent = Spent(prices, budget)
         self._ask, self._effort, self._protect = ask, effort, protect
-        self._max_blocks, self._tokens = max_blocks, tokens
+        self._max_blocks, self._tokens, self._cost_of = max_blocks, tokens, cost_of
         most = min(num_windows, effort.windows)
         self._rounds = [end for end in ROUNDS if end < most] + [most]
         self._dense: dict[int, Tensor] = {}
@@ -182,8 +186,7 @@ class EffortSearch:
                 loss = base + node.adds[layer]
                 if loss < expected.get(plan, math.inf):
                     expected[plan], parents[plan] = loss, (node, layer)
-        tried = sorted(expected, key=lambda plan: (expected[plan], plan))
-        tried = tried[: self._effort.width + 2 * (len(nodes) - 1)]
+        tried = self._promising(expected, self._effort.width + 2 * (len(nodes) - 1))
         for plan in tried:
             node, layer = parents[plan]
             self.origins.setdefault(plan, f"{layer} after {len(node.plan)} others")
@@ -191,6 +194,16 @@ class EffortSearch:
         for node in nodes:
             self._learn(node, [parents[p][1] for p in tried if p in self._found])
         return [_Node(plan, dict(parents[plan][0].adds)) for plan in best]
+
+    def _promising(self, expected: Mapping[Plan, float], count: int) -> list[Plan]:
+        """The plans of least expected loss and of least cost by turns."""
+        by_loss = sorted(expected, key=lambda plan: (expected[plan], plan))
+        if self._cost_of is None:
+            return by_loss[:count]
+        costs = {plan: self._cost_of(plan) for plan in by_loss}
+        by_cost = sorted(by_loss, key=lambda plan: (costs[plan], plan))
+        turns = itertools.chain.from_iterable(zip(by_loss, by_cost, strict=True))
+        return list(dict.fromkeys(turns))[:count]
 
     def _learn(self, node: _Node, layers: Collection[int]) -> None:
         """Take what was measured in place of what was expected; expect of others as much growth."""
@@ -239,8 +252,9 @@ class EffortSearch:
                         continue
                     if self._allowed(plan) and plan not in self._excluded:
                         expected[plan] = node.adds[gone] - gain, back, gone
-            moves = sorted(expected, key=lambda plan: (expected[plan], plan))
-            moves = moves[: self._effort.width]
+            moves = self._promising(
+                {plan: loss for plan, (loss, _, _) in expected.items()}, self._effort.width
+            )
             if not moves:
                 break
             for plan in moves:

@@ -92,7 +92,7 @@ class Effort:
 EFFORTS = {
     "none": None,
     "quick": None,
-    "normal": Effort(1 / 5, width=4, beam=1, windows=8, early=2, finalists=6),
+    "normal": Effort(1 / 5, width=5, beam=1, windows=8, early=2, finalists=6),
     "thorough": Effort(1.0, width=8, beam=3, windows=16, early=4, finalists=12),
 }
 """What `simdiff` spends on its plan: nothing beside the scores; a few reads, see

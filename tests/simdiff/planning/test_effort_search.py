@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,3 +136,15 @@ def test_the_loss_counts_the_more_the_more_of_it_is_read() -> None:
     assert of_divergence != best_of(3)
     found = [search(Losses(off=off), "thorough", 3, tokens=n)[0].removed for n in (1, 10**6)]
     assert found == [of_divergence, best_of(3)]
+
+
+def test_the_costs_propose_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 and 10 go well together, which the costs know; alone, seven layers go before 10."""
+    monkeypatch.setitem(TOGETHER, (5, 10), -2.0)
+    chosen = EFFORTS["normal"]
+    assert chosen is not None
+    monkeypatch.setitem(EFFORTS, "normal", replace(chosen, exchanges=False))
+    found = [search(Losses(), "normal", 3, cost_of=cost)[0].removed for cost in (None, loss)]
+    assert 10 not in found[0]
+    assert {5, 10} <= {*found[1]}
+    assert loss(found[1]) < loss(found[0])
