@@ -295,7 +295,10 @@ class EffortSearch:
                 continue
             windows = range(done, end)
             if done == 0:
-                alive = self._affordable(alive, windows, max(keep + 1, 2), allowance)
+                least = 1 if last else max(keep + 1, 2)
+                alive = self._affordable(alive, windows, least, allowance)
+                if last and self.spent.price(self._new(alive, windows), windows) > allowance:
+                    break
             elif (
                 len(alive) <= keep
                 or self.spent.price(self._new(alive, windows), windows) > allowance
