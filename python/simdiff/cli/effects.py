@@ -104,6 +104,12 @@ EFFECTS = (
         "--draft",
     ),
     Effect(
+        ("export",),
+        ("model",),
+        lambda given: given.format in ("mergekit", "vllm"),
+        "--format mergekit or vllm: the other formats do not name the model",
+    ),
+    Effect(
         ("plan", "eval", "bench", "export"),
         ("overwrite",),
         lambda given: given.output is not None,
