@@ -37,7 +37,7 @@ from simdiff.evaluation.text_perplexity import (
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
 from simdiff.models.identity import model_identity, stored_cut
-from simdiff.models.loading import load_model
+from simdiff.models.loading import find_model, load_model
 from simdiff.models.running import evaluating
 from simdiff.models.streamed import StreamOptions
 from simdiff.models.sweep import refuse_streamed, remove_states
@@ -262,6 +262,9 @@ def evaluate_models(
         )
     if text is None and tasks is None:
         raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+    for model in models:
+        if not isinstance(model, Subject):
+            find_model(str(model))  # a slip in the last name is told before the first is evaluated
     if text is not None:
         check_text(text.source)
     loaded = None if tasks is None else load_tasks(tasks)
