@@ -350,17 +350,25 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or absent."""
+    """Write a file that is either complete or absent.
+
+    Raises:
+        SimdiffError: it cannot be written, such as on a full disk.
+    """
     if not ranks.writes():
         return
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    scratch = None
     try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(scratch, 0o666 & ~_umask())
         os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
+    except BaseException as error:
+        if scratch is not None:
+            os.unlink(scratch)
+        if isinstance(error, OSError):
+            raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
         raise
 
 
