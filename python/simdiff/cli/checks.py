@@ -66,6 +66,10 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
         if name not in known_criteria():
             meant = nearest(name, known_criteria())
             raise SimdiffError(f"--criteria: there is no criterion {name!r}{meant}")
+    for name in getattr(arguments, "log", ()):
+        from simdiff.io.trackers import check_tracker
+
+        check_tracker(name)
     if getattr(arguments, "output", None) is not None and arguments.command not in (
         "plot",  # writes a file for every figure
         "rerun",  # what it gives again checks
@@ -156,3 +160,8 @@ def _check_layers(arguments: argparse.Namespace) -> None:
         options = plan_options(arguments)
         if depth is not None and not options.budget.needs_sizes:
             options.count({"num_layers": depth})
+    if arguments.command == "compare" and depth is not None:
+        from simdiff.planning.selection import check_selection
+
+        for count in arguments.num_layers or ():
+            check_selection(depth, count, arguments.protect)

@@ -41,6 +41,8 @@ CASES = {
     "eval ./my-model --remove 6 --text corpus.txt": "layers to remove",
     "eval ./my-model": "--text, --tasks or both must be given",
     f"{RUN} --num-layers 6": "1 to 5 of 6, got 6",
+    f"{RUN} --log trackioo": "--log must be of trackio, wandb, mlflow, tensorboard, got 'trackioo'",
+    "compare ./my-model --text corpus.txt -o out --num-layers 2,6": "1 to 5 of 6, got 6",
     f"{RUN} --protect 9": "indices from 0 to 5, got 9",
     f"{RUN} --windows 0": "--num-windows must be at least 1, got 0",
     f"{RUN} --threads 99999": "--threads must be at most",
