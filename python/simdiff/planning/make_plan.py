@@ -122,7 +122,9 @@ def make_plan(
             starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
             losses = exchange.CutLosses(model, windows)
             reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
-            with step(f"choose by perplexity, {max(reads, len(starts))} reads of a window"):
+            with step(
+                f"choose by perplexity, {_number(max(reads, len(starts)), 'read')} of a window"
+            ):
                 best, candidates, agreement = with_starts(
                     model,
                     [start.removed for start in starts],
@@ -177,6 +179,10 @@ def _plan_with(
     )
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -> list[str]:
     if not candidates or agreement is None:
         return []
@@ -188,8 +194,8 @@ def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -
     )
     out = sum(candidate.nll is None for candidate in candidates)
     notes = [
-        f"chosen among {len(candidates)} plans by perplexity on calibration text "
-        f"(on {num_windows} windows, {losses})"
+        f"chosen among {_number(len(candidates), 'plan')} by perplexity on calibration text "
+        f"(on {_number(num_windows, 'window')}, {losses})"
         + (f"; {out} were out, with NaN or Inf or a cut the model cannot express" if out else "")
     ]
     if len(candidates) - out < 2:
