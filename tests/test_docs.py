@@ -215,7 +215,7 @@ def flags(command: argparse.ArgumentParser) -> set[str]:
 
 
 # Options of other programs.
-OTHERS = {"--check", "--trust-remote-code", "--prune-layers", "--no-build-isolation"}
+OTHERS = {"--check", "--draft-max", "--trust-remote-code", "--prune-layers", "--no-build-isolation"}
 
 
 @pytest.mark.parametrize("page", [README, *WRITTEN_BY_HAND], ids=lambda page: page.name)

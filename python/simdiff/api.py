@@ -41,7 +41,12 @@ from simdiff.models.identity import check_same_model
 from simdiff.models.streamed import StreamOptions, chosen_stream
 from simdiff.models.sweep import remove_states
 from simdiff.planning.budget import Budget
-from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES
+from simdiff.planning.names import (
+    DEFAULT_ALPHA,
+    DEFAULT_CRITERION,
+    DEFAULT_EFFORT,
+    NUM_RESAMPLES,
+)
 from simdiff.planning.options import PlanOptions
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
@@ -173,6 +178,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
+    effort: str = DEFAULT_EFFORT,
     bootstrap: int = NUM_RESAMPLES,
     stream: StreamOptions | bool | None = None,
 ) -> PruningPlan:
@@ -190,7 +196,10 @@ def plan(
         tokenizer: of `model`; None takes the one saved beside it.
         windows: token ids `(num_windows, window_length)` that this reads; None takes the windows
             that calibrated, if their text can be read again.
-        evaluation_windows: that searches read, and of the greedy search of which it spends 1/50.
+        evaluation_windows: that searches read, and of the greedy search of whose cost `simdiff`
+            spends a share.
+        effort: what `simdiff` spends on its plan with a model: "none", "quick" (1/50 of greedy
+            search by perplexity), "normal" (a fifth) or "thorough" (as much).
         stream: how `model` is loaded, see `score`.
         bootstrap: draws of the calibration windows that tell how sure the plan is; 0 is none.
 
@@ -209,6 +218,7 @@ def plan(
         "max_blocks": max_blocks,
         "random_seed": random_seed,
         "evaluation_windows": evaluation_windows,
+        "effort": effort,
         "bootstrap": bootstrap,
     }
     chosen = one_way("plan", options, PlanOptions(), plain)

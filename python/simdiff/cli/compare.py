@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
                 alpha=arguments.alpha,
                 protect=arguments.protect,
                 random_seed=arguments.random_seed,
+                effort=arguments.effort,
                 **windows,
             ),
             held_out_source=arguments.held_out,

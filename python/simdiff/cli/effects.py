@@ -60,7 +60,13 @@ EFFECTS = (
         ),
         f"--criterion {DEFAULT_CRITERION}, which chooses blocks, or one that searches",
     ),
-    Effect(("plan",), ("evaluation_windows",), lambda given: bool(given.model), "--model"),
+    Effect(("plan",), ("evaluation_windows", "effort"), lambda given: bool(given.model), "--model"),
+    Effect(
+        ("plan", "run"),
+        ("effort",),
+        lambda given: given.criterion == DEFAULT_CRITERION and given.selection in (None, "blocks"),
+        f"--criterion {DEFAULT_CRITERION}, which chooses blocks",
+    ),
     Effect(
         ("plan", "run"),
         ("evaluation_windows",),

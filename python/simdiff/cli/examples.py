@@ -13,7 +13,7 @@ EXAMPLES = {
     ),
     "plan": (
         "simdiff plan scores.json --speed-up 1.3",
-        "simdiff plan scores.json --model ./my-model --num-layers 8 --output plan.json",
+        "simdiff plan scores.json --model ./my-model --effort normal --num-layers 8 -o plan.json",
     ),
     "prune": (
         "simdiff prune ./my-model --plan plan.json --output ./small",

@@ -13,6 +13,8 @@ from simdiff.planning.names import (
     ABOUT,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
+    DEFAULT_EFFORT,
+    EFFORTS,
     NUM_RESAMPLES,
 )
 
@@ -303,15 +305,23 @@ def add_scoring(sub: CommandParser) -> None:
 
 
 def add_evaluation(sub: CommandParser, default: int | None, text: str) -> None:
-    """How much text searches read; `text` ends the help."""
+    """How much simdiff spends, and how much text searches read; `text` ends the help."""
+    group = sub.group("layers to remove")
+    group.add_argument(
+        "--effort",
+        choices=tuple(EFFORTS),
+        default=DEFAULT_EFFORT,
+        help="what simdiff spends on its plan, of what greedy search by perplexity costs: nothing "
+        "but the scores, 1/50, a fifth, or as much",
+    )
     rare(
-        sub.group("layers to remove"),
+        group,
         "--evaluation-windows",
         type=int,
         default=default,
         metavar="N",
-        help="calibration windows that searches by perplexity read; simdiff spends 1/50 of greedy "
-        f"search on improving its plan{text}",
+        help="calibration windows that searches by perplexity read, and the greedy search by which "
+        f"--effort is measured{text}",
     )
 
 
@@ -375,6 +385,7 @@ def plan_options(arguments: argparse.Namespace) -> PlanOptions:
         max_blocks=arguments.max_blocks,
         random_seed=arguments.random_seed,
         evaluation_windows=arguments.evaluation_windows,
+        effort=arguments.effort,
         bootstrap=arguments.bootstrap,
     )
 

@@ -20,7 +20,7 @@ from simdiff.cli.options import (
     text_options,
 )
 from simdiff.cli.output import plan_lines, show
-from simdiff.cli.parsing import CommandParser
+from simdiff.cli.parsing import CommandParser, rare
 from simdiff.cli.streaming import add_stream, stream_options
 
 TEXT = "The whole way: score, plan, prune, reload, evaluate, report."
@@ -37,7 +37,8 @@ def add(sub: CommandParser) -> None:
     add_scoring(sub)
     add_plan(sub)
     add_evaluation(sub, 4, " (0: no evaluation)")
-    sub.group("measurement").add_argument(
+    rare(
+        sub.group("measurement"),
         "--speed-rounds",
         type=int,
         default=5,

@@ -32,7 +32,8 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import check_windows
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.entry_points import known_criteria
-from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
+from simdiff.planning.make_plan import check_effort
+from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA, DEFAULT_EFFORT
 from simdiff.planning.selection import check_selection
 from simdiff.planning.streamed_search import StreamedEvaluator, evaluator_of
 from simdiff.scoring.calibration_pass import score
@@ -55,6 +56,8 @@ class ComparisonOptions:
     evaluation_windows: int = 4
     """Number of calibration windows on which `simdiff` chooses among a few plans; 0 takes the first
     plan."""
+    effort: str = DEFAULT_EFFORT
+    """How much `simdiff` may spend, a name in `simdiff.planning.names.EFFORTS`."""
 
     def counts(self, depth: int) -> tuple[int, ...]:
         """The numbers of layers to remove; refuses impossible options before any work.
@@ -70,6 +73,7 @@ class ComparisonOptions:
                 f"{', '.join(unknown) or 'none'}"
             )
         check_criterion("simdiff", self.alpha)
+        check_effort(self.effort)
         if self.search_windows < 1:
             raise SimdiffError(f"search windows must be at least 1, got {self.search_windows}")
         if self.evaluation_windows < 0:
@@ -140,6 +144,8 @@ def _compare(
             choice_windows if len(choice_windows) else None,
             evaluate,
             evaluator,
+            calibration=calibration.tokens,
+            effort=options.effort,
             alpha=options.alpha,
             protect=options.protect,
             random_seed=options.random_seed,
@@ -149,6 +155,7 @@ def _compare(
             "protect": sorted(options.protect),
             "random_seed": options.random_seed,
             "evaluation_windows": len(choice_windows),
+            "effort": options.effort,
             "scored_tokens": scores.num_tokens,
         }
         done = CellJournal(journal, {**search_key, **chosen})

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.journal import Evaluation, EvaluationJournal
-from simdiff.evaluation.losses import token_losses
-from simdiff.evaluation.streamed_losses import losses_of
+from simdiff.evaluation.streamed_losses import kinds_of
 from simdiff.io import ranks
 from simdiff.io.json_files import check_key, header, read_json, write_json
 from simdiff.models.streamed import stream_of
@@ -60,6 +59,8 @@ class Planner:
             takes the first plan.
         evaluate: journal of evaluations of the model without layers on `windows`.
         evaluator: computes the evaluations that are not in `evaluate`.
+        calibration: token ids of all calibration windows, for efforts that read more of them.
+        effort: see `make_plan`.
         alpha, protect, random_seed: see `make_plan`.
     """
 
@@ -73,6 +74,8 @@ class Planner:
         evaluate: EvaluationJournal,
         evaluator: BypassEvaluator | StreamedEvaluator,
         *,
+        calibration: Tensor,
+        effort: str,
         alpha: float,
         protect: Collection[int],
         random_seed: int,
@@ -81,6 +84,7 @@ class Planner:
         self._model, self._scores, self._scoring_seconds = model, scores, scoring_seconds
         self._windows, self._choice_windows = windows, choice_windows
         self._evaluate, self._evaluator = evaluate, evaluator
+        self._calibration, self._effort = calibration, effort
         self._alpha, self._protect, self._random_seed = alpha, protect, random_seed
         self._in_evaluations = 0.0
         self._charged: dict[frozenset[int], float] = {}
@@ -88,8 +92,7 @@ class Planner:
     def cell(self, criterion: str, num_remove: int) -> Cell:
         """Make the plan of one cell; its `problem` tells an impossible selection."""
         self._in_evaluations, self._charged = 0.0, {}
-        read = losses_of(self._model, token_losses) if stream_of(self._model) is not None else None
-        if read is not None:
+        for read in kinds_of(self._model):
             read.asked.clear()
         start = time.perf_counter()
         plan, sweep, problem = None, None, None
@@ -101,8 +104,9 @@ class Planner:
         seconds = time.perf_counter() - start - self._in_evaluations + sum(self._charged.values())
         if criterion not in (*_WITHOUT_SCORES, *SEARCHES):
             seconds += self._scoring_seconds
-        if read is not None and criterion not in SEARCHED:  # those are charged by the journal
-            seconds += sum(read.seconds(*one) for one in read.asked)
+        if criterion not in SEARCHED:  # those are charged by the journal
+            reads = kinds_of(self._model)
+            seconds += sum(read.seconds(*one) for read in reads for one in read.asked)
         return Cell(criterion, num_remove, plan, seconds, sweep, problem)
 
     def _plan(self, criterion: str, count: int) -> tuple[PruningPlan, dict[str, Any] | None]:
@@ -125,14 +129,16 @@ class Planner:
             protect=protect,
             random_seed=self._random_seed,
             model=None if self._choice_windows is None else self._model,
-            windows=self._choice_windows,
+            windows=None if self._choice_windows is None else self._calibration,
+            effort=self._effort,
+            evaluation_windows=None if self._choice_windows is None else len(self._choice_windows),
         )
         return plan, None
 
     def _with_windows(self, plan: PruningPlan) -> PruningPlan:
         """Add to a plan the windows on which it was evaluated, if it was."""
         windows = self._windows if self._charged else self._choice_windows
-        if windows is None or not (self._charged or plan.candidates):
+        if windows is None or plan.search or not (self._charged or plan.candidates):
             return plan
         note = f"evaluated on the first {len(windows)} windows of the calibration text"
         return replace(plan, notes=(*plan.notes, note))

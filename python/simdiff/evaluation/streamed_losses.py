@@ -136,6 +136,10 @@ class StreamedLosses:
         self._windows.append(ids)
         return len(self._windows) - 1
 
+    def known(self, removed: Collection[int], ids: Tensor) -> Tensor | None:
+        """What is known of a window, by its token ids, without these layers; nothing is asked."""
+        return self._known.get((frozenset(removed), self.window(ids)))
+
     def get(self, removed: Collection[int], window: int) -> Tensor | None:
         """The token losses of a window without these layers; None if they are not known yet."""
         plan = frozenset(removed)
@@ -177,13 +181,18 @@ _ATTRIBUTE = "_simdiff_losses"
 
 
 def losses_of(
-    model: PreTrainedModel, loss_of: Callable[[PreTrainedModel, Tensor], Tensor]
+    model: PreTrainedModel,
+    loss_of: Callable[[PreTrainedModel, Tensor], Tensor],
+    kind: str = "loss",
 ) -> StreamedLosses:
-    """The losses of a streamed model, the same object for all who ask."""
-    if not hasattr(model, _ATTRIBUTE):
-        setattr(model, _ATTRIBUTE, StreamedLosses(model, loss_of))
-    found: StreamedLosses = getattr(model, _ATTRIBUTE)
-    return found
+    """The losses of a kind of a streamed model, the same object for all who ask."""
+    kinds: dict[str, StreamedLosses] = vars(model).setdefault(_ATTRIBUTE, {})
+    return kinds.setdefault(kind, StreamedLosses(model, loss_of))
+
+
+def kinds_of(model: PreTrainedModel) -> list[StreamedLosses]:
+    """The losses of all kinds that were asked for of a model; none unless it is streamed."""
+    return list(vars(model).get(_ATTRIBUTE, {}).values())
 
 
 def in_few_passes(model: PreTrainedModel | None, search: Callable[[], Result]) -> Result:
@@ -203,19 +212,19 @@ def in_few_passes(model: PreTrainedModel | None, search: Callable[[], Result]) -
     if model is None or stream_of(model) is None:
         return search()
     while True:
-        losses: StreamedLosses | None = getattr(model, _ATTRIBUTE, None)
-        before = 0 if losses is None else losses.passes
+        before = sum(losses.passes for losses in kinds_of(model))
         result, error = None, None
         with silent():
             try:
                 result = search()
             except SimdiffError as found:
                 error = found
-        losses = getattr(model, _ATTRIBUTE, None)
-        if losses is None or not losses.missing:
+        missing = [losses for losses in kinds_of(model) if losses.missing]
+        if not missing:
             if error is not None:
                 raise error
-            if losses is not None and before:
-                tell(f"{losses.passes} passes over the weights so far")
+            if before:
+                tell(f"{before} passes over the weights so far")
             return result  # type: ignore[return-value]
-        losses.read()
+        for losses in missing:
+            losses.read()

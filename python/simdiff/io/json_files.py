@@ -20,6 +20,7 @@ SCHEMAS = {
     "simdiff.comparison": 1,
     "simdiff.comparison-cells": 1,
     "simdiff.comparison-scoring": 1,
+    "simdiff.divergences": 1,
     "simdiff.evaluation": 2,
     "simdiff.evaluations": 1,
     # Version 2 added selection and candidates; 3 added choice_agreement and dropped the decisive

@@ -137,9 +137,18 @@ class BypassEvaluator:
         entering, version = states.get(start, (None, 0))
         with self._partial.following(Course(start, entering, passed_by=removed)):
             loss = loss_of(self._model, self._windows[window])
-        if entering is not None and entering._version != version:
-            raise SimdiffError(
-                f"a layer from {start} on writes over what enters it, so that states cannot be "
-                "reused: give memory_budget=0"
-            )
+        check_unwritten(start, entering, version)
         return loss
+
+
+def check_unwritten(start: int, entering: Tensor | None, version: int) -> None:
+    """Refuse to go on where a layer from `start` on wrote over a kept state.
+
+    Raises:
+        SimdiffError: the state has been written to since its version was read.
+    """
+    if entering is not None and entering._version != version:
+        raise SimdiffError(
+            f"a layer from {start} on writes over what enters it, so that states cannot be "
+            "reused: give memory_budget=0"
+        )

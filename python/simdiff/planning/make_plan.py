@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
@@ -12,7 +14,14 @@ from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
 from simdiff.planning.criteria import criterion_named, importance
 from simdiff.planning.entry_points import foreign_criteria, known_selections, selected
-from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, NUM_RESAMPLES, SELECTIONS
+from simdiff.planning.names import (
+    DEFAULT_ALPHA,
+    DEFAULT_CRITERION,
+    DEFAULT_EFFORT,
+    EFFORTS,
+    NUM_RESAMPLES,
+    SELECTIONS,
+)
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection, select
 from simdiff.planning.shortlist import EXPONENT, Candidate, shortlist
@@ -63,6 +72,12 @@ def check_planning(criterion: str, selection: str | None, max_blocks: int | None
         )
 
 
+def check_effort(effort: str) -> None:
+    """Refuse an effort that `make_plan` would refuse, before scores exist."""
+    if effort not in EFFORTS:
+        raise SimdiffError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
+
+
 def make_plan(
     scores: LayerScores,
     num_remove: int,
@@ -75,6 +90,9 @@ def make_plan(
     random_seed: int = 0,
     model: PreTrainedModel | None = None,
     windows: Tensor | None = None,
+    effort: str = DEFAULT_EFFORT,
+    evaluation_windows: int | None = None,
+    journal: Path | None = None,
 ) -> PruningPlan:
     """Choose the layers to remove.
 
@@ -82,7 +100,8 @@ def make_plan(
     (to the power 5/6, see `simdiff.planning.shortlist`). Given the model and calibration windows,
     it evaluates that plan and the layers of lowest block influence on one window, and exchanges
     layers of the better one while that lowers its perplexity (`simdiff.planning.exchange`). This
-    reads 1/50 of the windows that greedy search would.
+    reads 1/50 of the windows that greedy search would. Efforts "normal" and "thorough" search
+    further (`simdiff.planning.effort_search`).
 
     Args:
         scores: scores of all layers, and of blocks if the selection needs them.
@@ -95,18 +114,25 @@ def make_plan(
         random_seed: seed of the criterion random.
         model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
             text, both or neither; only `simdiff` with selection "blocks" uses them.
+        effort: a name in `simdiff.planning.names.EFFORTS`, for `simdiff` with selection "blocks".
+        evaluation_windows: the first windows are those of effort "quick", and of the greedy search
+            of whose cost the others take a share; None takes all.
+        journal: file in which the other efforts keep what they read, see `search_with_effort`.
 
     Raises:
         SimdiffError: a name is unknown, the number of layers or the selection is impossible, or
             the scores lack blocks.
     """
     check_planning(criterion, selection, max_blocks)
+    check_effort(effort)
     check_selection(scores.num_layers, num_remove, protect)
     chosen = selection or default_selection(criterion)
     ranked = importance(scores, criterion, alpha, seed=random_seed)
     base = select(scores, ranked, num_remove, protect)
     candidates: Sequence[Candidate] = ()
     agreement: float | None = None
+    search: dict[str, Any] = {}
+    read = 0
     removed, label = base.removed, chosen
     if chosen not in SELECTIONS:
         removed = selected(chosen, scores, ranked.values, num_remove, protect)
@@ -114,31 +140,14 @@ def make_plan(
         costs = block_costs(scores, BLOCK_CRITERION_OF[criterion])
         if chosen == "contiguous":
             removed = best_contiguous_block(costs, num_remove, protect)
-        elif criterion == "simdiff" and model is not None and windows is not None:
-            # Imported here: without a model nothing needs torch.
-            from simdiff.planning import exchange
-            from simdiff.planning.streamed_search import with_starts
-
-            starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
-            losses = exchange.CutLosses(model, windows)
-            reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
-            with step(
-                f"choose by perplexity, {_number(max(reads, len(starts)), 'read')} of a window"
-            ):
-                best, candidates, agreement = with_starts(
-                    model,
-                    [start.removed for start in starts],
-                    lambda: exchange.exchange_search(
-                        losses,
-                        starts,
-                        costs.raised(EXPONENT),
-                        max_reads=reads,
-                        num_windows=len(windows),
-                        protect=protect,
-                        max_blocks=max_blocks,
-                        ahead=losses.ahead,
-                    ),
-                )
+        elif criterion == "simdiff" and effort != "none" and model is not None:
+            assert windows is not None
+            read = min(evaluation_windows or len(windows), len(windows))
+            given = (scores, num_remove, model, windows, read, protect, max_blocks)
+            if effort == "quick":
+                best, candidates, agreement = _quick(*given)
+            else:
+                best, candidates, search = _searched(effort, journal, *given)
             removed, label = best.removed, best.origin
         else:
             power = EXPONENT if criterion == "simdiff" else 1.0
@@ -148,10 +157,89 @@ def make_plan(
         "selection": selection,
         "max-blocks": max_blocks,
         "random-seed": random_seed if criterion == "random" else None,
-        "evaluation-windows": len(windows) if candidates and windows is not None else None,
+        "evaluation-windows": read if candidates else None,
+        "effort": effort if effort != DEFAULT_EFFORT and candidates else None,
     }
     options = {name: value for name, value in options.items() if value not in (None, False)}
-    return _plan_with(base, removed, label, protect, candidates, agreement, options)
+    plan = _plan_with(base, removed, label, protect, candidates, agreement, options)
+    return replace(plan, search=search, notes=(*plan.notes, *_search_notes(search)))
+
+
+def _quick(
+    scores: LayerScores,
+    num_remove: int,
+    model: PreTrainedModel,
+    windows: Tensor,
+    num_windows: int,
+    protect: Collection[int],
+    max_blocks: int | None,
+) -> tuple[Candidate, list[Candidate], float]:
+    """The exchange search; imports here: without a model nothing needs torch."""
+    from simdiff.planning import exchange
+    from simdiff.planning.streamed_search import with_starts
+
+    windows = windows[:num_windows]
+    starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
+    losses = exchange.CutLosses(model, windows)
+    reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
+    costs = block_costs(scores, BLOCK_CRITERION_OF["simdiff"]).raised(EXPONENT)
+    read = _number(max(reads, len(starts)), "read")
+    with step(f"choose by perplexity, {read} of a window"):
+        return with_starts(
+            model,
+            [start.removed for start in starts],
+            lambda: exchange.exchange_search(
+                losses,
+                starts,
+                costs,
+                max_reads=reads,
+                num_windows=len(windows),
+                protect=protect,
+                max_blocks=max_blocks,
+                ahead=losses.ahead,
+            ),
+        )
+
+
+def _searched(
+    effort: str,
+    journal: Path | None,
+    scores: LayerScores,
+    num_remove: int,
+    model: PreTrainedModel,
+    windows: Tensor,
+    num_windows: int,
+    protect: Collection[int],
+    max_blocks: int | None,
+) -> tuple[Candidate, list[Candidate], dict[str, Any]]:
+    """The search of effort normal or thorough."""
+    from simdiff.planning.effort import search_with_effort
+
+    with step(f"choose by divergence and loss, effort {effort}"):
+        found = search_with_effort(
+            model,
+            scores,
+            windows,
+            num_remove,
+            effort,
+            evaluation_windows=num_windows,
+            protect=protect,
+            max_blocks=max_blocks,
+            journal=journal,
+        )
+    return found.best, found.candidates, found.record
+
+
+def _search_notes(record: dict[str, Any]) -> list[str]:
+    """What a search cost, in a line."""
+    if not record:
+        return []
+    return [
+        f"effort {record['effort']}: {record['windows_read']} windows read, {record['layers_run']} "
+        f"layers and {record['heads_run']} heads run on one; with the calibration pass "
+        f"{record['share_of_greedy']:.0%} of what greedy search by perplexity runs on "
+        f"{record['greedy_windows']} windows"
+    ]
 
 
 def _plan_with(

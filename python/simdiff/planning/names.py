@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 CRITERIA = (
     "simdiff",
     "simdiff-mssd",
@@ -65,3 +67,35 @@ DEFAULT_CRITERION = "simdiff"
 DEFAULT_ALPHA = 0.5
 # The standard error of a share of 0.95 is then 0.01.
 NUM_RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a search may cost, and how wide it searches."""
+
+    share: float
+    """Of the cost of greedy search, the calibration pass included."""
+    width: int
+    """Number of candidates that a step reads."""
+    beam: int
+    """Number of plans from which a step begins."""
+    windows: int
+    """Most windows that a plan reads."""
+    early: int
+    """Most windows that it reads before the last choice."""
+    finalists: int
+    """Number of plans among which the last race chooses."""
+    exchanges: bool = True
+    """Whether single layers are exchanged at the end."""
+
+
+EFFORTS = {
+    "none": None,
+    "quick": None,
+    "normal": Effort(1 / 5, width=5, beam=1, windows=8, early=2, finalists=6),
+    "thorough": Effort(1.0, width=8, beam=3, windows=16, early=4, finalists=12),
+}
+"""What `simdiff` spends on its plan: nothing beside the scores; a few reads, see
+`simdiff.planning.exchange`; or a search, see `simdiff.planning.effort_search`."""
+
+DEFAULT_EFFORT = "quick"

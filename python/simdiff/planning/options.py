@@ -15,10 +15,16 @@ from simdiff.planning.bootstrap import bootstrap_plan
 from simdiff.planning.budget import Budget
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.drawn_plans import PlanOfScores
-from simdiff.planning.make_plan import check_planning, default_selection, make_plan
+from simdiff.planning.make_plan import (
+    check_effort,
+    check_planning,
+    default_selection,
+    make_plan,
+)
 from simdiff.planning.names import (
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
+    DEFAULT_EFFORT,
     NUM_RESAMPLES,
     SEARCHED,
     WEIGHED,
@@ -44,8 +50,10 @@ class PlanOptions:
     max_blocks: int | None = None
     random_seed: int = 0
     evaluation_windows: int = 4
-    """Number of calibration windows for searches; `simdiff` reads 1/50 of what greedy search would
-    read on them. 0 runs no search."""
+    """Number of calibration windows for searches; what `simdiff` may spend is a share of what
+    greedy search would read on them. 0 runs no search."""
+    effort: str = DEFAULT_EFFORT
+    """How much `simdiff` may spend, a name in `simdiff.planning.names.EFFORTS`."""
     bootstrap: int = NUM_RESAMPLES
     """Number of bootstrap draws of the calibration sequences for the plan's confidence; 0 skips
     it."""
@@ -65,6 +73,7 @@ class PlanOptions:
                 f"({', '.join(WEIGHED)}), got {self.alpha} with {self.criterion}"
             )
         check_planning(self.criterion, self.selection, self.max_blocks)
+        check_effort(self.effort)
         check_selection(int(model["num_layers"]), count, self.protect)
         if self.bootstrap < 0:
             raise SimdiffError(f"bootstrap resamples must be 0 or more, got {self.bootstrap}")
@@ -94,11 +103,10 @@ class PlanOptions:
         """
         if model is None or windows is None or self.evaluation_windows == 0:
             model = windows = None
-        else:
-            windows = windows[: self.evaluation_windows]
         if self.criterion in SEARCHED:
             if model is None or windows is None:
                 raise _needs_model(self.criterion)
+            windows = windows[: self.evaluation_windows]
             # Imported here: a plan of scores alone needs no torch.
             from simdiff.evaluation.streamed_losses import in_few_passes
             from simdiff.planning.searched_criteria import search_plan
@@ -122,7 +130,7 @@ class PlanOptions:
         else:
             from simdiff.evaluation.streamed_losses import in_few_passes
 
-            plan = in_few_passes(model, partial(self.first_plan, scores, model, windows))
+            plan = in_few_passes(model, partial(self.first_plan, scores, model, windows, journal))
         notes = [] if scores.stability is None else [str(scores.stability["note"])]
         confidence = None
         if self.bootstrap:
@@ -154,6 +162,7 @@ class PlanOptions:
         scores: LayerScores,
         model: PreTrainedModel | None = None,
         windows: Tensor | None = None,
+        journal: Path | None = None,
     ) -> PruningPlan:
         """Make the plan without its confidence; without a model, from scores alone."""
         return make_plan(
@@ -167,6 +176,9 @@ class PlanOptions:
             random_seed=self.random_seed,
             model=model,
             windows=windows,
+            effort=self.effort,
+            evaluation_windows=self.evaluation_windows,
+            journal=journal,
         )
 
 

@@ -90,6 +90,8 @@ class PruningPlan:
     """Further options of `simdiff plan` with which the plan was made, by their names there."""
     asked: dict[str, Any] = field(default_factory=dict)
     """The wish from which the number of layers follows, by the names of `Budget`."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """What a search by effort read and what that cost, see `simdiff.planning.effort`."""
     confidence: PlanConfidence | None = None
     """Result of the bootstrap over sequences for the plan that scores alone give, from which this
     plan may differ; None if scores have no sequences."""
@@ -192,6 +194,7 @@ class PruningPlan:
             "choice_agreement": self.choice_agreement,
             "options": self.options,
             "asked": self.asked,
+            "search": self.search,
             "outcome": self.outcome,
             "confidence": None if self.confidence is None else self.confidence.to_dict(),
         }
@@ -239,6 +242,7 @@ class PruningPlan:
                 choice_agreement=content.get("choice_agreement"),
                 options=as_object(content.get("options", {})),
                 asked=as_object(content.get("asked", {})),
+                search=as_object(content.get("search", {})),
                 confidence=None
                 if confidence is None
                 else PlanConfidence.from_dict(confidence, num_layers),

@@ -37,8 +37,8 @@ class Candidate:
     """Layers that the plan removes, in order of depth."""
     origin: str
     nll: float | None = None
-    """Mean loss in nats per token on the calibration windows of the choice; None if it was not
-    evaluated, or was NaN or Inf."""
+    """Mean loss in nats per token on the calibration windows of the choice, or divergence from the
+    dense model where that is what chose; None if it was not evaluated, or was NaN or Inf."""
     num_windows: int = 0
     """Number of windows over which `nll` is the mean."""
 

@@ -6,16 +6,14 @@ import html
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simdiff.comparison.results import Comparison
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
 from simdiff.report.cells import stored_interval
 from simdiff.report.figures.depth import metric_charts
 from simdiff.report.html import document, facts_table, figure, tile
 from simdiff.report.numbers import speed_text
-from simdiff.report.sections.comparison import comparison_facts, comparison_sections
 from simdiff.report.sections.confidence import confidence_section
 from simdiff.report.sections.cut import cut_section, layers_section
 from simdiff.report.sections.map import map_section
@@ -30,6 +28,9 @@ from simdiff.report.sources import (
 )
 from simdiff.report.speed_notes import busy_note
 from simdiff.scoring.scores import LayerScores
+
+if TYPE_CHECKING:
+    from simdiff.comparison.results import Comparison
 
 # What stands for some keys of a model's identity.
 _FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
@@ -102,11 +103,18 @@ def render_page(sources: ReportSources) -> str:
         *quality_section(sources),
         *speed_section(sources),
         *recovery_section(sources.recovery, 0 if plan is None else plan.num_layers),
-        *comparison_sections(sources.comparison),
+        *_comparison(sources.comparison),
         *_generation(sources.results),
         *_provenance(sources),
     ]
     return document(name, sections)
+
+
+def _comparison(comparison: Comparison | None) -> Iterator[str]:
+    if comparison is not None:
+        from simdiff.report.sections.comparison import comparison_sections  # loads torch
+
+        yield from comparison_sections(comparison)
 
 
 def _titles(sources: ReportSources) -> tuple[str, str]:
@@ -246,6 +254,8 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
             **{f"calibration {key}": value for key, value in plan.calibration.items()},
         }
     if sources.comparison is not None:
+        from simdiff.report.sections.comparison import comparison_facts
+
         prefix = "" if plan is None else "comparison, "
         found = comparison_facts(sources.comparison)
         facts |= {f"{prefix}{key}": value for key, value in found.items()}

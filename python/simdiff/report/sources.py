@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from simdiff.comparison.results import Comparison
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, read_json
 from simdiff.io.kinds import PLAN_FILE, Kind, kind_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
+
+if TYPE_CHECKING:
+    from simdiff.comparison.results import Comparison
 
 Content = Mapping[str, Any]
 
@@ -115,9 +117,12 @@ def read_sources(
     where = None if directory is None else model_path(directory)
     if directory is not None and where is not None and page is not None:
         where = os.path.relpath(directory / where, page.absolute().parent)
-    compared = None if comparison is None else Comparison.load(comparison)
-    if compared is not None and plan is not None:
-        check_model(comparison or source, compared.scores.model, plan)
+    compared = None
+    if comparison is not None:
+        from simdiff.comparison.results import Comparison  # loads torch
+
+        compared = Comparison.load(comparison)
+        check_model(comparison, compared.scores.model, plan)
     if plan is None:
         _check_joined(paths, read, compared)
     return ReportSources(plan, scores, results, comparison=compared, model_path=where, **read)

@@ -41,15 +41,17 @@ def both(command: str, *arguments: object, output: Path, name: str = "") -> list
     return found
 
 
-def test_score_then_plan(given, tmp_path: Path) -> None:
+@pytest.mark.parametrize("effort", ["quick", "normal"])
+def test_score_then_plan(given, tmp_path: Path, effort: str) -> None:
     output = tmp_path / "out"
     output.mkdir()
     one, other = both("score", *given, "--skip-leading", 1, output=output)
     assert {**one, "created": 0} == {**other, "created": 0}
     scores = output / "score--stream.json"
-    command = ("plan", scores, "--num-layers", 2, "--model", given[0])
+    command = ("plan", scores, "--num-layers", 2, "--model", given[0], "--effort", effort)
     one, other = both(*command, output=output)
     assert {**one, "created": 0} == {**other, "created": 0}
+    assert bool(one["search"]) == (effort == "normal")
 
 
 def test_until_stable(given, tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def made(
                 ["plan", scores, *swept, "-o", output / "swept.json"],
                 ["plan", scores, "--model", model, "-o", output / "plan.json"],
                 [
+                    *("plan", scores, "--model", model, "--effort", "normal", "--num-layers", 2),
+                    *("-o", output / "normal.json"),
+                ],
+                [
                     *score,
                     "--stream",
                     "--offload-folder",
@@ -134,7 +138,7 @@ def test_every_number_of_processes_gives_the_same_bits(
     one, several = made(1), made(count)
     names = sorted(path.name for path in one.iterdir())
     assert names == sorted(path.name for path in several.iterdir())
-    assert len(names) == 10
+    assert len(names) == 11
     for name in names:
         assert without_time(several / name) == without_time(one / name), name
 

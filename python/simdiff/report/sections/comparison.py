@@ -24,10 +24,8 @@ _SEARCH_SOURCES = {
 }
 
 
-def comparison_sections(comparison: Comparison | None) -> Iterator[str]:
-    """Yield the HTML of the sections of a comparison; nothing without one."""
-    if comparison is None:
-        return
+def comparison_sections(comparison: Comparison) -> Iterator[str]:
+    """Yield the HTML of the sections of a comparison."""
     counts = ", ".join(map(str, comparison.counts))
     yield "<h2>Criteria compared: perplexity over removed layers</h2>"
     yield (

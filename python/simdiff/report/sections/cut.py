@@ -76,18 +76,22 @@ def _candidates(plan: PruningPlan) -> str:
     ordered = sorted(tried, key=lambda c: (-int(c.get("num_windows", 0)), c["nll"]))
     rows = [
         (
-            f"{math.exp(min(candidate['nll'], 700)):.2f}",
+            f"{candidate['nll']:.3f}"
+            if plan.search
+            else f"{math.exp(min(candidate['nll'], 700)):.2f}",
             str(candidate.get("num_windows", "")),
             spans(candidate["removed"]),
             str(candidate.get("origin", "")) + (" (taken)" if _is_chosen(plan, candidate) else ""),
         )
         for candidate in ordered
     ]
-    columns = ("perplexity", "windows", "removed layers", "origin")
+    measure = "rise of loss" if plan.search else "perplexity"
+    columns = (measure, "windows", "removed layers", "origin")
     return (
         f"<div><h3>Plans tried: {len(rows)}</h3>"
         f"{table(columns, rows, text=(2, 3), wrap=(3,))}"
-        "<p class='caption'>Perplexity on calibration windows, which is what chose; numbers on "
+        f"<p class='caption'>{measure.capitalize()} on calibration windows, which is what chose; "
+        "numbers on "
         "different numbers of windows do not compare. Held-out text was not looked at.</p></div>"
     )
 
