@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,8 @@ def profile_pass(
         warm = RunningScores(len(layers), backend=backend)
         feed_forward(model, layers.modules, warm, inputs[:1])
     running = _NamedScores(len(layers), backend=backend)
+    # Kineto writes of its start and stop to standard error, below any other level of messages.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
