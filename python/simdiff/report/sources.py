@@ -76,7 +76,7 @@ def read_sources(
         else:
             evaluation = source
         directory, plan = None, None
-    elif not source.is_dir():
+    elif not (source / PLAN_FILE).is_file():
         raise SimdiffError(
             f"report: {source} must be a directory with {PLAN_FILE}, a comparison, or a file of an "
             "evaluation or a benchmark, and is none"

@@ -60,6 +60,7 @@ CASES = {
     "prune ./my-model --plan plan.json -o plan.json --overwrite": "must not be the input itself",
     "prune ./my-model --plan plan.json -o thesis.txt --overwrite": "is nothing that simdiff wrote",
     "prune ./my-model --plan plan.json -o -": "--output - is for text; the directory of a pruned",
+    "report thesis.txt -o x.html": "error: thesis.txt must be a directory with plan.json",
     "plan none.json": "none.json: No such file or directory\n",
     "score corpus.txt --text corpus.txt -o s.json": "is a file, and a model is a directory",
     "plan thesis.txt --config pln.yaml": "must be a readable YAML file: No such file",

@@ -98,6 +98,8 @@ def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path
         read_sources(directory, recovery=other / "recovery.json")
     with pytest.raises(SimdiffError, match=r"must be a directory with plan.json, a comp"):
         read_sources(tmp_path / "none")
+    with pytest.raises(SimdiffError, match=r"must be a directory with plan.json, a comp"):
+        read_sources(tmp_path)
 
 
 def test_files_of_several_cuts_or_models_without_a_plan(
