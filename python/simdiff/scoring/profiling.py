@@ -105,13 +105,12 @@ def profile_pass(
         warm = RunningScores(len(layers), backend=backend)
         feed_forward(model, layers.modules, warm, inputs[:1])
     running = _NamedScores(len(layers), backend=backend)
-    # Kineto writes of its start and stop to standard error, below any other level of messages.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with (
         step("profile the calibration pass"),
+        _quiet_kineto(),
         _named_layers(layers),
         profile(activities=activities, profile_memory=True, acc_events=True) as profiler,
     ):
@@ -129,6 +128,19 @@ def profile_pass(
         num_batches=len(batches),
         num_tokens=sum(ids.numel() for ids in batches),
     )
+
+
+@contextlib.contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Torch's profiler tells of its start and stop on standard error, whatever its log level."""
+    name = "KINETO_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = before or "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 class _NamedScores(RunningScores):
