@@ -337,11 +337,11 @@ def _notes(quality: Quality) -> Iterator[str]:
 
 def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> str:
     runs = 0 if perplexity is None else perplexity.num_runs
+    part = "" if text["part"] == "all" else f"the {text['part']} part of "
     return (
         f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
         f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
-        f"{'all' if text['whole'] else 'the start'} of the {text['part']} part of "
-        f"{text['source']}; "
+        f"{'all' if text['whole'] else 'the start'} of {part}{text['source']}; "
         + (
             f"95% interval by Student's t over {runs} runs of windows"
             if runs > 1

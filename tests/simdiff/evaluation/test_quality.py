@@ -116,6 +116,12 @@ def test_notes_of_tasks() -> None:
             "token before each, all of the held-out part of a.txt; no interval from a single run "
             "of windows",
         ),
+        (
+            {"part": "all"},
+            1,
+            "perplexity: 32 windows of 512 tokens, stride 256, no BOS, the start of a.txt; no "
+            "interval from a single run of windows",
+        ),
     ],
 )
 def test_notes_of_text(changes: dict[str, bool], blocks: int, wanted: str) -> None:
