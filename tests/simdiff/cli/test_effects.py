@@ -26,6 +26,8 @@ CASES = {
     "plan {text} --unit mlp --num-layers 2 --bootstrap 50": "only with --unit layer",
     "score m --text {text} -o {new} --num-layers 8": "--num-layers has an effect only with --cal",
     "score m --text {text} -o {new} --ratio 0.5": "--ratio has an effect only with --calibrate",
+    "score m --text {text} -o {new} --text-weights 3": "only with --text given several times",
+    "score m --text {text} -o {new} --no-stream --stream-memory 1GB": "which --no-stream forbids",
     "export {text} --format list --model m": "only with --format mergekit or vllm",
     "export {text} --format llama.cpp --model m": "only with --format mergekit or vllm",
     "prune m --remove 1 -o {new} --device cpu": "only with --dtype",
