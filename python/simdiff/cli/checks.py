@@ -27,6 +27,8 @@ _LEAST = {
     "window_length": 2,
     "stride": 1,
     "batch_size": 1,
+    "batch_sizes": 1,
+    "prompt_lengths": 1,
     "groups": 1,
     "limit": 1,
     "num_fewshot": 0,
@@ -90,9 +92,13 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     for name, least in _LEAST.items():
         value = getattr(arguments, name, None)
         least = 0 if (name, arguments.command) == ("num_windows", "eval") else least
-        if isinstance(value, int) and value < least:
+        low = min(value, default=least) if isinstance(value, (list, tuple)) else value
+        if isinstance(low, int) and low < least:
             flag = name.replace("_", "-")
-            raise SimdiffError(f"--{flag} must be at least {least}, got {value}")
+            raise SimdiffError(f"--{flag} must be at least {least}, got {low}")
+    stride, window = (getattr(arguments, name, None) for name in ("stride", "window_length"))
+    if stride is not None and window is not None and stride > window:
+        raise SimdiffError(f"--stride must be 1 to {window} tokens (a window), got {stride}")
     threads, most = getattr(arguments, "threads", None), _THREADS_OF_A_CPU * (os.cpu_count() or 1)
     if threads is not None and threads > most:
         raise SimdiffError(
