@@ -38,7 +38,7 @@ CASES = {
     "prune ./my-model -o x": "must say which layers go, got neither",
     "bench ./my-model --remove 99": "layers to remove",
     "bench ./my-model --remove 1 --batch-sizes 4,0": "--batch-sizes must be at least 1, got 0",
-    "eval ./my-model --text corpus.txt --windows 2 --window-length 32 --stride 99": "--stride must be 1 to 32 "
+    "eval ./my-model --text corpus.txt --window-length 32 --stride 99": "--stride must be 1 to 32 "
     "tokens (a window), got 99",
     "bench ./my-model": "must say what is compared, got none",
     "eval ./my-model --remove 6 --text corpus.txt": "layers to remove",
