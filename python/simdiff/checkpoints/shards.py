@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -104,9 +105,11 @@ def check_space(directory: Path, num_bytes: int) -> None:
     free = shutil.disk_usage(directory).free
     wanted = num_bytes + _SLACK_BYTES
     if free < wanted:
+        shown = directory.parent if ".partial-" in directory.name else directory
         raise SimdiffError(
-            f"the disk of {directory} must have {wanted:,} bytes free for the pruned checkpoint, "
-            f"got {free:,}: free {(wanted - free) / 1e9:.2f} GB or give an output elsewhere"
+            f"the disk of {shown} must have {wanted:,} bytes free for the pruned checkpoint, "
+            f"got {free:,}: free {math.ceil((wanted - free) / 1e7) / 100:.2f} GB or give an output "
+            "elsewhere"
         )
 
 

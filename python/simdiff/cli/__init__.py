@@ -131,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--verbose" in words:
             traceback.print_exc()
-        print(f"simdiff {command}: error: {in_flags(str(error))}", file=sys.stderr)
+        said = in_flags(str(error)).removeprefix(f"{command}: ")  # functions begin with their name
+        print(f"simdiff {command}: error: {said}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # such as `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

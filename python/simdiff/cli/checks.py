@@ -27,6 +27,8 @@ _LEAST = {
     "window_length": 2,
     "stride": 1,
     "batch_size": 1,
+    "batch_sizes": 1,
+    "prompt_lengths": 1,
     "groups": 1,
     "limit": 1,
     "num_fewshot": 0,
@@ -66,6 +68,10 @@ def check(arguments: argparse.Namespace, given: Collection[str]) -> None:
         if name not in known_criteria():
             meant = nearest(name, known_criteria())
             raise SimdiffError(f"--criteria: there is no criterion {name!r}{meant}")
+    for name in getattr(arguments, "log", ()):
+        from simdiff.io.trackers import check_tracker
+
+        check_tracker(name)
     if getattr(arguments, "output", None) is not None and arguments.command not in (
         "plot",  # writes a file for every figure
         "rerun",  # what it gives again checks
@@ -86,9 +92,13 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     for name, least in _LEAST.items():
         value = getattr(arguments, name, None)
         least = 0 if (name, arguments.command) == ("num_windows", "eval") else least
-        if isinstance(value, int) and value < least:
+        low = min(value, default=least) if isinstance(value, (list, tuple)) else value
+        if isinstance(low, int) and low < least:
             flag = name.replace("_", "-")
-            raise SimdiffError(f"--{flag} must be at least {least}, got {value}")
+            raise SimdiffError(f"--{flag} must be at least {least}, got {low}")
+    stride, window = (getattr(arguments, name, None) for name in ("stride", "window_length"))
+    if stride is not None and window is not None and stride > window:
+        raise SimdiffError(f"--stride must be 1 to {window} tokens (a window), got {stride}")
     threads, most = getattr(arguments, "threads", None), _THREADS_OF_A_CPU * (os.cpu_count() or 1)
     if threads is not None and threads > most:
         raise SimdiffError(
@@ -156,3 +166,8 @@ def _check_layers(arguments: argparse.Namespace) -> None:
         options = plan_options(arguments)
         if depth is not None and not options.budget.needs_sizes:
             options.count({"num_layers": depth})
+    if arguments.command == "compare" and depth is not None:
+        from simdiff.planning.selection import check_selection
+
+        for count in arguments.num_layers or ():
+            check_selection(depth, count, arguments.protect)

@@ -110,6 +110,24 @@ EFFECTS = (
         "--draft",
     ),
     Effect(
+        ("score", "run", "compare", "recover", "eval", "profile", "bench"),
+        ("text_weights",),
+        lambda given: isinstance(given.text, list) and len(given.text) > 1,
+        "--text given several times",
+    ),
+    Effect(
+        ("score", "run", "plan", "compare", "recover", "eval"),
+        ("stream_memory", "offload_folder"),
+        lambda given: given.stream is not False,
+        "a model that may be streamed, which --no-stream forbids",
+    ),
+    Effect(
+        ("export",),
+        ("model",),
+        lambda given: given.format in ("mergekit", "vllm"),
+        "--format mergekit or vllm: the other formats do not name the model",
+    ),
+    Effect(
         ("plan", "eval", "bench", "export"),
         ("overwrite",),
         lambda given: given.output is not None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, names
+from simdiff.errors import SimdiffError
 
 TEXT = "The figures of a report or a comparison as SVG and PDF files."
 FORMATS = ("svg", "pdf")
@@ -39,19 +40,29 @@ def needs_torch(arguments: argparse.Namespace) -> bool:
     return False
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse formats that there are not, and a place that is no folder."""
+    formats, folder = arguments.formats or FORMATS, arguments.output
+    if set(formats) - set(FORMATS):
+        raise SimdiffError(f"--formats must be of {', '.join(FORMATS)}, got {','.join(formats)}")
+    if not folder.absolute().parent.is_dir():
+        raise SimdiffError(
+            f"output {folder}: its parent directory must exist, {folder.parent} does not"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise SimdiffError(f"output {folder} must be a folder, and is a file")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff plot`."""
     from importlib.util import find_spec
 
-    from simdiff.errors import SimdiffError
     from simdiff.io.kinds import Kind
     from simdiff.io.outputs import check_new_file, write_bytes
     from simdiff.report.plot import pdf, pictures_of
 
     usual = FORMATS if find_spec("matplotlib") else ("svg",)
     formats = arguments.formats or usual
-    if set(formats) - set(FORMATS):
-        raise SimdiffError(f"--formats must be of {', '.join(FORMATS)}, got {','.join(formats)}")
     made: dict[Path, bytes] = {}
     for picture in pictures_of(arguments.source):
         for form in formats:

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         return _run_gguf(arguments)
     from simdiff.jobs.plans import plan_for
     from simdiff.jobs.prune import prune_checkpoint
-    from simdiff.planning.outcome import outcome_line
+    from simdiff.planning.outcome import in_dtype, outcome_line
 
     output = arguments.output.absolute()
     plan = plan_for(arguments.model, plan_source(arguments))
@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         config=config_text(arguments),
     )
     removed = ", ".join(map(str, sorted(plan.removed)))
+    outcome = in_dtype(plan.outcome, arguments.dtype)
     show(
         arguments,
         {
@@ -79,10 +80,10 @@ def run(arguments: argparse.Namespace) -> None:
             "removed": list(plan.removed),
             "kept": list(plan.kept),
             "notes": list(notes),
-            "outcome": plan.outcome,
+            "outcome": outcome,
         },
         f"Removed {len(plan.removed)} of {plan.num_layers} layers: {removed} (counted from 0)",
-        *filter(None, [outcome_line(plan.outcome, {})]),
+        *filter(None, [outcome_line(outcome, {})]),
         *(f"Note: {note}" for note in notes),
         f"Checkpoint: {arguments.output}",
     )

@@ -57,6 +57,7 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff run`."""
     from simdiff.jobs.run import run
+    from simdiff.report.speed_notes import busy_note, measured_by
     from simdiff.report.terminal.tables import layers_table, results_table
 
     with log_of(arguments) as log:
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         layers_table(outcome.scores, plan),
         *plan_lines(plan),
         results_table(results),
+        *filter(None, [busy_note(measured_by(None, results))]),
         *written,
         f"Checkpoint: {outcome.directory / 'model'}",
         f"Report:     {outcome.directory / 'report.html'}",

@@ -56,7 +56,7 @@ def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
     if found < wanted:
         what = "all" if part == "all" else f"the {part} half"
         tell(
-            f"note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
+            f"Note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
             "for"
         )
 

@@ -37,7 +37,7 @@ from simdiff.evaluation.text_perplexity import (
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
 from simdiff.models.identity import model_identity, stored_cut
-from simdiff.models.loading import load_model
+from simdiff.models.loading import find_model, load_model
 from simdiff.models.running import evaluating
 from simdiff.models.streamed import StreamOptions
 from simdiff.models.sweep import refuse_streamed, remove_states
@@ -262,6 +262,9 @@ def evaluate_models(
         )
     if text is None and tasks is None:
         raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+    for model in models:
+        if not isinstance(model, Subject):
+            find_model(str(model))  # a slip in the last name is told before the first is evaluated
     if text is not None:
         check_text(text.source)
     loaded = None if tasks is None else load_tasks(tasks)
@@ -334,11 +337,11 @@ def _notes(quality: Quality) -> Iterator[str]:
 
 def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> str:
     runs = 0 if perplexity is None else perplexity.num_runs
+    part = "" if text["part"] == "all" else f"the {text['part']} part of "
     return (
         f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
         f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
-        f"{'all' if text['whole'] else 'the start'} of the {text['part']} part of "
-        f"{text['source']}; "
+        f"{'all' if text['whole'] else 'the start'} of {part}{text['source']}; "
         + (
             f"95% interval by Student's t over {runs} runs of windows"
             if runs > 1

@@ -74,7 +74,9 @@ def load_json(path: str | Path, wanted: str = "JSON") -> Any:
             )
         content = path.read_bytes()
     except OSError as error:
-        raise SimdiffError(f"{path}: must be {wanted}, readable: {error.strerror}") from None
+        raise SimdiffError(
+            f"{path}: must be {wanted}, but cannot be read: {error.strerror}"
+        ) from None
     try:
         return parse_json(content.decode())
     except ValueError as error:

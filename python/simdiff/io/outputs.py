@@ -113,20 +113,24 @@ def check_new_file(path: Path, overwrite: bool, kind: Kind | None = None) -> Non
 
 @ranks.entered_by_first
 @contextlib.contextmanager
-def new_directory(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
+def new_directory(
+    path: Path, overwrite: bool = False, kind: Kind | None = None, *, finished: bool = False
+) -> Iterator[Path]:
     """Yield an empty directory next to `path` that is renamed to `path` when the body succeeds.
 
     Its files are synced to the disk before the rename, which is atomic; an earlier output is
     exchanged for it, atomically too. A process that is killed at any moment leaves at `path` either
     what was there before or the complete output. Its files get the usual mode, whatever library
     wrote them. A leftover directory with a temporary name may remain; the next run for the same
-    path removes it.
+    path removes it. With `finished` the work is done already: where the path was taken meanwhile,
+    the result is kept beside it, as the error tells.
 
     Raises:
         SimdiffError: see `check_new_path`.
     """
     path = path.absolute()
-    check_new_path(path, overwrite, kind)
+    if not finished:
+        check_new_path(path, overwrite, kind)
     remove_leftovers(path)
     scratch, lock = _locked_directory(path)
     try:
@@ -273,11 +277,13 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, overwrite: bool = False, kind: Kind | None = None) -> Iterator[Path]:
+def new_file(
+    path: Path, overwrite: bool = False, kind: Kind | None = None, *, finished: bool = False
+) -> Iterator[Path]:
     """Yield the path of an empty file next to `path`, renamed to `path` when the body succeeds.
 
     What another command has written to `path` in the meantime stays, and this result is kept beside
-    it, as the error tells.
+    it, as the error tells; with `finished` that holds for the time before the call too.
 
     Its content is synced to the disk before the rename. A process that is killed at any moment
     leaves at `path` either what was there before or the complete file.
@@ -286,7 +292,8 @@ def new_file(path: Path, overwrite: bool = False, kind: Kind | None = None) -> I
         SimdiffError: see `check_new_file`; or the file cannot be written.
     """
     path = path.absolute()
-    check_new_file(path, overwrite, kind)
+    if not finished:
+        check_new_file(path, overwrite, kind)
     scratch = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
@@ -350,25 +357,33 @@ def held_directory(directory: Path, purpose: str) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is either complete or absent."""
+    """Write a file that is either complete or absent.
+
+    Raises:
+        SimdiffError: it cannot be written, such as on a full disk.
+    """
     if not ranks.writes():
         return
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    scratch = None
     try:
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
         os.chmod(scratch, 0o666 & ~_umask())
         os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
+    except BaseException as error:
+        if scratch is not None:
+            os.unlink(scratch)
+        if isinstance(error, OSError):
+            raise SimdiffError(f"output {path}: cannot be written: {error.strerror}") from None
         raise
 
 
 def write_new(path: Path, content: bytes, overwrite: bool, kind: Kind) -> None:
-    """Write an output of a command, see `new_file`; of several processes the first does."""
+    """Write a finished output of a command, see `new_file`; of several processes the first does."""
 
     def write() -> None:
-        with new_file(path, overwrite, kind) as scratch:
+        with new_file(path, overwrite, kind, finished=True) as scratch:
             scratch.write_bytes(content)
 
     ranks.first(write)

@@ -206,9 +206,18 @@ def logged(log: Log | Sequence[str], directory: Path, config: Mapping[str, Any])
         yield started
 
 
-def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
+def check_tracker(name: str) -> None:
+    """Refuse a name that is of no tracker.
+
+    Raises:
+        SimdiffError: see there.
+    """
     if name not in TRACKERS:
         raise SimdiffError(f"--log must be of {', '.join(TRACKERS)}, got {name!r}")
+
+
+def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
+    check_tracker(name)
     try:
         with _off_standard_output():
             return TRACKERS[name](directory.name, directory, config)

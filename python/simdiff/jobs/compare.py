@@ -66,7 +66,7 @@ def run_comparison(
         comparison = compare(
             model, calibration, held_out, options, journal, name=name, batch_size=batch_size
         )
-        with new_directory(directory, overwrite, Kind.COMPARISON) as scratch:
+        with new_directory(directory, overwrite, Kind.COMPARISON, finished=True) as scratch:
             write_config(scratch, config)
             ranks.first(lambda: _write(comparison, scratch))
         ranks.first(lambda: remove_journal(journal))

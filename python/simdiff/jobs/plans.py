@@ -69,7 +69,7 @@ def fitted(plan: PruningPlan, model: PreTrainedModel, name: str) -> PruningPlan:
         f"have the same shapes as those of {name}; what it lies beside (such as the vocabulary) "
         "differs"
     )
-    tell(f"note: {note}")
+    tell(f"Note: {note}")
     return replace(plan, model=identity, notes=(*plan.notes, note))
 
 

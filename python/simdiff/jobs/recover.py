@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def recover(
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     losses = LossLog(training.with_name(directory.name + ".losses.jsonl"), told)
     context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training, losses)
+    finished = partial(new_directory, directory, overwrite, Kind.MODEL, finished=True)
     with contextlib.ExitStack() as stack:
         if cut is None:
             pruned, record = recovered(
@@ -132,13 +134,13 @@ def recover(
                 batch_size=batch_size,
                 context=context,
             )
-            scratch = stack.enter_context(new_directory(directory, overwrite, Kind.MODEL))
+            scratch = stack.enter_context(finished())
             write_recovered(pruned, tokenizer, plan, record, scratch, name)
         else:
             record = recovered_streamed(
                 model, plan, calibration, held_out, options=options, batch_size=batch_size
             )
-            scratch = stack.enter_context(new_directory(directory, overwrite, Kind.MODEL))
+            scratch = stack.enter_context(finished())
             write_cut(cut.with_tensors(_replaced(model)), scratch)
             _write_words(record, plan, scratch, name)
         write_config(scratch, config)

@@ -199,7 +199,7 @@ def _measure_dense(
     quality = perplexity(model, held_out.tokens, description="perplexity, dense")
     dense = asdict(quality) | {"num_parameters": sum(p.numel() for p in model.parameters())}
     if stream_of(model) is not None:
-        tell("note: no speed is measured and nothing generated, since the model is streamed")
+        tell("Note: no speed is measured and nothing generated, since the model is streamed")
         return dense, {}
     if not speed_rounds:
         return dense, {}

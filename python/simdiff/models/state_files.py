@@ -312,6 +312,6 @@ def check_free(directory: Path, num_bytes: int) -> None:
     if free < wanted:
         raise SimdiffError(
             f"the disk of {directory} must have {wanted:,} bytes free for the hidden states of all "
-            f"windows, got {free:,}: free {(wanted - free) / 1e9:.2f} GB, or give --offload-folder "
-            "elsewhere"
+            f"windows, got {free:,}: free {math.ceil((wanted - free) / 1e7) / 100:.2f} GB, or give "
+            "--offload-folder elsewhere"
         )

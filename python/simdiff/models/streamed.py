@@ -81,7 +81,7 @@ class StreamOptions:
         if free is None or wanted <= _SHARE * free:
             return False
         tell(
-            f"note: {name} is streamed a layer at a time: its weights take {wanted / 1e9:.1f} GB, "
+            f"Note: {name} is streamed a layer at a time: its weights take {wanted / 1e9:.1f} GB, "
             f"and {free / 1e9:.1f} GB are free on {device}"
         )
         return True

@@ -189,7 +189,7 @@ class EffortSearch:
         tried = self._promising(expected, self._effort.width + 2 * (len(nodes) - 1))
         for plan in tried:
             node, layer = parents[plan]
-            self.origins.setdefault(plan, f"{layer} after {len(node.plan)} others")
+            self.origins.setdefault(plan, f"layer {layer}, step {len(node.plan) + 1} of a search")
         best = self._race(tried, self._effort.beam, allowance)[: self._effort.beam]
         for node in nodes:
             self._learn(node, [parents[p][1] for p in tried if p in self._found])

@@ -183,7 +183,8 @@ def _quick(
     losses = exchange.CutLosses(model, windows)
     reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
     costs = block_costs(scores, BLOCK_CRITERION_OF["simdiff"]).raised(EXPONENT)
-    with step(f"choose by perplexity, {max(reads, len(starts))} reads of a window"):
+    read = _number(max(reads, len(starts)), "read")
+    with step(f"choose by perplexity, {read} of a window"):
         return with_starts(
             model,
             [start.removed for start in starts],
@@ -266,6 +267,10 @@ def _plan_with(
     )
 
 
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -> list[str]:
     if not candidates or agreement is None:
         return []
@@ -277,8 +282,8 @@ def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -
     )
     out = sum(candidate.nll is None for candidate in candidates)
     notes = [
-        f"chosen among {len(candidates)} plans by perplexity on calibration text "
-        f"(on {num_windows} windows, {losses})"
+        f"chosen among {_number(len(candidates), 'plan')} by perplexity on calibration text "
+        f"(on {_number(num_windows, 'window')}, {losses})"
         + (f"; {out} were out, with NaN or Inf or a cut the model cannot express" if out else "")
     ]
     if len(candidates) - out < 2:

@@ -25,8 +25,8 @@ _CIRCUMSTANCES = {
     "evaluation": "text",
     "model": "model",
 }
-# Measured anew each time.
-_TIMES = re.compile(r"(^|\.)(created|speed)(\.|$)|seconds")
+# Measured anew each time, or the words for what other entries tell.
+_NO_RESULTS = re.compile(r"(^|\.)(created|speed|notes)(\.|$)|seconds")
 _SHORT = 60
 _COMMANDS = ", ".join(DIRECTORY_COMMANDS)
 
@@ -96,7 +96,7 @@ def compared(then: Path, now: Path) -> Rerun:
             continue
         before, after = (dict(_flat(load_json(folder / name))) for folder in (then, now))
         for key in dict.fromkeys((*before, *after)):
-            if _TIMES.search(key) or before.get(key) == after.get(key):
+            if _NO_RESULTS.search(key) or before.get(key) == after.get(key):
                 continue
             text = _difference(before.get(key), after.get(key))
             kind = _CIRCUMSTANCES.get(key.partition(".")[0])

@@ -26,7 +26,7 @@ from simdiff.report.sources import (
     pruned_parameters,
     read_sources,
 )
-from simdiff.report.speed_notes import busy_note
+from simdiff.report.speed_notes import busy_note, measured_by
 from simdiff.scoring.scores import LayerScores
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
         yield tile(
             "parameters", f"{_millions(whole, small)} M", f"{100 * (1 - small / whole):.1f}% fewer"
         )
-    busy = sources.bench is not None and busy_note(sources.bench) is not None
+    busy = busy_note(measured_by(sources.bench, sources.results)) is not None
     for phase, pairs in speed_pairs(sources).items():
         pair = pairs[0]
         share = "" if pair.share is None else f", {100 * pair.share:.0f}% of the ideal"

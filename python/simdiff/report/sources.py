@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,9 @@ def read_sources(
     """
     found = kind_of(source) if source.exists() else None
     if found in (Kind.COMPARISON, Kind.BENCH, Kind.EVALUATION):
+        taken = {Kind.COMPARISON: comparison, Kind.BENCH: bench, Kind.EVALUATION: evaluation}[found]
+        if taken is not None:
+            raise SimdiffError(f"report: {source} and {taken} are {found.value} each: give one")
         if found is Kind.COMPARISON:
             comparison = source
         elif found is Kind.BENCH:
@@ -72,7 +76,7 @@ def read_sources(
         else:
             evaluation = source
         directory, plan = None, None
-    elif not source.is_dir():
+    elif not (source / PLAN_FILE).is_file():
         raise SimdiffError(
             f"report: {source} must be a directory with {PLAN_FILE}, a comparison, or a file of an "
             "evaluation or a benchmark, and is none"
@@ -119,7 +123,40 @@ def read_sources(
 
         compared = Comparison.load(comparison)
         check_model(comparison, compared.scores.model, plan)
+    if plan is None:
+        _check_joined(paths, read, compared)
     return ReportSources(plan, scores, results, comparison=compared, model_path=where, **read)
+
+
+def _check_joined(
+    paths: Mapping[str, Path], read: Mapping[str, Content], compared: Comparison | None
+) -> None:
+    """Refuse files of several models or cuts where no plan says which one is meant."""
+    models: list[tuple[str, Content]] = []
+    if "bench" in read:
+        models.append((str(paths["bench"]), read["bench"]["models"]["dense"]))
+    if "evaluation" in read:
+        entries = read["evaluation"]["models"]
+        dense = read["evaluation"].get("dense", next(iter(entries)))
+        models.append((str(paths["evaluation"]), entries[dense]))
+    if compared is not None:
+        models.append(("the comparison", compared.scores.model))
+    for (first, one), (second, other) in pairwise(models):
+        for key in ("fingerprint", "num_parameters"):
+            if None not in (one.get(key), other.get(key)) and one[key] != other[key]:
+                raise SimdiffError(
+                    f"{second}: must be of the model of {first}, with {key} {one[key]}, got "
+                    f"{other[key]}"
+                )
+    if not {"bench", "evaluation"} <= read.keys() or read["bench"]["removed"] is None:
+        return
+    cuts = [model.get("removed") for name, model in entries.items() if name != dense]
+    removed = sorted(read["bench"]["removed"])
+    if cuts and None not in cuts and removed not in cuts:
+        raise SimdiffError(
+            f"{paths['evaluation']}: must be of the cut of {paths['bench']}, layers {removed}, got "
+            f"those without layers {' and '.join(map(str, cuts))}"
+        )
 
 
 def model_path(directory: Path) -> str | None:

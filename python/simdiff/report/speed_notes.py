@@ -8,9 +8,14 @@ from typing import Any
 from simdiff.report.numbers import speed_text
 
 
-def busy_note(bench: Mapping[str, Any]) -> str | None:
-    """That other processes disturbed a benchmark; None where they hardly did."""
-    cores = bench["other_processes_cores"]
+def measured_by(bench: Mapping[str, Any] | None, results: Mapping[str, Any] | None) -> Any:
+    """What tells of a measurement of speed: a benchmark, or else the results of a run."""
+    return bench or (results or {}).get("pruned", {}).get("speed", {})
+
+
+def busy_note(measured: Mapping[str, Any]) -> str | None:
+    """That other processes disturbed a measurement of speed; None where they hardly did."""
+    cores = measured.get("other_processes_cores")
     if cores is None or cores <= 0.1:
         return None
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,7 @@ def profile_pass(
         activities.append(ProfilerActivity.CUDA)
     with (
         step("profile the calibration pass"),
+        _quiet_kineto(),
         _named_layers(layers),
         profile(activities=activities, profile_memory=True, acc_events=True) as profiler,
     ):
@@ -126,6 +128,19 @@ def profile_pass(
         num_batches=len(batches),
         num_tokens=sum(ids.numel() for ids in batches),
     )
+
+
+@contextlib.contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Torch's profiler tells of its start and stop on standard error, whatever its log level."""
+    name = "KINETO_LOG_LEVEL"
+    before = os.environ.get(name)
+    os.environ[name] = before or "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 class _NamedScores(RunningScores):

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError
+from simdiff.models.foreign import quietly
 from simdiff.models.running import evaluating
 from simdiff.speed.decoding import endless, nearly_best
 from simdiff.speed.paired_ratio import paired_ratio, spread
@@ -150,7 +151,7 @@ def _generate(
     try:
         _synchronise(ids)
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), quietly():
             tokens = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -15,6 +15,7 @@ from simdiff.models.structure import text_config
 from simdiff.speed.bench import Rounds, draw_prompt, interleave, ratios, tokens_per_second
 from simdiff.speed.decoding import Decoder, check_tokens, make_decoder
 from simdiff.speed.ideal import model_size, plain_ideal
+from simdiff.speed.machine_rates import OtherLoad
 from simdiff.speed.protocol import Setting
 
 PHASES = ("prefill", "decode")
@@ -43,6 +44,8 @@ class Speed:
     bytes."""
     share_of_ideal: dict[str, float] | None = None
     """Share of the ideal speed-up that each phase reaches: times_faster / ideal."""
+    other_processes_cores: float | None = None
+    """How many cores other processes kept busy while both models were measured."""
 
 
 def measure_speed(
@@ -70,6 +73,7 @@ def measure_speed(
     models = {"dense": dense, "pruned": pruned}
     setting = _fitting(dense, Setting(1, prompt_length, new_tokens))
     prompt = draw_prompt(dense, setting)
+    load = OtherLoad()
     with evaluating(dense, pruned):
         decoders, decoding = _decoders(models, prompt, setting.new_tokens)
         rounds = interleave(
@@ -78,6 +82,7 @@ def measure_speed(
             repeats=repeats,
             warm_up=warm_up,
         )
+    cores = load.cores()
     ideal = plain_ideal(
         model_size(dense),
         model_size(pruned),
@@ -90,6 +95,7 @@ def measure_speed(
         "times_faster": {phase: found[phase]["ratio"]["median"] for phase in PHASES},
         "ideal": ideal,
         "share_of_ideal": {phase: found[phase]["share_of_ideal"] for phase in PHASES},
+        "other_processes_cores": cores,
     }
     told = {"device": str(dense.get_input_embeddings().weight.device), "decoding": decoding}
     return {

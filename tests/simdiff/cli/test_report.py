@@ -55,6 +55,11 @@ def test_the_command_joins_a_benchmark(
         assert simdiff("report", out, "--bench", bench, "-o", page, "--overwrite") == 0
         text = Structure(page.read_text()).text
         assert text.count("kept 1.2 cores busy") + text.count("on a busy machine") == times
+    results = json.loads((out / "results.json").read_text())
+    results["pruned"]["speed"]["other_processes_cores"] = 1.25
+    write_json(out / "results.json", results)
+    assert simdiff("report", out, "-o", page, "--overwrite") == 0
+    assert Structure(page.read_text()).text.count("on a busy machine") == 2, "of a run's own speed"
     assert simdiff("report", out, "-o", page) == 2  # it exists
     other = ("--remove", "1", *quick, "-o", bench, "--overwrite")
     assert simdiff("bench", tiny_checkpoint, *other) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.evaluation import quality, window_perplexity
 from simdiff.evaluation.losses import exponential
-from simdiff.evaluation.quality import ModelQuality, Quality, Subject, evaluate_models
+from simdiff.evaluation.quality import ModelQuality, Quality, Subject, TextChoice, evaluate_models
 from simdiff.evaluation.task_scores import TaskScore
 from simdiff.evaluation.text_perplexity import TextPerplexity
 from simdiff.evaluation.window_perplexity import perplexity
@@ -115,6 +116,12 @@ def test_notes_of_tasks() -> None:
             "token before each, all of the held-out part of a.txt; no interval from a single run "
             "of windows",
         ),
+        (
+            {"part": "all"},
+            1,
+            "perplexity: 32 windows of 512 tokens, stride 256, no BOS, the start of a.txt; no "
+            "interval from a single run of windows",
+        ),
     ],
 )
 def test_notes_of_text(changes: dict[str, bool], blocks: int, wanted: str) -> None:
@@ -169,6 +176,15 @@ def test_averages_leave_out_what_is_at_chance() -> None:
     gap = found["tasks"]["arc"]["difference"]
     assert gap["value"] == pytest.approx(-0.15)
     assert gap["standard_error"] == pytest.approx(math.sqrt((15 - 2.25) / 99 / 100))
+
+
+def test_a_slip_in_the_last_name_is_told_before_the_first_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "load_model", lambda *of, **options: 1 / 0)
+    (tmp_path / "small").mkdir()
+    with pytest.raises(SimdiffError, match=r"smal: no such directory; did you mean .*/small\?"):
+        evaluate_models([tmp_path / "small", tmp_path / "smal"], text=TextChoice("demo"))
 
 
 def test_models_are_asked_one_after_the_other(

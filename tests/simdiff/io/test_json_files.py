@@ -41,7 +41,7 @@ def spoil(path: Path, how: str) -> None:
         ("bytes", "must be JSON, but is not"),
         ("digits", "must be JSON, but is not"),
         ("text", "must be JSON, but is not"),
-        ("absent", "must be JSON, readable: No such file"),
+        ("absent", "must be JSON, but cannot be read: No such file"),
     ],
 )
 def test_files_that_cannot_be_read(how: str, wanted: str, tmp_path: Path) -> None:

@@ -115,10 +115,18 @@ def test_the_second_to_finish_does_not_replace_the_first(tmp_path: Path) -> None
     with pytest.raises(SimdiffError, match=r"is kept as .*out-2"):
         directory_of_two(tmp_path / "out")
     assert (tmp_path / "out-2" / "second").exists()
-    with pytest.raises(SimdiffError, match="is nothing that simdiff wrote"):
-        write_new(path, b"third", True, Kind.PLAN)
+    with pytest.raises(SimdiffError, match=r"is nothing that simdiff wrote.* kept as .*-3\.json"):
+        write_new(path, b"third", True, Kind.PLAN)  # finished, so as good as the second
+    assert (tmp_path / "scores-3.json").read_bytes() == b"third"
+    with (
+        pytest.raises(SimdiffError, match=r"must not exist yet.* kept as .*out-3"),
+        new_directory(tmp_path / "out", finished=True) as scratch,
+    ):
+        (scratch / "third").write_text("third")
+    assert (tmp_path / "out-3" / "third").exists()
     found = sorted(entry.name for entry in tmp_path.iterdir())
-    assert found == ["a-2.json", "a.json", "out", "out-2", "scores-2.json", "scores.json"]
+    scores = ["scores-2.json", "scores-3.json", "scores.json"]
+    assert found == ["a-2.json", "a.json", "out", "out-2", "out-3", *scores]
 
 
 def directory_of_two(path: Path) -> None:

@@ -20,7 +20,7 @@ from simdiff.checkpoints import cut as checkpoint
 from simdiff.checkpoints.cut import CheckpointCut, cut_checkpoint, write_cut
 from simdiff.errors import SimdiffError
 from simdiff.io.kinds import Kind
-from simdiff.io.outputs import new_directory, remove_leftovers
+from simdiff.io.outputs import new_directory, remove_leftovers, write_bytes
 from support.checkpoints import content, plan_for, save_model
 from support.commands import simdiff
 
@@ -235,7 +235,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(cut: CheckpointCut, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(7_000_000))
-    with pytest.raises(SimdiffError, match=r"must have [\d,]+ bytes free .* got [\d,]+: free"):
+    wanted = rf"disk of {small_disk} must have [\d,]+ bytes free .* got [\d,]+: free 0\.0[1-9] GB"
+    with pytest.raises(SimdiffError, match=wanted):
         write(cut, small_disk / "small")
     assert list(small_disk.iterdir()) == [filler]
     room = os.statvfs(small_disk)
@@ -244,6 +245,9 @@ def test_a_full_disk(cut: CheckpointCut, small_disk: Path, monkeypatch: pytest.M
     monkeypatch.setattr(checkpoint, "check_space", lambda directory, num_bytes: None)
     with pytest.raises(SimdiffError, match="the disk is full, while model-0000.*make room"):
         write(cut, small_disk / "small")
+    assert list(small_disk.iterdir()) == [filler]
+    with pytest.raises(SimdiffError, match="figure.svg: cannot be written: No space left"):
+        write_bytes(small_disk / "figure.svg", bytes(1_000_000))
     assert list(small_disk.iterdir()) == [filler]
 
 

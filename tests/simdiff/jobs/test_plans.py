@@ -41,7 +41,7 @@ def test_a_plan_serves_a_sibling(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.notes[-1].startswith("the plan was made for ")
     assert "same shapes as those of sibling" in found.notes[-1]
     told = " ".join(capsys.readouterr().err.split())
-    assert told == f"note: {found.notes[-1]}"
+    assert told == f"Note: {found.notes[-1]}"
     older = {key: value for key, value in plan.model.items() if key != "layers_fingerprint"}
     assert fitted(PruningPlan(**{**vars(plan), "model": older}), sibling, "s").model["name"] == "s"
     # The third has as many parameters in every layer: q, k, v of 32, 16, 16 rows, or 24, 24, 24.

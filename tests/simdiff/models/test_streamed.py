@@ -326,6 +326,6 @@ def test_streaming_is_chosen_where_a_model_does_not_fit(llama: Path, monkeypatch
     size = (llama / "model.safetensors").stat().st_size
     monkeypatch.setattr("simdiff.models.streamed.available_memory", lambda _: size)
     assert options.is_for(llama, "auto", "cpu", "tiny")
-    assert "note: tiny is streamed a layer at a time" in capsys.readouterr().err
+    assert "Note: tiny is streamed a layer at a time" in capsys.readouterr().err
     assert not options.is_for(llama, torch.bfloat16, "cpu", "tiny")
     assert StreamOptions(always=True).is_for(llama, torch.bfloat16, "cpu", "tiny")

@@ -258,7 +258,7 @@ def test_a_candidate_with_nan_is_out_and_told(
     plan = make_plan(llama_scores, 1, protect=(0, 2, 3, 4, 5), model=llama, windows=windows)
     assert plan.removed == (1,)
     assert plan.candidates[0]["nll"] > 0
-    assert "chosen among 1 plans by perplexity" in plan.notes[-1]
+    assert "chosen among 1 plan by perplexity" in plan.notes[-1]
 
 
 def test_processes_read_the_next_exchanges_together(

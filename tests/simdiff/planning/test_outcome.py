@@ -6,7 +6,7 @@ import pytest
 
 from simdiff.planning.budget import Budget
 from simdiff.planning.options import PlanOptions
-from simdiff.planning.outcome import outcome, outcome_line
+from simdiff.planning.outcome import in_dtype, outcome, outcome_line
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
 
@@ -35,6 +35,15 @@ def test_sizes_and_speed() -> None:
     assert outcome({"num_layers": 4}, (1,)) is None
     assert outcome_line(None, {}) is None
     assert outcome(MODEL | {"dtype": "int8"}, (1,))["num_bytes"] is None
+
+
+def test_a_cut_in_another_dtype() -> None:
+    found = in_dtype(outcome(MODEL | {"dtype": "float32"}, (1, 3)), "bfloat16")
+    assert found is not None
+    assert found["num_bytes"] == [40_000_000, 14_000_000]
+    assert found["decode_times_faster"] == pytest.approx(2 * 8 / 5)
+    assert in_dtype(outcome(MODEL, (1, 3)), "auto") == outcome(MODEL, (1, 3))
+    assert in_dtype(None, "bfloat16") is None
 
 
 @pytest.mark.parametrize(

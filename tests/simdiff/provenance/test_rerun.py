@@ -29,7 +29,9 @@ def output(folder: Path, weights: bytes = b"w", **changed: object) -> Path:
 
 
 def test_equal_outputs_differ_in_times_alone(tmp_path: Path) -> None:
-    found = compared(output(tmp_path / "a"), output(tmp_path / "bc", created="2027-02-02"))
+    found = compared(
+        output(tmp_path / "a"), output(tmp_path / "bc", created="2027-02-02", notes=["a"])
+    )
     assert found.same
     assert not found.circumstances
     assert found.lines() == [

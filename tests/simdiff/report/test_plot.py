@@ -70,7 +70,11 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_figure_of_a_comparison_and_of_a_report(
-    tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, files = tmp_path / "out", tmp_path / "files"
     words = ("compare", tiny_checkpoint, "--text", tiny_text, *SMALL, "--num-layers", "1,2")
@@ -86,6 +90,15 @@ def test_every_figure_of_a_comparison_and_of_a_report(
     assert simdiff("plot", out, "-o", files, "--overwrite", "--formats", "svg") == 0
     assert simdiff("plot", out, "-o", files, "--formats", "png") == 2
     assert simdiff("plot", tmp_path / "absent", "-o", files) == 2
+    capsys.readouterr()
+    monkeypatch.setattr("simdiff.report.plot.pictures_of", lambda path: 1 / 0)
+    for place, message in (
+        (tmp_path / "absent" / "files", "its parent directory must exist"),
+        (out / "compare.html", "must be a folder, and is a file"),
+    ):
+        assert simdiff("plot", out, "-o", place) == 2, "before anything is drawn"
+        assert message in capsys.readouterr().err
+    monkeypatch.undo()
     plan = out / "plans" / "simdiff-2.json"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "plan.json").write_bytes(plan.read_bytes())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import write_json
+from simdiff.io.json_files import header, write_json
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.sources import read_sources
 from support.report_files import NAME, evaluation, recovery
@@ -98,3 +98,35 @@ def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path
         read_sources(directory, recovery=other / "recovery.json")
     with pytest.raises(SimdiffError, match=r"must be a directory with plan.json, a comp"):
         read_sources(tmp_path / "none")
+    with pytest.raises(SimdiffError, match=r"must be a directory with plan.json, a comp"):
+        read_sources(tmp_path)
+
+
+def test_files_of_several_cuts_or_models_without_a_plan(
+    run: tuple[Path, PruningPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simdiff.report.sources.check_bench", lambda *of: None)  # of its head alone
+    _, plan = run
+    removed = sorted(plan.removed)
+    quality, speed = tmp_path / "e.json", tmp_path / "b.json"
+    content = evaluation(plan)
+    content["models"][NAME]["fingerprint"] = "mine"
+
+    def write(cut: list[int], model: str) -> None:
+        content["models"]["out/model"]["removed"] = cut
+        write_json(quality, content)
+        head = {**header("simdiff.bench"), "removed": removed}
+        write_json(speed, head | {"models": {"dense": {"fingerprint": model}}})
+
+    write(removed, "mine")
+    joined = read_sources(quality, bench=speed)
+    assert (joined.evaluation is None, joined.bench is None) == (False, False)
+    write([0, 1], "mine")
+    for source, given in ((quality, {"bench": speed}), (speed, {"evaluation": quality})):
+        with pytest.raises(SimdiffError, match="must be of the cut of .*b.json"):
+            read_sources(source, **given)
+    write(removed, "another")
+    with pytest.raises(SimdiffError, match="e.json: must be of the model of .*b.json"):
+        read_sources(speed, evaluation=quality)
+    with pytest.raises(SimdiffError, match="are a file of an evaluation each: give one"):
+        read_sources(quality, evaluation=quality)

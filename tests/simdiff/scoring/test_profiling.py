@@ -25,10 +25,14 @@ def batches(token_batches: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def test_layers_are_named_and_summed(
-    llama: PreTrainedModel, batches: list[torch.Tensor], tmp_path: Path
+    llama: PreTrainedModel,
+    batches: list[torch.Tensor],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     trace = tmp_path / "trace.json.gz"
     result = profile_pass(llama, batches, trace)
+    assert "USDT" not in capfd.readouterr().err, "of torch's profiler"
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     ranges = [event for event in events if event.get("cat") == "user_annotation"]
     for layer in result.layers:

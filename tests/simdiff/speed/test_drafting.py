@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.utils.logging import warning_once
 
 from simdiff.errors import SimdiffError
 from simdiff.speed import drafting
@@ -65,6 +67,19 @@ def test_counts_are_those_of_the_algorithm(
     ratios = sorted(a / b for a, b in zip(alone, drafted, strict=True))
     assert found["ratio"]["median"] == ratios[1]
     assert found["tokens_per_second"]["alone"]["median"] == NEW / sorted(alone)[1]
+
+
+def test_nothing_is_logged_of_the_calls_inside_transformers(
+    llama: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("transformers")
+    warning_once.cache_clear()
+    logger.addHandler(caplog.handler)
+    try:
+        measure_drafting(llama, sharing_copy(llama, (2,)), Drafting(PROMPT[:1], 3), NEW, warm_up=0)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.text == ""
 
 
 def test_other_tokens_are_no_result(

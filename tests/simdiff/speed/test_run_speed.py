@@ -45,6 +45,7 @@ def test_speed_of_a_run_is_what_bench_measures(
     protocol = Protocol((1,), (9,), new_tokens=5)
     assert torch.equal(prompts[-1], draw_prompt(llama, protocol.settings()[0], protocol.seed))
     assert (dense.decoding, dense.device) == ("eager, dynamic cache", "cpu")
+    assert pruned.other_processes_cores is not None
 
 
 def test_speed_of_a_run_keeps_to_the_positions_there_are(llama: PreTrainedModel) -> None:

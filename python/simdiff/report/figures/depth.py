@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from simdiff.planning.names import SEARCHED
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.numbers import plain
 from simdiff.report.svg import Chart, depth_scale, depth_ticks, scale_for
@@ -41,7 +42,11 @@ def importance_chart(plan: PruningPlan) -> str:
     """A chart of the importance of every layer, with the highest that was removed."""
     alpha = "" if plan.alpha is None else f", α = {plan.alpha:g}"
     return _depth_chart(
-        plan, "Importance", f"importance by {plan.criterion}{alpha}", plan.importance
+        plan,
+        "Importance",
+        f"importance by {plan.criterion}{alpha}",
+        plan.importance,
+        from_zero=plan.criterion not in SEARCHED,  # losses lie far above it, close together
     )
 
 
@@ -53,6 +58,7 @@ def _depth_chart(
     *,
     errors: Sequence[float | None] = (),
     maxima: Sequence[float] = (),
+    from_zero: bool = False,
 ) -> str:
     removed = sorted(plan.removed)
     highest = max(range(plan.num_layers), key=lambda layer: means[layer])
@@ -66,6 +72,8 @@ def _depth_chart(
     )
     x = depth_scale(chart, plan.num_layers)
     y = scale_for([*means, *maxima], *chart.y_range)
+    if from_zero and not y.logarithmic and min(means) >= 0:
+        y = scale_for(means, *chart.y_range, from_zero=True)
     half = (x(1) - x(0)) / 2
     bottom, top = chart.y_range
     for layer in removed:

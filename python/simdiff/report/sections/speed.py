@@ -9,7 +9,13 @@ from simdiff.report.figures.speed import SpeedPair, speed_chart
 from simdiff.report.html import facts_table, figure, notes_list, table
 from simdiff.report.numbers import speed_text
 from simdiff.report.sources import Content, ReportSources
-from simdiff.report.speed_notes import busy_note, draft_caption, draft_rows, measured_notes
+from simdiff.report.speed_notes import (
+    busy_note,
+    draft_caption,
+    draft_rows,
+    measured_by,
+    measured_notes,
+)
 
 PHASES = {"prefill": "flops", "decode": "bytes"}
 
@@ -65,7 +71,7 @@ def speed_section(sources: ReportSources) -> Iterator[str]:
         return
     has_ideal = any(pair.ideal is not None for pairs in phases.values() for pair in pairs)
     yield f"<h2>Speed{' against the ideal' if has_ideal else ''}</h2>"
-    busy = None if sources.bench is None else busy_note(sources.bench)
+    busy = busy_note(measured_by(sources.bench, sources.results))
     if busy is not None:
         yield f"<p class='note'>{busy}</p>"
     pictures = "".join(

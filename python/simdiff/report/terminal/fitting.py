@@ -27,19 +27,24 @@ def plain_table(title: str) -> Table:
 
 @dataclass(frozen=True)
 class Fitting:
-    """A table of cells of one line that leaves out columns where they do not fit."""
+    """A table that leaves out columns where they do not fit, all but one with cells of one line."""
 
     table: Table
     droppable: tuple[str, ...]
     """Headings of the columns that may be left out, the first one first."""
+    wrapping: str = ""
+    """Heading of the column whose cells may take several lines, which needs its `min_width`."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Render as many columns as fit."""
         gone: list[str] = []
+        wrapping = [column for column in self.table.columns if column.header == self.wrapping]
+        least = sum((column.min_width or 1) + 1 for column in wrapping)
         for heading in (*self.droppable, None):
             table = _without(self.table, gone)
             wide = options.update(width=_UNLIMITED)
-            whole = Measurement.get(console, wide, table).maximum
+            narrow = _without(table, [self.wrapping])
+            whole = Measurement.get(console, wide, narrow).maximum + least
             if heading is None or whole <= options.max_width:
                 break
             gone.append(heading)

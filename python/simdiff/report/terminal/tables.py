@@ -161,7 +161,7 @@ def recovery_table(record: RecoveryRecord) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Comparison) -> Fitting:
     """A table of all cells of a comparison; the best perplexity at each number is highlighted."""
     dense = comparison.dense
     table = plain_table(
@@ -170,8 +170,7 @@ def comparison_table(comparison: Comparison) -> Table:
     )
     for column in ("removed", "criterion", "perplexity", "95%", "× dense", "to plan"):
         left = column == "criterion"
-        # On a narrow screen the intervals are dropped, not the layers.
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "95%")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     table.add_column("layers", min_width=8)
     for count in comparison.counts:
         entries = [comparison.at(name, count) for name in comparison.criteria]
@@ -185,7 +184,7 @@ def comparison_table(comparison: Comparison) -> Table:
                 style="bold" if wins else None,
                 end_section=entry is entries[-1],
             )
-    return table
+    return Fitting(table, ("to plan", "95%"), wrapping="layers")
 
 
 def profile_table(profile: PassProfile) -> Table:

@@ -91,6 +91,18 @@ def test_the_terminal_shows_the_same_numbers(compared: Path) -> None:
         assert text in page.text
 
 
+def test_a_narrow_terminal_cuts_no_number(compared: Path) -> None:
+    found = Comparison.load(compared)
+    for width, told in ((160, True), (72, False)):
+        stream = io.StringIO()
+        Console(file=stream, width=width).print(comparison_table(found))
+        shown = stream.getvalue()
+        assert max(map(len, shown.splitlines())) <= width
+        assert "…" not in shown
+        assert ("to plan" in shown) is told, "what can best be spared goes first"
+        assert "95%" in shown
+
+
 def test_beside_a_run_and_alone(run: tuple[Path, PruningPlan], compared: Path) -> None:
     alone = Structure(report_page(compared))
     both = Structure(report_page(run[0], comparison=compared))
