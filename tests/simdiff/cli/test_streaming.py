@@ -27,12 +27,19 @@ def given(tiny_checkpoint: Path, tiny_text: Path) -> tuple[object, ...]:
     return (tiny_checkpoint, "--text", tiny_text, *TEXT)
 
 
-def both(command: str, *arguments: object, output: Path, name: str = "") -> list[dict[str, Any]]:
+def both(
+    command: str,
+    *arguments: object,
+    output: Path,
+    name: str = "",
+    streamed: tuple[str, ...] = (),
+) -> list[dict[str, Any]]:
     """The results of a command in both ways; the second leaves nothing but its output."""
     found = []
     for way in WAYS:
         path = output / f"{command}{way}{'' if name else '.json'}"
-        assert simdiff(command, *arguments, way, "-o", path) == 0
+        further = streamed if way == "--stream" else ()
+        assert simdiff(command, *arguments, way, *further, "-o", path) == 0
         found.append(json.loads((path / name if name else path).read_text()))
     assert {path.name.replace(".json", "") for path in output.iterdir()} >= {
         f"{command}{way}" for way in WAYS
@@ -154,8 +161,9 @@ def test_eval_of_two_models_goes_on_after_a_kill(given, tmp_path: Path, monkeypa
 def test_recover(given, tmp_path: Path, capsys) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    command = ("recover", *given, "--remove", "1,4", "--stream-memory", "1KB")
-    one, other = both(*command, output=output, name="recovery.json")
+    command = ("recover", *given, "--remove", "1,4")
+    little = ("--stream-memory", "1KB")
+    one, other = both(*command, output=output, name="recovery.json", streamed=little)
     assert one["changed"] or "those of the plain cut" in one["notes"][0]
     varying = {"seconds": 0, "created": 0}
     assert {**one, **varying} == {**other, **varying}
