@@ -4,7 +4,6 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <mutex>
@@ -67,10 +66,14 @@ auto& asked_once(const Key& key, const Make& make) {
   return found != known.end() ? found->second : known.emplace(key, make()).first->second;
 }
 
-// Allows a kernel so many bytes of dynamic shared memory on the current device, called `device`.
+// Allows a kernel all dynamic shared memory of the current device, called `device`, that its own
+// static arrays leave of the `bytes` which a CTA may have there.
 inline void allow_shared_memory(const void* kernel, int device, int bytes) {
   asked_once(std::make_pair(kernel, device), [&] {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, kernel), "attributes of a kernel");
+    const int dynamic = bytes - static_cast<int>(attributes.sharedSizeBytes);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic),
           "shared memory of a kernel");
     return true;
   });

@@ -90,7 +90,7 @@ PyMethodDef functions[] = {
      "shared_bytes=232448): "
      "how rows are dealt out on a GPU, an H100 where none is given: row_lanes, stages (0: no "
      "ring), "
-     "warps of a CTA."},
+     "warps of a CTA, ctas of a multiprocessor."},
     {"block_launch_shape", block_launch_shape, METH_VARARGS,
      "block_launch_shape(num_tokens, num_states, hidden_size, dtype, absolute): how "
      "accumulate_blocks deals the tokens out to CTAs (blocks of threads)."},

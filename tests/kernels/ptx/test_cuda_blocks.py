@@ -96,10 +96,11 @@ def test_every_byte_is_loaded_once(num_states: int) -> None:
 def test_float32_is_enough_for_states_of_unlike_lengths_and_for_near_ones() -> None:
     generator = torch.Generator().manual_seed(5)
     unlike = [torch.randn(1, 1, 264, generator=generator) * 3 ** (k % 2) for k in range(9)]
-    near, wide = (
-        [h.float() for h in walk(8, (1, 1, 264), step)(generator)] for step in (3e-3, 0.3)
+    near, wide, some = (
+        [h.float() for h in walk(8, (1, 1, 264), step)(generator)] for step in (3e-3, 0.3, 0.05)
     )
-    for states in (unlike, near):
+    parallel = [some[0] / 100, *some[1:]]  # a power of two leaves 1.28 times the length
+    for states in (unlike, near, parallel):
         run = Run(states).launch()
         run.check()
         assert all((run.reports[0].load_counts(b) == 1).all() for b in run.buffers)
