@@ -14,16 +14,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import exponential
 from simdiff.io import ranks
-from simdiff.io.json_files import check_key, header, read_json, write_json
+from simdiff.io.journal_file import JournalFile
 from simdiff.models.identity import model_identity, weights_digest
 
 SCHEMA = "simdiff.evaluations"
-# Least time between two writes. Each writes the whole file, and more often would cost more time
-# than an interruption can lose.
-SECONDS_BETWEEN_WRITES = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,16 +89,11 @@ class EvaluationJournal:
     ) -> None:
         """Read the evaluations in the file."""
         ranks.agree("what is evaluated", key)
-        self._key = dict(key)
-        self._path = path
         self._compute, self._before = compute, seconds or (lambda layers: 0.0)
-        self._known: dict[frozenset[int], Evaluation] = {}
-        self._written = time.monotonic()
-        self._unwritten = False
+        self._file = JournalFile(SCHEMA, path, key, "evaluations", _to_json, _from_json)
+        self._known = self._file.entries
         self.computed = 0
         """Number of evaluations computed, not read from the file."""
-        if path is not None:
-            self._known = ranks.first(lambda: self._load(path) if path.exists() else {})
 
     def ahead(self, sets: Iterable[Collection[int]]) -> None:
         """Evaluate sets of layers that will be asked for, shared among processes.
@@ -140,11 +131,8 @@ class EvaluationJournal:
         return Evaluation(finite, seconds)
 
     def _keep(self, found: Mapping[frozenset[int], Evaluation]) -> None:
-        self._known.update(found)
         self.computed += len(found)
-        self._unwritten = True
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self.flush()
+        self._file.keep(found)
 
     def __enter__(self) -> EvaluationJournal:
         """Return the journal; no file is opened, since it is written as a whole."""
@@ -161,34 +149,16 @@ class EvaluationJournal:
 
     def flush(self) -> None:
         """Write the file if there are new evaluations."""
-        if self._path is None or not self._unwritten:
-            return
-        evaluations = [
-            {
-                "removed": sorted(layers),
-                "losses": [None if math.isnan(loss) else loss for loss in entry.losses],
-                "seconds": entry.seconds,
-            }
-            for layers, entry in self._known.items()
-        ]
-        content = {**header(SCHEMA), "key": self._key, "evaluations": evaluations}
-        write_json(self._path, content)
-        self._written, self._unwritten = time.monotonic(), False
+        self._file.flush()
 
-    def _load(self, path: Path) -> dict[frozenset[int], Evaluation]:
-        known = {}
-        content = read_json(path, SCHEMA)
-        check_key(path, content.get("key"), self._key)
-        try:
-            for entry in content["evaluations"]:
-                losses = tuple(math.nan if x is None else float(x) for x in entry["losses"])
-                if not losses:
-                    raise ValueError("an evaluation has no losses")
-                layers = frozenset(map(int, entry["removed"]))
-                known[layers] = Evaluation(losses, float(entry["seconds"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise SimdiffError(
-                f"{path}: must hold finished evaluations, but is damaged: "
-                f"{type(error).__name__}: {error}"
-            ) from None
-        return known
+
+def _to_json(layers: frozenset[int], found: Evaluation) -> dict[str, Any]:
+    losses = [None if math.isnan(loss) else loss for loss in found.losses]
+    return {"removed": sorted(layers), "losses": losses, "seconds": found.seconds}
+
+
+def _from_json(entry: dict[str, Any]) -> tuple[frozenset[int], Evaluation]:
+    losses = tuple(math.nan if x is None else float(x) for x in entry["losses"])
+    if not losses:
+        raise ValueError("an evaluation has no losses")
+    return frozenset(map(int, entry["removed"])), Evaluation(losses, float(entry["seconds"]))
