@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.models.foreign import quietly
+from simdiff.models.foreign import foreign, quietly
 from simdiff.models.running import evaluating
 from simdiff.speed.decoding import endless, nearly_best
 from simdiff.speed.paired_ratio import paired_ratio, spread
@@ -151,7 +151,7 @@ def _generate(
     try:
         _synchronise(ids)
         start = time.perf_counter()
-        with torch.inference_mode(), quietly():
+        with torch.inference_mode(), quietly(), _drafted(model, draft):
             tokens = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -164,19 +164,21 @@ def _generate(
             )[:, ids.shape[1] :]
         _synchronise(ids)
         seconds = time.perf_counter() - start
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
-        if draft is None:
-            raise
-        raise SimdiffError(
-            f"transformers cannot decode {type(model).__name__} with a draft: "
-            f"{' '.join(str(error).split())}"
-        ) from None
     finally:
         hook.remove()
     # Beside the token that is not in the cache yet, a forward reads what was proposed; the first
     # one reads the prompt.
     proposed = sum(lengths) - len(lengths) - (ids.shape[1] - 1)
     return Drafted(tokens.cpu(), seconds, len(lengths), proposed)
+
+
+def _drafted(
+    model: PreTrainedModel, draft: PreTrainedModel | None
+) -> contextlib.AbstractContextManager[None]:
+    """Says of what raises that it is the draft with which transformers cannot decode."""
+    if draft is None:
+        return contextlib.nullcontext()
+    return foreign(f"transformers cannot decode {type(model).__name__} with a draft")
 
 
 def _same(model: PreTrainedModel, prompt: Tensor, alone: Tensor, drafted: Tensor) -> bool:

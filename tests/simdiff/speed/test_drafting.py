@@ -102,3 +102,18 @@ def test_what_cannot_be_measured() -> None:
         Drafting(PROMPT, 0)
     with pytest.raises(SimdiffError, match="must be token ids"):
         Drafting(PROMPT[0])
+
+
+def test_a_model_that_cannot_be_drafted_is_told(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = llama.generate
+
+    def generate(**keywords: object) -> object:
+        if "assistant_model" in keywords:
+            raise TypeError("no cache\nto crop")
+        return usual(**keywords)
+
+    monkeypatch.setattr(llama, "generate", generate)
+    with pytest.raises(SimdiffError, match="decode LlamaForCausalLM with a draft: .*no cache to"):
+        measure_drafting(llama, sharing_copy(llama, (2,)), Drafting(PROMPT), NEW, 0)

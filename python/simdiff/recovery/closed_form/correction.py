@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,16 @@ class Change:
             self.module._parameters.update(self.new)
 
 
+class BatchStates(Protocol):
+    """The hidden states of all batches at one depth, by the number of the batch."""
+
+    def __getitem__(self, number: int, /) -> Tensor:
+        """Those of a batch."""
+
+    def __setitem__(self, number: int, states: Tensor, /) -> None:
+        """Take those of a batch."""
+
+
 @dataclass
 class Correction:
     """A correction in progress; see `correct` for the fields."""
@@ -116,11 +126,11 @@ class Correction:
     most_features: int = 0
     """Largest number of features of a regression so far."""
     corrections: list[Change] = field(default_factory=list)
-    targets: MutableSequence[Tensor] = field(default_factory=list)
+    targets: BatchStates = field(default_factory=list)
     """For each batch, the dense states that enter the next kept layer."""
-    states: MutableSequence[Tensor] = field(default_factory=list)
+    states: BatchStates = field(default_factory=list)
     """For each batch, the states that enter the current layer of the model corrected so far."""
-    branches: dict[int, MutableSequence[Tensor]] = field(default_factory=dict)
+    branches: dict[int, BatchStates] = field(default_factory=dict)
     """For a number of corrections, the same states of the unseen batches with these alone."""
     positions: list[int] = field(default_factory=list)
     """The positions of the layers with a correction."""
@@ -159,8 +169,8 @@ class Correction:
         """Correct one layer and advance the states past it; yields after each batch, and solved."""
         start = self.kept[position]
         if position == self.first:
-            self.targets = [dense.run(b, None, 0, start) for b in self.batches]
-            self.states = list(self.targets)
+            first = [dense.run(b, None, 0, start) for b in self.batches]
+            self.targets, self.states = first, list(first)
             if start != position:  # layer 0 is cut, so the dense states are already further
                 self.states = [student.run(b, None, 0, position) for b in self.batches]
         stop = self.target_depth(position)
@@ -183,7 +193,7 @@ class Correction:
         """Which of the student's layers the one at a position is."""
         return position
 
-    def _leaving(self, position: int, branch: int | None = None) -> MutableSequence[Tensor]:
+    def _leaving(self, position: int, branch: int | None = None) -> BatchStates:
         """A place for the states that will leave the layer at a position."""
         return [torch.empty(0)] * len(self.batches)
 
@@ -202,7 +212,7 @@ class Correction:
     def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
         entering, index = self.states, self._index(position)
 
-        def run(number: int, states: Sequence[Tensor] = entering) -> Tensor:
+        def run(number: int, states: BatchStates = entering) -> Tensor:
             return student.run(self.batches[number], states[number], index, index + 1)
 
         for count, states in self.branches.items():

@@ -35,6 +35,7 @@ from simdiff.models.partial_forward import Course, PartialForward
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form.correction import (
     FEATURES,
+    BatchStates,
     Correction,
     Settings,
     autocasts,
@@ -161,7 +162,7 @@ def losses_of(run: Correction, student: PartialForward) -> dict[int, float]:
     return {count: _loss(run, student, states) for count, states in sorted(candidates.items())}
 
 
-def _loss(run: Correction, student: PartialForward, states: Sequence[Tensor]) -> float:
+def _loss(run: Correction, student: PartialForward, states: BatchStates) -> float:
     total, tokens = 0.0, 0
     for number in run.unseen_numbers:
         batch, left = run.batches[number], states[number]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, MutableSequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from simdiff.models.sweep import Batches, digest_of, offload_folder
 from simdiff.models.tensor_reader import DTYPES, bytes_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.closed_form.correction import (
+    BatchStates,
     Correction,
     LayerFit,
     autocasts,
@@ -91,7 +92,7 @@ def _read(stored: StoredTensor) -> Tensor:
     return content.view(stored.shape)
 
 
-class _States(MutableSequence[Tensor]):
+class _States:
     """The states of all batches at one depth, which lie in a set; None is the embeddings."""
 
     def __init__(
@@ -100,23 +101,14 @@ class _States(MutableSequence[Tensor]):
         self.name = name
         self._sets, self._batches, self._partial = sets, batches, partial
 
-    def __getitem__(self, number: Any) -> Any:
+    def __getitem__(self, number: int) -> Tensor:
         if self.name is None:
             return self._partial.embedded(self._batches[number])
         return self._sets.get(self.name, number)
 
-    def __setitem__(self, number: Any, states: Any) -> None:
+    def __setitem__(self, number: int, states: Tensor) -> None:
         assert self.name is not None
         self._sets.put(self.name, number, states)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __delitem__(self, number: Any) -> None:
-        raise NotImplementedError
-
-    def insert(self, index: int, value: Tensor) -> None:
-        raise NotImplementedError
 
 
 class StreamedCorrection(Correction):
@@ -280,7 +272,7 @@ class StreamedCorrection(Correction):
     def _index(self, position: int) -> int:
         return self.kept[position]
 
-    def _leaving(self, position: int, branch: int | None = None) -> MutableSequence[Tensor]:
+    def _leaving(self, position: int, branch: int | None = None) -> BatchStates:
         what = "pruned" if branch is None else f"corrections-{branch}"
         return self._set(f"{what}-{self.kept[position] + 1:04d}.states")
 
