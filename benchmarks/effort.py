@@ -173,7 +173,7 @@ def main() -> None:
         "settings": {k: v for k, v in vars(options).items() if k not in ("cache", "output")},
         "machine": describe_machine(),
         "threads": torch.get_num_threads(),
-        **provenance.origin(["planning"]),
+        **provenance.origin(["planning", "effort"]),
         "seeds": [],
     }
     for seed in options.seeds:

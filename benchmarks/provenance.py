@@ -50,6 +50,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
             "planning/plan planning/selection planning/shortlist data/documents data/halves "
             "data/related data/text "
             "evaluation/losses models/partial_forward surgery/layers",
+            "effort": "evaluation/divergence planning/batches planning/cost planning/effort "
+            "planning/effort_search planning/kept_runs planning/names",
             "speed": "speed/bench speed/decoding speed/machine_rates speed/protocol "
             "speed/run_speed surgery/copies",
             "recovery": "data/batches models/partial_forward recovery/* recovery/closed_form/* "
