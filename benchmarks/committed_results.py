@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import effort_tables
 import quality_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,10 @@ class Results:
     @cached_property
     def quality(self) -> list[quality_tables.Subject]:
         return quality_tables.load(self.folder, "quality")
+
+    @cached_property
+    def effort(self) -> list[quality_tables.Subject]:
+        return effort_tables.load(self.folder, self.quality)
 
     @cached_property
     def development(self) -> list[quality_tables.Subject]:

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+import effort_tables
 import quality_tables
 from committed_results import Results, joined, lines, paragraph
+
+
+def effort(found: Results) -> str:
+    if not found.effort:
+        return ""
+    return joined(
+        "### By effort",
+        paragraph(
+            "Held-out perplexity of other efforts and ways, divided by that of `--effort normal`, "
+            "the default, on the same windows",
+            f"{found.origin(*(path.name for subject in found.effort for path in subject.files))}.",
+            "Above 1, `normal` chose better. Costs are counted in layers run on a window, the "
+            "calibration pass included, as a share of greedy search on four windows.",
+        ),
+        lines(effort_tables.summary(found.effort)),
+        paragraph(f"Geometric means over these cases: {effort_tables.averages(found.effort)}."),
+    )
 
 
 def summary(found: Results) -> str:
@@ -14,7 +32,7 @@ def summary(found: Results) -> str:
             "Held-out perplexity of other ways to choose layers, divided by that of "
             f"`{quality_tables.OURS}` on the same windows, with 95% intervals (Student's t over "
             "windows, within the seeds, so of these divisions of the text, not of others): above "
-            "1, `simdiff` chose better."
+            "1, `simdiff` chose better. Its reads are those of `--effort quick`."
         ),
         lines(quality_tables.summary(found.quality)),
     )
@@ -36,6 +54,8 @@ def quality(found: Results) -> str:
     ]
     return joined(
         "## How good the plans are",
+        effort(found),
+        "### By effort quick, and all other ways",
         summary(found),
         paragraph(quality_tables.protocol(found.quality)),
         lines(quality_tables.less_often(found.quality)),
@@ -77,17 +97,19 @@ def limits(found: Results) -> list[str]:
     if not found.quality:
         return []
     models = ", ".join(dict.fromkeys(subject.model for subject in found.quality))
-    better = "; ".join(quality_tables.better_ways(found.quality)) or "none"
+    measured = found.effort or found.quality
+    base = effort_tables.BASE if found.effort else quality_tables.OURS
+    better = "; ".join(quality_tables.better_ways(measured, base)) or "none"
     parts = [
         f"Plans were compared on small models alone ({models}). Ways that chose better there "
-        f"(95%): {better}."
+        f"than the default (95%): {better}."
     ]
     for way in quality_tables.RIVALS:
         if way.startswith("greedy") and (costs := quality_tables.costs(found.quality, way)):
             (ours, theirs), (seconds, longer) = costs["windows_read"], costs["seconds"]
             parts.append(
                 f"Where {quality_tables.told(way)}, was run, it reads {theirs} "
-                f"calibration windows in {longer} s; `simdiff` reads {ours} beyond its pass and "
-                f"takes {seconds} s, pass included."
+                f"calibration windows in {longer} s; `--effort quick` reads {ours} beyond its pass "
+                f"and takes {seconds} s, pass included."
             )
     return parts

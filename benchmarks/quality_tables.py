@@ -284,15 +284,15 @@ def ablations(subjects: Sequence[Subject], wanted: Callable[[str], bool]) -> lis
     return gpu_page.table(heads, rows)
 
 
-def better_ways(subjects: Iterable[Subject]) -> list[str]:
+def better_ways(subjects: Iterable[Subject], base: str = OURS) -> list[str]:
     """In words, every way that chose better with 95% confidence, ablations apart."""
     return [
         f"{told(way)} on {subject.model}, {subject.text}, {count} layers "
-        f"({ratio_cell(subject, way, count)})"
+        f"({ratio_cell(subject, way, count, base)})"
         for subject in subjects
         for count in subject.counts
         for way in subject.ways(count)
-        if way not in ABLATIONS and (found := ratio(subject, way, count)) and found.high < 1
+        if way not in ABLATIONS and (found := ratio(subject, way, count, base)) and found.high < 1
     ]
 
 

@@ -44,7 +44,6 @@ from simdiff.planning.budget import Budget
 from simdiff.planning.names import (
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
-    DEFAULT_EFFORT,
     NUM_RESAMPLES,
 )
 from simdiff.planning.options import PlanOptions
@@ -178,7 +177,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     windows: Tensor | None = None,
     evaluation_windows: int = 4,
-    effort: str = DEFAULT_EFFORT,
+    effort: str | None = None,
     bootstrap: int = NUM_RESAMPLES,
     stream: StreamOptions | bool | None = None,
 ) -> PruningPlan:
@@ -199,7 +198,8 @@ def plan(
         evaluation_windows: that searches read, and of the greedy search of whose cost `simdiff`
             spends a share.
         effort: what `simdiff` spends on its plan with a model: "none", "quick" (1/50 of greedy
-            search by perplexity), "normal" (a fifth) or "thorough" (as much).
+            search by perplexity), "normal" (a fifth; the default unless the model is streamed) or
+            "thorough" (as much).
         stream: how `model` is loaded, see `score`.
         bootstrap: draws of the calibration windows that tell how sure the plan is; 0 is none.
 

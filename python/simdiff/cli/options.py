@@ -13,7 +13,6 @@ from simdiff.planning.names import (
     ABOUT,
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
-    DEFAULT_EFFORT,
     EFFORTS,
     NUM_RESAMPLES,
 )
@@ -310,9 +309,9 @@ def add_evaluation(sub: CommandParser, default: int | None, text: str) -> None:
     group.add_argument(
         "--effort",
         choices=tuple(EFFORTS),
-        default=DEFAULT_EFFORT,
         help="what simdiff spends on its plan, of what greedy search by perplexity costs: nothing "
-        "but the scores, 1/50, a fifth, or as much",
+        "but the scores, 1/50 (quick, default for a streamed model), a fifth (normal, default "
+        "otherwise), or as much",
     )
     rare(
         group,

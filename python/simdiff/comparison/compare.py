@@ -33,7 +33,7 @@ from simdiff.models.windows import check_windows
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.entry_points import known_criteria
 from simdiff.planning.make_plan import check_effort
-from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA, DEFAULT_EFFORT
+from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
 from simdiff.planning.selection import check_selection
 from simdiff.planning.streamed_search import StreamedEvaluator, evaluator_of
 from simdiff.scoring.calibration_pass import score
@@ -56,8 +56,8 @@ class ComparisonOptions:
     evaluation_windows: int = 4
     """Number of calibration windows on which `simdiff` chooses among a few plans; 0 takes the first
     plan."""
-    effort: str = DEFAULT_EFFORT
-    """How much `simdiff` may spend, a name in `simdiff.planning.names.EFFORTS`."""
+    effort: str | None = None
+    """How much `simdiff` may spend, see `make_plan`."""
 
     def counts(self, depth: int) -> tuple[int, ...]:
         """The numbers of layers to remove; refuses impossible options before any work.

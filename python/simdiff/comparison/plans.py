@@ -75,7 +75,7 @@ class Planner:
         evaluator: BypassEvaluator | StreamedEvaluator,
         *,
         calibration: Tensor,
-        effort: str,
+        effort: str | None,
         alpha: float,
         protect: Collection[int],
         random_seed: int,

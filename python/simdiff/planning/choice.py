@@ -78,6 +78,41 @@ def choice_agreement(
     return same / num_resamples
 
 
+def kept_choice(
+    gains: Sequence[Mapping[int, Tensor]],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> float | None:
+    """The share of draws of the text in which no other plan is better than the chosen one.
+
+    Of each window as many runs are drawn, with replacement, as it has, the same runs for all plans;
+    plans are compared on the windows that both have read, by the mean over what was drawn.
+
+    Args:
+        gains: for each other plan, by window, what it adds to the loss of the chosen one, a mean
+            for each run of tokens; the runs of a window are the same for all plans.
+        num_resamples: number of draws.
+        seed: seed of the draws.
+
+    Returns:
+        The share; None where there was no other plan.
+    """
+    if not gains:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {w: runs.numel() for found in gains for w, runs in found.items()}
+    drawn = {
+        w: torch.randint(sizes[w], (num_resamples, sizes[w]), generator=generator)
+        for w in sorted(sizes)
+    }
+    kept = torch.ones(num_resamples, dtype=torch.bool)
+    for found in gains:
+        total = sum(runs[drawn[w]].sum(1) for w, runs in found.items())
+        kept &= torch.as_tensor(total) >= 0
+    return float(kept.double().mean())
+
+
 def _drawn(losses: Sequence[Tensor], num_resamples: int, generator: torch.Generator) -> Tensor:
     """Mean losses of one window for each draw, `(draws, plans)`; a last partial run is left out."""
     tokens = torch.stack(list(losses)).double()

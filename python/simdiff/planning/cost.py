@@ -8,8 +8,8 @@ and those of the dense model are kept, of all layers where they fit into memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
@@ -76,6 +76,31 @@ class Prices:
         depths = [self.num_layers - k for k in range(num_remove)]
         layers = sum(depth * (depth - 1) // 2 + depth for depth in depths)
         return Cost(layers, sum(depths) + 1) * num_windows
+
+
+@dataclass
+class Spent:
+    """What a search has read, and may."""
+
+    prices: Prices
+    budget: float
+    cost: Cost = field(default_factory=Cost)
+    reads: int = 0
+    windows: set[int] = field(default_factory=set)
+
+    @property
+    def left(self) -> float:
+        """Of the budget, in layers on a window; below 0 where it was exceeded."""
+        return self.budget - self.prices.total(self.cost)
+
+    def of(self, plans: Sequence[Plan], windows: Collection[int]) -> Cost:
+        """What it costs to read plans on windows, and the dense model where it was not read."""
+        new = len(set(windows) - self.windows)
+        return self.prices.plans(plans) * len(windows) + self.prices.dense * new
+
+    def price(self, plans: Sequence[Plan], windows: Collection[int]) -> float:
+        """`of` in layers on a window."""
+        return self.prices.total(self.of(plans, windows))
 
 
 # The head reads every token, or every second to fourth where it costs more than a quarter of the

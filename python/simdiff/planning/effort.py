@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from simdiff.evaluation.journal import evaluation_key
 from simdiff.planning.batches import Plan, Runs, reader_of
 from simdiff.planning.block_costs import block_costs
+from simdiff.planning.choice import kept_choice
 from simdiff.planning.cost import Cost, head_stride, prices_of
 from simdiff.planning.criteria import importance
 from simdiff.planning.effort_search import EffortSearch
@@ -33,6 +34,8 @@ class Found:
 
     best: Candidate
     candidates: list[Candidate]
+    agreement: float | None
+    """Share of draws in which no other plan of the last choice is better, see `kept_choice`."""
     record: dict[str, Any]
 
 
@@ -114,7 +117,8 @@ def search_with_effort(
         "share_of_greedy": round(prices.total(spent.cost + scored) / greedy, 4),
         "greedy_windows": evaluation_windows,
     }
-    return Found(best, search.candidates(num_remove), record)
+    agreement = kept_choice(search.gains(best.removed))
+    return Found(best, search.candidates(num_remove), agreement, record)
 
 
 def promising(scores: LayerScores) -> list[int]:

@@ -13,7 +13,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.batches import Ask, Plan
-from simdiff.planning.cost import Cost, Prices
+from simdiff.planning.cost import Prices, Spent
 from simdiff.planning.names import Effort
 from simdiff.planning.shortlist import Candidate
 
@@ -41,31 +41,6 @@ ROUNDS = (1, 2, 4, 8, 16)
 SINGLES, STEPS, EXCHANGES = 0.45, 0.35, 0.5
 # Most that the loss that a layer adds may grow or shrink in a step, where it is not measured anew.
 MOST_GROWTH = 2.0
-
-
-@dataclass
-class Spent:
-    """What a search has read, and may."""
-
-    prices: Prices
-    budget: float
-    cost: Cost = field(default_factory=Cost)
-    reads: int = 0
-    windows: set[int] = field(default_factory=set)
-
-    @property
-    def left(self) -> float:
-        """Of the budget, in layers on a window; below 0 where it was exceeded."""
-        return self.budget - self.prices.total(self.cost)
-
-    def of(self, plans: Sequence[Plan], windows: Collection[int]) -> Cost:
-        """What it costs to read plans on windows, and the dense model where it was not read."""
-        new = len(set(windows) - self.windows)
-        return self.prices.plans(plans) * len(windows) + self.prices.dense * new
-
-    def price(self, plans: Sequence[Plan], windows: Collection[int]) -> float:
-        """`of` in layers on a window."""
-        return self.prices.total(self.of(plans, windows))
 
 
 @dataclass
@@ -115,6 +90,7 @@ class EffortSearch:
         self._dense: dict[int, Tensor] = {}
         self._found: dict[Plan, dict[int, Tensor]] = {}
         self._excluded: set[Plan] = set()
+        self._finalists: list[Plan] = []
         self.origins: dict[Plan, str] = {}
 
     def run(self, num_remove: int, first: Sequence[int], starts: Sequence[Candidate]) -> Candidate:
@@ -151,8 +127,21 @@ class EffortSearch:
             (plan for plan in self._found if len(plan) == num_remove), key=self._mean_key
         )
         finalists = [chosen, *(plan for plan in finalists if plan != chosen)]
-        last = self._race(finalists[: self._effort.finalists], 1, self.spent.left, last=True)
+        self._finalists = finalists[: self._effort.finalists]
+        last = self._race(self._finalists, 1, self.spent.left, last=True)
         return self._candidate((last or [chosen])[0])
+
+    def gains(self, best: Plan) -> list[dict[int, Tensor]]:
+        """What the others of the last choice would add to the loss, in runs of each window read."""
+        ours, gains = self._found.get(best, {}), []
+        for plan in self._finalists:
+            theirs = self._found.get(plan, {})
+            differences = {w: theirs[w] - ours[w] for w in ours if w in theirs}
+            if plan != best and differences:
+                sizes = [runs.shape[-1] for runs in differences.values()]
+                mixed = self._mixed([*differences.values()]).split(sizes)
+                gains.append(dict(zip(differences, mixed, strict=True)))
+        return gains
 
     def candidates(self, num_remove: int) -> list[Candidate]:
         """All plans of this number of layers that were tried, in order."""

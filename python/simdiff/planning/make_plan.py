@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from simdiff.planning.names import (
     EFFORTS,
     NUM_RESAMPLES,
     SELECTIONS,
+    STREAMED_EFFORT,
 )
 from simdiff.planning.plan import PruningPlan
 from simdiff.planning.selection import check_selection, select
@@ -72,9 +72,9 @@ def check_planning(criterion: str, selection: str | None, max_blocks: int | None
         )
 
 
-def check_effort(effort: str) -> None:
+def check_effort(effort: str | None) -> None:
     """Refuse an effort that `make_plan` would refuse, before scores exist."""
-    if effort not in EFFORTS:
+    if effort is not None and effort not in EFFORTS:
         raise SimdiffError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
 
 
@@ -90,7 +90,7 @@ def make_plan(
     random_seed: int = 0,
     model: PreTrainedModel | None = None,
     windows: Tensor | None = None,
-    effort: str = DEFAULT_EFFORT,
+    effort: str | None = None,
     evaluation_windows: int | None = None,
     journal: Path | None = None,
 ) -> PruningPlan:
@@ -98,10 +98,11 @@ def make_plan(
 
     The default, `simdiff` with selection "blocks", removes the disjoint blocks of least total cost
     (to the power 5/6, see `simdiff.planning.shortlist`). Given the model and calibration windows,
-    it evaluates that plan and the layers of lowest block influence on one window, and exchanges
-    layers of the better one while that lowers its perplexity (`simdiff.planning.exchange`). This
-    reads 1/50 of the windows that greedy search would. Efforts "normal" and "thorough" search
-    further (`simdiff.planning.effort_search`).
+    it searches for the layers of least loss and divergence from the dense model, at a fifth of the
+    cost of greedy search or, effort "thorough", at its cost (`simdiff.planning.effort_search`).
+    Effort "quick" reads 1/50 of the windows that greedy search would: that plan and the layers of
+    lowest block influence, and exchanges of layers of the better one while that lowers its
+    perplexity (`simdiff.planning.exchange`).
 
     Args:
         scores: scores of all layers, and of blocks if the selection needs them.
@@ -114,7 +115,8 @@ def make_plan(
         random_seed: seed of the criterion random.
         model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
             text, both or neither; only `simdiff` with selection "blocks" uses them.
-        effort: a name in `simdiff.planning.names.EFFORTS`, for `simdiff` with selection "blocks".
+        effort: a name in `simdiff.planning.names.EFFORTS`, for `simdiff` with selection "blocks";
+            None takes "normal", and "quick" where the model is streamed.
         evaluation_windows: the first windows are those of effort "quick", and of the greedy search
             of whose cost the others take a share; None takes all.
         journal: file in which the other efforts keep what they read, see `search_with_effort`.
@@ -142,12 +144,13 @@ def make_plan(
             removed = best_contiguous_block(costs, num_remove, protect)
         elif criterion == "simdiff" and effort != "none" and model is not None:
             assert windows is not None
+            effort = effort or _default_effort(model)
             read = min(evaluation_windows or len(windows), len(windows))
             given = (scores, num_remove, model, windows, read, protect, max_blocks)
             if effort == "quick":
                 best, candidates, agreement = _quick(*given)
             else:
-                best, candidates, search = _searched(effort, journal, *given)
+                best, candidates, agreement, search = _searched(effort, journal, *given)
             removed, label = best.removed, best.origin
         else:
             power = EXPONENT if criterion == "simdiff" else 1.0
@@ -158,11 +161,16 @@ def make_plan(
         "max-blocks": max_blocks,
         "random-seed": random_seed if criterion == "random" else None,
         "evaluation-windows": read if candidates else None,
-        "effort": effort if effort != DEFAULT_EFFORT and candidates else None,
+        "effort": effort if candidates else None,
     }
     options = {name: value for name, value in options.items() if value not in (None, False)}
-    plan = _plan_with(base, removed, label, protect, candidates, agreement, options)
-    return replace(plan, search=search, notes=(*plan.notes, *_search_notes(search)))
+    return _plan_with(base, removed, label, protect, candidates, agreement, search, options)
+
+
+def _default_effort(model: PreTrainedModel) -> str:
+    from simdiff.models.streamed import stream_of  # without a model nothing needs torch
+
+    return DEFAULT_EFFORT if stream_of(model) is None else STREAMED_EFFORT
 
 
 def _quick(
@@ -211,7 +219,7 @@ def _searched(
     num_windows: int,
     protect: Collection[int],
     max_blocks: int | None,
-) -> tuple[Candidate, list[Candidate], dict[str, Any]]:
+) -> tuple[Candidate, list[Candidate], float | None, dict[str, Any]]:
     """The search of effort normal or thorough."""
     from simdiff.planning.effort import search_with_effort
 
@@ -227,18 +235,23 @@ def _searched(
             max_blocks=max_blocks,
             journal=journal,
         )
-    return found.best, found.candidates, found.record
+    return found.best, found.candidates, found.agreement, found.record
 
 
-def _search_notes(record: dict[str, Any]) -> list[str]:
-    """What a search cost, in a line."""
+def _search_notes(record: dict[str, Any], agreement: float | None) -> list[str]:
+    """What a search cost, and how sure its last choice is."""
     if not record:
         return []
+    sure = (
+        f"confidence of this choice: on {agreement or 0:.0%} of {NUM_RESAMPLES} draws of the text "
+    )
+    sure += "that was read no other plan of the last choice is better"
     return [
+        *([] if agreement is None else [sure]),
         f"effort {record['effort']}: {record['windows_read']} windows read, {record['layers_run']} "
         f"layers and {record['heads_run']} heads run on one; with the calibration pass "
         f"{record['share_of_greedy']:.0%} of what greedy search by perplexity runs on "
-        f"{record['greedy_windows']} windows"
+        f"{record['greedy_windows']} windows",
     ]
 
 
@@ -249,20 +262,22 @@ def _plan_with(
     protect: Collection[int],
     candidates: Sequence[Candidate],
     agreement: float | None,
+    search: dict[str, Any],
     options: dict[str, Any],
 ) -> PruningPlan:
     fields: dict[str, Any] = {**vars(base)}
-    notes = [*base.notes, *_candidate_notes(candidates, agreement)]
+    quick = [] if search else _candidate_notes(candidates, agreement)
     return PruningPlan(
         **fields
         | {
             "removed": tuple(sorted(removed, key=base.ranking.index)),
             "protected": tuple(sorted(protect)),
-            "notes": tuple(notes),
+            "notes": (*base.notes, *(_search_notes(search, agreement) or quick)),
             "selection": selection,
             "candidates": tuple(candidate.to_dict() for candidate in candidates),
             "choice_agreement": agreement,
             "options": options,
+            "search": search,
         }
     )
 

@@ -98,4 +98,6 @@ EFFORTS = {
 """What `simdiff` spends on its plan: nothing beside the scores; a few reads, see
 `simdiff.planning.exchange`; or a search, see `simdiff.planning.effort_search`."""
 
-DEFAULT_EFFORT = "quick"
+DEFAULT_EFFORT = "normal"
+STREAMED_EFFORT = "quick"
+"""The default for a streamed model, which a search would read some tens of times."""

@@ -24,7 +24,6 @@ from simdiff.planning.make_plan import (
 from simdiff.planning.names import (
     DEFAULT_ALPHA,
     DEFAULT_CRITERION,
-    DEFAULT_EFFORT,
     NUM_RESAMPLES,
     SEARCHED,
     WEIGHED,
@@ -52,8 +51,8 @@ class PlanOptions:
     evaluation_windows: int = 4
     """Number of calibration windows for searches; what `simdiff` may spend is a share of what
     greedy search would read on them. 0 runs no search."""
-    effort: str = DEFAULT_EFFORT
-    """How much `simdiff` may spend, a name in `simdiff.planning.names.EFFORTS`."""
+    effort: str | None = None
+    """How much `simdiff` may spend, see `make_plan`."""
     bootstrap: int = NUM_RESAMPLES
     """Number of bootstrap draws of the calibration sequences for the plan's confidence; 0 skips
     it."""

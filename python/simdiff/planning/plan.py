@@ -20,6 +20,7 @@ from simdiff.io.json_files import (
 from simdiff.models.layer_indices import check_layers, layer_runs
 from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.layer_lists import MOST_LAYERS, is_layer_list, parse_layers
+from simdiff.planning.names import DEFAULT_CRITERION
 from simdiff.planning.outcome import outcome
 
 SCHEMA = "simdiff.plan"
@@ -217,6 +218,9 @@ class PruningPlan:
         try:
             num_layers = content.get("num_layers") or 0
             confidence, alpha = content.get("confidence"), content.get("alpha")
+            options = as_object(content.get("options", {}))
+            if content.get("candidates") and content.get("criterion") == DEFAULT_CRITERION:
+                options = {"effort": "quick"} | options  # the only one once, and not written then
             removed, protected = tuple(content["removed"]), tuple(content.get("protected", ()))
             importance, ranking = content.get("importance", ()), content.get("ranking", ())
             _check_removed(removed, num_layers)
@@ -240,7 +244,7 @@ class PruningPlan:
                 selection=str(content.get("selection", "lowest")),
                 candidates=tuple(map(as_object, content.get("candidates", ()))),
                 choice_agreement=content.get("choice_agreement"),
-                options=as_object(content.get("options", {})),
+                options=options,
                 asked=as_object(content.get("asked", {})),
                 search=as_object(content.get("search", {})),
                 confidence=None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simdiff.planning.blocks import BlockCosts
-from simdiff.planning.choice import RUN_OF_TOKENS, choice_agreement, standard_error
+from simdiff.planning.choice import RUN_OF_TOKENS, choice_agreement, kept_choice, standard_error
 from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.exchange import exchange_search
 from simdiff.planning.shortlist import Candidate
@@ -90,3 +90,20 @@ def test_the_note_says_of_which_plan() -> None:
     known = PlanConfidence((1, 2), (0, 1, 1, 0), 0.93, (0,) * 4, (0,) * 4, 500, 0, 16, 16, 0)
     assert "93% give their plan, 1, 2; " in known.note([2, 1])
     assert "93% give their plan, 1, 2, which is NOT this one; " in known.note([0, 1])
+
+
+def test_a_choice_that_no_other_of_the_last_race_beats() -> None:
+    """B would add 3 in one run of eight and take 0.2 from seven: worse where that is drawn."""
+    gains = torch.tensor([3.0] + [-0.2] * 7)
+    wanted = 1 - (7 / 8) ** 8
+    error = 3 * (wanted * (1 - wanted) / DRAWS) ** 0.5
+    assert kept_choice([{0: gains}], num_resamples=DRAWS) == pytest.approx(wanted, abs=error)
+    # A third plan that is always worse changes nothing, one that is better everywhere all.
+    worse, better = torch.ones(8), -torch.ones(8)
+    alone = kept_choice([{0: gains}])
+    assert kept_choice([{0: gains}, {0: worse}]) == alone
+    assert kept_choice([{0: gains}, {0: better}]) == 0
+    # Over two windows: 3 in a window outweighs what B takes in both.
+    assert kept_choice([{0: gains, 1: 3 * worse}]) == 1
+    assert kept_choice([{0: gains, 1: 3 * worse}, {1: better}]) == 0
+    assert kept_choice([]) is None

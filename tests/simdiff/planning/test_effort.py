@@ -19,7 +19,6 @@ from simdiff.planning.cost import prices_of
 from simdiff.planning.effort import promising
 from simdiff.planning.effort_search import TOKENS_OF_TRUST
 from simdiff.planning.make_plan import make_plan
-from simdiff.planning.names import DEFAULT_EFFORT
 from simdiff.planning.options import PlanOptions
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
@@ -64,6 +63,8 @@ def test_the_plan_of_least_divergence(
     # What a race must read at least may go beyond a budget of a tiny model.
     assert spent < max((0.2 if effort == "normal" else 1) * greedy - scored, greedy / 20) + 40
     assert any(note.startswith(f"effort {effort}: ") for note in plan.notes)
+    assert plan.choice_agreement is not None
+    assert f"on {plan.choice_agreement:.0%} of 500 draws" in " ".join(plan.notes)
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
     assert f"--evaluation-windows 4 --effort {effort} --num-layers 2" in " ".join(
@@ -71,16 +72,18 @@ def test_the_plan_of_least_divergence(
     )
 
 
-def test_none_reads_nothing_and_quick_is_the_default(
+def test_none_reads_nothing_and_quick_is_not_recorded_as_a_search(
     llama: PreTrainedModel, llama_scores: LayerScores
 ) -> None:
     alone = make_plan(llama_scores, 2)
     assert make_plan(llama_scores, 2, model=llama, windows=WINDOWS, effort="none") == alone
-    assert DEFAULT_EFFORT == "quick"
-    few = make_plan(llama_scores, 2, model=llama, windows=WINDOWS[:4])
-    quick = make_plan(llama_scores, 2, model=llama, windows=WINDOWS, evaluation_windows=4)
+    few = make_plan(llama_scores, 2, model=llama, windows=WINDOWS[:4], effort="quick")
+    quick = make_plan(
+        llama_scores, 2, model=llama, windows=WINDOWS, evaluation_windows=4, effort="quick"
+    )
     assert quick == few
     assert not few.search
+    assert few.options["effort"] == "quick"
     with pytest.raises(SimdiffError, match="effort must be one of none, quick, normal, thorough"):
         PlanOptions(effort="much").count(llama_scores.model)
 
