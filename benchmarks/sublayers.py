@@ -36,6 +36,7 @@ from simdiff.sublayers.surgery import sublayers_removed
 
 PLANS = (("attention", 7), ("attention", 14), ("mlp", 7), ("sublayer", 14))
 CRITERIA = ("simdiff", "block-influence")
+SEARCHED = "simdiff, effort normal"
 
 
 def seconds_in_update(model: PreTrainedModel, batches: list[Tensor]) -> float:
@@ -78,11 +79,15 @@ def cost(model: PreTrainedModel, batches: list[Tensor], repeats: int) -> dict[st
     }
 
 
-def quality(model: PreTrainedModel, scores: LayerScores, held_out: Tensor) -> list[dict]:
+def quality(
+    model: PreTrainedModel, scores: LayerScores, held_out: Tensor, calibration: Tensor
+) -> list[dict]:
     rows = [{"removed": 0, "unit": "", "perplexity": perplexity(model, held_out).perplexity}]
-    for criterion in CRITERIA:
+    for criterion in (*CRITERIA, SEARCHED):
+        searched = {"model": model, "windows": calibration} if criterion == SEARCHED else {}
         for unit, count in PLANS:
-            plan = plan_sublayers(scores, unit, count, criterion=criterion)
+            name = CRITERIA[0] if searched else criterion
+            plan = plan_sublayers(scores, unit, count, criterion=name, **searched)
             with sublayers_removed(model, plan.removed):
                 found = perplexity(model, held_out).perplexity
             rows.append(
@@ -92,6 +97,7 @@ def quality(model: PreTrainedModel, scores: LayerScores, held_out: Tensor) -> li
                     "criterion": criterion,
                     "sublayers": [str(name) for name in plan.removed],
                     "perplexity": found,
+                    "share_of_greedy": plan.search.get("share_of_greedy"),
                 }
             )
             print(f"{count:3} {unit:10} {criterion:16} {found:10.2f}", flush=True)
@@ -124,7 +130,8 @@ def main() -> None:
         rows = []
         if options.held_out_windows:
             scores = score_with_sublayers(model, calibration, progress=False)
-            rows = quality(model, scores, text("held-out", options.held_out_windows))
+            held_out = text("held-out", options.held_out_windows)
+            rows = quality(model, scores, held_out, torch.cat(calibration))
     content = {
         "machine": describe_machine(),
         "model": options.model,
@@ -137,7 +144,7 @@ def main() -> None:
         "quality": rows,
     }
     options.output.write_text(json.dumps(content, indent=1) + "\n")
-    provenance.keep([options.output], ["sub-layers", "cpu scorers", "calibration pass"])
+    provenance.keep([options.output], ["sub-layers", "cpu scorers", "calibration pass", "effort"])
 
 
 if __name__ == "__main__":

@@ -96,16 +96,25 @@ def _last_line(arguments: argparse.Namespace) -> str:
 def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
     """`--unit` attention, mlp or sublayer."""
     from simdiff.errors import SimdiffError
+    from simdiff.io import ranks
     from simdiff.report.terminal.sublayers import plan_lines, sublayers_table
     from simdiff.sublayers.plan import plan_sublayers
 
-    others = ("ratio", "parameter_ratio", "speed_up", "max_memory", "max_blocks", "model")
+    others = ("ratio", "parameter_ratio", "speed_up", "max_memory", "max_blocks")
     given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
     if arguments.num_layers is None or given or arguments.selection not in (None, "lowest"):
         raise SimdiffError(
             f"--unit {arguments.unit} must go with --num-layers, a number of sub-layers, of which "
             f"the lowest are removed; got {', '.join(given) or 'no --num-layers'}"
         )
+    model, windows, journal = None, None, None
+    if arguments.model is not None:
+        from simdiff.jobs.calibrate import calibrated
+        from simdiff.planning.options import search_journal
+
+        model, windows = calibrated(arguments.model, scores)
+        kept = arguments.output is not None and not on_standard_output(arguments)
+        journal = search_journal(arguments.output) if kept else None
     plan = plan_sublayers(
         scores,
         arguments.unit,
@@ -114,8 +123,15 @@ def _of_sublayers(arguments: argparse.Namespace, scores: LayerScores) -> None:
         alpha=arguments.alpha,
         protect=arguments.protect,
         random_seed=arguments.random_seed,
+        model=model,
+        windows=windows,
+        effort=arguments.effort,
+        evaluation_windows=arguments.evaluation_windows,
+        journal=journal,
     )
     write_output(arguments, plan.to_dict())
+    if journal is not None:
+        ranks.first(partial(journal.unlink, missing_ok=True))
     show(
         arguments,
         plan.to_dict(),

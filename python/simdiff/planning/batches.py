@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -75,7 +77,7 @@ class BatchReader(BypassEvaluator):
 
     def __call__(self, plans: Sequence[Plan], windows: Sequence[int]) -> Runs:
         """The measures of all plans on all windows, shared among processes; may be NaN."""
-        ordered = sorted(plans, key=lambda plan: (*plan, self.num_layers))
+        ordered = sorted(plans, key=lambda plan: (*plan, math.inf))
         wanted = list(itertools.product(windows, ordered))
         mine = [wanted[index] for index in ranks.part(len(wanted))]
 
@@ -99,19 +101,34 @@ class BatchReader(BypassEvaluator):
         share a beginning are neighbours, and the deepest shared state is the last one made.
         """
         dense, teacher = self._base_states(window), self._teacher(window)
-        branches = [min({*plan} ^ {*following}) for plan, following in itertools.pairwise(plans)]
+        branches = [
+            self.layer_of(min({*plan} ^ {*following}))
+            for plan, following in itertools.pairwise(plans)
+        ]
         shared: dict[int, tuple[Tensor, int]] = {}
         for index, plan in enumerate(plans):
-            first = min(plan, default=self.num_layers)
+            first = self.layer_of(min(plan)) if plan else self.num_layers
             usable = {layer: state for layer, state in dense.items() if layer <= first} | shared
             start = max(usable, default=0)
             needed = itertools.accumulate(branches[index:], min)  # later plans branch off there
             keep = {layer for layer in needed if max(start, first) < layer < self.num_layers}
-            course = Course(start, passed_by=frozenset(plan), kept=dict.fromkeys(keep))
-            yield teacher.measures(self._logits(window, course, usable)[0])
+            course = Course(start, kept=dict.fromkeys(keep))
+            with self.without(plan, course):
+                logits, _ = self._logits(window, course, usable)
+            yield teacher.measures(logits)
             made = {layer: state for layer, state in course.kept.items() if state is not None}
             branch = branches[index] if index < len(branches) else 0
             shared = {k: state for k, state in (shared | made).items() if k <= branch}
+
+    def layer_of(self, unit: int) -> int:
+        """The decoder layer in which a unit of a plan lies; here units are layers."""
+        return unit
+
+    @contextlib.contextmanager
+    def without(self, plan: Plan, course: Course) -> Iterator[None]:
+        """Inside the with block, a forward along the course is without the units of a plan."""
+        course.passed_by = frozenset(plan)
+        yield
 
     def _teacher(self, window: int) -> Teacher:
         if window not in self._teachers:

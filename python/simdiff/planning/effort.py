@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.evaluation.journal import evaluation_key
-from simdiff.planning.batches import Plan, Runs, reader_of
+from simdiff.planning.batches import Ask, Plan, Runs, reader_of
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.choice import kept_choice
-from simdiff.planning.cost import Cost, head_stride, prices_of
+from simdiff.planning.cost import Cost, Prices, head_stride, prices_of
 from simdiff.planning.criteria import importance
 from simdiff.planning.effort_search import EffortSearch
 from simdiff.planning.kept_runs import KeptRuns
@@ -39,6 +40,25 @@ class Found:
     record: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a search may remove, and what it knows before it reads anything."""
+
+    prices: Prices
+    reader: Callable[[int], Ask]
+    """Takes of how many tokens the head reads one, and makes what reads plans."""
+    expressible: Callable[[Plan], bool]
+    """Whether the model can be without these units."""
+    first: Sequence[int]
+    """All units that may go, the most promising first."""
+    starts: Sequence[Candidate]
+    """Plans of scores, of as many units as go."""
+    cost_of: Callable[[Plan], float]
+    """By scores."""
+    scored: Cost
+    """Of the calibration pass."""
+
+
 def search_with_effort(
     model: PreTrainedModel,
     scores: LayerScores,
@@ -56,7 +76,7 @@ def search_with_effort(
     Args:
         model: the dense model.
         scores: of it, with blocks.
-        windows: token ids of calibration text `(num_windows, window_length)`.
+        windows: token ids `(num_windows, window_length)` of calibration text.
         num_remove: number of layers to remove.
         effort: "normal" or "thorough".
         evaluation_windows: that the greedy search reads of whose cost this takes a share.
@@ -67,28 +87,68 @@ def search_with_effort(
     Raises:
         SimdiffError: no plan has a finite loss.
     """
+    windows = read_windows(windows, effort)
+    space = SearchSpace(
+        prices=prices_of(model),
+        reader=partial(reader_of, model, windows),
+        expressible=partial(_expressible, model),
+        first=promising(scores),
+        starts=shortlist(scores, num_remove, protect, max_blocks=max_blocks),
+        cost_of=block_costs(scores).raised(EXPONENT).plan_cost,
+        scored=Cost(layers=scores.num_layers) * round(scores.num_tokens / windows.shape[1]),
+    )
+    return search_in(
+        space,
+        windows,
+        num_remove,
+        effort,
+        evaluation_windows=evaluation_windows,
+        protect=protect,
+        max_blocks=max_blocks,
+        journal=journal,
+        key=evaluation_key(model, windows, scores.calibration) if journal else {},
+    )
+
+
+def read_windows(windows: Tensor, effort: str) -> Tensor:
+    """The windows that a search may read: states are kept of all of them."""
     chosen = EFFORTS[effort]
     assert chosen is not None
-    windows = windows[: chosen.windows]  # states are kept of all that may be read
-    whole = prices_of(model)
+    return windows[: chosen.windows]
+
+
+def search_in(
+    space: SearchSpace,
+    windows: Tensor,
+    num_remove: int,
+    effort: str,
+    *,
+    evaluation_windows: int,
+    protect: Collection[int] = (),
+    max_blocks: int | None = None,
+    journal: Path | None,
+    key: Mapping[str, Any],
+) -> Found:
+    """Search in a space, see `search_with_effort`; `key` is what readings depend on."""
+    chosen = EFFORTS[effort]
+    assert chosen is not None
+    whole, scored = space.prices, space.scored
     stride = head_stride(whole)
     prices = replace(whole, head=whole.head / stride)
     greedy = whole.total(whole.greedy(num_remove, evaluation_windows))
-    scored = Cost(layers=scores.num_layers) * round(scores.num_tokens / windows.shape[1])
     least = greedy * min(LEAST_SHARE, chosen.share)
-    reader = reader_of(model, windows, stride)
+    reader = space.reader(stride)
     refused: dict[Plan, bool] = {}
 
     def ask(plans: Collection[Plan], read: Collection[int]) -> Runs:
         cut = [plan for plan in plans if len(plan) == num_remove]
         for plan in cut:
             if plan not in refused:
-                refused[plan] = not _expressible(model, plan)
+                refused[plan] = not space.expressible(plan)
         possible = [plan for plan in plans if not refused.get(plan)]
         found = reader(possible, list(read))
         return {(plan, window): found.get((plan, window)) for plan in plans for window in read}
 
-    key = evaluation_key(model, windows, scores.calibration) if journal else {}
     known = KeptRuns(ask, journal, key)
     search = EffortSearch(
         known,
@@ -97,13 +157,12 @@ def search_with_effort(
         budget=max(chosen.share * greedy - prices.total(scored), least),
         num_windows=len(windows),
         tokens=max(1, (windows.shape[1] - 1) // stride),
-        cost_of=block_costs(scores).raised(EXPONENT).plan_cost,
+        cost_of=space.cost_of,
         protect=protect,
         max_blocks=max_blocks,
     )
-    starts = shortlist(scores, num_remove, protect, max_blocks=max_blocks)
     with known.kept():
-        best = search.run(num_remove, promising(scores), starts)
+        best = search.run(num_remove, space.first, space.starts)
     spent = search.spent
     record = {
         "effort": effort,

@@ -238,18 +238,18 @@ def _searched(
     return found.best, found.candidates, found.agreement, found.record
 
 
-def _search_notes(record: dict[str, Any], agreement: float | None) -> list[str]:
+def search_notes(
+    record: dict[str, Any], agreement: float | None, units: str = "layers"
+) -> list[str]:
     """What a search cost, and how sure its last choice is."""
     if not record:
         return []
-    sure = (
-        f"confidence of this choice: on {agreement or 0:.0%} of {NUM_RESAMPLES} draws of the text "
-    )
-    sure += "that was read no other plan of the last choice is better"
+    sure = f"confidence of this choice: on {agreement or 0:.0%} of {NUM_RESAMPLES} draws of the "
+    sure += "text that was read no other plan of the last choice is better"
     return [
         *([] if agreement is None else [sure]),
         f"effort {record['effort']}: {record['windows_read']} windows read, {record['layers_run']} "
-        f"layers and {record['heads_run']} heads run on one; with the calibration pass "
+        f"{units} and {record['heads_run']} heads run on one; with the calibration pass "
         f"{record['share_of_greedy']:.0%} of what greedy search by perplexity runs on "
         f"{record['greedy_windows']} windows",
     ]
@@ -272,7 +272,7 @@ def _plan_with(
         | {
             "removed": tuple(sorted(removed, key=base.ranking.index)),
             "protected": tuple(sorted(protect)),
-            "notes": (*base.notes, *(_search_notes(search, agreement) or quick)),
+            "notes": (*base.notes, *(search_notes(search, agreement) or quick)),
             "selection": selection,
             "candidates": tuple(candidate.to_dict() for candidate in candidates),
             "choice_agreement": agreement,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, header, read_json, write_json
 from simdiff.models.layer_indices import check_layers
 from simdiff.planning.criteria import Importance, importance
-from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION
+from simdiff.planning.make_plan import search_notes
+from simdiff.planning.names import DEFAULT_ALPHA, DEFAULT_CRITERION, DEFAULT_EFFORT, EFFORTS
 from simdiff.planning.plan import SUBLAYER_SCHEMA
 from simdiff.scoring.scores import LayerScores
 from simdiff.sublayers.scores import SublayerScores
 from simdiff.sublayers.structure import KINDS, SublayerName, check_unit, unit_includes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 # Criteria that do not apply: the cost of a run of layers, or their order, has no meaning for
 # sub-layers.
@@ -45,6 +51,8 @@ class SublayerPlan:
     calibration: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
     """Further options of `simdiff plan` with which the plan was made, by their names there."""
+    search: dict[str, Any] = field(default_factory=dict)
+    """What a search read and what that cost, see `simdiff.planning.effort`."""
 
     def reason(self, name: SublayerName) -> str:
         """Why a sub-layer is removed or kept, in a few words."""
@@ -78,6 +86,7 @@ class SublayerPlan:
             "protected": list(self.protected),
             "notes": list(self.notes),
             "options": self.options,
+            "search": self.search,
         }
 
     def save(self, path: Path) -> None:
@@ -113,6 +122,7 @@ class SublayerPlan:
                 model=as_object(content["model"]),
                 calibration=as_object(content["calibration"]),
                 options=as_object(content["options"]),
+                search=as_object(content.get("search", {})),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SimdiffError(
@@ -138,11 +148,18 @@ def plan_sublayers(
     alpha: float = DEFAULT_ALPHA,
     protect: Collection[int] = (),
     random_seed: int = 0,
+    model: PreTrainedModel | None = None,
+    windows: Tensor | None = None,
+    effort: str | None = None,
+    evaluation_windows: int = 4,
+    journal: Path | None = None,
 ) -> SublayerPlan:
-    """Choose the sub-layers of lowest importance, in one shot.
+    """Choose the sub-layers of lowest importance, or search for those of least loss.
 
     A criterion treats the sub-layers of the unit as the layers of a model. The default criterion is
-    the cost of cutting one sub-layer, mean ||y - x||^2 / (2 ||x|| ||y||).
+    the cost of cutting one sub-layer, mean ||y - x||^2 / (2 ||x|| ||y||). Given the model and
+    calibration windows, it begins a search for the sub-layers of least loss and divergence from the
+    dense model (`simdiff.sublayers.effort`).
 
     Args:
         scores: scores that include sub-layers.
@@ -150,9 +167,16 @@ def plan_sublayers(
         num_remove: number of sub-layers to remove.
         criterion, alpha, random_seed: see `simdiff.planning.criteria.importance`.
         protect: layers of which both sub-layers stay.
+        model, windows: the dense model and token ids `(num_windows, window_length)` of calibration
+            text, both or neither; only the default criterion uses them.
+        effort: "none", "normal" or "thorough"; None is "normal".
+        evaluation_windows: that the greedy search reads of whose cost the search takes a share; 0
+            runs no search.
+        journal: file that keeps what a search read, with which it resumes.
 
     Raises:
-        SimdiffError: a name is unknown, the number is impossible, or the scores lack sub-layers.
+        SimdiffError: a name is unknown, the number is impossible, the scores lack sub-layers, or a
+            search finds no finite loss.
 
     Source: LLM-Drop, arXiv 2406.15786, for attention and MLP by 1 - cos; SimDiff for the criteria.
     """
@@ -162,31 +186,66 @@ def plan_sublayers(
             f"criterion {criterion} is of blocks of layers and not defined for sub-layers: take "
             "simdiff, block-influence or another criterion of single units"
         )
+    if effort not in (None, "none", *(name for name, chosen in EFFORTS.items() if chosen)):
+        raise SimdiffError(
+            f"effort must be none, normal or thorough for sub-layers, got {effort!r}"
+        )
     check_layers(protect, scores.num_layers, "protected layers")
     table = SublayerScores.from_scores(scores)
     rows = [row for row, name in enumerate(table.names) if unit_includes(unit, name)]
-    ranked = importance(table.as_layers(scores, rows), criterion, alpha, seed=random_seed)
-    ranking = [table.names[rows[index]] for index in ranked.ranking()]
-    free = [n for n in ranking if n.layer not in protect]
+
+    def ranked_by(name: str) -> tuple[Importance, list[int]]:
+        found = importance(table.as_layers(scores, rows), name, alpha, seed=random_seed)
+        return found, [rows[index] for index in found.ranking()]
+
+    ranked, order = ranked_by(criterion)
+    free = [row for row in order if table.names[row].layer not in protect]
     if not 1 <= num_remove <= len(free) or num_remove >= len(table.names):
         raise SimdiffError(
             f"the number of sub-layers to remove must be 1 to the {len(free)} free ones of "
-            f"{len(ranking)} ({unit}; {len(protect)} layers are protected), got {num_remove}"
+            f"{len(order)} ({unit}; {len(protect)} layers are protected), got {num_remove}"
         )
-    removed = tuple(free[:num_remove])
+    gone, options, notes, search = free[:num_remove], {}, [], {}
+    if model is not None and windows is not None and evaluation_windows and effort != "none":
+        from simdiff.sublayers.effort import search_with_effort  # without a model needs no torch
+
+        _, other = ranked_by("block-influence")
+        lowest = [row for row in other if row in free][:num_remove]
+        costs = dict(zip(rows, ranked.values, strict=True))
+        found = search_with_effort(
+            model,
+            scores,
+            windows,
+            free,
+            [costs.get(row, math.inf) for row in range(len(table.names))],
+            list(dict.fromkeys((tuple(sorted(gone)), tuple(sorted(lowest))))),
+            effort or DEFAULT_EFFORT,
+            evaluation_windows=min(evaluation_windows, len(windows)),
+            held=[row for row in range(len(table.names)) if row not in free],
+            journal=journal,
+        )
+        gone = sorted(found.best.removed, key=order.index)
+        options = {
+            "evaluation-windows": min(evaluation_windows, len(windows)),
+            "effort": effort or DEFAULT_EFFORT,
+        }
+        search, notes = found.record, search_notes(found.record, found.agreement, "sub-layers")
+    removed = tuple(table.names[row] for row in gone)
     return SublayerPlan(
         unit=unit,
         removed=removed,
-        ranking=tuple(ranking),
+        ranking=tuple(table.names[row] for row in order),
         importance=tuple(ranked.values[index] for index in ranked.ranking()),
         num_layers=scores.num_layers,
         protected=tuple(sorted(protect)),
         criterion=criterion,
         formula=ranked.formula,
         alpha=ranked.alpha,
-        notes=tuple(_notes(ranked, [table.names[row] for row in rows], removed)),
+        notes=(*notes, *_notes(ranked, [table.names[row] for row in rows], removed)),
         model=scores.model,
         calibration=scores.calibration,
+        options=options,
+        search=search,
     )
 
 
