@@ -1,7 +1,6 @@
 """What the calibration text does to a plan: its source, number, length, template and positions.
 
     python benchmarks/calibration_study.py MODEL --output RESULT.json
-    python benchmarks/calibration_study.py plot RESULT.json ... --output PICTURE.png
 
 Each setting differs in one thing from the base, 16 windows of 512 tokens of Wikipedia; with each, a
 plan is made from scores alone and by `--effort quick`, and measured on held-out Wikipedia and on
@@ -13,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import provenance
 import quality
 import texts
 import torch
+from calibration_tables import EFFORTS, HELD_OUT, LENGTH, TOKENS
 from torch import Tensor
 
 from simdiff.data.conversations import Conversation
@@ -35,11 +32,7 @@ from simdiff.planning.bypass import BypassEvaluator
 from simdiff.planning.make_plan import make_plan
 from simdiff.scoring.calibration_pass import score
 
-TOKENS = 8192
-LENGTH = 512
 SHARES = (0.1, 0.25)
-EFFORTS = ("none", "quick")
-HELD_OUT = ("wikipedia", "python")
 
 
 def documents(source: str, pool: str, seed: int) -> list[str]:
@@ -143,68 +136,6 @@ def study(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 }
 
 
-def ratios(content: Mapping[str, Any], effort: str, removed: int, text: str) -> dict[str, float]:
-    """Perplexities by setting, divided by that of the base."""
-    rows = [
-        row for row in content["rows"] if row.get("effort") == effort and row["removed"] == removed
-    ]
-    means = {f"{row['axis']}: {row['setting']}": statistics.fmean(row[text]) for row in rows}
-    base = means.pop("base: base")
-    return {name: math.exp(mean - base) for name, mean in means.items()}
-
-
-def counts(content: Mapping[str, Any]) -> list[int]:
-    """Numbers of layers removed."""
-    return sorted({row["removed"] for row in content["rows"] if "removed" in row})
-
-
-def plot(contents: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Ratios to the base by setting, a panel for each held-out text; scores alone and quick."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    names = list(
-        dict.fromkeys(
-            name
-            for content in contents
-            for name in ratios(content, EFFORTS[0], counts(content)[0], HELD_OUT[0])
-        )
-    )
-    names.sort(key=lambda name: name.partition(":")[0])
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
-    panels = figure.subplots(1, len(HELD_OUT), sharey=True, sharex=True)
-    colours = ("#0072b2", "#d55e00", "#009e73")
-    for panel, text in zip(panels, HELD_OUT, strict=True):
-        for colour, content in zip(colours, contents, strict=False):
-            for effort, marker in zip(EFFORTS, "ox", strict=True):
-                for place, count in enumerate(counts(content)):
-                    found = ratios(content, effort, count, text)
-                    panel.plot(
-                        list(found.values()),
-                        [names.index(name) for name in found],
-                        marker,
-                        color=colour,
-                        markersize=4 + 3 * place,
-                        fillstyle="none",
-                        label=f"{content['model']['name']}, {count} layers, {effort}",
-                    )
-        panel.axvline(1, color="0.6", linewidth=0.8)
-        panel.set_xscale("log")
-        panel.set_xticks([0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 5])
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panel.xaxis.set_minor_formatter(lambda *_: "")
-        panel.set_title(f"held-out {text}")
-        panel.set_xlabel("perplexity, divided by that of the base (1 is 16 × 512 of Wikipedia)")
-        panel.grid(axis="y", color="0.9")
-    panels[0].set_yticks(range(len(names)), names)
-    panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", help="a directory, or demo")
@@ -218,14 +149,7 @@ def arguments() -> argparse.Namespace:
 
 @silent()
 def main() -> None:
-    """Study one model, or plot what was found."""
-    if sys.argv[1:2] == ["plot"]:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("results", nargs="+", type=Path)
-        parser.add_argument("--output", type=Path, required=True)
-        given = parser.parse_args(sys.argv[2:])
-        plot([json.loads(path.read_text()) for path in given.results], given.output)
-        return
+    """Study one model, and write after every row."""
     options = arguments()
     result: dict[str, Any] = {
         "model": quality.model_record(options.model),

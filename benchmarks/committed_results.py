@@ -64,6 +64,12 @@ class Results:
         return effort_tables.load(self.folder, self.quality)
 
     @cached_property
+    def calibration(self) -> dict[str, Any]:
+        """What calibration_study.py wrote, by file name."""
+        files = sorted(self.folder.glob("calibration-*.json"))
+        return {path.name: json.loads(path.read_text()) for path in files}
+
+    @cached_property
     def development(self) -> list[quality_tables.Subject]:
         return quality_tables.load(self.folder, "development")
 

@@ -325,6 +325,7 @@ SECTIONS: tuple[Callable[[Results], str], ...] = (
     demo,
     quality_figures.quality,
     quality_figures.ablations,
+    quality_figures.calibration,
     search_step,
     tasks,
     repair,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import calibration_tables
 import effort_tables
 import quality_tables
 from committed_results import Results, joined, lines, paragraph
+from gpu_page import table
 
 
 def effort(found: Results) -> str:
@@ -21,6 +23,29 @@ def effort(found: Results) -> str:
         ),
         lines(effort_tables.summary(found.effort)),
         paragraph(f"Geometric means over these cases: {effort_tables.averages(found.effort)}."),
+    )
+
+
+def calibration(found: Results) -> str:
+    if not found.calibration:
+        return ""
+    contents = list(found.calibration.values())
+    settings = contents[0]["settings"]
+    models = ", ".join(content["model"]["name"] for content in contents)
+    length = calibration_tables.LENGTH
+    count = calibration_tables.TOKENS // length
+    picture = "../benchmarks/results/calibration-study.png"
+    return joined(
+        "## Calibration text",
+        paragraph(
+            "Held-out perplexity of plans from other calibration text, divided by that from "
+            f"{count} windows of {length} tokens of Wikipedia; pool “{settings['pool']}”",
+            f"{found.origin(*found.calibration)}. Geometric mean and extremes over {models} and "
+            "10% and 25% of the layers; `none` is by scores alone. “draw” is the same on other "
+            "documents: what it differs by is chance.",
+        ),
+        lines(table(*calibration_tables.table(contents))),
+        f"![Perplexities by calibration text]({picture})",
     )
 
 
