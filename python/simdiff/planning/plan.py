@@ -220,7 +220,7 @@ class PruningPlan:
             confidence, alpha = content.get("confidence"), content.get("alpha")
             options = as_object(content.get("options", {}))
             if content.get("candidates") and content.get("criterion") == DEFAULT_CRITERION:
-                options = {"effort": "quick"} | options  # the only one once, and not written then
+                options.setdefault("effort", "quick")  # the only one once, and not written then
             removed, protected = tuple(content["removed"]), tuple(content.get("protected", ()))
             importance, ranking = content.get("importance", ()), content.get("ranking", ())
             _check_removed(removed, num_layers)

@@ -181,7 +181,7 @@ def planned(
 ) -> PruningPlan:
     """By the options of the command, with a model and 60 windows at hand, scores apart."""
     monkeypatch.setattr(exchange, "CutLosses", reads.of_cuts)
-    options = PlanOptions(budget=Budget(num_layers=num_layers), bootstrap=0, **more)
+    options = PlanOptions(budget=Budget(num_layers=num_layers), bootstrap=0, effort="quick", **more)
     return options.plan(scores, make_tiny("llama"), torch.zeros(60, 12, dtype=torch.int64))
 
 
@@ -255,7 +255,14 @@ def test_a_candidate_with_nan_is_out_and_told(
     assert [candidate.nll is None for candidate in evaluated] == [True, False]
     with pytest.raises(SimdiffError, match="NaN, Inf or a cut"):
         exchange_search(losses, pair[:1], costs, max_reads=2)
-    plan = make_plan(llama_scores, 1, protect=(0, 2, 3, 4, 5), model=llama, windows=windows)
+    plan = make_plan(
+        llama_scores,
+        1,
+        protect=(0, 2, 3, 4, 5),
+        model=llama,
+        windows=windows,
+        effort="quick",
+    )
     assert plan.removed == (1,)
     assert plan.candidates[0]["nll"] > 0
     assert "chosen among 1 plan by perplexity" in plan.notes[-1]
@@ -274,7 +281,7 @@ def test_processes_read_the_next_exchanges_together(
     monkeypatch.setattr(CutLosses, "_read", counted)
 
     def planned() -> dict[str, Any]:
-        plan = make_plan(llama_scores, 3, model=llama, windows=windows).to_dict()
+        plan = make_plan(llama_scores, 3, model=llama, windows=windows, effort="quick").to_dict()
         return {**plan, "created": ""}
 
     wanted = planned()
