@@ -74,8 +74,12 @@ def test_every_criterion(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path,
         plan = PruningPlan.load(out / cell["plan"])
         assert sorted(plan.removed) == removed
         assert len(removed) == int(row["num_removed"])
-        looked = row["criterion"] == "simdiff" or row["criterion"].endswith(("swept", "perplexity"))
-        assert ("evaluated on the first 2 windows" in " ".join(plan.notes)) == looked
+        notes = " ".join(plan.notes)
+        looked = row["criterion"].endswith(("swept", "perplexity"))
+        assert ("evaluated on the first 2 windows" in notes) == looked
+        assert ("what greedy search by perplexity runs on 2 windows" in notes) == (
+            row["criterion"] == "simdiff"
+        )
         with layers_removed(model, removed):
             losses = window_losses(model, held_out, description=None)
         assert float(row["perplexity"]) == pytest.approx(math.exp(sum(losses) / 4), rel=1e-5)
