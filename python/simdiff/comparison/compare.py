@@ -32,7 +32,7 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import check_windows
 from simdiff.planning.criteria import check_criterion
 from simdiff.planning.entry_points import known_criteria
-from simdiff.planning.make_plan import check_effort
+from simdiff.planning.make_plan import check_effort, default_effort
 from simdiff.planning.names import ALL_CRITERIA, DEFAULT_ALPHA
 from simdiff.planning.selection import check_selection
 from simdiff.planning.streamed_search import StreamedEvaluator, evaluator_of
@@ -130,6 +130,7 @@ def _compare(
     counts = options.counts(len(find_decoder_layers(model)))
     windows = calibration.tokens[: options.search_windows]
     choice_windows = calibration.tokens[: options.evaluation_windows]
+    effort = options.effort or default_effort(model)
     scores, seconds = _scored(model, calibration, journal, name, batch_size)
     evaluator = evaluator_of(model, windows)
     search_key = evaluation_key(model, windows, calibration.identity.to_dict())
@@ -145,7 +146,7 @@ def _compare(
             evaluate,
             evaluator,
             calibration=calibration.tokens,
-            effort=options.effort,
+            effort=effort,
             alpha=options.alpha,
             protect=options.protect,
             random_seed=options.random_seed,
@@ -155,7 +156,7 @@ def _compare(
             "protect": sorted(options.protect),
             "random_seed": options.random_seed,
             "evaluation_windows": len(choice_windows),
-            "effort": options.effort,
+            "effort": effort,
             "scored_tokens": scores.num_tokens,
         }
         done = CellJournal(journal, {**search_key, **chosen})

@@ -144,7 +144,7 @@ def make_plan(
             removed = best_contiguous_block(costs, num_remove, protect)
         elif criterion == "simdiff" and effort != "none" and model is not None:
             assert windows is not None
-            effort = effort or _default_effort(model)
+            effort = effort or default_effort(model)
             read = min(evaluation_windows or len(windows), len(windows))
             given = (scores, num_remove, model, windows, read, protect, max_blocks)
             if effort == "quick":
@@ -167,7 +167,8 @@ def make_plan(
     return _plan_with(base, removed, label, protect, candidates, agreement, search, options)
 
 
-def _default_effort(model: PreTrainedModel) -> str:
+def default_effort(model: PreTrainedModel) -> str:
+    """What `make_plan` spends where nothing was asked for."""
     from simdiff.models.streamed import stream_of  # without a model nothing needs torch
 
     return DEFAULT_EFFORT if stream_of(model) is None else STREAMED_EFFORT

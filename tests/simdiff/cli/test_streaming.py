@@ -114,6 +114,7 @@ def test_compare(given, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(StreamedLosses, "read", read)
     names = "simdiff,block-influence,greedy-perplexity"
     options = ("--criteria", names, "--num-layers", "1,2", "--evaluation-windows", 2)
+    options += ("--effort", "quick")  # the default of a streamed model, and not of others
     one, other = both("compare", *given, *options, output=output, name="compare.json")
     for content in (one, other):
         seconds_to_plan = [cell.pop("seconds_to_plan") for cell in content["cells"]]
