@@ -287,6 +287,38 @@ def sublayers(found: Results) -> str:
             f"{by['attention', 7]:.1f}, 14 gone {by['attention', 14]:.1f}; 7 MLPs gone "
             f"{by['mlp', 7]:.0f}."
         ),
+        searched_sublayers(found),
+    )
+
+
+def searched_sublayers(found: Results) -> str:
+    """Perplexities by scores alone and by the search, beside each other."""
+    name = f"sublayers-search-{MACHINE}"
+    content = found.json(name)
+    rows: dict[tuple[int, str], dict[str, str]] = {}
+    for row in content["quality"]:
+        if row["removed"]:
+            cells = rows.setdefault((row["removed"], row["unit"]), {})
+            cells[row["criterion"]] = f"{row['perplexity']:.1f}"
+            if row["share_of_greedy"] is not None:
+                cells["share"] = f"{row['share_of_greedy']:.2f}"
+    ways = list(dict.fromkeys(row["criterion"] for row in content["quality"] if row["removed"]))
+    kinds = {"attention": "attention", "mlp": "MLP", "sublayer": "of both kinds"}
+    return joined(
+        paragraph(
+            f"Perplexity on {content['held_out_windows']} held-out windows, plans by scores alone "
+            "and by the search of `--effort normal`, whose cost is counted as a share of greedy "
+            f"search {found.origin(f'{name}.json')}:"
+        ),
+        lines(
+            table(
+                ("sub-layers removed", *ways, "cost of the search"),
+                [
+                    (f"{count} {kinds[unit]}", *(cells[way] for way in ways), cells["share"])
+                    for (count, unit), cells in rows.items()
+                ],
+            )
+        ),
     )
 
 

@@ -51,7 +51,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
             "data/related data/text "
             "evaluation/losses models/partial_forward surgery/layers",
             "effort": "evaluation/divergence planning/batches planning/cost planning/effort "
-            "planning/effort_search planning/kept_runs planning/names",
+            "planning/effort_search planning/kept_runs planning/names planning/readings",
             "speed": "speed/bench speed/decoding speed/machine_rates speed/protocol "
             "speed/run_speed surgery/copies",
             "recovery": "data/batches models/partial_forward recovery/* recovery/closed_form/* "

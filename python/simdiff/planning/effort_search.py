@@ -15,30 +15,28 @@ import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import layer_runs
 from simdiff.planning.batches import Ask, Plan
-from simdiff.planning.cost import Prices, Spent
+from simdiff.planning.choice import standard_error
+from simdiff.planning.cost import Prices
 from simdiff.planning.names import Effort
+from simdiff.planning.readings import TOKENS_OF_TRUST, Readings
 from simdiff.planning.shortlist import Candidate
 
-# The divergence is off the rise of the loss by as much as the loss of so many tokens is uncertain:
-# on the development texts, 1000 for SmolLM2-135M and 600 for Gemma 3 270M.
-TOKENS_OF_TRUST = 1024
 # A plan is clearly worse where it is by so many standard errors of the paired difference.
 CLEARLY = 2.5
 # On fewer windows no plan is: one window is of a few documents, and others differ by more.
 FEWEST_WINDOWS = 2
-# Share of a race's plans that go on to the next round of windows.
-GO_ON = 1 / 3
+# Share of a race's plans that go on to the next round of windows; more of the last race's.
+GO_ON, GO_ON_AT_LAST = 1 / 3, 1 / 2
 # Windows that have been read by the end of each round.
 ROUNDS = (1, 2, 4, 8, 16)
-# Shares of the budget that single removals, the steps after them and the exchanges may spend; what
-# one leaves the next one has, and the last choice what all leave.
-SINGLES, STEPS, EXCHANGES = 0.45, 0.35, 0.5
+# Shares of the budget that each part may spend; the last choice has what all leave. It must have a
+# fifth at least: two windows tell plans apart whose losses differ by some 0.07, eight by half that.
+WALK, SINGLES, STEPS, EXCHANGES = 0.15, 0.3, 0.25, 0.1
 # Most that the loss that a layer adds may grow or shrink in a step, where it is not measured anew.
 MOST_GROWTH = 2.0
 
@@ -51,7 +49,7 @@ class _Node:
     adds: dict[int, float]
 
 
-class EffortSearch:
+class EffortSearch(Readings):
     """Finds the layers of least loss within a budget of reads; deterministic.
 
     Args:
@@ -82,14 +80,11 @@ class EffortSearch:
         max_blocks: int | None = None,
     ) -> None:
         """Read nothing yet."""
-        self.spent = Spent(prices, budget)
-        self._ask, self._effort, self._protect = ask, effort, protect
-        self._max_blocks, self._tokens, self._cost_of = max_blocks, tokens, cost_of
+        super().__init__(ask, prices, budget, tokens)
+        self._effort, self._protect = effort, protect
+        self._max_blocks, self._cost_of = max_blocks, cost_of
         most = min(num_windows, effort.windows)
         self._rounds = [end for end in ROUNDS if end < most] + [most]
-        self._dense: dict[int, Tensor] = {}
-        self._found: dict[Plan, dict[int, Tensor]] = {}
-        self._excluded: set[Plan] = set()
         self._finalists: list[Plan] = []
         self.origins: dict[Plan, str] = {}
 
@@ -107,22 +102,24 @@ class EffortSearch:
         for start in starts:
             self.origins.setdefault(start.removed, start.origin)
         free = [layer for layer in first if layer not in self._protect]
-        nodes = self._singles(free, self.spent.left * SINGLES)
-        steps = self.spent.left * STEPS if num_remove > 1 else 0.0
+        whole = self.spent.left
+        near = self._walk([start.removed for start in starts], free, whole * WALK)
+        nodes = self._singles(free, whole * SINGLES)
+        steps = whole * STEPS if num_remove > 1 else 0.0
         for size in range(2, num_remove + 1):
             allowance = steps / (num_remove + 1 - size)
             before = self.spent.left
             nodes = self._step(nodes, free, allowance) or nodes
             steps -= before - self.spent.left
         found = [node.plan for node in nodes if len(node.plan) == num_remove]
-        best = self._race([*found, *(s.removed for s in starts)], 1, self.spent.left / 4)
+        best = self._race([*found, *near, *(s.removed for s in starts)], 1, self.spent.left / 4)
         if not best:
             raise SimdiffError(
                 "the loss must be finite for some plan, got NaN, Inf or a cut that the model "
                 f"cannot express for all {len(self.origins)} that were tried"
             )
         adds = next((n.adds for n in nodes if n.plan == best[0]), nodes[0].adds if nodes else {})
-        chosen = self._exchanges(_Node(best[0], dict(adds)), free)
+        chosen = self._exchanges(_Node(best[0], dict(adds)), free, whole * EXCHANGES)
         finalists = sorted(
             (plan for plan in self._found if len(plan) == num_remove), key=self._mean_key
         )
@@ -133,15 +130,9 @@ class EffortSearch:
 
     def gains(self, best: Plan) -> list[dict[int, Tensor]]:
         """What the others of the last choice would add to the loss, in runs of each window read."""
-        ours, gains = self._found.get(best, {}), []
-        for plan in self._finalists:
-            theirs = self._found.get(plan, {})
-            differences = {w: theirs[w] - ours[w] for w in ours if w in theirs}
-            if plan != best and differences:
-                sizes = [runs.shape[-1] for runs in differences.values()]
-                mixed = self._mixed([*differences.values()]).split(sizes)
-                gains.append(dict(zip(differences, mixed, strict=True)))
-        return gains
+        others = [plan for plan in self._finalists if plan != best and plan in self._found]
+        found = (self._differences(plan, best) for plan in others if best in self._found)
+        return [differences for differences in found if differences]
 
     def candidates(self, num_remove: int) -> list[Candidate]:
         """All plans of this number of layers that were tried, in order."""
@@ -152,6 +143,41 @@ class EffortSearch:
         if not found:
             return Candidate(plan, origin)
         return Candidate(plan, origin, self._mean(plan), len(found))
+
+    def _walk(self, starts: Sequence[Plan], free: Sequence[int], allowance: float) -> list[Plan]:
+        """From the best plan of scores to cheap neighbours that are better, on one window.
+
+        Of all plans that differ from the best one in one layer the cheapest by scores is read next;
+        the walk goes on from it where it is better by more than a standard error.
+        """
+        if self._cost_of is None or not starts:
+            return []
+        before = self.spent.left
+        self._read(starts, [0])
+        read = [plan for plan in starts if plan in self._found]
+        best = min(read, key=self._mean_key, default=None)
+        while best is not None:
+            moves = {
+                tuple(sorted({*best} - {back} | {gone})): (back, gone)
+                for back in best
+                for gone in free
+                if gone not in best
+            }
+            new = [p for p in moves if p not in self.origins and self._allowed(p)]
+            if not new:
+                break
+            move = min(new, key=lambda plan: (self._cost_of(plan), plan))
+            if before - self.spent.left + self.spent.price([move], [0]) > allowance:
+                break
+            back, gone = moves[move]
+            self.origins[move] = f"exchange, {gone} for {back}"
+            self._read([move], [0])
+            if move not in self._found:
+                continue
+            gain = self._mixed([self._found[best][0] - self._found[move][0]])
+            if float(gain.mean()) > standard_error(gain):
+                best = move
+        return [] if best is None else [best]
 
     def _singles(self, free: Sequence[int], allowance: float) -> list[_Node]:
         """Remove each layer alone, as many as can be read."""
@@ -210,9 +236,9 @@ class EffortSearch:
         for layer in node.adds.keys() - {*layers}:
             node.adds[layer] *= factor if node.adds[layer] > 0 else 1.0
 
-    def _exchanges(self, node: _Node, free: Sequence[int]) -> Plan:
+    def _exchanges(self, node: _Node, free: Sequence[int], allowance: float) -> Plan:
         """Exchange single layers while that lowers the loss and something is left for it."""
-        allowance = self.spent.left * EXCHANGES if self._effort.exchanges else -1.0
+        allowance = allowance if self._effort.exchanges else -1.0
         size = len(node.plan)
         tried: set[Plan] = set()
         while allowance > 0:
@@ -296,7 +322,7 @@ class EffortSearch:
             allowance -= self._read(alive, windows)
             alive = [plan for plan in alive if plan not in self._excluded]
             alive.sort(key=lambda plan: (self._mean(plan, end), plan))
-            alive = self._left(alive, keep, end)
+            alive = self._left(alive, keep, end, GO_ON_AT_LAST if last else GO_ON)
             done = end
         return alive
 
@@ -310,15 +336,12 @@ class EffortSearch:
             plans = plans[:-1]
         return plans
 
-    def _new(self, plans: Sequence[Plan], windows: Collection[int]) -> list[Plan]:
-        return [plan for plan in plans if any(w not in self._found.get(plan, {}) for w in windows)]
-
-    def _left(self, ordered: list[Plan], keep: int, end: int) -> list[Plan]:
+    def _left(self, ordered: list[Plan], keep: int, end: int, share: float) -> list[Plan]:
         """Those that stay in a race: not clearly worse than the last one kept, and not too many."""
         if len(ordered) <= keep:
             return ordered
         bar = ordered[keep - 1]
-        most = max(keep, math.ceil(len(ordered) * GO_ON), 2)
+        most = max(keep, math.ceil(len(ordered) * share), 2)
         return [
             plan
             for place, plan in enumerate(ordered[:most])
@@ -330,60 +353,6 @@ class EffortSearch:
         if end < FEWEST_WINDOWS or len(gain) < 2:
             return False
         return float(gain.mean()) > CLEARLY * float(gain.std()) / math.sqrt(len(gain))
-
-    def _read(self, plans: Sequence[Plan], windows: Sequence[int]) -> float:
-        """Read what is not known of some plans and windows; return what it cost."""
-        before = self.spent.left
-        new = [w for w in windows if w not in self._dense]
-        if new:
-            dense = self._ask([()], new)
-            for window in new:
-                found = dense[(), window]
-                if found is None or not bool(found.isfinite().all()):
-                    raise SimdiffError("the loss of the dense model must be finite, got NaN or Inf")
-                self._dense[window] = found.double()
-        wanted = self._new(plans, windows)
-        read = self._ask(wanted, windows) if wanted else {}
-        self.spent.cost += self.spent.of(wanted, windows)
-        self.spent.windows.update(windows)
-        self.spent.reads += len(wanted) * len(windows) + len(new)
-        for plan in wanted:
-            for window in windows:
-                losses = read[plan, window]
-                if losses is None or not bool(losses.isfinite().all()):
-                    self._excluded.add(plan)
-                    self._found.pop(plan, None)
-                    break
-                difference = losses.double() - self._dense[window]
-                self._found.setdefault(plan, {})[window] = difference
-        return before - self.spent.left
-
-    def _mean(self, plan: Plan, end: int | None = None) -> float:
-        """What a plan adds to the loss of the dense model, over the first or all its windows."""
-        if not plan:
-            return 0.0
-        found = self._found[plan]
-        return float(self._mixed([found[w] for w in found if end is None or w < end]).mean())
-
-    def _mean_key(self, plan: Plan) -> tuple[float, Plan]:
-        return self._mean(plan), plan
-
-    def _between(self, plan: Plan, base: Plan) -> float:
-        """What a plan adds to the loss of another one, over the windows that both read."""
-        found, other = self._found[plan], self._found[base]
-        both = [window for window in found if window in other]
-        return float(self._mixed([found[w] - other[w] for w in both]).mean())
-
-    def _mixed(self, windows: Sequence[Tensor]) -> Tensor:
-        """Divergence and rise of the loss in one, of the runs of some windows.
-
-        Their weights are those of two measurements of the same thing: the loss is uncertain by what
-        its tokens vary, the fewer the more; the divergence is off by something else.
-        """
-        divergence, loss = torch.cat(list(windows), -1)
-        tokens = self._tokens * len(windows)
-        share = tokens / (tokens + TOKENS_OF_TRUST)
-        return (1 - share) * divergence + share * loss
 
     def _allowed(self, plan: Plan) -> bool:
         return self._max_blocks is None or len(layer_runs(plan)) <= self._max_blocks
