@@ -148,3 +148,17 @@ def test_the_costs_propose_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 11 not in found[0]
     assert {5, 11} <= {*found[1]}
     assert loss(found[1]) < loss(found[0])
+
+
+def test_walks_from_the_plan_of_scores_where_little_may_be_read() -> None:
+    """Each read exchanges a layer of the start, 9, 10 and 11, for the one that costs least."""
+    losses = Losses()
+    best, found = search(losses, "normal", 3, 300, cost_of=loss)
+    assert losses.asked[0] == ([(9, 10, 11)], [0])
+    walked = [plans for plans, _ in losses.asked[1:4]]
+    assert [len(plans) for plans in walked] == [1, 1, 1]
+    values = [loss(plans[0]) for plans in walked]
+    assert values == sorted(values, reverse=True)
+    assert values[0] < loss((9, 10, 11))
+    assert found.origins[walked[0][0]].startswith("exchange, ")
+    assert loss(best.removed) <= values[-1]
