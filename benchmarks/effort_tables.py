@@ -19,6 +19,8 @@ from quality_tables import Seed, Subject, ratio, ratio_cell, told
 
 BASE = "effort normal"
 EFFORTS = ("effort none", "effort quick", "effort thorough")
+# The best single block stands for what `none` is held to, beside block influence.
+RIVALS = (*quality_tables.RIVALS, "cosine-block")
 # Losses of the dense model on other windows differ by some tenths; machines differ by rounding.
 SAME = 0.01
 
@@ -74,7 +76,7 @@ def summary(subjects: Sequence[Subject]) -> list[str]:
     """For each model, text and number of layers: perplexities, divided by those of `normal`."""
     cases = [(subject, count) for subject in subjects for count in subject.counts]
     run = {way for subject, count in cases for way in subject.ways(count)}
-    ways = [way for way in (*EFFORTS, *quality_tables.RIVALS) if way in run]
+    ways = [way for way in (*EFFORTS, *RIVALS) if way in run]
     rows = [
         (
             subject.model,
@@ -100,7 +102,7 @@ def _share(subject: Subject, count: int) -> str:
 def averages(subjects: Sequence[Subject]) -> str:
     """In words, for every other way: of how many cases, from where to where, and their mean."""
     parts = []
-    for way in (*EFFORTS, *quality_tables.RIVALS):
+    for way in (*EFFORTS, *RIVALS):
         pairs = [(s, count) for s in subjects for count in s.counts if way in s.ways(count)]
         values = [found.value for s, count in pairs if (found := ratio(s, way, count, BASE))]
         if values:
