@@ -76,11 +76,11 @@ class Sweep:
             return None
         plans = [[sorted(plan), read] for plan, read in self.plans.items()]
         directory = folder.directory(self._purpose, [plans, digest_of(self._batches), self._keep])
-        check_free(directory, self._most_bytes())
+        check_free(directory, self.most_bytes())
         return directory
 
-    def _most_bytes(self) -> int:
-        """Of the states that will lie on the disk at once."""
+    def most_bytes(self) -> int:
+        """Of the states that lie on the disk, or in memory without a folder, at once."""
         embedding = self._model.get_input_embeddings().weight
         width = int(self._model.config.get_text_config(decoder=True).hidden_size)
         tokens = sum(batch["input_ids"].numel() for batch in self._batches)
