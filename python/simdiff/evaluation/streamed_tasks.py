@@ -183,8 +183,7 @@ def _in_one_pass(
     if path is not None:
         with new_file(path, overwrite=True) as scratch:
             content = {
-                _name(plan): torch.tensor(made, dtype=torch.float64)
-                for plan, made in found.items()
+                _name(plan): torch.tensor(made, dtype=torch.float64) for plan, made in found.items()
             }
             safetensors.torch.save_file(content, scratch)
         sweep.drop_states()
