@@ -17,6 +17,7 @@ from simdiff.data.documents import Text, check_text
 from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.streamed_tasks import check_tasks
 from simdiff.evaluation.task_scores import (
     CHANCE_ERRORS,
     TaskAverage,
@@ -26,7 +27,6 @@ from simdiff.evaluation.task_scores import (
     average,
     paired_difference,
 )
-from simdiff.evaluation.streamed_tasks import check_tasks
 from simdiff.evaluation.tasks import TaskOptions, load_tasks, run_tasks
 from simdiff.evaluation.text_perplexity import (
     TextPerplexity,

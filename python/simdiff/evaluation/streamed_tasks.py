@@ -1,9 +1,9 @@
 """Tasks of lm_eval on a streamed model: its requests of a kind are answered in one pass.
 
 lm_eval hands over all requests of a kind at once, and its own code divides them into batches. It
-runs twice: first to note the batches, while nothing is computed, and then, once all layers have been
-applied to all batches, to make answers of the logits. So the answers are those of the model loaded
-whole.
+runs twice: first to note the batches, while nothing is computed, and then, once all layers have
+been applied to all batches, to make answers of the logits. So the answers are those of the model
+loaded whole.
 """
 
 from __future__ import annotations
@@ -196,16 +196,15 @@ def _tell_sizes(
     """Say before the pass what it reads and takes."""
     stream = stream_of(model)
     assert stream is not None
-    size = model.get_input_embeddings().weight
-    states = f"{sweep.most_bytes() / 1e9:.3g} GB of hidden states"
-    if sweep.directory is not None:
-        states += f" on the disk of {stream.options.folder}"
-    logits = max(ids.numel() for ids in batches) * size.shape[0] * size.element_size()
+    size, most = model.get_input_embeddings().weight, sweep.most_bytes()
+    place = "" if sweep.directory is None else f" on the disk of {stream.options.folder}"
+    logits = 2 * max(ids.numel() for ids in batches) * size.shape[0] * size.element_size()
     tell(
         f"Note: {num_requests} requests ({kind}) in {len(batches)} batches of "
         f"{sum(ids.numel() for ids in batches):,} tokens are answered in one pass over the "
-        f"weights, with at most {states}, {min(sweep.most_bytes(), stream.options.memory) / 1e9:.3g}"
-        f" GB of them in memory, and {2 * logits / 1e9:.3g} GB of logits"
+        f"weights, with at most {most / 1e9:.3g} GB of hidden states{place}, "
+        f"{min(most, stream.options.memory) / 1e9:.3g} GB of them in memory, and "
+        f"{logits / 1e9:.3g} GB of logits"
     )
 
 

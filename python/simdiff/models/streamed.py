@@ -2,8 +2,8 @@
 
 The stock loader of transformers does the work: it builds the model on the meta device, is shown all
 stored tensors without their values (names, shapes, what it renames, fuses and casts), and is then
-given the values of what stays in memory. What it renames, fuses or unpacks of a layer is given to it
-when the turn of that layer comes; what it takes as it is goes to its place at once. So a layer is bit
+given the values of what stays in memory. What it fuses or unpacks of a layer is given to it when
+the turn of that layer comes; what it takes as it is goes to its place at once. So a layer is bit
 for bit what `from_pretrained` would have made of it.
 """
 
