@@ -134,6 +134,8 @@ class WeightStream:
         self.options = options
         self.folder: OffloadFolder | None = None
         """Where the hidden states lie; see `simdiff.models.sweep.offload_folder`."""
+        self.watcher: Any = None
+        """Sees the layers in a pass of scores; see `simdiff.models.sweep.Watcher`."""
         self.device = device
         self._model, self._stages, self._reader, self._fill = model, stages, reader, fill
         self._names, self._layouts = names, layouts
