@@ -96,7 +96,7 @@ def streamed_harness(
         return harness
     from lm_eval.models.huggingface import HFLM
 
-    class StreamedHarness(harness):  # type: ignore[misc]
+    class StreamedHarness(harness):
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self._noted: list[Tensor] | None = None

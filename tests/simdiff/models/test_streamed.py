@@ -57,7 +57,9 @@ def wanted(llama: Path) -> dict[str, Any]:
 def test_scores_are_those_of_the_whole_model(family: str, tmp_path: Path) -> None:
     path = stored(family, tmp_path / "model")
     model = streamed(path, memory=0, folder=tmp_path / "states")
+    names = [name for name, _ in model.named_parameters()]
     assert scored(model) == scored(whole(path))
+    assert [name for name, _ in model.named_parameters()] == names
     remove_states(model)
     assert not (tmp_path / "states").exists()
 
