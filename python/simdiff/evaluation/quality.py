@@ -57,8 +57,8 @@ class Subject:
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
     sums: Callable[..., list[tuple[float, int]]] = window_sums
     """Measures the losses of windows, see `window_sums`."""
-    tasks: Callable[..., dict[str, TaskScore]] = run_tasks
-    """Runs tasks, see `run_tasks`."""
+    tasks: Callable[..., dict[str, TaskScore]] | None = None
+    """Runs tasks in the place of `run_tasks`."""
 
     @classmethod
     def stored(
@@ -276,15 +276,15 @@ def evaluate_models(
         with subject.opened() as (model, tokenizer):
             part = quality = None
             if loaded is not None:
-                check_tasks(model, loaded.tasks)
+                check_tasks(model, loaded)
             if text is not None:
                 part = text.read(tokenizer, tell=not measured)
                 description = f"perplexity, {subject.name}"
                 quality = text_perplexity(model, part, description=description, sums=subject.sums)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
-                description = f"tasks, {subject.name}"
-                scores = subject.tasks(model, tokenizer, loaded, description=description)
+                run, description = subject.tasks or run_tasks, f"tasks, {subject.name}"
+                scores = run(model, tokenizer, loaded, description=description)
             measured.append(
                 ModelQuality(
                     subject.name,

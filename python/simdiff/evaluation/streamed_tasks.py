@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,19 +59,19 @@ class TaskAnswers:
         return self._known[key][plan]
 
 
-def check_tasks(model: PreTrainedModel, tasks: Mapping[str, Any]) -> None:
+def check_tasks(model: PreTrainedModel, loaded: Any) -> None:
     """Refuse tasks that a streamed model cannot answer.
 
     Args:
         model: any model.
-        tasks: lm_eval's task objects, by name.
+        loaded: see `simdiff.evaluation.tasks.LoadedTasks`.
 
     Raises:
         SimdiffError: the model is streamed, and a task lets it generate.
     """
     if stream_of(model) is None:
         return
-    for name, task in tasks.items():
+    for name, task in loaded.tasks.items():
         if task.OUTPUT_TYPE == "generate_until":
             raise SimdiffError(
                 f"task {name} lets the model generate, got a streamed one, which would read all "

@@ -246,7 +246,7 @@ def run_tasks(
     Raises:
         SimdiffError: lm_eval refuses the model or an item, or see `check_tasks`.
     """
-    check_tasks(model, loaded.tasks)
+    check_tasks(model, loaded)
     ranks.agree("tasks", loaded.identity())
 
     def run() -> dict[str, TaskScore]:

@@ -16,7 +16,7 @@ from simdiff.evaluation import streamed_tasks
 from simdiff.evaluation.streamed_tasks import TaskAnswers, check_tasks, streamed_harness
 from simdiff.models.layer_by_layer import LayerByLayer
 from simdiff.models.streamed import stream_of
-from simdiff.models.sweep import WHOLE, Plan, remove_states
+from simdiff.models.sweep import WHOLE, Plan
 from simdiff.surgery.layers import layers_removed
 from support.commands import simdiff
 from support.streams import streamed, whole
@@ -126,9 +126,11 @@ def _raising(error: type[BaseException], *_: object) -> Any:
 
 
 def test_what_generates_is_refused(tiny_checkpoint: Path) -> None:
-    model, task = streamed(tiny_checkpoint), SimpleNamespace(OUTPUT_TYPE="generate_until")
-    with pytest.raises(SimdiffError, match="task gsm8k lets the model generate, got a streamed"):
-        check_tasks(model, {"gsm8k": task})
-    check_tasks(model, {"piqa": SimpleNamespace(OUTPUT_TYPE="multiple_choice")})
-    check_tasks(whole(tiny_checkpoint), {"gsm8k": task})
-    remove_states(model)
+    def tasks(kind: str) -> Any:
+        return SimpleNamespace(tasks={"it": SimpleNamespace(OUTPUT_TYPE=kind)})
+
+    model = streamed(tiny_checkpoint)
+    with pytest.raises(SimdiffError, match="task it lets the model generate, got a streamed"):
+        check_tasks(model, tasks("generate_until"))
+    check_tasks(model, tasks("multiple_choice"))
+    check_tasks(whole(tiny_checkpoint), tasks("generate_until"))
