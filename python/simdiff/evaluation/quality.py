@@ -17,6 +17,7 @@ from simdiff.data.documents import Text, check_text
 from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.streamed_tasks import check_tasks
 from simdiff.evaluation.task_scores import (
     CHANCE_ERRORS,
     TaskAverage,
@@ -40,7 +41,7 @@ from simdiff.models.identity import model_identity, stored_cut
 from simdiff.models.loading import find_model, load_model
 from simdiff.models.running import evaluating
 from simdiff.models.streamed import StreamOptions
-from simdiff.models.sweep import refuse_streamed, remove_states
+from simdiff.models.sweep import remove_states
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
@@ -56,6 +57,8 @@ class Subject:
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
     sums: Callable[..., list[tuple[float, int]]] = window_sums
     """Measures the losses of windows, see `window_sums`."""
+    tasks: Callable[..., dict[str, TaskScore]] | None = None
+    """Runs tasks in the place of `run_tasks`."""
 
     @classmethod
     def stored(
@@ -272,14 +275,16 @@ def evaluate_models(
     for subject in subjects:
         with subject.opened() as (model, tokenizer):
             part = quality = None
+            if loaded is not None:
+                check_tasks(model, loaded)
             if text is not None:
                 part = text.read(tokenizer, tell=not measured)
                 description = f"perplexity, {subject.name}"
                 quality = text_perplexity(model, part, description=description, sums=subject.sums)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
-                refuse_streamed(model, "a task of lm_eval", "give --text alone")
-                scores = run_tasks(model, tokenizer, loaded, description=f"tasks, {subject.name}")
+                run, description = subject.tasks or run_tasks, f"tasks, {subject.name}"
+                scores = run(model, tokenizer, loaded, description=description)
             measured.append(
                 ModelQuality(
                     subject.name,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.data.demo import DEMO
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.streamed_tasks import TaskAnswers, check_tasks, streamed_harness
 from simdiff.evaluation.task_files import (
     demo_data,
     lm_eval_tasks,
@@ -29,6 +30,7 @@ from simdiff.evaluation.task_scores import TaskScore, task_score
 from simdiff.io import ranks
 from simdiff.io.progress import step, track
 from simdiff.models.running import in_evaluation
+from simdiff.models.sweep import WHOLE, Plan
 
 # Seeds as lm_eval's command sets them: for random, numpy and torch, and few-shot examples.
 SEEDS = {
@@ -227,22 +229,37 @@ def run_tasks(
     loaded: LoadedTasks,
     *,
     description: str = "tasks",
+    answers: TaskAnswers | None = None,
+    plan: Plan = WHOLE,
 ) -> dict[str, TaskScore]:
     """Run every item of every task on a model; processes share the items as lm_eval deals them.
+
+    Args:
+        model, tokenizer, loaded: the model, its tokenizer and the tasks.
+        description: of the step, for people.
+        answers: of a streamed model that was asked the same with and without some layers.
+        plan: the layers that are missing in `answers`.
 
     Returns:
         A score for each of `loaded.rows`.
 
     Raises:
-        SimdiffError: lm_eval refuses the model or an item.
+        SimdiffError: lm_eval refuses the model or an item, or see `check_tasks`.
     """
+    check_tasks(model, loaded)
     ranks.agree("tasks", loaded.identity())
+
+    def run() -> dict[str, TaskScore]:
+        harness = streamed_harness(_harness(description), model, answers or TaskAnswers(), plan)
+        return _scores(harness, model, tokenizer, loaded, description)
+
     if loaded.fewest_items() < ranks.size():  # lm_eval needs an item for every process
-        return ranks.first(lambda: _scores(model, tokenizer, loaded, description))
-    return ranks.gather(_scores(model, tokenizer, loaded, description))[0]
+        return ranks.first(run)
+    return ranks.gather(run())[0]
 
 
 def _scores(
+    kind: type[Any],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     loaded: LoadedTasks,
@@ -256,7 +273,7 @@ def _scores(
     # It asks git for the commit of the working directory, which says nothing and may complain.
     no_commit = _replaced(evaluator, "get_git_commit_hash", lambda: None)
     with _quiet(offline=options.data is not None), no_commit:
-        harness = _harness(description)(
+        harness = kind(
             # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
@@ -275,6 +292,8 @@ def _scores(
                 log_samples=True,
                 **SEEDS,
             )
+        except SimdiffError:  # of ours: what it says needs no more
+            raise
         except (ValueError, AssertionError, KeyError) as error:
             raise SimdiffError(f"{description}: lm_eval refuses: {error}") from error
     if results is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import platform
@@ -170,12 +171,17 @@ def header(schema: str) -> dict[str, Any]:
         "schema": schema,
         "schema_version": SCHEMAS[schema],
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": {
-            "simdiff-kernels": __version__,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-            "python": platform.python_version(),
-        },
+        "versions": _versions(),
+    }
+
+
+@functools.cache  # to look them up takes milliseconds, and some files are written often
+def _versions() -> dict[str, str]:
+    return {
+        "simdiff-kernels": __version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
     }
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from simdiff.evaluation.quality import Loaded, Subject
+from simdiff.evaluation.streamed_tasks import TaskAnswers
+from simdiff.evaluation.tasks import run_tasks
 from simdiff.evaluation.text_perplexity import TokenizedText, sums_of_plans
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.models.layer_indices import spans
@@ -83,4 +86,8 @@ def _in_one_pass(
     def known(*_: object, description: str) -> list[tuple[float, int]]:
         return found[removed]
 
-    return replace(dense, sums=both), replace(pruned, sums=known)
+    answers = TaskAnswers([WHOLE, removed])
+    return (
+        replace(dense, sums=both, tasks=partial(run_tasks, answers=answers)),
+        replace(pruned, sums=known, tasks=partial(run_tasks, answers=answers, plan=removed)),
+    )

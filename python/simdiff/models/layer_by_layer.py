@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
@@ -92,6 +93,34 @@ class LayerByLayer(PartialForward):
             )
         assert result is not None
         return result
+
+    def arguments(
+        self, batch: Mapping[str, Tensor], states: Tensor | None, layer: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a layer is called with for states; see `step`.
+
+        Raises:
+            SimdiffError: the model cannot be asked for it without its layers.
+        """
+        calls = self._calls_of(batch)
+        if calls is None:
+            raise SimdiffError(
+                f"{self._name}: what layer {layer} is called with cannot be known before the "
+                "layers run: load the model whole"
+            )
+        return with_entering(self.embedded(batch) if states is None else states, *calls[layer])
+
+    @contextlib.contextmanager
+    def unwrapped(self, layer: int) -> Iterator[nn.Module]:
+        """A layer as it was before, whose forward follows no course."""
+        module, before = self.layers[layer], self._replaced[layer]
+        wrapped = module.__dict__.pop("forward")
+        if before is not None:
+            module.forward = before
+        try:
+            yield module
+        finally:
+            module.forward = wrapped
 
     def _called(self, layer: int, states: Tensor, call: Call) -> Tensor:
         """What a layer makes of states, with the arguments that the model had for it."""

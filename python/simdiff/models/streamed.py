@@ -2,8 +2,9 @@
 
 The stock loader of transformers does the work: it builds the model on the meta device, is shown all
 stored tensors without their values (names, shapes, what it renames, fuses and casts), and is then
-given the values of what stays in memory. Every layer is given to it when its turn comes. So a layer
-is bit for bit what `from_pretrained` would have made of it.
+given the values of what stays in memory. What it fuses or unpacks of a layer is given to it when
+the turn of that layer comes; what it takes as it is goes to its place at once. So a layer is bit
+for bit what `from_pretrained` would have made of it.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class WeightStream:
         self.options = options
         self.folder: OffloadFolder | None = None
         """Where the hidden states lie; see `simdiff.models.sweep.offload_folder`."""
+        self.watcher: Any = None
+        """Sees the layers in a pass of scores; see `simdiff.models.sweep.Watcher`."""
         self.device = device
         self._model, self._stages, self._reader, self._fill = model, stages, reader, fill
         self._names, self._layouts = names, layouts
@@ -299,6 +302,16 @@ def _set(module: nn.Module, name: str, holder: str, value: Tensor) -> None:
     getattr(module, holder)[name] = value
 
 
+def _put(model: nn.Module, path: str, value: Tensor) -> None:
+    """Make a tensor the parameter or buffer of this name, as the stock loader does."""
+    parent, _, name = path.rpartition(".")
+    module = model.get_submodule(parent)
+    if name in module._buffers:
+        module._buffers[name] = value
+    else:
+        _set(module, name, "_parameters", nn.Parameter(value, value.is_floating_point()))
+
+
 def _copied(tensor: Tensor) -> Tensor:
     """A copy that begins at the same place in a line of the cache, see `TensorReader`."""
     if not tensor.is_contiguous():
@@ -377,8 +390,14 @@ def streamed_model(
     check_apart(model, what)
     model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
 
+    as_they_are = {} if layouts else division.names
+
     def fill(tensors: Mapping[str, Tensor]) -> None:
-        stock(model, dict(tensors), None, config)
+        others = {name: one for name, one in tensors.items() if name not in as_they_are}
+        for name in tensors.keys() - others.keys():
+            _put(model, as_they_are[name], tensors[name])
+        if others:  # it walks over the whole model each time, while a layer wants to compute
+            stock(model, others, None, config)
 
     made = WeightStream(
         model, division.stages, division.names, reader, fill, device, options, *layouts

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,30 @@ Plan = frozenset[int]
 WHOLE: Plan = frozenset()
 
 
+class Watcher(Protocol):
+    """Sees every layer of the whole model in a pass of scores, while its weights are there."""
+
+    tokens: Tensor
+    """Further ids `(1, length)`, whose states take every layer before those of the batches do."""
+
+    def step(
+        self,
+        partial: LayerByLayer,
+        batch: Mapping[str, Tensor],
+        states: Tensor | None,
+        layer: int,
+        *,
+        own: bool,
+    ) -> Tensor:
+        """Take the place of `LayerByLayer.step`; `own` are the states of `tokens`."""
+
+    def finished(self) -> list[Any]:
+        """What was found in the layers that all states have taken, as plain JSON values."""
+
+    def go_on(self, found: list[Any]) -> None:
+        """Take what `finished` returned before a run was interrupted."""
+
+
 class Sweep:
     """Applies every layer once to the states of all windows, for each plan that keeps it.
 
@@ -37,7 +61,8 @@ class Sweep:
         batches: token ids, as `model_inputs` makes them.
         plans: sets of removed layers, each with the indices of the batches that it reads.
         purpose: tells this pass from others of a run, and is the text of the bar.
-        keep: keep the states that enter every layer, for the whole model alone.
+        keep: keep the states that enter every layer, for the whole model alone; the stream's
+            watcher sees them.
 
     Raises:
         SimdiffError: no space on the disk, or a folder that cannot be used.
@@ -56,8 +81,10 @@ class Sweep:
         stream = stream_of(model)
         assert stream is not None
         self._stream, self._keep = stream, keep
-        self._batches = [_moved(batch, stream.device) for batch in batches]
-        plans = {WHOLE: range(len(batches))} if plans is None else plans
+        self._watcher: Watcher | None = stream.watcher if keep else None
+        own = [] if self._watcher is None else [{"input_ids": self._watcher.tokens}]
+        self._batches = [_moved(batch, stream.device) for batch in (*batches, *own)]
+        plans = {WHOLE: range(len(self._batches))} if plans is None else plans
         self.plans = {plan: sorted(plans[plan]) for plan in sorted(plans, key=sorted)}
         self._purpose = purpose
         self._model = model
@@ -68,6 +95,8 @@ class Sweep:
         self._frontier: dict[Plan, str | None] = {WHOLE: None}
         if found:
             self._frontier = {frozenset(removed): name for removed, name in found["frontier"]}
+            if self._watcher is not None:
+                self._watcher.go_on(found["watched"])
         self._partial = LayerByLayer(model, found.get("length", "unknown"))
 
     def _directory(self) -> Path | None:
@@ -76,11 +105,11 @@ class Sweep:
             return None
         plans = [[sorted(plan), read] for plan, read in self.plans.items()]
         directory = folder.directory(self._purpose, [plans, digest_of(self._batches), self._keep])
-        check_free(directory, self._most_bytes())
+        check_free(directory, self.most_bytes())
         return directory
 
-    def _most_bytes(self) -> int:
-        """Of the states that will lie on the disk at once."""
+    def most_bytes(self) -> int:
+        """Of the states that lie on the disk, or in memory without a folder, at once."""
         embedding = self._model.get_input_embeddings().weight
         width = int(self._model.config.get_text_config(decoder=True).hidden_size)
         tokens = sum(batch["input_ids"].numel() for batch in self._batches)
@@ -159,10 +188,9 @@ class Sweep:
             staying = [plan for plan in plans if layer not in plan]
             if staying:
                 made = _name(layer + 1, place)
-                for index in sorted({index for plan in staying for index in self.plans[plan]}):
+                for index in self._order({index for plan in staying for index in self.plans[plan]}):
                     before = None if name is None else self._sets.get(name, index)
-                    states = self._partial.step(self._batches[index], before, layer)
-                    self._sets.put(made, index, states)
+                    self._sets.put(made, index, self._step(index, before, layer))
                 after[removed] = made
         self._frontier = after
         kept = [_name(index + 1, 0) for index in range(layer)] if self._keep else []
@@ -172,7 +200,20 @@ class Sweep:
             layer=layer + 1,
             length=self._partial.length,
             frontier=[[sorted(removed), name] for removed, name in after.items()],
+            **({} if self._watcher is None else {"watched": self._watcher.finished()}),
         )
+
+    def _order(self, batches: Collection[int]) -> list[int]:
+        """Those of the watcher, which stand last, go first."""
+        ordered = sorted(batches)
+        return ordered if self._watcher is None else ordered[-1:] + ordered[:-1]
+
+    def _step(self, index: int, states: Tensor | None, layer: int) -> Tensor:
+        batch = self._batches[index]
+        if self._watcher is None:
+            return self._partial.step(batch, states, layer)
+        own = index == len(self._batches) - 1
+        return self._watcher.step(self._partial, batch, states, layer, own=own)
 
 
 def _name(layer: int, place: int) -> str:

@@ -64,11 +64,15 @@ class SublayerHooks(HookHandles):
         layers = find_decoder_layers(self._model).modules
         first = 0
         for layer, steps in zip(layers, self._found.layers, strict=True):
-            yield from _Watch(self, first, steps).register(layer)
+            yield from LayerWatch(self, first, steps).register(layer)
             first += len(steps.sublayers)
 
     def _begin(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._mask = kwargs.get("attention_mask")
+        self.begin(kwargs.get("attention_mask"))
+
+    def begin(self, mask: Tensor | None) -> None:
+        """Take the mask of the batch whose states come next."""
+        self._mask = mask
 
     @torch.no_grad()
     def update(self, index: int, before: Tensor, after: Tensor) -> None:
@@ -84,10 +88,17 @@ class SublayerHooks(HookHandles):
         self._norm_changes.update(index, token_metrics(before, after), mask)
 
 
-class _Watch:
-    """Hooks of one layer; they hold its states no longer than needed."""
+class LayerWatch:
+    """Hooks of one layer; they hold its states no longer than needed.
+
+    Args:
+        hooks: receive what is seen.
+        first: index of the layer's first sub-layer.
+        steps: of the layer.
+    """
 
     def __init__(self, hooks: SublayerHooks, first: int, steps: LayerSteps) -> None:
+        """Store the arguments; no hook is registered yet."""
         self._hooks = hooks
         self._first = first
         self._steps = steps
@@ -95,8 +106,13 @@ class _Watch:
         self._alone: dict[str, Tensor] = {}  # by kind, in parallel layers
 
     def register(self, layer: nn.Module) -> Iterator[RemovableHandle]:
+        """Register all hooks."""
         yield layer.register_forward_pre_hook(self._enter, with_kwargs=True)
         yield layer.register_forward_hook(self._leave)
+        yield from self.register_inside(layer)
+
+    def register_inside(self, layer: nn.Module) -> Iterator[RemovableHandle]:
+        """Register hooks on what lies in the layer; `enter` and `leave` are to be called."""
         if self._steps.entry is not None:
             entry = layer.get_submodule(self._steps.entry)
             yield entry.register_forward_pre_hook(self._pass, with_kwargs=True)
@@ -105,7 +121,11 @@ class _Watch:
                 yield from self._follow(layer, sublayer)
 
     def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._hold(entering(self._first, args, kwargs))
+        self.enter(entering(self._first, args, kwargs))
+
+    def enter(self, states: Tensor) -> None:
+        """States enter the layer."""
+        self._hold(states)
         self._alone.clear()
 
     def _pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -133,7 +153,10 @@ class _Watch:
                 yield layer.get_submodule(part.path).register_forward_hook(added)
 
     def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        after = leaving(self._first, output)
+        self.leave(leaving(self._first, output))
+
+    def leave(self, after: Tensor) -> None:
+        """States leave the layer."""
         before = self._release()
         if self._steps.parallel:
             # The state before the one sub-layer is the input plus the other alone.

@@ -62,11 +62,16 @@ class _Trace:
         return torch.stack([output.reshape(self.entered.shape) for output in outputs]).sum(0)
 
 
+def few_tokens(model: PreTrainedModel) -> Tensor:
+    """Ids `(1, 6)` by which the layers are found out."""
+    embedding = model.get_input_embeddings().weight
+    ids = torch.arange(1, _NUM_TOKENS + 1, device=embedding.device) * 7919 % len(embedding)
+    return ids[None]
+
+
 @torch.no_grad()
 def recorded_inputs(model: PreTrainedModel, layers: nn.ModuleList) -> list[Arguments]:
     """The arguments of each decoder layer's call when the model reads a few tokens."""
-    embedding = model.get_input_embeddings().weight
-    ids = torch.arange(1, _NUM_TOKENS + 1, device=embedding.device) * 7919 % len(embedding)
     inputs: list[Arguments] = []
     handles = [
         layer.register_forward_pre_hook(
@@ -75,7 +80,7 @@ def recorded_inputs(model: PreTrainedModel, layers: nn.ModuleList) -> list[Argum
         for layer in layers
     ]
     try:
-        decoder_body(model)(input_ids=ids[None], use_cache=False)
+        decoder_body(model)(input_ids=few_tokens(model), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from simdiff.errors import SimdiffError
@@ -57,11 +58,22 @@ class SublayerScores:
 
     @classmethod
     def _from_dict(cls, content: Mapping[str, Any], num_layers: int) -> SublayerScores:
-        names = tuple(SublayerName(int(layer), kind) for layer, kind in content["names"])
+        found = cls.of_some(content)
+        names = found.names
         if sorted(set(names)) != sorted(names) or {name.layer for name in names} != set(
             range(num_layers)
         ):
             raise ValueError(f"names must be sub-layers of {num_layers} layers, each once")
+        return found
+
+    @classmethod
+    def of_some(cls, content: Mapping[str, Any]) -> SublayerScores:
+        """What `to_dict` made of the scores of some layers.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is damaged.
+        """
+        names = tuple(SublayerName(int(layer), kind) for layer, kind in content["names"])
         if not {name.kind for name in names} <= set(KINDS):
             raise ValueError(f"kinds must be {', '.join(KINDS)}")
         norm_change = tuple(map(float, content["norm_change"]))
@@ -71,6 +83,25 @@ class SublayerScores:
             name: MetricTable.from_dict(content["metrics"][name], len(names)) for name in METRICS
         }
         return cls(names, tables, norm_change)
+
+    @classmethod
+    def joined(cls, parts: Sequence[SublayerScores]) -> SublayerScores:
+        """The scores of several layers, one after the other, as those of all of them."""
+
+        def all_of(tuples: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
+            return tuple(itertools.chain.from_iterable(tuples))
+
+        metrics = {
+            name: MetricTable(
+                *(
+                    all_of(getattr(part.metrics[name], field.name) for part in parts)
+                    for field in fields(MetricTable)
+                )
+            )
+            for name in METRICS
+        }
+        names = all_of(part.names for part in parts)
+        return cls(names, metrics, all_of(part.norm_change for part in parts))
 
     def to_dict(self) -> dict[str, Any]:
         """The entry `sublayers` of scores.json."""
@@ -142,18 +173,23 @@ def score_with_sublayers(
     """
     from torch import Tensor
 
-    from simdiff.models.sweep import refuse_streamed
+    from simdiff.models.streamed import stream_of
     from simdiff.scoring.calibration_pass import score
     from simdiff.sublayers.hooks import RunningNormChanges, SublayerHooks
     from simdiff_kernels import RunningScores
 
-    refuse_streamed(model, "the score of sub-layers", "score whole layers")
+    ids = [batch if isinstance(batch, Tensor) else batch["input_ids"] for batch in batches]
+    if stream_of(model) is not None:
+        from simdiff.sublayers.streamed import StreamedSublayers
+
+        with StreamedSublayers(model, ids, options.get("backend")) as watcher:
+            scores = score(model, batches, **options)
+        return replace(scores, sublayers=SublayerScores.joined(watcher.found).to_dict())
     found = find_sublayers(model)
     running = RunningScores(len(found.names), backend=options.get("backend"))
     norm_changes = RunningNormChanges(len(found.names))
     with SublayerHooks(model, found, running, norm_changes):
         scores = score(model, batches, **options)
-    ids = [batch if isinstance(batch, Tensor) else batch["input_ids"] for batch in batches]
     tables = metric_tables(running.finish(), ids)
     table = SublayerScores(found.names, tables, norm_changes.finish())
     return replace(scores, sublayers=table.to_dict())

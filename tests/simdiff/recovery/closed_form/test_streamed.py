@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from support.closed_form import tokens
 from support.families import tiny
 from support.own_text import decided, drawn
 from support.plans import plan_for
+from support.processes import Processes
 from support.streams import streamed, whole
 
 BATCH = 4
@@ -122,3 +125,30 @@ def test_an_interrupted_run_goes_on_from_the_last_finished_layer(
             continue
     assert found == wanted
     assert written[:6] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """Killed while the states of a layer are written, and between its weights and the manifest."""
+    path, removed = stored("llama", tmp_path / "model"), (2, 3)
+    text = drawn(whole(path), 12, 12)
+    wanted = of_whole(path, removed, text)
+
+    def run() -> tuple:
+        return of_streamed(streamed(path, memory=0, folder=tmp_path / "states"), removed, text)
+
+    for owner, name, number in ((StateSets, "_write", 7), (StreamedCorrection, "_write", 1)):
+        inner, calls = getattr(owner, name), []
+
+        def killed(*arguments, inner=inner, calls=calls, number=number) -> None:
+            inner(*arguments)
+            calls.append(arguments)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed)
+            (ended,) = Processes(1, lambda _: bool(run()), tmp_path / owner.__name__).wait()
+        assert ended.code == -signal.SIGKILL, ended
+    (weights,) = (tmp_path / "states").glob("corrected-weights-*")
+    assert [*weights.iterdir()]  # which no manifest names: they are made anew
+    assert run() == wanted
