@@ -60,7 +60,8 @@ def _add_tasks(sub: CommandParser) -> None:
         "--tasks",
         type=names,
         metavar="NAMES",
-        help="names of lm_eval's tasks, such as piqa,arc_easy; needs simdiff-kernels[eval]",
+        help="names of lm_eval's tasks, of choices (piqa,arc_easy) or of answers that are written "
+        "(triviaqa,gsm8k); needs simdiff-kernels[eval]",
     )
     group.add_argument(
         "--task-data",
@@ -79,9 +80,21 @@ def _add_tasks(sub: CommandParser) -> None:
         group,
         "--num-fewshot",
         type=int,
-        default=0,
         metavar="N",
-        help="number of solved examples before each item",
+        help="number of solved examples before each item (default: as each task's file says, which "
+        "mostly is 0)",
+    )
+    group.add_argument(
+        "--chat-template",
+        action="store_true",
+        help="ask as a user does, by the model's chat template: for instruct models",
+    )
+    rare(
+        group,
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="write answers of at most N tokens (default: what each task's file allows)",
     )
     rare(
         group,
@@ -137,6 +150,8 @@ def run(arguments: argparse.Namespace) -> None:
             num_fewshot=arguments.num_fewshot,
             batch_size=arguments.batch_size,
             metric=arguments.metric,
+            chat_template=arguments.chat_template,
+            max_new_tokens=arguments.max_new_tokens,
         )
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None

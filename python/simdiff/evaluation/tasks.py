@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import logging
 import random
 import tempfile
@@ -16,11 +15,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.demo import DEMO
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.answers import answer_length, bounded
 from simdiff.evaluation.task_files import (
-    demo_data,
     lm_eval_tasks,
+    recorded,
     stock_names,
     unknown_task,
     write_task_files,
@@ -57,11 +56,17 @@ class TaskOptions:
     """Directory of the user's own task files."""
     limit: int | None = None
     """Number of items of each task, drawn at random, see `LoadedTasks.drawn`; None takes all."""
-    num_fewshot: int = 0
+    num_fewshot: int | None = None
+    """Number of solved examples before each item; None takes that of each task's file, mostly 0."""
     batch_size: int = 8
     """Number of requests in a forward. In bfloat16 it changes the last digits through padding."""
     metric: str = "acc_norm"
     """Metric that is averaged, if a task has it; else the task's first metric."""
+    chat_template: bool = False
+    """Whether items are asked as a user's message by the model's chat template, examples as
+    earlier turns of the conversation."""
+    max_new_tokens: int | None = None
+    """The most tokens of an answer that is written; None takes what each task's file allows."""
 
     def check(self) -> None:
         """Refuse impossible options before a model is loaded.
@@ -73,7 +78,8 @@ class TaskOptions:
             raise SimdiffError("tasks must be at least one name, got none")
         if len(set(self.names)) != len(self.names):
             raise SimdiffError(f"tasks must be named once, got {', '.join(self.names)}")
-        for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        least_of = {"limit": 1, "num_fewshot": 0, "batch_size": 1, "max_new_tokens": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SimdiffError(f"{name} must be at least {least}, got {value}")
@@ -101,7 +107,8 @@ class LoadedTasks:
             "num_fewshot": self.options.num_fewshot,
             "batch_size": self.options.batch_size,
             "seeds": SEEDS,
-            "chat_template": False,
+            "chat_template": self.options.chat_template,
+            "max_new_tokens": self.options.max_new_tokens,
             "versions": {name: version(name) for name in ("lm_eval", "datasets", "accelerate")},
             "tasks": {name: self._task(name) for name in self.tasks},
         }
@@ -128,14 +135,18 @@ class LoadedTasks:
         return min(counts if most is None else [min(most, count) for count in counts])
 
     def _task(self, name: str) -> dict[str, Any]:
-        config = self.tasks[name].config
+        task, shots = self.tasks[name], self.options.num_fewshot
+        config = task.config
         split = config.test_split or config.validation_split
         examples = config.fewshot_split or config.training_split or config.validation_split
+        shots = (config.num_fewshot or 0) if shots is None else shots
         return {
-            "version": str(self.tasks[name].VERSION),
+            "version": str(task.VERSION),
             "split": split,
-            "num_items": len(self.tasks[name].eval_docs),
-            "few_shot_split": (examples or split) if self.options.num_fewshot else None,
+            "num_items": len(task.eval_docs),
+            "num_fewshot": shots,
+            "few_shot_split": (examples or split) if shots else None,
+            "max_new_tokens": answer_length(task, self.options.max_new_tokens),
             "data_set": [config.dataset_path, config.dataset_name],
             "files": self.sources.get(name, []),
         }
@@ -165,8 +176,7 @@ def load_tasks(options: TaskOptions) -> LoadedTasks:
                 tasks |= found
                 rows |= members
     sources = {
-        name: [{"file": _within(options.data, path), "sha256": _sha256(path)} for path in paths]
-        for name, paths in files.items()
+        name: [recorded(options.data, path) for path in paths] for name, paths in files.items()
     }
     return LoadedTasks(options, tasks, rows, sources)
 
@@ -256,7 +266,7 @@ def _scores(
     # It asks git for the commit of the working directory, which says nothing and may complain.
     no_commit = _replaced(evaluator, "get_git_commit_hash", lambda: None)
     with _quiet(offline=options.data is not None), no_commit:
-        harness = _harness(description)(
+        harness = _harness(description, options.max_new_tokens)(
             # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),
@@ -269,6 +279,8 @@ def _scores(
                 # The tasks are there: without this it would read all files of all its tasks.
                 task_manager=TaskManager(include_defaults=False),
                 num_fewshot=options.num_fewshot,
+                apply_chat_template=options.chat_template,
+                fewshot_as_multiturn=options.chat_template,
                 batch_size=options.batch_size,
                 samples=loaded.drawn(),
                 bootstrap_iters=_BOOTSTRAP_ITERATIONS,
@@ -285,7 +297,7 @@ def _scores(
     }
 
 
-def _harness(description: str) -> Any:
+def _harness(description: str, max_new_tokens: int | None) -> Any:
     """Make lm_eval's model class with our progress bar, its data parallelism by our processes."""
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -312,7 +324,8 @@ def _harness(description: str) -> Any:
                 return super().loglikelihood(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            with _counted(self, len(requests), description):
+            bounded(requests, max_new_tokens)
+            with _counted(self, len(requests), f"{description}, answers"):
                 return super().generate_until(requests, disable_tqdm=True)
 
     return Harness
@@ -372,17 +385,3 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def _within(data: str | None, path: Path) -> str:
-    """The path of a data file within its package or directory, which no machine changes."""
-    folder = demo_data() if data == DEMO else Path(data or "").resolve()
-    return str(path.resolve().relative_to(folder.resolve()))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -21,7 +21,8 @@ SCHEMAS = {
     "simdiff.comparison-cells": 1,
     "simdiff.comparison-scoring": 1,
     "simdiff.divergences": 1,
-    "simdiff.evaluation": 2,
+    # Version 3 has averages of classification and of generation apart.
+    "simdiff.evaluation": 3,
     "simdiff.evaluations": 1,
     # Version 2 added selection and candidates; 3 added choice_agreement and dropped the decisive
     # layers.
