@@ -84,7 +84,8 @@ def _add_tasks(sub: CommandParser) -> None:
         help="number of solved examples before each item (default: as each task's file says, which "
         "mostly is 0)",
     )
-    group.add_argument(
+    rare(
+        group,
         "--chat-template",
         action="store_true",
         help="ask as a user does, by the model's chat template: for instruct models",
