@@ -28,6 +28,7 @@ SCHEMAS = {
     # layers.
     "simdiff.plan": 3,
     "simdiff.recovery": 1,
+    "simdiff.reproduction": 1,
     "simdiff.results": 1,
     # Version 2 added the blocks; 3 their angular distance, and the sequences and leading tokens
     # apart; 4 may lack the absolute difference of blocks. Earlier files load without them.
