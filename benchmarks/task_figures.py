@@ -105,7 +105,7 @@ def tasks(found: Results) -> str:
             "The demo's pruned model before and after the repair below, accuracy in percent of "
             f"{count} items of each task, drawn at random and the same for all models; a standard "
             f"error is {100 * error:.0f} points or less {found.origin(f'tasks-{MACHINE}.json')}. A "
-            "test compares five of each task with lm_eval's own evaluation.",
+            "test compares five items each of most of these tasks with lm_eval's own evaluation.",
             f"Solved examples before each item: {', '.join(shown)}, none otherwise." * bool(shown),
         ),
         *parts,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simdiff.cli.config import config_text
 from simdiff.cli.evaluate import add_tasks, task_options
 from simdiff.cli.options import add_held_out, add_output, add_placement, add_text, text_of
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser, rare
+
+if TYPE_CHECKING:
+    from simdiff.data.documents import Text
 
 TEXT = "A table of the paper for your models, beside what it reports."
 INTERRUPTED = "give the same command again to go on where it stopped"
@@ -39,7 +43,8 @@ def add(sub: CommandParser) -> None:
         metavar="N",
         help="calibration windows on which every alpha is evaluated",
     )
-    sub.group("measurement").add_argument(
+    rare(
+        sub.group("measurement"),
         "--max-seconds",
         type=float,
         default=600.0,
@@ -47,7 +52,8 @@ def add(sub: CommandParser) -> None:
         help="generate fewer tokens where the speed of a model would take longer; 0 measures none",
     )
     add_output(sub, "new directory for reproduction.json, reproduction.md and models/")
-    sub.group("output").add_argument(
+    rare(
+        sub.group("output"),
         "--restart",
         action="store_true",
         help="forget what an interrupted call left in OUTPUT.journal",
@@ -61,9 +67,12 @@ def run(arguments: argparse.Namespace) -> None:
     from simdiff.jobs.reproduce import ReproductionOptions, reproduce
     from simdiff.report.reproduction import reproduction_table
 
-    source, held_out = WIKITEXT
+    source: Text = WIKITEXT[0]
+    held_out = arguments.held_out
     if arguments.text is not None:
-        source, held_out = text_of(arguments), None
+        source = text_of(arguments)
+    elif held_out is None:
+        held_out = WIKITEXT[1]
     amount = arguments.num_windows, arguments.window_length, arguments.seed
     content = reproduce(
         arguments.models,
@@ -72,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.table,
             TextOptions(source, *amount),
             task_options(arguments, TABLES[arguments.table].tasks),
-            arguments.held_out or held_out,
+            held_out,
             arguments.evaluation_windows,
             arguments.max_seconds,
             arguments.batch_size,

@@ -104,6 +104,14 @@ def hard(items: Any) -> Any:
     return _of_level(items, "hard")
 
 
+def once(items: Any) -> Any:
+    """Items that the data list once for each of their choices."""
+    first: dict[str, int] = {}
+    for row, item in enumerate(items["doc"]):
+        first.setdefault(item["id"], row)
+    return items.select(list(first.values()))
+
+
 _ARITHMETIC = {
     f"arithmetic_{level.__name__}": DemoTask(
         None,
@@ -145,6 +153,12 @@ CHOOSING: dict[str, DemoTask] = {
 _TRIVIA = {"generation_kwargs": _lengths(_SHORT, "\n", ".", ",")}
 WRITING: dict[str, DemoTask] = {
     **_ARITHMETIC,
+    "common_knowledge": DemoTask(
+        None,
+        "basic_skills_common_knowledge/rc_5shot/requests.jsonl.gz",
+        _written("{{doc.question}}", "{{doc.choices[doc.gold]}}", "\n", tokens=_SHORT, **_WORDS)
+        | {"process_docs": Function(f"{__name__}.{once.__name__}")},
+    ),
     "gsm8k": DemoTask(
         "gsm8k/gsm8k.yaml",
         "gsm8k/gold_bpb_5shot/requests.jsonl.gz",
@@ -158,6 +172,11 @@ WRITING: dict[str, DemoTask] = {
         "jeopardy/bpb_5shot/requests.jsonl.gz",
         _written("{{doc.query}}", "{{doc.answer}}", "\n", tokens=_SHORT, **_WORDS),
     ),
+    "lambada_openai": DemoTask(
+        "lambada/lambada_openai.yaml",
+        "lambada/bpb_0shot/requests.jsonl.gz",
+        {"doc_to_text": "{{doc.query}}", "doc_to_target": "{{' ' + doc.answers_text[0]}}"},
+    ),
     "nq_open": DemoTask("nq_open/nq_open.yaml", "nq_open/none", _TRIVIA),
     "squad": DemoTask(
         None,
@@ -167,7 +186,7 @@ WRITING: dict[str, DemoTask] = {
     ),
     "triviaqa": DemoTask("triviaqa/default.yaml", "trivia_qa/rc.wikipedia.nocontext", _TRIVIA),
 }
-"""Tasks of answers that the model writes."""
+"""Tasks of answers that the model writes; LAMBADA asks whether it would write the last word."""
 DEMO_TASKS = {**CHOOSING, **WRITING}
 
 

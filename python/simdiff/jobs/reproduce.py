@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from simdiff.comparison.compare import ComparisonOptions
 from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.data.text_options import TextOptions
-from simdiff.evaluation.quality import Loaded, Subject, evaluate_models
+from simdiff.evaluation.quality import Subject, evaluate_models
 from simdiff.evaluation.tasks import TaskOptions, load_tasks
 from simdiff.io.json_files import check_key, header, load_json, write_json
 from simdiff.io.kinds import REPRODUCTION_MARKER, Kind
 from simdiff.io.machine import describe_machine
 from simdiff.io.outputs import check_new_path, held_directory, new_directory, write_config
 from simdiff.jobs.compare import run_comparison
+from simdiff.jobs.evaluate import cut_subject
 from simdiff.jobs.published import TABLES, PaperTable
 from simdiff.models.config import layer_count
 from simdiff.models.layer_indices import spans
@@ -32,7 +32,6 @@ from simdiff.report.page import report_page
 from simdiff.report.reproduction import markdown
 from simdiff.speed.bench import bench
 from simdiff.speed.protocol import PRESETS
-from simdiff.sublayers.any_plan import cut_in_memory
 from simdiff.surgery.copies import sharing_copy
 
 
@@ -151,7 +150,8 @@ def _measured(name: str, part: Path, options: ReproductionOptions) -> dict[str, 
     if not quality.exists() or (options.max_seconds and not speed.exists()):
         model, tokenizer = load_model(name, dtype=options.dtype, device=options.device)
         if not quality.exists():
-            subjects = _subjects(name, model, tokenizer, plans)
+            cuts = [cut_subject(label, model, tokenizer, plan) for label, plan in plans.items()]
+            subjects = [Subject.given(model, tokenizer, name), *cuts]
             write_json(quality, evaluate_models(subjects, tasks=options.tasks).to_dict())
         if options.max_seconds and plans and not speed.exists():
             first = next(iter(plans.values()))
@@ -178,27 +178,6 @@ def _measured(name: str, part: Path, options: ReproductionOptions) -> dict[str, 
 def _label(name: str, entry: ComparedCell) -> str:
     """Of a model without some layers, the same for criteria that choose the same ones."""
     return f"{name} without {spans(entry.removed)}"
-
-
-def _subjects(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    plans: Mapping[str, PruningPlan],
-) -> list[Subject]:
-    """The model and each cut of it, on one copy of the weights."""
-
-    def cut(plan: PruningPlan) -> Subject:
-        @contextlib.contextmanager
-        def opened() -> Iterator[Loaded]:
-            with cut_in_memory(model, plan):
-                yield model, tokenizer
-
-        known = {"removed": sorted(plan.removed), "cut_from": plan.model.get("fingerprint")}
-        return Subject("", opened, known)
-
-    cuts = [replace(cut(plan), name=label) for label, plan in plans.items()]
-    return [Subject.given(model, tokenizer, name), *cuts]
 
 
 def _speed(

@@ -234,8 +234,10 @@ def test_every_demo_task_has_its_answers() -> None:
         "arithmetic_easy": 1000,
         "arithmetic_medium": 1000,
         "arithmetic_hard": 1000,
+        "common_knowledge": 1037,
         "gsm8k": 1319,
         "jeopardy": 2116,
+        "lambada_openai": 5153,
         "nq_open": 3610,
         "squad": 1000,
         "triviaqa": 7993,
@@ -260,7 +262,8 @@ def _check_written_answers(name: str, task: Any) -> None:
     assert task.fewshot_cfg.split == task.config.test_split is not None
     for doc in list(task.eval_docs)[:60]:
         question, answer = task.doc_to_text(doc), task.doc_to_target(doc)
-        assert question.endswith(("Answer:", "A:", "=")), name
+        if name not in ("common_knowledge", "lambada_openai"):  # whose text goes on
+            assert question.endswith(("Answer:", "A:", "=")), name
         assert answer
         assert isinstance(answer, list) == (name in ("nq_open", "squad", "triviaqa"))
         if name.startswith("arithmetic"):
@@ -273,14 +276,15 @@ def _check_written_answers(name: str, task: Any) -> None:
 def test_equals_lm_eval_on_the_demo_model(
     tmp_path: Path, demo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The tasks of the README: lm_eval loads the checkpoint and the written task files itself."""
+    """Tasks of docs/figures.md: lm_eval loads the checkpoint and the written task files itself."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
+    written = ("arithmetic_easy", "triviaqa")
+    names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa", *written)
     write_task_files(names, "demo", tmp_path)
     caplog.set_level(logging.ERROR, "lm_eval")
-    loaded = load_tasks(TaskOptions(names, data="demo", limit=5, batch_size=4))
+    loaded = load_tasks(TaskOptions(names, data="demo", limit=5, batch_size=4, max_new_tokens=8))
     drawn = loaded.drawn()
     assert drawn is not None
     assert all(len({*items}) == 5 and items == sorted(items) for items in drawn.values())
@@ -292,15 +296,19 @@ def test_equals_lm_eval_on_the_demo_model(
         batch_size=4,
         device=str(demo[0].device),
         samples=drawn,
+        gen_kwargs={"max_gen_toks": 8},
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
     )
     got = run_tasks(*demo, loaded)
     assert wanted is not None
+    filters = {"arithmetic_easy": "stripped", "triviaqa": "remove_whitespace"}
     for name in names:
-        assert {"acc"} <= {*got[name].metrics} <= {"acc", "acc_norm"}
+        which = filters.get(name, "none")
+        one = {"exact_match"} if name in written else {"acc"}
+        assert one <= {*got[name].metrics} <= one | {"acc_norm"}
         for metric, value in got[name].metrics.items():
-            assert value["value"] == wanted["results"][name][f"{metric},none"]
-            assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,none"]
+            assert value["value"] == wanted["results"][name][f"{metric},{which}"]
+            assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,{which}"]
         samples = sorted(wanted["samples"][name], key=lambda sample: sample["doc_id"])
         assert list(got[name].values) == [sample[got[name].metric] for sample in samples]
 
