@@ -346,6 +346,7 @@ def _counted(harness: Any, total: int, description: str) -> Iterator[None]:
     before = harness.cache_hook
     bar = track(range(total), description)
     harness.set_cache_hook(_Advance(bar))
+    next(bar, None)  # it shows at once, and its time is that of the first request too
     try:
         yield
         for _ in bar:  # counts the requests that lm_eval does not report

@@ -87,7 +87,7 @@ def reproduction_table(content: Mapping[str, Any]) -> Table:
     """For the terminal."""
     table = plain_table(f"{content['table']}; published: {content['published']['model']}")
     for head in HEADS:
-        table.add_column(head, overflow="fold")
+        table.add_column(head, overflow="fold", no_wrap=head == HEADS[1])
     for row in reproduction_rows(content):
         table.add_row(*row)
     return table

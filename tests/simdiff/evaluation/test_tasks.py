@@ -6,8 +6,10 @@ import dataclasses
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
 from operator import add, floordiv, mul, sub
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from simdiff.data.demo import demo_model
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import task_files
+from simdiff.evaluation import task_files, tasks
 from simdiff.evaluation.demo_tasks import CHOOSING, DEMO_TASKS, WRITING
 from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
 from simdiff.evaluation.task_files import stock_file, write_task_files
@@ -311,6 +313,27 @@ def test_equals_lm_eval_on_the_demo_model(
             assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,{which}"]
         samples = sorted(wanted["samples"][name], key=lambda sample: sample["doc_id"])
         assert list(got[name].values) == [sample[got[name].metric] for sample in samples]
+
+
+def test_a_bar_shows_before_the_first_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def track(items: range, description: str) -> Iterator[int]:
+        seen.append(description)
+        for item in items:
+            yield item
+            seen.append(f"{item + 1} done")
+
+    monkeypatch.setattr(tasks, "track", track)
+    hooks: list[Any] = []
+    harness = SimpleNamespace(cache_hook=None, set_cache_hook=hooks.append)
+    with tasks._counted(harness, 3, "answers"):
+        assert seen == ["answers"]
+        for _ in range(2):
+            hooks[-1].add_partial("generate_until", None, None)
+        assert seen == ["answers", "1 done", "2 done"]
+    assert seen[-1] == "3 done"  # lm_eval did not report it
+    assert hooks[-1] is None
 
 
 def test_processes_share_the_items(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:

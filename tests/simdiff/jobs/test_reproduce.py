@@ -35,15 +35,15 @@ def test_rows_files_and_going_on(
     (data / "piqa.jsonl").write_text("\n".join(map(json.dumps, items)))
     name = str(tiny_checkpoint)
 
-    def options(windows: int = 2) -> ReproductionOptions:
+    def options(windows: int = 2, seconds: float = 0) -> ReproductionOptions:
         tasks = TaskOptions(("piqa",), data=str(data), limit=6)
         text = TextOptions(str(tiny_text), 6, 16)
-        return ReproductionOptions(TABLE, text, tasks, None, windows, max_seconds=0)
+        return ReproductionOptions(TABLE, text, tasks, None, windows, seconds)
 
     with monkeypatch.context() as broken:
-        broken.setattr(job, "markdown", lambda content: 1 / 0)
+        broken.setattr(job, "bench", lambda *of, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            reproduce([name], out, options())
+            reproduce([name], out, options(seconds=0.001))
     assert not out.exists()
     with pytest.raises(SimdiffError, match=r"differs in options\.evaluation_windows"):
         reproduce([name], out, options(3))
