@@ -1,6 +1,7 @@
 """The sections of docs/figures.md, one function each: from the committed results to Markdown.
 
-Those of quality are in quality_figures.py, those of the scorers alone in scorer_sections.py.
+Those of quality are in quality_figures.py, of tasks in task_figures.py, those of the scorers alone
+in scorer_sections.py.
 
 Whatever is a number comes from a file in results/; command, machine and commit come from its entry
 in the manifest.
@@ -10,19 +11,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import quality_figures
 import ratios
 import scorer_sections
+import task_figures
 from committed_results import MACHINE, Results, extent, joined, lines, paragraph
 from gpu_page import table
 
 from simdiff.models.layer_indices import spans
-
-TASKS = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
 
 
 def older(found: Results) -> str:
@@ -82,66 +82,6 @@ def demo(found: Results) -> str:
             f"{found.origin(f'demo-{MACHINE}.json')}:"
         ),
         lines(demo_table(found)),
-    )
-
-
-def tasks(found: Results) -> str:
-    content = found.json(f"tasks-{MACHINE}")
-    names = dict(zip(("dense", "pruned", "repaired"), content["models"], strict=True))
-    scores = {name: content["models"][key]["tasks"] for name, key in names.items()}
-    items = {
-        name: {task: [int(bit) for bit in of[task]["items"]] for task in TASKS}
-        for name, of in scores.items()
-    }
-    for task in TASKS:
-        if len({of[task]["items_sha256"] for of in scores.values()}) > 1:
-            raise SystemExit(f"figures: all models must have been asked the same items of {task}")
-    above = [task for task in TASKS if not scores["dense"][task]["at_chance"]]
-
-    def mean(name: str, of: Sequence[str]) -> float:
-        return statistics.fmean(statistics.fmean(items[name][task]) for task in of)
-
-    def retained(name: str, of: Sequence[str]) -> str:
-        """The ratio of means, its standard error from the pairs of items."""
-        ratio, variance = mean(name, of) / mean("dense", of), 0.0
-        for task in of:
-            pairs = zip(items[name][task], items["dense"][task], strict=True)
-            gaps = [after - ratio * before for after, before in pairs]
-            variance += statistics.variance(gaps) / len(gaps)
-        error = math.sqrt(variance) / len(of) / mean("dense", of)
-        return f"{100 * ratio:.0f} ± {100 * error:.0f}%"
-
-    rows = [
-        (
-            name,
-            *(f"{100 * mean(name, [task]):.0f}" for task in TASKS),
-            *(f"{100 * mean(name, of):.1f}" for of in (TASKS, above)),
-        )
-        for name in names
-    ]
-    rows += [
-        (f"{name}, retained", *[""] * len(TASKS), retained(name, TASKS), retained(name, above))
-        for name in ("pruned", "repaired")
-    ]
-    (count,) = {len(bits) for of in items.values() for bits in of.values()}
-    error = max(
-        math.sqrt(statistics.variance(bits) / count)
-        for of in items.values()
-        for bits in of.values()
-    )
-    chance = " and ".join(task for task in TASKS if task not in above)
-    return joined(
-        "## Zero-shot tasks",
-        paragraph(
-            "The demo's pruned model before and after the repair below, accuracy in percent of "
-            f"{count} items of each task, drawn at random and the same for all models; a standard "
-            f"error is {100 * error:.0f} points or less {found.origin(f'tasks-{MACHINE}.json')}. A "
-            "test compares five of each task with lm_eval's own evaluation."
-        ),
-        lines(table(("", *TASKS, "average", "without tasks at chance"), rows)),
-        paragraph(f"The dense model is at chance on {chance}, where pruning cannot show.")
-        if chance
-        else "",
     )
 
 
@@ -359,7 +299,7 @@ SECTIONS: tuple[Callable[[Results], str], ...] = (
     quality_figures.ablations,
     quality_figures.calibration,
     search_step,
-    tasks,
+    task_figures.tasks,
     repair,
     speed,
     sublayers,

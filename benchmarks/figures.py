@@ -3,7 +3,8 @@
     python benchmarks/figures.py            # writes all pages
     python benchmarks/figures.py --check    # says what differs from the files; exit code 1
 
-Sections of docs/figures.md are in figure_sections.py, quality_figures.py and scorer_sections.py.
+Sections of docs/figures.md are in figure_sections.py, quality_figures.py, task_figures.py and
+scorer_sections.py.
 Blocks of README.md and docs/limits.md, which stand there between `<!-- figures NAME -->` and
 `<!-- end -->`, are below, a function each. Tables of GPUs are on docs/gpu.md (gpu_page.py,
 predict.py).
@@ -21,6 +22,7 @@ from pathlib import Path
 import figure_sections as sections
 import quality_figures
 import scorer_sections
+import task_figures
 from committed_results import MACHINE, ROOT, Results, extent, joined, lines, paragraph
 from gpu_page import table
 
@@ -64,7 +66,7 @@ def results(found: Results) -> str:
     """All perplexities on the same held-out windows, those of the demo."""
     demo = found.json(f"demo-{MACHINE}")
     text = demo["evaluation"]
-    repair = sections.repair_of_the_demo(found)
+    repair, asked = sections.repair_of_the_demo(found), task_figures.averages(found)
     heads, *rows = (
         [cell.strip() for cell in row.split("|")[1:-1]]
         for row in sections.demo_table(found)
@@ -74,7 +76,9 @@ def results(found: Results) -> str:
         heads.append(f"repaired, {repair.name}")
         for row in rows:
             row.append(f"{repair.perplexity:.2f}" if row[0] == "held-out perplexity" else "")
+    rows += [[*row[: len(heads)]] for row in asked]
     names = [f"demo-{MACHINE}.json"] + ([repair.file] if repair else [])
+    names += [f"tasks-{MACHINE}.json"] * bool(asked)
     return joined(
         paragraph(
             f"SmolLM2-135M-Instruct without {len(demo['removed'])} of its {demo['num_layers']} "
@@ -82,6 +86,10 @@ def results(found: Results) -> str:
             f"{text['window_length']} tokens throughout "
             f"{found.origin(*names)}.",
             "The repaired model is as fast and as large as the pruned one." if repair else "",
+            "Tasks: right answers chosen among given ones (classification) and written "
+            "(generation), where the dense model is above chance."
+            if asked
+            else "",
         ),
         lines(table(heads, rows)),
     )

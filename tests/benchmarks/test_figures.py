@@ -147,6 +147,51 @@ def test_a_repair_stands_beside_the_demo_only_if_of_its_windows(copy: Path) -> N
     assert "| 12.35 |" not in figures.with_blocks(typed, Results(copy))
 
 
+def test_both_kinds_of_tasks_stand_in_the_readme_or_none(copy: Path) -> None:
+    """100 items of two tasks that are written: right are 40 and 2, then 10 and 1, then 20 and 4."""
+    name = "tasks-epyc-2-cores.json"
+    typed = figures.README.read_text()
+    assert "classification" not in figures.with_blocks(typed, Results(copy))
+    right = {"sums": (40, 10, 20), "trivia": (2, 1, 4)}
+
+    def edit(content: Any) -> None:
+        for task, of in right.items():
+            content["tasks"]["tasks"][task] = {"num_fewshot": 5, "max_new_tokens": 12}
+            for model, count in zip(content["models"].values(), of, strict=True):
+                model["tasks"][task] = {
+                    "chance": 0.0,
+                    "at_chance": task == "trivia",
+                    "items_sha256": "a",
+                    "items": "1" * count + "0" * (100 - count),
+                }
+
+    change(copy / name, edit)
+    demo = json.loads((copy / "demo-epyc-2-cores.json").read_text())["dense"]["perplexity"]
+    readme = figures.with_blocks(typed, Results(copy))
+    ((head, *rows),) = [
+        found for found in tables(readme) if found[1][:2] == ["held-out perplexity", f"{demo:.2f}"]
+    ]
+    assert [row[:4] for row in rows[-2:]] == [
+        ["classification, 4 tasks, average %", "54.2", "51.2", "0.94"],
+        ["generation, 1 task, average %", "40.0", "10.0", "0.25"],
+    ]
+    assert [row[4:] for row in rows[-2:]] in ([[], []], [["52.2"], ["20.0"]])
+    assert len(head) == len(rows[-1])
+    assert f"results/{name})" in readme
+    page = figures.page(Results(copy))
+    (written,) = [found for found in tables(page) if found[0][0] == "generation"]
+    assert written[:5] == [
+        ["generation", "sums", "trivia", "average", "without tasks near 0"],
+        ["dense", "40", "2", "21.0", "40.0"],
+        ["pruned", "10", "1", "5.5", "10.0"],
+        ["repaired", "20", "4", "12.0", "20.0"],
+        # 5.5 / 21 with an error of 0.0682, and 10 / 40 with one of 0.0688, by the delta method.
+        ["pruned, retained", "", "", "26 ± 7%", "25 ± 7%"],
+    ]
+    assert "next to no right answer in trivia" in page
+    assert "Solved examples before each item: sums 5, trivia 5" in " ".join(page.split())
+
+
 def test_every_result_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or is what a file that is read was drawn or tabulated from."""
     read = set()

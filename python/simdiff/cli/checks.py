@@ -31,6 +31,7 @@ _LEAST = {
     "prompt_lengths": 1,
     "groups": 1,
     "limit": 1,
+    "max_new_tokens": 1,
     "num_fewshot": 0,
     "max_blocks": 1,
     "bootstrap": 0,

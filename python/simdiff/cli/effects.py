@@ -99,7 +99,16 @@ EFFECTS = (
     ),
     Effect(
         ("eval",),
-        ("task_data", "limit", "num_fewshot", "task_path", "metric", "batch_size"),
+        (
+            "task_data",
+            "limit",
+            "num_fewshot",
+            "task_path",
+            "metric",
+            "batch_size",
+            "chat_template",
+            "max_new_tokens",
+        ),
         lambda given: given.tasks is not None,
         "--tasks",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from simdiff.cli.layers import add_plan_source
 from simdiff.cli.options import (
@@ -18,6 +19,9 @@ from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, names, rare
 from simdiff.cli.streaming import add_stream, stream_options
 from simdiff.errors import SimdiffError
+
+if TYPE_CHECKING:
+    from simdiff.evaluation.tasks import TaskOptions
 
 TEXT = "Perplexity and tasks: several models on the same text and items, the first the dense one."
 SHARED = True
@@ -50,17 +54,20 @@ def add(sub: CommandParser) -> None:
         default="held-out",
         help="which part of the text to read; `score` reads calibration alone",
     )
-    _add_tasks(sub)
+    add_tasks(sub)
+    add_batch_size(sub.group("tasks"), "requests of tasks per forward")
     add_output(sub, "new JSON file for the results; - is standard output", required=False)
 
 
-def _add_tasks(sub: CommandParser) -> None:
+def add_tasks(sub: CommandParser, usual: str = "") -> None:
+    """Which tasks, and how they are asked; `usual` ends the help of the names."""
     group = sub.group("tasks")
     group.add_argument(
         "--tasks",
         type=names,
         metavar="NAMES",
-        help="names of lm_eval's tasks, such as piqa,arc_easy; needs simdiff-kernels[eval]",
+        help="names of lm_eval's tasks, of choices (piqa,arc_easy) or of answers that are written "
+        f"(triviaqa,gsm8k); needs simdiff-kernels[eval]{usual}",
     )
     group.add_argument(
         "--task-data",
@@ -79,9 +86,22 @@ def _add_tasks(sub: CommandParser) -> None:
         group,
         "--num-fewshot",
         type=int,
-        default=0,
         metavar="N",
-        help="number of solved examples before each item",
+        help="number of solved examples before each item (default: as each task's file says, which "
+        "mostly is 0)",
+    )
+    rare(
+        group,
+        "--chat-template",
+        action="store_true",
+        help="ask as a user does, by the model's chat template: for instruct models",
+    )
+    rare(
+        group,
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="write answers of at most N tokens (default: what each task's file allows)",
     )
     rare(
         group,
@@ -97,7 +117,23 @@ def _add_tasks(sub: CommandParser) -> None:
         default="acc_norm",
         help="metric to average where a task has it; otherwise acc",
     )
-    add_batch_size(group, "requests of tasks per forward")
+
+
+def task_options(arguments: argparse.Namespace, usual: Sequence[str] = ()) -> TaskOptions:
+    """What `add_tasks` asked for; `usual` are the tasks where none is named."""
+    from simdiff.evaluation.tasks import TaskOptions
+
+    return TaskOptions(
+        tuple(arguments.tasks or usual),
+        data=arguments.task_data,
+        path=arguments.task_path,
+        limit=arguments.limit,
+        num_fewshot=arguments.num_fewshot,
+        batch_size=arguments.batch_size,
+        metric=arguments.metric,
+        chat_template=arguments.chat_template,
+        max_new_tokens=arguments.max_new_tokens,
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -114,7 +150,6 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff eval`."""
     from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
-    from simdiff.evaluation.tasks import TaskOptions
     from simdiff.jobs.evaluate import with_plan
     from simdiff.report.terminal.quality import quality_table
 
@@ -129,15 +164,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.seed,
         )
     if arguments.tasks is not None:
-        tasks = TaskOptions(
-            arguments.tasks,
-            data=arguments.task_data,
-            path=arguments.task_path,
-            limit=arguments.limit,
-            num_fewshot=arguments.num_fewshot,
-            batch_size=arguments.batch_size,
-            metric=arguments.metric,
-        )
+        tasks = task_options(arguments)
     models: Sequence[str | Subject] = arguments.models
     removed: list[str] | None = None
     stream = stream_options(arguments)

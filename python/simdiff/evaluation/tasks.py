@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import logging
 import random
 import tempfile
@@ -16,12 +15,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from simdiff.data.demo import DEMO
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.answers import answer_length, bounded
 from simdiff.evaluation.streamed_tasks import TaskAnswers, check_tasks, streamed_harness
 from simdiff.evaluation.task_files import (
-    demo_data,
     lm_eval_tasks,
+    recorded,
     stock_names,
     unknown_task,
     write_task_files,
@@ -59,11 +58,17 @@ class TaskOptions:
     """Directory of the user's own task files."""
     limit: int | None = None
     """Number of items of each task, drawn at random, see `LoadedTasks.drawn`; None takes all."""
-    num_fewshot: int = 0
+    num_fewshot: int | None = None
+    """Number of solved examples before each item; None takes that of each task's file, mostly 0."""
     batch_size: int = 8
     """Number of requests in a forward. In bfloat16 it changes the last digits through padding."""
     metric: str = "acc_norm"
     """Metric that is averaged, if a task has it; else the task's first metric."""
+    chat_template: bool = False
+    """Whether items are asked as a user's message by the model's chat template, examples as
+    earlier turns of the conversation."""
+    max_new_tokens: int | None = None
+    """The most tokens of an answer that is written; None takes what each task's file allows."""
 
     def check(self) -> None:
         """Refuse impossible options before a model is loaded.
@@ -75,7 +80,8 @@ class TaskOptions:
             raise SimdiffError("tasks must be at least one name, got none")
         if len(set(self.names)) != len(self.names):
             raise SimdiffError(f"tasks must be named once, got {', '.join(self.names)}")
-        for name, least in (("limit", 1), ("num_fewshot", 0), ("batch_size", 1)):
+        least_of = {"limit": 1, "num_fewshot": 0, "batch_size": 1, "max_new_tokens": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SimdiffError(f"{name} must be at least {least}, got {value}")
@@ -103,7 +109,8 @@ class LoadedTasks:
             "num_fewshot": self.options.num_fewshot,
             "batch_size": self.options.batch_size,
             "seeds": SEEDS,
-            "chat_template": False,
+            "chat_template": self.options.chat_template,
+            "max_new_tokens": self.options.max_new_tokens,
             "versions": {name: version(name) for name in ("lm_eval", "datasets", "accelerate")},
             "tasks": {name: self._task(name) for name in self.tasks},
         }
@@ -130,14 +137,18 @@ class LoadedTasks:
         return min(counts if most is None else [min(most, count) for count in counts])
 
     def _task(self, name: str) -> dict[str, Any]:
-        config = self.tasks[name].config
+        task, shots = self.tasks[name], self.options.num_fewshot
+        config = task.config
         split = config.test_split or config.validation_split
         examples = config.fewshot_split or config.training_split or config.validation_split
+        shots = (config.num_fewshot or 0) if shots is None else shots
         return {
-            "version": str(self.tasks[name].VERSION),
+            "version": str(task.VERSION),
             "split": split,
-            "num_items": len(self.tasks[name].eval_docs),
-            "few_shot_split": (examples or split) if self.options.num_fewshot else None,
+            "num_items": len(task.eval_docs),
+            "num_fewshot": shots,
+            "few_shot_split": (examples or split) if shots else None,
+            "max_new_tokens": answer_length(task, self.options.max_new_tokens),
             "data_set": [config.dataset_path, config.dataset_name],
             "files": self.sources.get(name, []),
         }
@@ -167,8 +178,7 @@ def load_tasks(options: TaskOptions) -> LoadedTasks:
                 tasks |= found
                 rows |= members
     sources = {
-        name: [{"file": _within(options.data, path), "sha256": _sha256(path)} for path in paths]
-        for name, paths in files.items()
+        name: [recorded(options.data, path) for path in paths] for name, paths in files.items()
     }
     return LoadedTasks(options, tasks, rows, sources)
 
@@ -250,7 +260,12 @@ def run_tasks(
     ranks.agree("tasks", loaded.identity())
 
     def run() -> dict[str, TaskScore]:
-        harness = streamed_harness(_harness(description), model, answers or TaskAnswers(), plan)
+        harness = streamed_harness(
+            _harness(description, loaded.options.max_new_tokens),
+            model,
+            answers or TaskAnswers(),
+            plan,
+        )
         return _scores(harness, model, tokenizer, loaded, description)
 
     if loaded.fewest_items() < ranks.size():  # lm_eval needs an item for every process
@@ -286,6 +301,8 @@ def _scores(
                 # The tasks are there: without this it would read all files of all its tasks.
                 task_manager=TaskManager(include_defaults=False),
                 num_fewshot=options.num_fewshot,
+                apply_chat_template=options.chat_template,
+                fewshot_as_multiturn=options.chat_template,
                 batch_size=options.batch_size,
                 samples=loaded.drawn(),
                 bootstrap_iters=_BOOTSTRAP_ITERATIONS,
@@ -304,7 +321,7 @@ def _scores(
     }
 
 
-def _harness(description: str) -> Any:
+def _harness(description: str, max_new_tokens: int | None) -> Any:
     """Make lm_eval's model class with our progress bar, its data parallelism by our processes."""
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -331,7 +348,8 @@ def _harness(description: str) -> Any:
                 return super().loglikelihood(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            with _counted(self, len(requests), description):
+            bounded(requests, max_new_tokens)
+            with _counted(self, len(requests), f"{description}, answers"):
                 return super().generate_until(requests, disable_tqdm=True)
 
     return Harness
@@ -352,6 +370,7 @@ def _counted(harness: Any, total: int, description: str) -> Iterator[None]:
     before = harness.cache_hook
     bar = track(range(total), description)
     harness.set_cache_hook(_Advance(bar))
+    next(bar, None)  # it shows at once, and its time is that of the first request too
     try:
         yield
         for _ in bar:  # counts the requests that lm_eval does not report
@@ -391,17 +410,3 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def _within(data: str | None, path: Path) -> str:
-    """The path of a data file within its package or directory, which no machine changes."""
-    folder = demo_data() if data == DEMO else Path(data or "").resolve()
-    return str(path.resolve().relative_to(folder.resolve()))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -22,12 +22,14 @@ SCHEMAS = {
     "simdiff.comparison-cells": 1,
     "simdiff.comparison-scoring": 1,
     "simdiff.divergences": 1,
-    "simdiff.evaluation": 2,
+    # Version 3 has averages of classification and of generation apart.
+    "simdiff.evaluation": 3,
     "simdiff.evaluations": 1,
     # Version 2 added selection and candidates; 3 added choice_agreement and dropped the decisive
     # layers.
     "simdiff.plan": 3,
     "simdiff.recovery": 1,
+    "simdiff.reproduction": 1,
     "simdiff.results": 1,
     # Version 2 added the blocks; 3 their angular distance, and the sequences and leading tokens
     # apart; 4 may lack the absolute difference of blocks. Earlier files load without them.

@@ -14,6 +14,7 @@ from simdiff.errors import SimdiffError
 
 PLAN_FILE = "plan.json"
 COMPARISON_MARKER = "compare.json"
+REPRODUCTION_MARKER = "reproduction.json"
 RESULTS_FILE = "results.json"
 # What a command that writes a directory puts into it, to be repeated with --config.
 CONFIG = "config.yaml"
@@ -46,6 +47,7 @@ class Kind(Enum):
     MODEL = "the directory of a pruned model"
     RUN = "the directory of a run"
     COMPARISON = "the directory of a comparison"
+    REPRODUCTION = "the directory of a table of the paper"
 
 
 GGUF_MARK = b"simdiff.removed_layers"
@@ -59,6 +61,7 @@ _OF_SCHEMA = {
     "simdiff.bench": Kind.BENCH,
     "simdiff.results": Kind.RUN,
     "simdiff.comparison": Kind.COMPARISON,
+    "simdiff.reproduction": Kind.REPRODUCTION,
     TRACE_SCHEMA: Kind.TRACE,
 }
 _SCHEMA = re.compile(rb'\s*\{\s*"schema":\s*"([\w.-]+)"')
@@ -74,6 +77,7 @@ _ENTRIES = {
         "plans",
         CONFIG,
     },
+    Kind.REPRODUCTION: {REPRODUCTION_MARKER, "reproduction.md", "models", CONFIG},
 }
 
 
@@ -113,11 +117,13 @@ def _is_cut_gguf(path: Path) -> bool:
 def _kind_of_directory(path: Path) -> Kind | None:
     kinds = {
         name: kind_of(path / name)
-        for name in (PLAN_FILE, COMPARISON_MARKER, RESULTS_FILE)
+        for name in (PLAN_FILE, COMPARISON_MARKER, REPRODUCTION_MARKER, RESULTS_FILE)
         if (path / name).is_file()
     }
     if kinds.get(COMPARISON_MARKER) is Kind.COMPARISON:
         return Kind.COMPARISON
+    if kinds.get(REPRODUCTION_MARKER) is Kind.REPRODUCTION:
+        return Kind.REPRODUCTION
     if kinds.get(PLAN_FILE) is not Kind.PLAN:
         return None
     return Kind.RUN if kinds.get(RESULTS_FILE) is Kind.RUN else Kind.MODEL

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.evaluation.quality import Loaded, Subject
 from simdiff.evaluation.streamed_tasks import TaskAnswers
@@ -21,6 +22,9 @@ from simdiff.models.streamed import StreamOptions, stream_of
 from simdiff.models.sweep import WHOLE, refuse_streamed, remove_states
 from simdiff.planning.plan import PruningPlan
 from simdiff.sublayers.any_plan import cut_in_memory, load_any_plan
+
+if TYPE_CHECKING:
+    from simdiff.sublayers.plan import SublayerPlan
 
 
 def with_plan(
@@ -54,21 +58,33 @@ def with_plan(
     with cut_in_memory(model, found):  # refused before anything is read
         pass
 
-    @contextlib.contextmanager
-    def cut() -> Iterator[Loaded]:
-        with cut_in_memory(model, found):
-            yield model, tokenizer
-        remove_states(model)
-
-    known = {}
-    if isinstance(found, PruningPlan):
-        known = {"removed": sorted(found.removed), "cut_from": found.model.get("fingerprint")}
-    dense, pruned = Subject.given(model, tokenizer, name), Subject(f"{name}, {what}", cut, known)
+    dense = Subject.given(model, tokenizer, name)
+    pruned = cut_subject(f"{name}, {what}", model, tokenizer, found)
     if not isinstance(found, PruningPlan):
         refuse_streamed(model, "a plan of sub-layers", "evaluate it on a machine that holds it")
     elif stream_of(model) is not None:
         dense, pruned = _in_one_pass(dense, pruned, frozenset(found.removed))
     return [dense, pruned], [str(unit) for unit in found.removed]
+
+
+def cut_subject(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: PruningPlan | SublayerPlan,
+) -> Subject:
+    """A model in memory with a plan applied while it is evaluated; no weight is copied."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Loaded]:
+        with cut_in_memory(model, plan):
+            yield model, tokenizer
+        remove_states(model)
+
+    known = {}
+    if isinstance(plan, PruningPlan):
+        known = {"removed": sorted(plan.removed), "cut_from": plan.model.get("fingerprint")}
+    return Subject(name, opened, known)
 
 
 def _in_one_pass(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from simdiff.evaluation.task_scores import CLASSIFICATION, GENERATION
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.numbers import duration, perplexity_text, plain, ratio_text
@@ -79,6 +80,36 @@ class QualityRow:
     """"size", "perplexity", "tasks" or "averages"."""
 
 
+_CHANCE = "average without tasks at chance"
+AVERAGES = {
+    "": {"all_tasks": "average of all tasks", "above_chance": _CHANCE},
+    CLASSIFICATION: {
+        "all_tasks": f"{CLASSIFICATION}, average of all tasks",
+        "above_chance": f"{CLASSIFICATION}, {_CHANCE}",
+    },
+    GENERATION: {
+        "all_tasks": f"{GENERATION}, average of all tasks",
+        "above_chance": f"{GENERATION}, average without tasks near 0",
+    },
+}
+"""The averages of each kind of task in a file of results, and their labels."""
+
+
+def averages_by_kind(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The averages of a model, by kind of task; a file of version 2 has them of no kind, `""`."""
+    found = model.get("averages", {})
+    return {"": found} if "all_tasks" in found else dict(found)
+
+
+def _task_label(name: str, task: Mapping[str, Any]) -> str:
+    if task["chance"]:
+        mark = ", dense at chance" if task.get("at_chance") else ""
+        told = f"chance {100 * task['chance']:.1f}{mark}"
+    else:
+        told = "written" + (", dense near 0: nothing to retain" if task.get("at_chance") else "")
+    return f"{name}, {task['metric']}, % ({told})"
+
+
 def quality_rows(content: Mapping[str, Any]) -> tuple[list[str], list[QualityRow]]:
     """Names of the models, the dense one first, and the lines of their table.
 
@@ -101,18 +132,16 @@ def quality_rows(content: Mapping[str, Any]) -> tuple[list[str], list[QualityRow
             ratios = (_ratio_to_dense(model, dense) for model in columns[1:])
             add("× dense, 95% interval", ("", *ratios), "perplexity")
     for name, task in dense.get("tasks", {}).items():
-        mark = ", dense at chance" if task.get("at_chance") else ""
-        label = f"{name}, {task['metric']}, % (chance {100 * task['chance']:.1f}{mark})"
-        add(label, (_task(model, name, model is dense) for model in columns), "tasks")
-    if dense.get("tasks"):
-        for key, label in (
-            ("all_tasks", "average of all tasks"),
-            ("above_chance", "average without tasks at chance"),
-        ):
-            count = len(dense["averages"][key]["tasks"])
-            averages = [model.get("averages", {}).get(key, {}) for model in columns]
+        add(
+            _task_label(name, task),
+            (_task(model, name, model is dense) for model in columns),
+            "tasks",
+        )
+    for kind, found in averages_by_kind(dense).items():
+        for key, label in AVERAGES[kind].items():
+            averages = [averages_by_kind(model).get(kind, {}).get(key, {}) for model in columns]
             means = (_percent(one, "average", "standard_error") for one in averages)
-            add(f"{label} ({count}), %", means, "averages")
+            add(f"{label} ({len(found[key]['tasks'])}), %", means, "averages")
             if len(columns) > 1:
                 kept = (_percent(one, "retained", "retained_error") for one in averages[1:])
                 add("retained of dense, %", ("", *kept), "averages")

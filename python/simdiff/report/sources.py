@@ -14,6 +14,7 @@ from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, read_json
 from simdiff.io.kinds import PLAN_FILE, Kind, kind_of
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.cells import AVERAGES, averages_by_kind
 from simdiff.scoring.scores import LayerScores
 
 if TYPE_CHECKING:
@@ -228,8 +229,9 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan | None) -> 
         for task in model.get("tasks", {}).values():
             _finite(task["value"], task["chance"])
         if model.get("tasks"):
-            for average in ("all_tasks", "above_chance"):
-                model["averages"][average]["retained"]
+            for kind, of in averages_by_kind({"averages": model["averages"]}).items():
+                for average in AVERAGES[kind]:
+                    of[average]["retained"], of[average]["tasks"]
     known = {key: models[dense].get(key) for key in ("fingerprint", "num_parameters")}
     check_model(path, known, plan)
     if plan is None:

@@ -33,6 +33,7 @@ CASES = {
     "prune m --remove 1 -o {new} --device cpu": "only with --dtype",
     "eval m --tasks piqa --stride 4": "--stride has an effect only with --text",
     "eval m --text {text} --limit 4": "--limit has an effect only with --tasks",
+    "eval m --text {text} --chat-template": "--chat-template has an effect only with --tasks",
     "compare m --text {text} -o {new} --criteria last-n --alpha 0.9": "--alpha has an effect only",
 }
 

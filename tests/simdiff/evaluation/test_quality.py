@@ -16,8 +16,10 @@ from simdiff.evaluation import quality, window_perplexity
 from simdiff.evaluation.losses import exponential
 from simdiff.evaluation.quality import ModelQuality, Quality, Subject, TextChoice, evaluate_models
 from simdiff.evaluation.task_scores import TaskScore
+from simdiff.evaluation.tasks import TaskOptions
 from simdiff.evaluation.text_perplexity import TextPerplexity
 from simdiff.evaluation.window_perplexity import perplexity
+from simdiff.report.cells import quality_rows
 
 TEXT = {
     "num_windows": 32,
@@ -49,12 +51,11 @@ def task(name: str, right: int, constant: float | None = None, **changes: Any) -
     """100 items of two choices, so that the standard error of 75 is 4.35 and of 59 4.94%."""
     error = math.sqrt(right * (100 - right) / 99) / 100
     values = (1.0,) * right + (0.0,) * (100 - right)
-    known = {"metric": "acc", "items": "x", "metrics": {}, **changes}
+    known = {"metric": "acc", "items": "x", "metrics": {}, "chance": 0.5, **changes}
     return TaskScore(
         name=name,
         value=right / 100,
         standard_error=error,
-        chance=0.5,
         constant=constant,
         values=values,
         **known,
@@ -62,7 +63,8 @@ def task(name: str, right: int, constant: float | None = None, **changes: Any) -
 
 
 def quality_of(dense: list[TaskScore], pruned: list[TaskScore], **run: Any) -> Quality:
-    splits = {t.name: {"few_shot_split": "train", "split": "test"} for t in dense}
+    known = {"few_shot_split": "train", "split": "test", "num_fewshot": 0, "max_new_tokens": None}
+    splits = {t.name: known for t in dense}
     told = {"limit": None, "versions": {"lm_eval": "0.4.9"}, "num_fewshot": 0, "tasks": splits}
     models = [
         ModelQuality(name, 5, "float32", None, None, {t.name: t for t in tasks})
@@ -90,13 +92,71 @@ def test_notes_of_tasks() -> None:
         "does not clearly exceed it",
         "boolq: its passages are the demo text, so that a model calibrated or repaired on the text "
         "'demo' has seen half of them",
+        CHOICES_ALONE,
     ]
-    few = {"arc": {"few_shot_split": "test", "split": "test"}}
+    few = {
+        "arc": {
+            "few_shot_split": "test",
+            "split": "test",
+            "num_fewshot": 5,
+            "max_new_tokens": None,
+        }
+    }
     assert quality_of(dense[2:3], dense[2:3], limit=7, num_fewshot=5, tasks=few).notes() == [
         "tasks: lm_eval 0.4.9, 5-shot, 7 items of each, drawn at random, the same for every model; "
         "acc_norm for arc; ± is one standard error",
         "the dense model is above chance on every task: none is left out",
         "arc: few-shot examples are other items of the split that is evaluated",
+        CHOICES_ALONE,
+    ]
+
+
+CHOICES_ALONE = (
+    "every task gives its choices, of which a cut costs less than of answers that a model writes: "
+    "add a generation task, such as triviaqa"
+)
+
+
+def test_notes_of_written_answers() -> None:
+    """3 of 100 right are within two standard errors of none, 40 are not."""
+    known = {"few_shot_split": "train", "split": "test"}
+    ran = {
+        "piqa": known | {"num_fewshot": 0, "max_new_tokens": None},
+        "math": known | {"num_fewshot": 5, "max_new_tokens": 12},
+        "gsm8k": known | {"num_fewshot": 5, "max_new_tokens": 256},
+        "trivia": known | {"num_fewshot": 0, "max_new_tokens": 12},
+    }
+    dense = [
+        task("piqa", 75),
+        *(
+            task(name, right, chance=0.0, metric="exact_match")
+            for name, right in (("math", 40), ("gsm8k", 3), ("trivia", 0))
+        ),
+    ]
+    told = quality_of(dense, dense, tasks=ran, chat_template=True)
+    assert told.notes() == [
+        "tasks: lm_eval 0.4.9, 0-shot (5-shot: math, gsm8k), asked by the model's chat template, "
+        "all items, the same for every model; acc for piqa; exact_match for math, gsm8k, trivia; "
+        "answers of math, trivia of at most 12 tokens; answers of gsm8k of at most 256 tokens; ± "
+        "is one standard error",
+        "nothing to retain in gsm8k (3.0), trivia (0.0): what the dense model writes is right in "
+        "not more than 2 standard errors above 0, and the task is left out of the average without "
+        "such tasks",
+    ]
+    _, rows = quality_rows(told.to_dict())
+    assert [row.label for row in rows if row.group in ("tasks", "averages")] == [
+        "piqa, acc, % (chance 50.0)",
+        "math, exact_match, % (written)",
+        "gsm8k, exact_match, % (written, dense near 0: nothing to retain)",
+        "trivia, exact_match, % (written, dense near 0: nothing to retain)",
+        "classification, average of all tasks (1), %",
+        "retained of dense, %",
+        "classification, average without tasks at chance (1), %",
+        "retained of dense, %",
+        "generation, average of all tasks (3), %",
+        "retained of dense, %",
+        "generation, average without tasks near 0 (1), %",
+        "retained of dense, %",
     ]
 
 
@@ -168,10 +228,11 @@ def test_a_ratio_of_perplexities() -> None:
 def test_averages_leave_out_what_is_at_chance() -> None:
     dense, pruned = [task("wino", 59), task("arc", 75)], [task("wino", 55), task("arc", 60)]
     found = quality_of(dense, pruned).to_dict()["models"]["pruned"]
-    assert found["averages"]["all_tasks"]["average"] == pytest.approx(0.575)
-    assert found["averages"]["all_tasks"]["retained"] == pytest.approx(1.15 / 1.34)
-    assert found["averages"]["above_chance"]["tasks"] == ("arc",)
-    assert found["averages"]["above_chance"]["retained"] == pytest.approx(0.8)
+    averages = found["averages"]["classification"]
+    assert averages["all_tasks"]["average"] == pytest.approx(0.575)
+    assert averages["all_tasks"]["retained"] == pytest.approx(1.15 / 1.34)
+    assert averages["above_chance"]["tasks"] == ("arc",)
+    assert averages["above_chance"]["retained"] == pytest.approx(0.8)
     # 15 of 100 items differ, all by one: the variance of the gaps is (15 - 15^2 / 100) / 99.
     gap = found["tasks"]["arc"]["difference"]
     assert gap["value"] == pytest.approx(-0.15)
@@ -201,7 +262,7 @@ def test_models_are_asked_one_after_the_other(
     monkeypatch.setattr(quality, "run_tasks", run)
     llama.train()
     subjects = [Subject.given(llama, f"words of {name}", name) for name in ("one", "two")]
-    found = evaluate_models(subjects, tasks="options")
+    found = evaluate_models(subjects, tasks=TaskOptions(("arc",)))
     assert asked == [
         (llama, f"words of {name}", loaded, f"tasks, {name}", False) for name in ("one", "two")
     ]

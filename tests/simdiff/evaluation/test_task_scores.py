@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.task_scores import above_chance, average, paired_difference, task_score
+from simdiff.evaluation.task_scores import (
+    CLASSIFICATION,
+    GENERATION,
+    above_chance,
+    average,
+    averages,
+    paired_difference,
+    task_score,
+)
 
 
 def results(**tasks: list[tuple[int, int]]) -> dict[str, Any]:
@@ -112,6 +120,40 @@ def test_average_and_retained() -> None:
     assert (empty.average, empty.retained) == (None, None)
 
 
+def test_kinds_are_averaged_apart() -> None:
+    """Of 100 items 3 are within two standard errors of 0 (1.73 of them), 5 are not (2.28)."""
+
+    def model(chosen: int, *written: int) -> dict[str, Any]:
+        found = {"piqa": score("piqa", [(1, 2)] * chosen + [(0, 2)] * (100 - chosen))}
+        for right, name in zip(written, ("math", "trivia", "never"), strict=True):
+            found[name] = score(name, [(1, 1)] * right + [(0, 1)] * (100 - right))
+        return found
+
+    dense, pruned = model(80, 40, 3, 0), model(76, 10, 1, 0)
+    got = averages(pruned, dense)
+    assert list(got) == [CLASSIFICATION, GENERATION]
+    assert got[CLASSIFICATION].all_tasks.tasks == got[CLASSIFICATION].above_chance.tasks
+    assert got[CLASSIFICATION].all_tasks.retained == pytest.approx(0.95)
+    assert got[GENERATION].all_tasks.tasks == ("math", "trivia", "never")
+    assert got[GENERATION].all_tasks.retained == pytest.approx(11 / 43)
+    assert got[GENERATION].above_chance.tasks == ("math",)
+    assert got[GENERATION].above_chance.retained == pytest.approx(0.25)
+    assert above_chance(model(80, 40, 5, 0)) == ["piqa", "math", "trivia"]
+    nothing = {"never": dense["never"]}
+    assert averages(nothing, nothing)[GENERATION].all_tasks.retained is None
+    assert list(averages(nothing, nothing)) == [GENERATION]
+
+
+def test_a_metric_that_is_no_share_is_not_averaged() -> None:
+    content = results(t=[(1, 1)] * 2)
+    for sample, bleu in zip(content["samples"]["t"], (0.5, 31.0), strict=True):
+        sample["metrics"] = ["bleu", "exact_match"]
+        sample |= {"bleu": bleu, "exact_match": 1.0}
+    content["results"]["t"] |= {"bleu,none": 15.75, "exact_match,none": 1.0}
+    got = task_score("t", ["t"], content, "acc_norm")
+    assert (got.metric, got.value, got.kind) == ("exact_match", 1.0, GENERATION)
+
+
 def test_a_group_weighs_its_items() -> None:
     content = results(x=[(1, 4), (0, 4)], y=[(1, 4), (1, 4), (0, 4), (1, 4)])
     got = task_score("both", ["x", "y"], content, "acc")
@@ -133,5 +175,7 @@ def test_other_items_are_not_compared() -> None:
 def test_a_task_without_numbers_is_refused() -> None:
     content = results(t=[(1, 2)])
     content["samples"]["t"][0]["acc"] = (1, 0)
-    with pytest.raises(SimdiffError, match="must have a metric with a number .* got acc"):
+    with pytest.raises(
+        SimdiffError, match="must have a metric with a number from 0 to 1 .* got acc"
+    ):
         task_score("t", ["t"], content, "acc")

@@ -6,7 +6,10 @@ import dataclasses
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
+from operator import add, floordiv, mul, sub
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from simdiff.data.demo import demo_model
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import task_files
+from simdiff.evaluation import task_files, tasks
+from simdiff.evaluation.demo_tasks import CHOOSING, DEMO_TASKS, WRITING
 from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
-from simdiff.evaluation.task_files import DEMO_TASKS, stock_file, write_task_files
+from simdiff.evaluation.task_files import stock_file, write_task_files
 from simdiff.evaluation.tasks import TaskOptions, load_tasks, run_tasks
 from simdiff.io import ranks
 from simdiff.surgery.layers import layers_removed
@@ -111,7 +115,7 @@ def test_one_run_for_dense_and_pruned(tiny_checkpoint: Path, tiny_text: Path, da
     assert first["num_parameters"] > second["num_parameters"]
     assert first["tasks"]["piqa"]["items_sha256"] == second["tasks"]["piqa"]["items_sha256"]
     assert first["tasks"]["piqa"]["difference"] == {"value": 0.0, "standard_error": 0.0}
-    assert first["averages"]["all_tasks"]["retained"] == 1.0
+    assert first["averages"]["classification"]["all_tasks"]["retained"] == 1.0
     ratio = second["perplexity"] / first["perplexity"]
     assert second["against_dense"]["ratio"] == pytest.approx(ratio)
     assert second["evaluation"] == first["evaluation"]
@@ -122,7 +126,8 @@ def test_one_run_for_dense_and_pruned(tiny_checkpoint: Path, tiny_text: Path, da
     out = [note for note in content["notes"] if note.startswith("left out")]
     at_chance = quality.dense.tasks["piqa"].at_chance
     assert bool(out) is at_chance
-    assert second["averages"]["above_chance"]["tasks"] == (() if at_chance else ("piqa",))
+    averages = second["averages"]["classification"]
+    assert averages["above_chance"]["tasks"] == (() if at_chance else ("piqa",))
 
 
 def test_other_formats_and_few_shot_examples(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -174,7 +179,8 @@ def test_own_task_files(tmp_path: Path, data: Path, tiny_checkpoint: Path) -> No
 
 def test_tasks_by_name_use_the_stock_file() -> None:
     for name, task in DEMO_TASKS.items():
-        assert stock_file(name) == task_files.lm_eval_tasks() / task.yaml
+        if task.yaml is not None:
+            assert stock_file(name) == task_files.lm_eval_tasks() / task.yaml
     with pytest.raises(SimdiffError, match="'piqa' to be|its data must be at hand"):
         load_tasks(TaskOptions(("piqa",)))  # no hub in the tests
 
@@ -220,13 +226,29 @@ def test_refusals(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.model
 def test_every_demo_task_has_its_answers() -> None:
-    names = (*DEMO_TASKS, "mmlu_virology")
+    names = (*CHOOSING, "mmlu_virology", *WRITING)
     loaded = load_tasks(TaskOptions(names, data="demo"))
     sizes = {name: len(task.eval_docs) for name, task in loaded.tasks.items()}
     assert sizes["arc_easy"] == 570
     assert sizes["boolq"] == 3270
     assert sizes["winogrande"] == 1267
+    assert {name: sizes[name] for name in WRITING} == {
+        "arithmetic_easy": 1000,
+        "arithmetic_medium": 1000,
+        "arithmetic_hard": 1000,
+        "common_knowledge": 1037,
+        "gsm8k": 1319,
+        "jeopardy": 2116,
+        "lambada_openai": 5153,
+        "nq_open": 3610,
+        "squad": 1000,
+        "triviaqa": 7993,
+    }
+    for name in WRITING:
+        _check_written_answers(name, loaded.tasks[name])
     for name, task in loaded.tasks.items():
+        if name in WRITING:
+            continue
         answers = set()
         for doc in list(task.eval_docs)[:60]:
             target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
@@ -237,18 +259,34 @@ def test_every_demo_task_has_its_answers() -> None:
         assert len(answers) > 1 or name == "sciq", name  # sciq lists the right answer last
 
 
+def _check_written_answers(name: str, task: Any) -> None:
+    """Questions with answers; no item is among its own examples, as lm_eval sees to."""
+    assert task.fewshot_cfg.split == task.config.test_split is not None
+    for doc in list(task.eval_docs)[:60]:
+        question, answer = task.doc_to_text(doc), task.doc_to_target(doc)
+        if name not in ("common_knowledge", "lambada_openai"):  # whose text goes on
+            assert question.endswith(("Answer:", "A:", "=")), name
+        assert answer
+        assert isinstance(answer, list) == (name in ("nq_open", "squad", "triviaqa"))
+        if name.startswith("arithmetic"):
+            one, sign, other, _ = question.removeprefix("Calculate ").split()
+            found = {"+": add, "-": sub, "*": mul, "/": floordiv}[sign](int(one), int(other))
+            assert int(answer) == found, question
+
+
 @pytest.mark.model
 def test_equals_lm_eval_on_the_demo_model(
     tmp_path: Path, demo: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The tasks of the README: lm_eval loads the checkpoint and the written task files itself."""
+    """Tasks of docs/figures.md: lm_eval loads the checkpoint and the written task files itself."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa")
+    written = ("arithmetic_easy", "triviaqa")
+    names = ("arc_easy", "piqa", "sciq", "hellaswag", "winogrande", "openbookqa", *written)
     write_task_files(names, "demo", tmp_path)
     caplog.set_level(logging.ERROR, "lm_eval")
-    loaded = load_tasks(TaskOptions(names, data="demo", limit=5, batch_size=4))
+    loaded = load_tasks(TaskOptions(names, data="demo", limit=5, batch_size=4, max_new_tokens=8))
     drawn = loaded.drawn()
     assert drawn is not None
     assert all(len({*items}) == 5 and items == sorted(items) for items in drawn.values())
@@ -260,17 +298,42 @@ def test_equals_lm_eval_on_the_demo_model(
         batch_size=4,
         device=str(demo[0].device),
         samples=drawn,
+        gen_kwargs={"max_gen_toks": 8},
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
     )
     got = run_tasks(*demo, loaded)
     assert wanted is not None
+    filters = {"arithmetic_easy": "stripped", "triviaqa": "remove_whitespace"}
     for name in names:
-        assert {"acc"} <= {*got[name].metrics} <= {"acc", "acc_norm"}
+        which = filters.get(name, "none")
+        one = {"exact_match"} if name in written else {"acc"}
+        assert one <= {*got[name].metrics} <= one | {"acc_norm"}
         for metric, value in got[name].metrics.items():
-            assert value["value"] == wanted["results"][name][f"{metric},none"]
-            assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,none"]
+            assert value["value"] == wanted["results"][name][f"{metric},{which}"]
+            assert value["standard_error"] == wanted["results"][name][f"{metric}_stderr,{which}"]
         samples = sorted(wanted["samples"][name], key=lambda sample: sample["doc_id"])
         assert list(got[name].values) == [sample[got[name].metric] for sample in samples]
+
+
+def test_a_bar_shows_before_the_first_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def track(items: range, description: str) -> Iterator[int]:
+        seen.append(description)
+        for item in items:
+            yield item
+            seen.append(f"{item + 1} done")
+
+    monkeypatch.setattr(tasks, "track", track)
+    hooks: list[Any] = []
+    harness = SimpleNamespace(cache_hook=None, set_cache_hook=hooks.append)
+    with tasks._counted(harness, 3, "answers"):
+        assert seen == ["answers"]
+        for _ in range(2):
+            hooks[-1].add_partial("generate_until", None, None)
+        assert seen == ["answers", "1 done", "2 done"]
+    assert seen[-1] == "3 done"  # lm_eval did not report it
+    assert hooks[-1] is None
 
 
 def test_processes_share_the_items(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -43,9 +43,11 @@ def outputs(folder: Path) -> dict[Kind, Path]:
         (Kind.MODEL, "config.json", None),
         (Kind.RUN, "results.json", "simdiff.results"),
         (Kind.COMPARISON, "compare.json", "simdiff.comparison"),
+        (Kind.REPRODUCTION, "reproduction.json", "simdiff.reproduction"),
     ):
         files[kind].mkdir()
-        plan.save(files[kind] / "plan.json") if kind is not Kind.COMPARISON else None
+        if kind in (Kind.MODEL, Kind.RUN):
+            plan.save(files[kind] / "plan.json")
         write_json(files[kind] / name, {} if schema is None else header(schema))
     return files
 

@@ -11,6 +11,7 @@ import pytest
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header, write_json
 from simdiff.planning.plan import PruningPlan
+from simdiff.report.cells import quality_rows
 from simdiff.report.sources import read_sources
 from support.report_files import NAME, evaluation, recovery
 
@@ -41,6 +42,18 @@ def _spoil(content: dict[str, Any], way: list[str], value: Any) -> None:
             "must hold the plan's model without",
         ),
         ("evaluation", ["models", NAME, "num_parameters"], 12, "must be of the plan's model, tiny"),
+        (
+            "evaluation",
+            ["models", "out/model", "averages", "generation", "above_chance"],
+            None,
+            "but is damaged: KeyError: 'above_chance'",
+        ),
+        (
+            "evaluation",
+            ["models", "out/model", "averages", "drawing"],
+            {},
+            "but is damaged: KeyError: 'drawing'",
+        ),
         ("recovery", ["quality", "recovered"], None, "but is damaged: KeyError: 'recovered'"),
         ("recovery", ["quality", "pruned", "nll"], 10**400, "64 bits at most"),
         ("recovery", ["model"], {"fingerprint": "other"}, "with fingerprint .* got other"),
@@ -60,6 +73,19 @@ def test_damaged_and_foreign_files(
     file.write_text(json.dumps(content))
     with pytest.raises(SimdiffError, match=message):
         read_sources(directory)
+
+
+def test_averages_of_version_2_are_of_no_kind(run: tuple[Path, PruningPlan]) -> None:
+    directory, plan = run
+    content = evaluation(plan)
+    content["schema_version"] = 2
+    for model in content["models"].values():
+        model["averages"] = model["averages"]["classification"]
+    write_json(directory / "evaluation.json", content)
+    found = read_sources(directory).evaluation
+    assert found is not None
+    labels = [row.label for row in quality_rows(found)[1] if row.group == "averages"]
+    assert labels[::2] == ["average of all tasks (2), %", "average without tasks at chance (1), %"]
 
 
 def test_an_evaluation_of_another_cut_of_as_many_layers(run: tuple[Path, PruningPlan]) -> None:

@@ -80,7 +80,7 @@ def quality(perplexity: float) -> dict[str, Any]:
 
 
 def evaluation(plan: PruningPlan) -> dict[str, Any]:
-    """Schema simdiff.evaluation 2, of `simdiff eval --output`."""
+    """Schema simdiff.evaluation, of `simdiff eval --output`."""
 
     def model(size: int | None, perplexity: float, accuracy: float, kept: float) -> dict[str, Any]:
         average = {
@@ -105,10 +105,17 @@ def evaluation(plan: PruningPlan) -> dict[str, Any]:
             "tasks": {
                 "piqa": task | {"at_chance": False},
                 "rte": task | {"at_chance": True, "value": 0.5123},
+                "trivia": task | {"at_chance": False, "value": 0.2222, "chance": 0.0},
             },
             "averages": {
-                "all_tasks": average | {"tasks": ["piqa", "rte"]},
-                "above_chance": average,
+                "classification": {
+                    "all_tasks": average | {"tasks": ["piqa", "rte"]},
+                    "above_chance": average,
+                },
+                "generation": dict.fromkeys(
+                    ("all_tasks", "above_chance"),
+                    average | {"tasks": ["trivia"], "retained": kept**5},
+                ),
             },
         }
 
