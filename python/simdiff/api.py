@@ -413,7 +413,8 @@ def recover(
         text: one half of it is what the method sees, the other measures what it brought; or its
             `TextOptions`.
         method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (output projections by
-            ridge regression, nothing trained), "lora" or "distillation".
+            ridge regression, nothing trained), "lora", "distillation" or "partial" (the last
+            layers themselves).
         held_out: another text to measure on, whole.
         tokenizer: of a model given as an object; None takes the one saved beside it.
         num_windows, window_length, seed: how much of the text, and its shuffle.

@@ -77,7 +77,7 @@ def _add_closed_form(sub: CommandParser) -> None:
 
 def _add_training(sub: CommandParser) -> None:
     """Options of the methods that train; their defaults are the preset's."""
-    group = sub.group("training (lora, distillation); defaults are those of the preset")
+    group = sub.group("training (lora, distillation, partial); defaults are those of the preset")
     for name, option in TRAINING_OPTIONS.items():
         kind = option.kind
         kinds: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.text}

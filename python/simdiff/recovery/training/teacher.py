@@ -1,28 +1,19 @@
-"""The dense model's states for the training text, computed once for each example if they fit."""
+"""The dense model's states for the training text, which distillation learns from."""
 
 from __future__ import annotations
-
-import time
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.models.structure import decoder_body
+from simdiff.models.structure import decoder_body, text_config
 from simdiff.recovery.training.data import Examples
+from simdiff.recovery.training.example_states import ExampleStates
 from simdiff.recovery.training.head_loss import Head, linear_head
 
-# Limit of the bytes of last hidden states that are kept for later epochs: 1 million tokens of
-# hidden size 576 in bfloat16 take 1.2 GB. Beyond it the dense model reads every example in every
-# epoch.
-MEMORY_BUDGET = 2 << 30
 
-
-class Teacher:
+class Teacher(ExampleStates):
     """Provides the dense model's last hidden states, or its logits if its head is not linear.
-
-    Each example is read alone, so that its states are bitwise the same in any batch, and whether
-    they were kept or are computed again after an interruption.
 
     Args:
         model: the dense model, which is not changed.
@@ -32,45 +23,16 @@ class Teacher:
 
     def __init__(self, model: PreTrainedModel, examples: Examples, dtype: torch.dtype) -> None:
         """Store the arguments; nothing is read yet."""
-        self._model = model
-        self._examples = examples
-        self._dtype = dtype
-        self._device = model.get_input_embeddings().weight.device
+        self._model, self._dtype = model, dtype
         head = linear_head(model, dtype)
         self.head = head or Head()
         self._body = decoder_body(model) if head is not None else None
-        width = getattr(model.config.get_text_config(decoder=True), "hidden_size", 0)
-        size = examples.num_tokens * width * torch.empty((), dtype=dtype).element_size()
-        self.keeps = head is not None and size <= MEMORY_BUDGET
-        """Whether the states of an example are kept after it was read."""
-        self._kept: dict[int, Tensor] = {}
-        self.seconds = 0.0
-        """Seconds spent on reading."""
-        self.num_read = 0
-        """Number of examples read; those whose states are kept are read once."""
-
-    def states(self, indices: Tensor) -> list[Tensor]:
-        """The states of each example, `(its length, hidden_size)`, or its logits; see `head`."""
-        return [self._state(int(index)) for index in indices]
-
-    def forget(self) -> None:
-        """Drop the kept states."""
-        self._kept.clear()
-        self.seconds, self.num_read = 0.0, 0
-
-    def _state(self, index: int) -> Tensor:
-        if index in self._kept:
-            return self._kept[index].to(self._device)
-        start = time.perf_counter()
-        result = self._read(self._examples.take(torch.tensor([index])))
-        if self.keeps:  # timed too, since a copy to the host waits for the device
-            self._kept[index] = result.cpu()
-        self.seconds += time.perf_counter() - start
-        self.num_read += 1
-        return result
+        size = getattr(text_config(model), "hidden_size", 0) * dtype.itemsize
+        device = model.get_input_embeddings().weight.device
+        super().__init__(self._states_of, examples, None if head is None else size, device)
 
     @torch.no_grad()
-    def _read(self, example: Examples) -> Tensor:
+    def _states_of(self, example: Examples) -> Tensor:
         ids = example.tokens.to(self._device)
         with torch.autocast(self._device.type, self._dtype, self._dtype != torch.float32):
             if self._body is None:
