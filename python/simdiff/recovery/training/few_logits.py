@@ -4,7 +4,7 @@ With a vocabulary of 49152 and 11 trained layers of 576, the logits of all token
 time of a step. The tokens that are frequent in the training text, and those that are to be
 predicted, are always taken. Of the n others m are drawn anew for each part of a batch, and each
 stands for n / m of them: log(n / m) is added to its logits, the dense model's too, so that the sums
-over the vocabulary are right on average (importance sampling: Bengio and Senécal 2008, section III).
+over the vocabulary are right on average: importance sampling (Bengio and Senécal 2008, section 3).
 """
 
 from __future__ import annotations
