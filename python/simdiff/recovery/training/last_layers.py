@@ -90,10 +90,19 @@ class LastLayers:
         for name, parameter in self.parameters().items():
             parameter.copy_(state[name])
 
-    def entering(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """The states that enter the first trained layer, `(batch, sequence, hidden_size)`."""
+    def entering(self, tokens: Tensor, stop: int) -> Tensor:
+        """The states `(batch, sequence, hidden_size)` that enter layer `stop`."""
+        return self._run(tokens, None, 0, stop)
+
+    def entering_first(
+        self, tokens: Tensor, states: Tensor | None = None, start: int = 0
+    ) -> Tensor:
+        """Those that enter the first trained layer, also from those that enter layer `start`."""
+        return self._run(tokens, states, start, self.first)
+
+    def _run(self, tokens: Tensor, states: Tensor | None, start: int, stop: int) -> Tensor:
         with evaluating(self.model):
-            return self._partial.run(batch, None, 0, self.first)
+            return self._partial.run({"input_ids": tokens}, states, start, stop)
 
     def starting_from(self, states: Tensor) -> contextlib.AbstractContextManager[None]:
         """Forwards and backwards inside the with block begin at the first trained layer."""

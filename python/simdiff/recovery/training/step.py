@@ -22,7 +22,7 @@ from simdiff.recovery.training.last_layers import LastLayers
 from simdiff.recovery.training.lora import Adapters
 from simdiff.recovery.training.options import FineTuningOptions
 from simdiff.recovery.training.state import TrainingState, random_states, set_random_states
-from simdiff.recovery.training.teacher import Teacher
+from simdiff.recovery.training.teacher import SharedStart, Teacher, layers_shared
 
 
 class Trained(Protocol):
@@ -85,6 +85,8 @@ class Student:
         else:
             self.trained = self._last = LastLayers(model, options.last_layers, self.dtype)
         self._prefixes: dict[int, ExampleStates] = {}
+        self._shared: SharedStart | None = None
+        self._ending = contextlib.ExitStack()
         if options.gradient_checkpointing:
             _checkpointing(model, "enable")({"use_reentrant": False})
         self._parameters = list(self.trained.parameters().values())
@@ -92,6 +94,18 @@ class Student:
             self._parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=options.weight_decay
         )
         self.step_seconds = math.nan
+        if teacher is not None and self.teacher is not None and self.teacher.keeps:
+            self._share(teacher)
+
+    def _share(self, dense: PreTrainedModel) -> None:
+        """Run the layers that are the dense model's own once, for the teacher and the student."""
+        last, prefix = self._last, self._prefix(self.train)
+        if last is None or prefix is None or not prefix.keeps or self.teacher is None:
+            return
+        layer = min(last.first, layers_shared(self.model, dense))
+        if layer:
+            self._shared = SharedStart(layer, lambda example: last.entering(example.tokens, layer))
+            self._ending.enter_context(self.teacher.begin_with(self._shared))
 
     def step(self, step: int, learning_rate: float) -> tuple[float | None, int]:
         """Update what is trained once.
@@ -178,6 +192,7 @@ class Student:
         self._leave()
 
     def _leave(self) -> None:
+        self._ending.close()
         if self._options.gradient_checkpointing:
             _checkpointing(self.model, "disable")()
         self.model.eval()
@@ -196,7 +211,10 @@ class Student:
             size = getattr(text_config(self.model), "hidden_size", 0) * self.model.dtype.itemsize
 
             def states_of(example: Examples) -> Tensor:
-                return last.entering({"input_ids": example.tokens})[0]
+                if self._shared is None or examples is not self.train:
+                    return last.entering_first(example.tokens)[0]
+                start = self._shared(example)
+                return last.entering_first(example.tokens, start, self._shared.layer)[0]
 
             prefix = ExampleStates(states_of, examples, size, self.device)
             self._prefixes[id(examples)] = prefix

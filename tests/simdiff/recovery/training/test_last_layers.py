@@ -14,7 +14,7 @@ from simdiff.recovery.training.data import Examples
 from simdiff.recovery.training.last_layers import LastLayers
 from simdiff.recovery.training.options import FineTuningOptions
 from simdiff.recovery.training.step import Student
-from simdiff.surgery.copies import sharing_copy
+from simdiff.surgery.copies import replace_parameter, sharing_copy
 from support.own_text import drawn
 from support.tiny_models import make_tiny
 from support.training import SMALL, equal, trained, weights
@@ -54,10 +54,18 @@ def test_what_is_trained_and_what_is_left(family: str, dtype: torch.dtype) -> No
     assert equal(weights(model), plain | {name: kept[name].to(dtype) for name in kept})
 
 
+def corrected(dense: PreTrainedModel) -> PreTrainedModel:
+    """Cut, with another weight in the layer before the cut, as the closed form leaves it."""
+    pruned = sharing_copy(dense, (2, 3))
+    module = pruned.get_submodule("model.layers.1.mlp.down_proj")
+    replace_parameter(module, "weight", 1.3 * module.weight)
+    return pruned
+
+
 def gradients(
     dense: PreTrainedModel, train: Examples, options: FineTuningOptions
 ) -> dict[str, Tensor]:
-    student = Student(sharing_copy(dense, (2, 3)), train, options, dense)
+    student = Student(corrected(dense), train, options, dense)
     student.gradients(0)
     found = {name: p.grad.clone() for name, p in student.trained.parameters().items()}
     student.discard()
@@ -72,7 +80,7 @@ def test_gradients_are_those_of_the_whole_model(dense: PreTrainedModel) -> None:
     counted[:, :2] = False
     padded = Examples(tokens.where(mask, 0), mask, counted, {})
     options = replace(PARTIAL, batch_size=6, micro_batch_size=3)
-    plain = sharing_copy(dense, (2, 3))
+    plain = corrected(dense)
     total = torch.zeros(())
     for row, length in zip(tokens, mask.sum(1).tolist(), strict=True):
         ids = row[None, :length]
@@ -95,18 +103,22 @@ def test_what_lies_before_is_run_once(
     dense: PreTrainedModel, text: tuple[Examples, Examples]
 ) -> None:
     student = Student(sharing_copy(dense, (2, 3)), text[0], PARTIAL, dense)
-    runs = 0
-
-    def count(*_: object) -> None:
-        nonlocal runs
-        runs += 1
-
-    student.model.get_submodule("model.layers.1.mlp").register_forward_hook(count)
+    modules = [
+        model.get_submodule(f"model.layers.{layer}.mlp")
+        for model in (student.model, dense)
+        for layer in (1, 2)
+    ]
+    runs = dict.fromkeys(modules, 0)
+    for module in modules:
+        module.register_forward_hook(lambda m, *_: runs.update({m: runs[m] + 1}))
     for step in range(9):  # of 8 examples: all 64, and some of them again
         student.gradients(step)
     for _ in range(2):
         student.evaluate(text[1])
-    assert runs == len(text[0]) + len(text[1])
+    before, _, shared, behind = (runs[module] for module in modules)
+    assert before == len(text[0]) + len(text[1])
+    assert shared == 0, "the dense model has the same one"
+    assert behind == len(text[0])
     assert student.steps_within(0.0, 10) == 0
     student.discard()
 
