@@ -113,7 +113,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 PRESETS = {
     "distillation": FineTuningOptions(),
-    "partial": FineTuningOptions(learning_rate=5e-4, batch_size=4, few_logits=8192, evaluations=6),
+    # Of 40 steps on the demo model, 1.5e-4 learns faster than 5e-4, and that faster than 1e-3.
+    "partial": FineTuningOptions(
+        learning_rate=1.5e-4, batch_size=4, few_logits=8192, evaluations=6
+    ),
     "text": FineTuningOptions(distillation=None),
     # The paper fine-tunes like Shortened LLaMA and LLM-Pruner, whose post_training.py says: rank 8,
     # alpha 16, dropout 0.05 on all seven projections, 1e-4 after 100 steps of warm-up, linear

@@ -73,8 +73,9 @@ class Student:
         self._frozen_head = head or Head()
         self._body = decoder_body(model) if head is not None else model
         self._few: FewLogits | None = None
-        if head is not None and head.weight is not None and options.few_logits:
-            self._few = FewLogits(train, len(head.weight), options.few_logits)
+        count = options.few_logits
+        if count and head is not None and head.weight is not None and count < len(head.weight):
+            self._few = FewLogits(train, len(head.weight), count)
         distils = options.distillation is not None and teacher is not None
         self.teacher = Teacher(teacher, train, self.dtype) if distils and teacher else None
         self.trained: Trained
