@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments.add_argument("--ratio", type=float, default=0.25, help="of the layers that go")
     arguments.add_argument("--windows", type=int, default=32, help="of text")
     arguments.add_argument("--window-length", type=int, default=512, help="in tokens")
-    arguments.add_argument("--method", default="closed-form", help="or lora, distillation")
+    arguments.add_argument("--method", default="closed-form", help="or lora, distillation, partial")
     arguments.add_argument("--minutes", type=float, help="of training")
     arguments.add_argument("--output", type=Path, required=True, help="a directory")
     given = arguments.parse_args(argv)

@@ -389,6 +389,7 @@ def recover(
     text: Text | TextOptions | None = None,
     *,
     method: str = "closed-form",
+    choose: int | None = None,
     held_out: Text | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     num_windows: int = 64,
@@ -413,7 +414,10 @@ def recover(
         text: one half of it is what the method sees, the other measures what it brought; or its
             `TextOptions`.
         method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (output projections by
-            ridge regression, nothing trained), "lora" or "distillation".
+            ridge regression, nothing trained), "lora", "distillation" or "partial" (the last
+            layers themselves).
+        choose: repair so many of the plans that the search of `plan` evaluated, and take the one of
+            lowest loss after that.
         held_out: another text to measure on, whole.
         tokenizer: of a model given as an object; None takes the one saved beside it.
         num_windows, window_length, seed: how much of the text, and its shuffle.
@@ -449,6 +453,7 @@ def recover(
             Path(output),
             plan=plan,
             method=method,
+            choose=choose,
             text=source,
             held_out_source=held_out,
             options=options,

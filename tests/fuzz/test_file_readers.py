@@ -234,7 +234,7 @@ def test_journals_of_evaluations(tmp_path: Path) -> None:
 
 
 def test_states_of_a_training(tmp_path: Path) -> None:
-    state = TrainingState(4, 2, adapters={"a": torch.ones(3)}, losses=[1.0])
+    state = TrainingState(4, 2, weights={"a": torch.ones(3)}, losses=[1.0])
     state.save(tmp_path, KEY)
     valid = (tmp_path / STATE).read_bytes()
 

@@ -45,6 +45,14 @@ def add(sub: CommandParser) -> None:
     methods = "; ".join(f"{name}: {method.text}" for name, method in METHODS.items())
     group = sub.group("recovery")
     add_plan_source(sub, "recovery")
+    rare(
+        group,
+        "--choose",
+        type=int,
+        metavar="N",
+        help="repair the N best plans that the search of --plan evaluated, in closed form, and "
+        "take the one of lowest loss after it",
+    )
     group.add_argument("--method", choices=tuple(METHODS), default="closed-form", help=methods)
     add_text(sub, num_windows=64)
     add_held_out(sub)
@@ -77,7 +85,7 @@ def _add_closed_form(sub: CommandParser) -> None:
 
 def _add_training(sub: CommandParser) -> None:
     """Options of the methods that train; their defaults are the preset's."""
-    group = sub.group("training (lora, distillation); defaults are those of the preset")
+    group = sub.group("training (lora, distillation, partial); defaults are those of the preset")
     for name, option in TRAINING_OPTIONS.items():
         kind = option.kind
         kinds: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.text}
@@ -127,6 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
             plan=plan_source(arguments),
             method=arguments.method,
             text=text_options(arguments),
+            choose=arguments.choose,
             held_out_source=arguments.held_out,
             options=method_options(arguments),
             batch_size=arguments.batch_size,

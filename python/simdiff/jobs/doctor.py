@@ -216,8 +216,8 @@ def _closed_form(model: PreTrainedModel) -> str:
 def _trained(model: PreTrainedModel) -> str:
     check_recoverable(model)
     if importlib.util.find_spec("peft") is None:
-        raise SimdiffError("needs the package peft: pip install 'simdiff-kernels[recover]'")
-    return "lora and distillation"
+        return "partial; lora and distillation need peft (pip install 'simdiff-kernels[recover]')"
+    return "lora, distillation and partial"
 
 
 def _exported(plan: PruningPlan, name: str) -> str:

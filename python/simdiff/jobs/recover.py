@@ -45,6 +45,7 @@ from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import write_card
 from simdiff.recovery.closed_form.streamed import recover_streamed
 from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome, check_options
+from simdiff.recovery.plan_choice import choose_repaired, plans_to_try
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
 from simdiff.recovery.training.losses import LossLog, Told
 from simdiff.recovery.training.state import remove_state
@@ -59,6 +60,7 @@ def recover(
     plan: PruningPlan,
     method: str,
     text: TextOptions,
+    choose: int | None = None,
     held_out_source: Text | None = None,
     options: Mapping[str, Any] | None = None,
     batch_size: int = 8,
@@ -83,6 +85,8 @@ def recover(
         plan: made for this model.
         method: a name in `METHODS`.
         text: its calibration half is what the method sees, its other half is held out.
+        choose: repair so many plans of the search that made this one, and take the best; see
+            `choose_repaired`.
         held_out_source: another text to evaluate on, whole.
         options: of the method, by name.
         batch_size: windows per forward.
@@ -102,6 +106,8 @@ def recover(
     options = dict(options or {})
     check_options(method, options)
     check_batch_size(batch_size)
+    if choose is not None:
+        plans_to_try(plan, choose)
     check_new_path(directory.absolute(), overwrite, Kind.MODEL)
     if Path(name, "config.json").is_file():
         check_output(Path(name), directory)
@@ -117,8 +123,13 @@ def recover(
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     check_room(directory, model, len(plan.removed))
+    if choose is not None:
+        refuse_streamed(model, "choose", "a streamed model takes the plan as it is")
     cut = None if stream_of(model) is None else _cut_of_files(name, model, plan, method)
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
+    tried: list[dict[str, Any]] = []
+    if choose is not None:
+        plan, tried = choose_repaired(model, plan, calibration.tokens, choose, batch_size)
     losses = LossLog(training.with_name(directory.name + ".losses.jsonl"), told)
     context = RecoveryContext(tokenizer, calibration.identity.to_dict(), training, losses)
     finished = partial(new_directory, directory, overwrite, Kind.MODEL, finished=True)
@@ -134,6 +145,8 @@ def recover(
                 batch_size=batch_size,
                 context=context,
             )
+            if tried:
+                record = replace(record, details=record.details | {"plans": tried})
             scratch = stack.enter_context(finished())
             write_recovered(pruned, tokenizer, plan, record, scratch, name)
         else:

@@ -126,6 +126,14 @@ METHODS = {
         "distill",
         "check",
     ),
+    "partial": Method(
+        "the layers behind the cut themselves, the norm behind them and a head that is not the "
+        "embedding too, trained on the dense model's predictions; what lies before is run once",
+        _TRAINED,
+        option_names("partial"),
+        "train_last_layers",
+        "check",
+    ),
 }
 
 

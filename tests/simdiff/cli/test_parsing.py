@@ -137,7 +137,10 @@ def test_options_of_training_stand_in_one_place() -> None:
     assert set(TRAINING_OPTIONS) <= taken
     every = {name for method in TRAINING_PRESETS for name in METHODS[method].options}
     assert every == set(TRAINING_OPTIONS)
-    assert {"distillation_weight", "temperature"} == every - set(METHODS["lora"].options)
+    taught = {"distillation_weight", "temperature"}
+    assert taught | {"last_layers"} == every - set(METHODS["lora"].options)
+    adapters = {"rank", "lora_alpha", "dropout", "targets"}
+    assert adapters == every - set(METHODS["partial"].options)
     for part, kind in (
         ("", FineTuningOptions),
         ("lora", LoraOptions),

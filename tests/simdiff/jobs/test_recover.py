@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,27 @@ def test_the_checkpoint_is_stock_and_verifies(
     ids = parts[1].tokens.to(ours.device)
     with torch.no_grad():
         assert torch.equal(theirs(input_ids=ids).logits, ours(input_ids=ids).logits)
+
+
+def test_the_plan_that_is_best_once_repaired(
+    tiny_checkpoint: Path, llama: PreTrainedModel, tiny_text: Path, tmp_path: Path, capsys
+) -> None:
+    """Of the plans that the search evaluated; plan.json and the record say which it was."""
+    plans = [(4, 1), (2, 3)]
+    rows = tuple({"removed": list(p), "nll": 1.0, "num_windows": 1} for p in plans)
+    file, out = tmp_path / "searched.json", tmp_path / "recovered"
+    replace(plan_of(llama), candidates=rows).save(file)
+    command = ("recover", tiny_checkpoint, "--plan", file, "--text", tiny_text, *SMALL, "-o", out)
+    assert simdiff(*command, "--choose", "1") == 2
+    assert "choose must be at least 2 plans, got 1" in capsys.readouterr().err
+    assert simdiff(*command, "--choose", "2") == 0
+    tried = RecoveryRecord.load(out / RECORD).details["plans"]
+    assert [tuple(one["removed"]) for one in tried] == plans
+    best = min(tried, key=lambda one: one["nll"])
+    plan = PruningPlan.load(out / "plan.json")
+    assert list(plan.removed) == best["removed"]
+    assert "chosen among 2 plans of the search" in plan.notes[-1]
+    assert faults(verify(out, str(tiny_checkpoint))) == {}
 
 
 def damage(directory: Path, name: str) -> None:

@@ -6,9 +6,9 @@ its logits t:
     loss = (1 − w) CE(y, softmax z) + w T² KL(softmax(t / T) ‖ softmax(z / T))
     ∂loss / ∂z = (1 − w) (softmax z − 1_y) + w T (softmax(z / T) − softmax(t / T))
 
-over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531, section 2). The head is not
-trained, so its gradient is not needed. The gradient of its input is computed together with the
-loss: logits exist for a few tokens at a time (`ROWS`) and are computed once.
+over the whole vocabulary (Hinton et al. 2015, arXiv 1503.02531, section 2). The gradients of the
+head's input, and of a head that is trained, are computed together with the loss: logits exist for a
+few tokens at a time (`ROWS`) and are computed once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROWS = {"cpu": 64, "cuda": 512}
 
 @dataclass(frozen=True)
 class Head:
-    """A linear map to logits that is not trained; without a weight its inputs are logits."""
+    """A linear map to logits; without a weight its inputs are logits."""
 
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -116,7 +116,7 @@ def head_loss(
     teacher_head: Head | None = None,
     distillation: Distillation | None = None,
 ) -> HeadLoss:
-    """The loss of predicting `labels`, differentiable in `states` alone.
+    """The loss of predicting `labels`, differentiable in `states`, and in a head that is trained.
 
     Args:
         states: inputs of the head `(num_tokens, hidden_size)`, or logits.
@@ -128,7 +128,7 @@ def head_loss(
     teacher = None
     if distillation is not None and distillation.weight > 0 and teacher_states is not None:
         teacher = (teacher_states, teacher_head or Head(), distillation)
-    loss, entropy = _HeadLoss.apply(states, labels, head, teacher)
+    loss, entropy = _HeadLoss.apply(states, head.weight, head.bias, labels, teacher)
     return HeadLoss(loss, float(entropy))
 
 
@@ -139,11 +139,13 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         states: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
         labels: Tensor,
-        head: Head,
         teacher: tuple[Tensor, Head, Distillation] | None,
     ) -> tuple[Tensor, Tensor]:
-        gradient = torch.empty_like(states)
+        head, gradient = Head(weight, bias), torch.empty_like(states)
+        of_head = _HeadGradient(head, *ctx.needs_input_grad[1:3])
         loss = torch.zeros((), dtype=torch.float64, device=states.device)
         entropy = torch.zeros_like(loss)
         count = ROWS.get(states.device.type, ROWS["cpu"])
@@ -160,14 +162,34 @@ class _HeadLoss(torch.autograd.Function):
             loss += some.double()
             entropy += own.double()
             gradient[rows] = head.backward(slope)
-        ctx.save_for_backward(gradient)
+            of_head.add(slope, states[rows])
+        ctx.save_for_backward(gradient, of_head.weight, of_head.bias)
         ctx.mark_non_differentiable(entropy)
         return loss, entropy
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None, None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
+        return (*gradients, None, None)
+
+
+class _HeadGradient:
+    """The gradient of a head, added up over its tokens; None where it is not wanted."""
+
+    def __init__(self, head: Head, of_weight: bool, of_bias: bool) -> None:
+        self.weight = _zeros(head.weight) if of_weight and head.weight is not None else None
+        self.bias = _zeros(head.bias) if of_bias and head.bias is not None else None
+
+    def add(self, slope: Tensor, states: Tensor) -> None:
+        if self.weight is not None:
+            self.weight += slope.T @ states.to(slope)
+        if self.bias is not None:
+            self.bias += slope.sum(0)
+
+
+def _zeros(values: Tensor) -> Tensor:
+    """Zeros like these in at least float32: they are added up."""
+    return torch.zeros_like(values, dtype=torch.promote_types(values.dtype, torch.float32))
 
 
 def _loss_of_logits(

@@ -1,9 +1,9 @@
-"""Recovery by training: adapters on the kept layers learn from text or from the dense model.
+"""Recovery by training: layers that stay learn from text or from the dense model.
 
-The adapters (`lora`) are trained on examples of the calibration half of a text. Other examples of
-it are set apart; they choose the best weights and end the training. The result are the merged
-weights of the best evaluation. The first evaluation is that of the model before training, so the
-result is never worse on the examples set apart.
+Adapters (`lora`), or the last layers themselves (`last_layers`), are trained on examples of the
+calibration half of a text. Other examples of it are set apart; they choose the best weights and end
+the training. The result are the merged weights of the best evaluation. The first evaluation is that
+of the model before training, so the result is never worse on the examples set apart.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class FineTuning:
     """One entry per evaluation: step, tokens, seconds, learning_rate, train_loss and set_apart_loss
     in nats per token, set_apart_perplexity."""
     num_trained: int
-    """Number of parameters of the adapters."""
+    """Number of parameters that were trained, those of adapters where there are any."""
     targets: tuple[str, ...]
-    """Names of the projections that had adapters."""
+    """Names of the projections that had adapters, or of the parameters that were trained."""
     compute_dtype: str
     notes: tuple[str, ...] = ()
 
@@ -104,7 +104,8 @@ def fine_tune(
         KeyboardInterrupt: raised after the state was written.
     """
     options.check()
-    require_peft()
+    if options.last_layers is None:
+        require_peft()
     if options.distillation is not None and teacher is None:
         raise SimdiffError("fine-tuning: distillation needs the dense model as teacher, got none")
     check_windows(model, [train.tokens, set_apart.tokens], "recover")
@@ -125,7 +126,7 @@ def fine_tune(
         except BaseException:
             student.discard()
             raise
-        student.finish(run.state.best_adapters)
+        student.finish(run.state.best_weights)
     return result
 
 
@@ -149,7 +150,7 @@ class _TrainingRun:
         self.state = found or TrainingState(num_steps=0, evaluate_every=0)
         self._fresh = found is None
         if found is not None:
-            student.adapters.load(found.adapters)
+            student.trained.load(found.weights)
             student.optimizer.load_state_dict(found.optimizer)
             set_random_states(found.random, student.device)
 
@@ -183,8 +184,10 @@ class _TrainingRun:
         """Evaluate the model before training, and fix the number of steps."""
         state, options = self.state, self.options
         start = time.perf_counter()
+        self.student.read(self._set_apart)
+        begun = time.perf_counter()
         loss = self.student.evaluate(self._set_apart)
-        evaluation = time.perf_counter() - start
+        evaluation = time.perf_counter() - begun
         if not math.isfinite(loss):
             raise SimdiffError(
                 f"fine-tuning: the loss must be finite before training, got {loss} on the examples "
@@ -193,7 +196,8 @@ class _TrainingRun:
         epochs = math.ceil(options.epochs * len(self.student.train) / options.batch_size)
         state.num_steps = options.steps or epochs
         if options.max_minutes is not None:
-            budget = 60 * options.max_minutes * _MARGIN - (1 + options.evaluations) * evaluation
+            budget = 60 * options.max_minutes * _MARGIN - (begun - start)
+            budget -= (1 + options.evaluations) * evaluation
             fits = self.student.steps_within(budget, state.num_steps)
             if fits < 1:
                 raise SimdiffError(
@@ -242,14 +246,14 @@ class _TrainingRun:
             state.stopped = EARLY
 
     def _keep(self, loss: float, train_loss: float | None, rate: float) -> None:
-        """Add a point to the curve, and store the adapters if they are the best so far."""
+        """Add a point to the curve, and store the weights if they are the best so far."""
         state = self.state
         self._losses.add(state.step, set_apart_loss=loss)
         state.losses = []
         state.waited += 1
         if loss < state.best_loss:
             state.best_loss, state.best_step, state.waited = loss, state.step, 0
-            state.best_adapters = self.student.adapters.state()
+            state.best_weights = self.student.trained.state()
         state.curve.append(
             {
                 "step": state.step,
@@ -292,8 +296,8 @@ class _TrainingRun:
             stopped=state.stopped,
             seconds=state.seconds,
             curve=tuple(state.curve),
-            num_trained=sum(p.numel() for p in self.student.adapters.parameters().values()),
-            targets=self.student.adapters.targets,
+            num_trained=sum(p.numel() for p in self.student.trained.parameters().values()),
+            targets=self.student.trained.targets,
             compute_dtype=str(self.student.dtype).removeprefix("torch."),
             notes=notes,
         )

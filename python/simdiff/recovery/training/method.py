@@ -1,4 +1,4 @@
-"""The methods `lora` and `distillation` of `simdiff recover`."""
+"""The methods of `simdiff recover` that train: `lora`, `distillation` and `partial`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from simdiff.recovery.training.data import (
     read_instructions,
     training_examples,
 )
+from simdiff.recovery.training.last_layers import LEAST
 from simdiff.recovery.training.loop import FineTuning, fine_tune
 from simdiff.recovery.training.lora import require_peft
 from simdiff.recovery.training.option_table import STARTS, TRAINING_PRESETS, parts_of
@@ -60,6 +61,8 @@ def _recover(
             "nothing to recover"
         )
     recipe, start, text = check(method, options)
+    if method == "partial" and recipe.last_layers is None:
+        recipe = replace(recipe, last_layers=_layers_behind(plan))
     examples = _examples(windows, recipe, context, text)
     train, set_apart = examples.set_apart(min(recipe.set_apart, max(1, len(examples) // 4)))
     begun = None
@@ -79,6 +82,8 @@ def _recover(
 
 train_on_text: Recover = functools.partial(_recover, "lora")
 """LoRA on the text or on instructions; see `simdiff.recovery.methods.Recover`."""
+train_last_layers: Recover = functools.partial(_recover, "partial")
+"""The last layers and the head themselves; see `simdiff.recovery.methods.Recover`."""
 distill: Recover = functools.partial(_recover, "distillation")
 """LoRA taught by the dense model's predictions; see `simdiff.recovery.methods.Recover`."""
 
@@ -89,7 +94,8 @@ def check(method: str, options: Mapping[str, Any]) -> tuple[FineTuningOptions, s
     Raises:
         SimdiffError: `peft` is missing, an option is impossible, or the text cannot be read.
     """
-    require_peft()
+    if method != "partial":
+        require_peft()
     given = dict(options)
     name, start = given.pop("preset", None), given.pop("start", None)
     text = {key: given.pop(key) for key in _TEXT_OPTIONS if key in given}
@@ -120,6 +126,12 @@ def training_recipe(method: str, name: str | None, changes: Mapping[str, Any]) -
     if isinstance(changes.get("targets"), str):
         changes["targets"] = tuple(part for part in changes["targets"].split(",") if part)
     return preset(name, **changes)
+
+
+def _layers_behind(plan: PruningPlan) -> int:
+    """How many layers stay behind the first cut; where these are few, three or all there are."""
+    behind = sum(layer > min(plan.removed) for layer in plan.kept)
+    return min(len(plan.kept), max(behind, LEAST))
 
 
 def _examples(
@@ -200,11 +212,18 @@ def _outcome(
     how = "the text's next tokens" if recipe.distillation is None else "the dense model's logits"
     before = () if begun is None else begun.notes
     after = "" if begun is None else f" after the closed form ({begun.formula})"
+    what = f"the last {recipe.last_layers} layers with what lies behind them, trained on {how}"
+    lora: dict[str, Any] = {}
+    if recipe.last_layers is None:
+        what = (
+            f"W + (alpha / rank) B A on {len(result.targets)} projections, A and B trained on {how}"
+        )
+        lora = {name: getattr(recipe.lora, field) for name, field in parts_of("lora").items()}
+        lora["targets"] = ",".join(recipe.lora.targets) or None
     settings: dict[str, Any] = {
         "start": start,
         "steps": result.num_steps,  # the number that epochs or minutes gave, so that it repeats
-        **{name: getattr(recipe.lora, field) for name, field in parts_of("lora").items()},
-        "targets": ",".join(recipe.lora.targets) or None,
+        **lora,
         **{
             name: getattr(recipe, field)
             for name, field in parts_of("").items()
@@ -216,8 +235,7 @@ def _outcome(
         for name, field in parts_of("distillation").items():
             settings[name] = getattr(recipe.distillation, field)
     return RecoveryOutcome(
-        formula=f"W + (alpha / rank) B A on {len(result.targets)} projections, A and B trained on "
-        f"{how}{after}",
+        formula=what + after,
         settings={key: value for key, value in settings.items() if value is not None},
         details={
             "training": result.to_dict(),

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 STARTS = ("closed-form", "cut")
 """What training starts from."""
-TRAINING_PRESETS = {"lora": ("text", "paper"), "distillation": ("distillation",)}
+TRAINING_PRESETS = {
+    "lora": ("text", "paper"),
+    "distillation": ("distillation",),
+    "partial": ("partial",),
+}
 """Recipes of the methods that train, the default first."""
 SCHEDULES = ("cosine", "linear", "constant")
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -27,13 +31,17 @@ class TrainingOption:
     field: str = ""
     """Of `FineTuningOptions`, or of what it holds ("lora.rank"); empty for what the method reads
     itself."""
-    methods: tuple[str, ...] = ("lora", "distillation")
+    methods: tuple[str, ...] = ("lora", "distillation", "partial")
+
+
+_ADAPTERS = ("lora", "distillation")
+_TAUGHT = ("distillation", "partial")
 
 
 TRAINING_OPTIONS = {
     "preset": TrainingOption(
         tuple(name for names in TRAINING_PRESETS.values() for name in names),
-        "recipe that the other options change: text and paper of lora, distillation",
+        "recipe that the other options change: text and paper of lora, distillation, partial",
     ),
     "start": TrainingOption(
         STARTS,
@@ -54,23 +62,32 @@ TRAINING_OPTIONS = {
     "train_seed": TrainingOption(
         int, "seed of the training alone: adapters, dropout and the order of examples", "seed"
     ),
-    "rank": TrainingOption(int, "rank of the adapters", "lora.rank"),
+    "rank": TrainingOption(int, "rank of the adapters", "lora.rank", _ADAPTERS),
     "lora_alpha": TrainingOption(
-        float, "the adapters' output is multiplied by lora-alpha / rank", "lora.alpha"
+        float, "the adapters' output is multiplied by lora-alpha / rank", "lora.alpha", _ADAPTERS
     ),
-    "dropout": TrainingOption(float, "dropout of an adapter's input", "lora.dropout"),
+    "dropout": TrainingOption(float, "dropout of an adapter's input", "lora.dropout", _ADAPTERS),
     "targets": TrainingOption(
-        str, "last names of the projections, by commas (default: all linear ones)", "lora.targets"
+        str,
+        "last names of the projections, by commas (default: all linear ones)",
+        "lora.targets",
+        _ADAPTERS,
     ),
     "distillation_weight": TrainingOption(
         float,
         "share of the divergence from the dense model in the loss, 0 to 1; the rest is the "
         "cross-entropy of the text",
         "distillation.weight",
-        ("distillation",),
+        _TAUGHT,
     ),
     "temperature": TrainingOption(
-        float, "temperature of both distributions", "distillation.temperature", ("distillation",)
+        float, "temperature of both distributions", "distillation.temperature", _TAUGHT
+    ),
+    "last_layers": TrainingOption(
+        int,
+        "train so many of the last layers (default: those behind the first cut, at least 3)",
+        "last_layers",
+        ("partial",),
     ),
     "epochs": TrainingOption(float, "passes over the examples", "epochs"),
     "steps": TrainingOption(int, "number of updates, instead of epochs", "steps"),
@@ -101,6 +118,12 @@ TRAINING_OPTIONS = {
         float,
         "minutes between states that an interrupted training goes on from",
         "checkpoint_minutes",
+    ),
+    "few_logits": TrainingOption(
+        int,
+        "compute a step's loss on about so many tokens of the vocabulary: frequent ones and some "
+        "of the others, drawn anew each time, which stand for the rest",
+        "few_logits",
     ),
     "gradient_checkpointing": TrainingOption(
         bool, "compute activations twice instead of keeping them", "gradient_checkpointing"

@@ -16,6 +16,9 @@ class FineTuningOptions:
     """Every number that training depends on besides model and text."""
 
     lora: LoraOptions = field(default_factory=LoraOptions)
+    last_layers: int | None = None
+    """So many of the last layers are trained themselves, with norm and head; None trains adapters
+    on all layers."""
     distillation: Distillation | None = field(default_factory=Distillation)
     """None learns from the text alone."""
     length: int = 256
@@ -43,6 +46,9 @@ class FineTuningOptions:
     """Evaluations without a new best after which training ends; 0 never ends it."""
     checkpoint_minutes: float = 2.0
     """Between states that an interrupted run goes on from; 0 writes one after every step."""
+    few_logits: int | None = None
+    """Tokens of the vocabulary on which a step computes its loss, see `few_logits`; None takes
+    all. Evaluations take all."""
     gradient_checkpointing: bool = False
     compute_dtype: str = "auto"
     """Of the products: "float32", "bfloat16", or "auto", which is bfloat16 where it is fast."""
@@ -65,7 +71,9 @@ class FineTuningOptions:
             ("patience", self.patience, 0),
             ("weight_decay", self.weight_decay, 0),
             ("checkpoint_minutes", self.checkpoint_minutes, 0),
-            ("steps", self.steps or 1, 1),
+            ("steps", 1 if self.steps is None else self.steps, 1),
+            ("few_logits", 4 if self.few_logits is None else self.few_logits, 4),
+            ("last_layers", 1 if self.last_layers is None else self.last_layers, 1),
         )
         for name, value, lowest in least:
             if not lowest <= value < math.inf:
@@ -105,6 +113,10 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 PRESETS = {
     "distillation": FineTuningOptions(),
+    # Of 40 steps on the demo model, 1.5e-4 learns faster than 5e-4, and that faster than 1e-3.
+    "partial": FineTuningOptions(
+        learning_rate=1.5e-4, batch_size=4, few_logits=8192, evaluations=6
+    ),
     "text": FineTuningOptions(distillation=None),
     # The paper fine-tunes like Shortened LLaMA and LLM-Pruner, whose post_training.py says: rank 8,
     # alpha 16, dropout 0.05 on all seven projections, 1e-4 after 100 steps of warm-up, linear

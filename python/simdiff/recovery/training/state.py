@@ -21,12 +21,12 @@ from simdiff.io.outputs import held_directory, write_bytes
 STATE = "training.pt"
 START = "start.safetensors"
 """File of the weights from which training started, if they are not those of the plain cut."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass
 class TrainingState:
-    """Everything on which the next step depends, and the best adapters so far.
+    """Everything on which the next step depends, and the best weights so far.
 
     The position in the data follows from `step`, the learning rate from `step` and `num_steps`.
     """
@@ -44,11 +44,12 @@ class TrainingState:
     """Number of evaluations since the best one."""
     seconds: float = 0.0
     """Seconds spent in training, over all calls."""
-    adapters: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of what is trained."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
     """States of torch's generators, see `random_states`."""
-    best_adapters: dict[str, Tensor] = field(default_factory=dict)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_step: int = 0
     best_loss: float = float("inf")
     curve: list[dict[str, Any]] = field(default_factory=list)

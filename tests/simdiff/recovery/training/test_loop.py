@@ -64,16 +64,19 @@ def test_seeds(dense: PreTrainedModel, text: tuple[Examples, Examples]) -> None:
     assert not equal(first, weights(trained(dense, text, replace(SMALL, seed=1))[0]))
 
 
-@pytest.mark.parametrize("call", [2, 9, 20, 33])
+@pytest.mark.parametrize(("call", "last"), [(2, None), (9, 2), (20, None), (33, 2)])
 def test_interrupted_anywhere_it_gives_the_same_weights(
     dense: PreTrainedModel,
     text: tuple[Examples, Examples],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     call: int,
+    last: int | None,
 ) -> None:
     """Stopped within the n-th forward; states are written every few steps only."""
-    options = replace(SMALL, steps=10, checkpoint_minutes=0)
+    options = replace(SMALL, steps=10, checkpoint_minutes=0, last_layers=last)
+    if last is not None:
+        options = replace(options, few_logits=24, learning_rate=3e-3)
     wanted, whole = trained(dense, text, options)
     left = call
     loss = Student._loss

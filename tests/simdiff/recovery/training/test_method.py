@@ -102,6 +102,29 @@ def test_distillation(given: tuple[object, ...], tmp_path: Path, capsys) -> None
         assert words in command
 
 
+def test_the_last_layers_themselves(
+    given: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those behind the cut, without peft; the command of the card says how many."""
+    monkeypatch.setitem(sys.modules, "peft", None)
+    out, words = tmp_path / "out", list(given)
+    at = words.index("--rank")
+    del words[at : at + 2]
+    assert simdiff(*words, "--method", "partial", "--steps", "12", "-o", out) == 0
+    assert [check.line() for check in verify(out, str(given[1])) if check.passed is False] == []
+    record = RecoveryRecord.load(out / "recovery.json")
+    share = record.recovered_share
+    assert share is not None
+    assert share > 0.4, "on text that nothing was trained on"
+    assert record.settings["last_layers"] == 3, "two lie behind the cut"
+    assert "rank" not in record.settings
+    assert "lm_head.weight" in record.changed
+    assert "model.layers.0.mlp.up_proj.weight" not in record.changed
+    card = (out / "README.md").read_text()
+    command = next(line for line in card.splitlines() if "--method partial" in line)
+    assert "--last-layers 3" in command
+
+
 def test_the_card_repeats_it(given: tuple[object, ...], tmp_path: Path) -> None:
     """The command that the card gives makes the same weights; a flag is repeated as a flag."""
     out, again = tmp_path / "out", tmp_path / "again"
@@ -210,6 +233,7 @@ def test_what_another_run_left(given: tuple[object, ...], tmp_path: Path, capsys
         (("--method", "lora", "--preset", "distillation"), "must be one of text, paper"),
         (("--method", "lora", "--targets", "x_proj"), "got x_proj"),
         (("--method", "distillation", "--rank", "0"), "rank must be at least 1"),
+        (("--method", "lora", "--last-layers", "2"), "last_layers of another method"),
         (("--method", "lora", "--training-text", "none.jsonl"), "none.jsonl"),
         (("--method", "lora", "--train-length", "100000"), "one window of 100000 tokens"),
     ],

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.recovery.training import step as training_step
 from simdiff.recovery.training.data import Examples, batch_indices
+from simdiff.recovery.training.example_states import ExampleStates
 from simdiff.recovery.training.options import FineTuningOptions
 from simdiff.recovery.training.step import Student
 from simdiff.surgery.copies import sharing_copy
@@ -41,21 +42,20 @@ def test_steps_that_fit(
     keeps: bool | None, seconds: float, most: int, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    teacher = SimpleNamespace(seconds=7.0, num_read=100, keeps=keeps, forget=lambda: None)
+    teacher = ExampleStates(lambda _: torch.empty(0), range(20), None, torch.device("cpu"))
+    teacher.seconds, teacher.num_read, teacher.keeps = 7.0, 100, bool(keeps)
     student = object.__new__(Student)
+    student._last = None
     student.device, student._options = torch.device("cpu"), SMALL
     student.train, student.optimizer = range(20), SimpleNamespace(zero_grad=lambda: None)
     student.teacher = None if keeps is None else teacher
-
-    def forget() -> None:
-        teacher.seconds, teacher.num_read = 0.0, 0
 
     def step(number: int) -> None:
         nonlocal now
         now += (50.0, 3.0)[number]
         teacher.seconds, teacher.num_read = teacher.seconds + 1, teacher.num_read + 8
 
-    teacher.forget, student.gradients = forget, step
+    student.gradients = step
     monkeypatch.setattr(training_step, "time", SimpleNamespace(perf_counter=lambda: now))
     assert SMALL.batch_size == 8
     assert student.steps_within(seconds, most) == wanted
@@ -76,11 +76,11 @@ def gradients(
     student = Student(pruned, train, options, dense)
     assert recomputes(pruned) is options.gradient_checkpointing
     with torch.no_grad():
-        for name, parameter in student.adapters.parameters().items():
+        for name, parameter in student.trained.parameters().items():
             if "lora_B" in name:  # else A has no gradient yet
                 parameter.normal_(std=0.1)
     student.gradients(0)
-    found = {name: p.grad.clone() for name, p in student.adapters.parameters().items()}
+    found = {name: p.grad.clone() for name, p in student.trained.parameters().items()}
     student.discard()
     assert not recomputes(pruned)
     assert not pruned.training
@@ -158,7 +158,7 @@ def test_dtype_of_products(
 def test_the_teacher_reads_an_example_once(
     dense: PreTrainedModel, text: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simdiff.recovery.training import teacher as module
+    from simdiff.recovery.training import example_states as module
 
     student = Student(sharing_copy(dense, (2, 3)), text[0], SMALL, dense)
     assert student.teacher is not None
