@@ -36,7 +36,8 @@ from simdiff.evaluation.text_perplexity import (
 )
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
-from simdiff.models.identity import model_identity, stored_cut
+from simdiff.models.files import same_weights
+from simdiff.models.identity import stored_cut, told_by
 from simdiff.models.loading import find_model, load_model
 from simdiff.models.running import evaluating
 from simdiff.models.streamed import StreamOptions
@@ -139,8 +140,8 @@ class ModelQuality:
     tasks: dict[str, TaskScore]
     cut: dict[str, Any] = field(default_factory=dict)
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
-    fingerprint: str | None = None
-    """Of `simdiff.models.identity.model_identity`; None where the decoder layers are not found."""
+    told_by: dict[str, Any] = field(default_factory=dict)
+    """Fingerprint and weights, see `simdiff.models.identity.told_by`."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Quality:
         result: dict[str, Any] = {
             "num_parameters": model.num_parameters,
             "dtype": model.dtype,
-            **({} if model.fingerprint is None else {"fingerprint": model.fingerprint}),
+            **model.told_by,
             **model.cut,
         }
         if model.perplexity is not None:
@@ -289,18 +290,11 @@ def evaluate_models(
                     quality,
                     scores,
                     subject.cut,
-                    _fingerprint(model),
+                    told_by(model),
                 )
             )
             del model
     return Quality(measured, None if loaded is None else loaded.identity())
-
-
-def _fingerprint(model: PreTrainedModel) -> str | None:
-    try:
-        return str(model_identity(model, "")["fingerprint"])
-    except SimdiffError:
-        return None
 
 
 def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRatio | None:
@@ -320,6 +314,11 @@ def _notes(quality: Quality) -> Iterator[str]:
             yield (
                 f"{model.name} reads the text as other tokens than {dense.name}: perplexities per "
                 "token cannot be compared"
+            )
+        if same_weights({"weights": model.cut.get("cut_from_weights")}, dense.told_by) is False:
+            yield (
+                f"{model.name} was cut from a model of other weights than {dense.name}, such as "
+                "a fine-tuned version: what it lost is not the cut's alone"
             )
     if quality.tasks is None:
         return

@@ -35,7 +35,7 @@ from simdiff.io.safetensors_header import StoredTensor
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.jobs.room import check_room
 from simdiff.models.config import quantization
-from simdiff.models.identity import check_same_model
+from simdiff.models.identity import check_same_model, model_identity
 from simdiff.models.loading import load_config, load_model
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import StreamOptions, stream_of
@@ -117,6 +117,7 @@ def recover(
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     check_room(directory, model, len(plan.removed))
+    identity = model_identity(model, name)
     cut = None if stream_of(model) is None else _cut_of_files(name, model, plan, method)
     calibration, held_out = both_parts(text, tokenizer, held_out_source)
     losses = LossLog(training.with_name(directory.name + ".losses.jsonl"), told)
@@ -134,12 +135,14 @@ def recover(
                 batch_size=batch_size,
                 context=context,
             )
+            record = replace(record, model=identity)
             scratch = stack.enter_context(finished())
             write_recovered(pruned, tokenizer, plan, record, scratch, name)
         else:
             record = recovered_streamed(
                 model, plan, calibration, held_out, options=options, batch_size=batch_size
             )
+            record = replace(record, model=identity)
             scratch = stack.enter_context(finished())
             write_cut(cut.with_tensors(_replaced(model)), scratch)
             _write_words(record, plan, scratch, name)

@@ -249,7 +249,11 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
             **{
                 f"model {_FACTS.get(key, key)}": value
                 for key, value in plan.model.items()
-                if not isinstance(value, list)
+                if not isinstance(value, (list, dict))
+            },
+            **{
+                f"model weights, by {key}": value
+                for key, value in (plan.model.get("weights") or {}).items()
             },
             **{f"calibration {key}": value for key, value in plan.calibration.items()},
         }
