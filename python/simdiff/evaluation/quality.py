@@ -17,6 +17,7 @@ from simdiff.data.documents import Text, check_text
 from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.known_text import unknown_text
 from simdiff.evaluation.task_scores import (
     CHANCE_ERRORS,
     TaskAverage,
@@ -142,6 +143,8 @@ class ModelQuality:
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
     told_by: dict[str, Any] = field(default_factory=dict)
     """Fingerprint and weights, see `simdiff.models.identity.told_by`."""
+    unknown: str | None = None
+    """See `simdiff.evaluation.known_text.unknown_text`."""
 
 
 @dataclass(frozen=True)
@@ -272,11 +275,13 @@ def evaluate_models(
     measured: list[ModelQuality] = []
     for subject in subjects:
         with subject.opened() as (model, tokenizer):
-            part = quality = None
+            part = quality = unknown = None
             if text is not None:
                 part = text.read(tokenizer, tell=not measured)
                 description = f"perplexity, {subject.name}"
                 quality = text_perplexity(model, part, description=description, sums=subject.sums)
+                length = part.identity["window_length"]
+                unknown = unknown_text(quality.nll, part.tokens, length, tokenizer, subject.name)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
                 refuse_streamed(model, "a task of lm_eval", "give --text alone")
@@ -291,6 +296,7 @@ def evaluate_models(
                     scores,
                     subject.cut,
                     told_by(model),
+                    unknown,
                 )
             )
             del model
@@ -309,6 +315,8 @@ def _notes(quality: Quality) -> Iterator[str]:
     text = dense.text
     if text is not None:
         yield _text_note(text, dense.perplexity)
+    if dense.unknown is not None:
+        yield dense.unknown
     for model in quality.models[1:]:
         if model.text != text:
             yield (

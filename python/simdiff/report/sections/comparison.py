@@ -216,7 +216,11 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
         **{
             f"model {key}": value
             for key, value in known["model"].items()
-            if not isinstance(value, list)
+            if not isinstance(value, (list, dict))
+        },
+        **{
+            f"model weights, by {key}": value
+            for key, value in (known["model"].get("weights") or {}).items()
         },
         **{f"calibration {key}": value for key, value in known["calibration"].items()},
         **{f"held-out {key}": value for key, value in known["held_out"].items()},
