@@ -48,6 +48,7 @@ from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome, check_opt
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
 from simdiff.recovery.training.losses import LossLog, Told
 from simdiff.recovery.training.state import remove_state
+from simdiff.report.page import write_recovery
 from simdiff.surgery.copies import sharing_copy
 from simdiff.surgery.layers import layers_removed
 
@@ -73,9 +74,10 @@ def recover(
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
-    `directory` appears whole or not at all: weights, tokenizer, plan.json, recovery.json and the
-    model card. Perplexity of the dense, the plainly cut and the recovered model is measured on
-    held-out text; a result that is worse than the plain cut says so in its notes and its card.
+    `directory` appears whole or not at all: weights, tokenizer, plan.json, recovery.json, the
+    model card and a page (report.html). Perplexity of the dense, the plainly cut and the recovered
+    model is measured on held-out text; a result that is worse than the plain cut says so in its
+    notes and its card.
 
     Args:
         name: the dense model: a local directory, a hub name, or "demo".
@@ -342,3 +344,4 @@ def write_recovered(
 def _write_words(record: RecoveryRecord, plan: PruningPlan, directory: Path, source: str) -> None:
     record.save(directory / RECORD)
     write_card(directory, plan, source, recovery=record)
+    write_recovery(directory)

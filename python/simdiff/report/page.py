@@ -32,6 +32,7 @@ from simdiff.scoring.scores import LayerScores
 if TYPE_CHECKING:
     from simdiff.comparison.results import Comparison
 
+REPORT = "report.html"
 # What stands for some keys of a model's identity.
 _FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
 
@@ -41,7 +42,17 @@ def write_report(
 ) -> None:
     """Write report.html into the directory of a run."""
     sources = ReportSources(plan, scores, results, model_path=model_path(directory))
-    (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
+    (directory / REPORT).write_text(render_page(sources), encoding="utf-8")
+
+
+def write_recovery(directory: Path) -> None:
+    """Write report.html into the directory of a recovered model, from the files there."""
+    (directory / REPORT).write_text(report_page(directory), encoding="utf-8")
+
+
+def bench_page(content: Mapping[str, Any]) -> str:
+    """The page of a benchmark's results."""
+    return render_page(ReportSources(bench=content))
 
 
 def write_comparison(directory: Path, comparison: Comparison) -> None:
