@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from simdiff.cli.options import add_model, add_output, add_source, text_of
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, layer_list, rare
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_file, write_new
 
@@ -211,15 +211,15 @@ def _models(
     """Both models, their names, the removed layers where they are known, and the tokenizer."""
     from simdiff.jobs.plans import check_depth, fitted, read_plan
     from simdiff.models.identity import check_same_model, stored_cut
-    from simdiff.models.loading import load_model
+    from simdiff.models.loading import load_config, load_model, source_directory
     from simdiff.surgery.copies import sharing_copy
 
     plan = None
     if arguments.pruned is None:
         plan = read_plan(arguments.remove if arguments.plan is None else arguments.plan)
         check_depth(plan, arguments.model)
+    protocol.check(load_config(source_directory(arguments.model)))
     dense, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    protocol.check(dense)
     if arguments.pruned is not None:
         pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
         removed = stored_cut(arguments.pruned).get("removed")
@@ -227,7 +227,7 @@ def _models(
     assert plan is not None
     plan = fitted(plan, dense, arguments.model)
     check_same_model(dense, plan.model, "plan")
-    name = f"{arguments.model} without {len(plan.removed)} layers"
+    name = f"{arguments.model} without {number_of(len(plan.removed), 'layer')}"
     pruned = sharing_copy(dense, plan.removed)
     return dense, pruned, (arguments.model, name), plan.removed, tokenizer
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.data.documents import Text, check_text
 from simdiff.data.text_options import tell_fewer
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.evaluation.intervals import paired_mean_loss
 from simdiff.evaluation.known_text import unknown_text
 from simdiff.evaluation.task_scores import (
@@ -346,8 +346,9 @@ def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> st
     runs = 0 if perplexity is None else perplexity.num_runs
     part = "" if text["part"] == "all" else f"the {text['part']} part of "
     return (
-        f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
-        f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
+        f"perplexity: {number_of(text['num_windows'], 'window')} of {text['window_length']} "
+        f"tokens, "
+        f"stride {text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
         f"{'all' if text['whole'] else 'the start'} of {part}{text['source']}; "
         + (
             f"95% interval by Student's t over {runs} runs of windows"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simdiff.errors import number_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
 from simdiff.report.cells import stored_interval
@@ -282,8 +283,8 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
         if speeds := results["dense"].get("speed"):
             facts["speed of the run"] = (
-                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-                f"threads, {results['machine']}"
+                f"{number_of(speeds['repeats'], 'interleaved repetition')}, medians, "
+                f"{number_of(speeds['num_threads'], 'thread')}, {results['machine']}"
             )
         elif results.get("streamed"):
             facts["speed of the run"] = "not measured, since the model was streamed"

@@ -106,7 +106,7 @@ def bench(
     protocol = protocol or Protocol()
     check_comparable(dense, pruned)
     for model in (dense, pruned):
-        protocol.check(model)
+        protocol.check(model.config)
     run = _BenchRun({"dense": dense, "pruned": pruned}, protocol)
     for setting in protocol.settings():
         check_memory(run.sizes, setting, available_memory(run.device))
