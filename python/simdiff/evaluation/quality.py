@@ -284,7 +284,7 @@ def evaluate_models(
                 unknown = unknown_text(quality.nll, part.tokens, length, tokenizer, subject.name)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
-                refuse_streamed(model, "a task of lm_eval", "give --text alone")
+                refuse_streamed(model, "a task of lm_eval", "give a text alone")
                 scores = run_tasks(model, tokenizer, loaded, description=f"tasks, {subject.name}")
             measured.append(
                 ModelQuality(

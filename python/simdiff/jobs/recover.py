@@ -179,7 +179,7 @@ def _cut_of_files(
     if stored is not None and model.dtype != stored:
         raise SimdiffError(
             f"a streamed model is written as it is stored, in {stored}, got dtype {model.dtype}: "
-            "give --dtype auto"
+            "give dtype=auto"
         )
     return cut_checkpoint(source, plan)
 

@@ -117,7 +117,7 @@ def streamed_stock(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model whose layers have no weights yet; see `simdiff.models.streamed`."""
     if device == "auto":
-        raise SimdiffError(f"{what}: a streamed model runs on one device, got --device auto")
+        raise SimdiffError(f"{what}: a streamed model runs on one device, got device=auto")
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         return stock_model(path, config, what=what, dtype=dtype, device=None)
