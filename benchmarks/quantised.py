@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,6 @@ CRITERIA = (
 )
 SHARES = (1 / 15, 2 / 15, 7 / 30, 1 / 3, 2 / 5)
 SEARCHED = 7 / 30
-Loader = Callable[[str, str], PreTrainedModel]
 
 
 def packed(name: str, kind: str) -> PreTrainedModel:
@@ -63,6 +62,17 @@ def packed(name: str, kind: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
         source_directory(name), quantization_config=quantiser, dtype=torch.float32, device_map="cpu"
     ).eval()
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that packed and ran the weights."""
+    found: dict[str, str | None] = {}
+    for name in ("bitsandbytes", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def ranks(values: Sequence[float]) -> Tensor:
@@ -116,7 +126,7 @@ def measured(model: PreTrainedModel, row: dict[str, Any], held_out: Tensor) -> d
 
 
 @silent()
-def main(load_packed: Loader = packed) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--windows", type=int, default=16)
@@ -145,7 +155,7 @@ def main(load_packed: Loader = packed) -> None:
     full, plan, seconds = scored(model)
     rows = []
     for kind in KINDS:
-        quantised = load_packed(options.model, kind)
+        quantised = packed(options.model, kind)
         other, other_plan, spent = scored(quantised)
         del quantised
         search = {"criterion": CRITERIA[0], "num_layers": len(plan)}
@@ -167,7 +177,7 @@ def main(load_packed: Loader = packed) -> None:
         "machine": describe_machine(),
         "model": options.model,
         "dtype": "float32",
-        "versions": {name: version(name) for name in ("bitsandbytes", "torch", "transformers")},
+        "versions": versions(),
         "windows": options.windows,
         "held_out_windows": options.held_out_windows,
         "window_length": options.window_length,

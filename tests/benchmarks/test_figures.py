@@ -87,6 +87,11 @@ ALTERED: dict[str, tuple[list[str | int], Any, str]] = {
     "recovery-distillation-epyc-2-cores": (["quality", "recovered", "perplexity"], 27.771, "27.77"),
     "recovery-epyc-2-cores": (["rows", 1, "perplexity", "recovered"], 34.441, "| 34.44 |"),
     "sublayers-epyc-2-cores": (["quality", 1, "perplexity"], 126.6661, "126.7"),
+    "quantised-epyc-2-cores": (
+        ["kinds", 0, "metrics", "cosine_distance", "rank_correlation"],
+        0.87654,
+        "0.8765",
+    ),
     "suite-epyc-2-cores": (["benchmarks", 9, "extra_info", "gb_per_second"], 131.2345, "| 131.2 |"),
     "blocks-epyc-2-cores": (["benchmarks", 0, "pairs"], 466, "All 466 blocks"),
     "pass-epyc-2-cores": ([1, "share_of_bare", "layers"], 0.0777, "7.8% without blocks"),
