@@ -312,17 +312,18 @@ def quantised(found: Results) -> str:
             f"the same, {other.count(1)} differ in one layer, "
             f"{len(other) - other.count(0) - other.count(1)} in more."
         )
-        searched = one["searched"]
-        apart = len({*searched["full"]} - {*searched["quantised"]})
-        told.append(
-            f"The plan of {searched['num_layers']} layers that perplexity improved is "
-            + ("the same." if not apart else f"another in {apart} of them.")
-        )
+        rows_of_interest = [(plan, "") for plan in plans]
+        if "searched" in one:  # not in results of the first form of the script
+            searched = one["searched"]
+            apart = len({*searched["full"]} - {*searched["quantised"]})
+            same = "the same" if not apart else f"another in {apart} of them"
+            told.append(f"The plan of {searched['num_layers']} that perplexity improved is {same}.")
+            rows_of_interest.append((searched, ", searched"))
         told += [
             f"`{row['criterion']}` at {row['num_layers']} layers{how}: held-out perplexity "
             f"{row['perplexity']['quantised']:.2f} by the plan of 4 bits, "
             f"{row['perplexity']['full']:.2f} by the other, of the unquantised model."
-            for row, how in [*((p, "") for p in plans), (searched, ", searched")]
+            for row, how in rows_of_interest
             if "perplexity" in row
         ]
     criteria = dict.fromkeys(p["criterion"] for p in content["kinds"][0]["plans"])
