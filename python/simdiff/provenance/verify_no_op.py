@@ -51,9 +51,10 @@ def config(subject: Subject) -> str:
 def plan(subject: Subject) -> str:
     """Check that the blocks are those of the plan."""
     entries, found = subject.config, _plan(subject)
-    blocks = entries.get("block_configs")
+    held = entries.get("block_configs")
+    blocks = held if isinstance(held, list) else []
     wanted = with_blocks(entries, found)["block_configs"]
-    count = len(blocks) if isinstance(blocks, list) else 0
+    count = len(blocks)
     if count != entries.get("num_hidden_layers"):
         raise Fault(f"block_configs has {count} entries for {entries['num_hidden_layers']} layers")
     wrong = [index for index, block in enumerate(wanted) if blocks[index] != block]
