@@ -262,6 +262,66 @@ def searched_sublayers(found: Results) -> str:
     )
 
 
+def quantised(found: Results) -> str:
+    name = f"quantised-{MACHINE}"
+    content = found.json(name)
+    rows, told = [], []
+    for one in content["kinds"]:
+        metrics = one["metrics"]
+        for metric, values in metrics.items():
+            rows.append(
+                (
+                    one["kind"].upper() if metric == next(iter(metrics)) else "",
+                    metric.replace("_", " "),
+                    f"{values['rank_correlation']:.4f}",
+                    f"{100 * values['largest_relative_difference']:.1f}%",
+                )
+            )
+        plans = one["plans"]
+        other = [len({*p["full"]} - {*p["quantised"]}) for p in plans]
+        told.append(
+            f"{one['kind'].upper()}: {other.count(0)} of {len(plans)} plans by scores alone are "
+            f"the same, {other.count(1)} differ in one layer, "
+            f"{len(other) - other.count(0) - other.count(1)} in more."
+        )
+        rows_of_interest = [(plan, "") for plan in plans]
+        if "searched" in one:  # not in results of the first form of the script
+            searched = one["searched"]
+            apart = len({*searched["full"]} - {*searched["quantised"]})
+            same = "the same" if not apart else f"another in {apart} of them"
+            told.append(f"The plan of {searched['num_layers']} that perplexity improved is {same}.")
+            rows_of_interest.append((searched, ", searched"))
+        told += [
+            f"`{row['criterion']}` at {row['num_layers']} layers{how}: held-out perplexity "
+            f"{row['perplexity']['quantised']:.2f} by the plan of 4 bits, "
+            f"{row['perplexity']['full']:.2f} by the other, of the unquantised model."
+            for row, how in rows_of_interest
+            if "perplexity" in row
+        ]
+    criteria = dict.fromkeys(p["criterion"] for p in content["kinds"][0]["plans"])
+    return joined(
+        "## Scores and plans of 4-bit weights",
+        paragraph(
+            f"{content['windows']} windows of {content['window_length']} tokens, linear maps "
+            f"packed by bitsandbytes {content['versions']['bitsandbytes']} and computed in "
+            f"{content['dtype']}, against the {content['dtype']} weights "
+            f"{found.origin(f'{name}.json')}: Spearman's rank correlation over layers, and the "
+            "largest relative difference of one. The demo model is the float32 form of a Q4_1 "
+            "file: its weights lie on a grid of 4 bits of another kind already. GPTQ, AWQ, "
+            "compressed-tensors and torchao were not measured."
+        ),
+        lines(table(("weights", "metric", "rank correlation", "largest difference"), rows)),
+        paragraph(
+            f"Plans of {', '.join(f'`{c}`' for c in criteria)}, each at "
+            f"{len(content['kinds'][0]['plans']) // len(criteria)} numbers of layers.",
+            *told,
+            f"The pass took {content['seconds']:.0f} s with the weights as they are, "
+            + " and ".join(f"{k['seconds']:.0f} s ({k['kind'].upper()})" for k in content["kinds"])
+            + ": on a CPU 4 bits save memory, not time.",
+        ),
+    )
+
+
 def search_step(found: Results) -> str:
     content = found.json(f"search-{MACHINE}")
     count, length = content["windows"]
@@ -303,6 +363,7 @@ SECTIONS: tuple[Callable[[Results], str], ...] = (
     repair,
     speed,
     sublayers,
+    quantised,
     scorer_sections.scoring,
     scorer_sections.blocks,
     scorer_sections.passes,

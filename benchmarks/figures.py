@@ -5,21 +5,23 @@
 
 Sections of docs/figures.md are in figure_sections.py, quality_figures.py, task_figures.py and
 scorer_sections.py.
-Blocks of README.md and docs/limits.md, which stand there between `<!-- figures NAME -->` and
-`<!-- end -->`, are below, a function each. Tables of GPUs are on docs/gpu.md (gpu_page.py,
-predict.py).
+Blocks of README.md, docs/limits.md and docs/guide.md, which stand there between
+`<!-- figures NAME -->` and `<!-- end -->`, are below, a function each. Tables of GPUs are on
+docs/gpu.md (gpu_page.py, predict.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import figure_sections as sections
+import gpu_page
 import quality_figures
 import scorer_sections
 import task_figures
@@ -28,6 +30,7 @@ from gpu_page import table
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "figures.md"
 LIMITS = ROOT / "docs" / "limits.md"
+GUIDE = ROOT / "docs" / "guide.md"
 HEAD = """# What was measured
 
 <!-- Written by `python benchmarks/figures.py` from benchmarks/results; a test compares them. -->"""
@@ -136,9 +139,69 @@ def limits(found: Results) -> str:
     return "\n".join("- " + paragraph(part).replace("\n", "\n  ") for part in parts)
 
 
+def costs(found: Results) -> str:
+    """Minutes of commands for large models, computed from the rates of measured passes."""
+    demo, name = found.json(f"demo-{MACHINE}"), f"pass-{MACHINE}"
+    layer = (demo["dense"]["num_parameters"] - demo["pruned"]["num_parameters"]) / len(
+        demo["removed"]
+    )
+    ours = next(one for one in found.json(name) if one["dtype"] == "bfloat16")
+    gpu = found.json(gpu_page.MEASURED.stem)
+    (theirs,) = gpu_page.of_part(gpu, "pass")
+    shape = theirs["shape"]
+    wide, heads = shape["hidden_size"], shape["num_attention_heads"]
+    entries = 2 * wide * wide * (1 + shape["num_key_value_heads"] / heads)
+    entries += 3 * wide * shape["intermediate_size"]
+    # Two operations for each entry of a matrix of the layers and token.
+    passes = {
+        "two CPU cores": (
+            demo["num_layers"] * layer,
+            math.prod(map(int, ours["tokens"].split(" x "))),
+            ours["bare_seconds"],
+        ),
+        f"one {gpu['name']}": (
+            shape["num_hidden_layers"] * entries,
+            math.prod(theirs["tokens"]),
+            theirs["seconds"]["bare"],
+        ),
+    }
+    rates = {on: 2 * size * tokens / seconds for on, (size, tokens, seconds) in passes.items()}
+    rows = [
+        (
+            f"{size} billion parameters",
+            *(
+                minutes(2e9 * size * 32 * 512 * count / r)
+                for r in rates.values()
+                for count in (1, 2)
+            ),
+        )
+        for size in (1, 8, 70)
+    ]
+    heads_of = [f"{step}, {on}" for on in rates for step in ("`score`", "`eval` of two models")]
+    told = " and ".join(f"{rate / 1e9:,.0f} · 10⁹ a second ({on})" for on, rate in rates.items())
+    return joined(
+        paragraph(
+            "Computed, not measured, for 32 windows of 512 tokens in bfloat16, where the weights "
+            "fit: two operations for each parameter and token, at the rate that a forward pass "
+            f"reached, {told}, without the loading "
+            f"{found.origin(f'{name}.json', gpu_page.MEASURED.name)}:"
+        ),
+        lines(table(("model", *heads_of), rows)),
+    )
+
+
+def minutes(seconds: float) -> str:
+    """A time in the unit that people use for it."""
+    for most, unit, size in ((100, "s", 1), (6000, "min", 60)):
+        if seconds < most:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 3600:.2g} h"
+
+
 BLOCKS: dict[Path, dict[str, Callable[[Results], str]]] = {
     README: {"in-short": in_short, "results": results, "accuracy": accuracy},
     LIMITS: {"limits": limits},
+    GUIDE: {"costs": costs},
 }
 
 

@@ -1,4 +1,7 @@
-"""Errors that a user can act on; the command prints them without a traceback and exits with 2."""
+"""Errors that a user can act on, and words of messages.
+
+The command prints an error without a traceback and exits with 2.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ class SurgeryError(SimdiffError):
 
 class Note(UserWarning):
     """What a user should know of a result that is right in itself; commands print it."""
+
+
+def number_of(count: int, noun: str) -> str:
+    """A number of things in words: `1 window`, `2 windows`, `1,024 tokens`."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith(('ch', 's')) else 's'}"
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -87,6 +87,11 @@ ALTERED: dict[str, tuple[list[str | int], Any, str]] = {
     "recovery-distillation-epyc-2-cores": (["quality", "recovered", "perplexity"], 27.771, "27.77"),
     "recovery-epyc-2-cores": (["rows", 1, "perplexity", "recovered"], 34.441, "| 34.44 |"),
     "sublayers-epyc-2-cores": (["quality", 1, "perplexity"], 126.6661, "126.7"),
+    "quantised-epyc-2-cores": (
+        ["kinds", 0, "metrics", "cosine_distance", "rank_correlation"],
+        0.87654,
+        "0.8765",
+    ),
     "suite-epyc-2-cores": (["benchmarks", 9, "extra_info", "gb_per_second"], 131.2345, "| 131.2 |"),
     "blocks-epyc-2-cores": (["benchmarks", 0, "pairs"], 466, "All 466 blocks"),
     "pass-epyc-2-cores": ([1, "share_of_bare", "layers"], 0.0777, "7.8% without blocks"),
@@ -122,6 +127,22 @@ def test_a_block_of_the_readme_follows_its_result(copy: Path) -> None:
 
     change(copy / "demo-epyc-2-cores.json", edit)
     assert "| 48.99 |" in figures.written(Results(copy))[figures.README]
+
+
+def test_times_of_the_guide_follow_the_rate(copy: Path) -> None:
+    """A billion parameters, 16,384 tokens, two operations each."""
+
+    def edit(content: Any) -> None:
+        (one,) = (entry for entry in content if entry["dtype"] == "bfloat16")
+        layers = 30 * (134_515_008 - 109_734_336) / 7  # of the demo: all less seven, by seven
+        one["bare_seconds"] = 2 * layers * 8 * 512 / 1e11  # 100 · 10⁹ operations a second
+
+    demo = json.loads((copy / "demo-epyc-2-cores.json").read_text())
+    assert len(demo["removed"]) == 7
+    change(copy / "pass-epyc-2-cores.json", edit)
+    guide = figures.written(Results(copy))[figures.GUIDE]
+    assert "100 · 10⁹ a second (two CPU cores)" in " ".join(guide.split())
+    assert "| 1 billion parameters | 5.5 min | 11 min |" in guide  # 2e9 · 16384 / 1e11 = 328 s
 
 
 def test_a_repair_stands_beside_the_demo_only_if_of_its_windows(copy: Path) -> None:

@@ -87,6 +87,40 @@ def test_sublayers(
 
 
 @pytest.mark.model  # for its text
+def test_quantised(
+    run: Run, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights on a coarse grid stand for packed ones."""
+    import quantised
+
+    def coarse(name: str, kind: str) -> PreTrainedModel:
+        packed, _ = load_model(name, device="cpu")
+        for layer in packed.model.layers:
+            for module in layer.modules():
+                if isinstance(module, torch.nn.Linear):
+                    step = module.weight.abs().max() / (7 if kind == "nf4" else 2)
+                    module.weight.data = (module.weight.data / step).round() * step
+        return packed
+
+    monkeypatch.setattr(quantised, "packed", coarse)
+    output = tmp_path / "quantised.json"
+    sizes = ("--windows", 3, "--window-length", 16, "--held-out-windows", 2)
+    run("quantised", tiny_checkpoint, *sizes, "--output", output)
+    found = json.loads(output.read_text())
+    fine, rough = found["kinds"]
+    for metric, values in fine["metrics"].items():
+        assert values["largest_relative_difference"] > 0
+        assert rough["metrics"][metric]["rank_correlation"] <= values["rank_correlation"]
+    for row in (*rough["plans"], rough["searched"]):
+        assert len(row["full"]) == len(row["quantised"]) == row["num_layers"]
+        of_interest = row["criterion"] == "simdiff" and row["full"] != row["quantised"]
+        assert ("perplexity" in row) == of_interest
+    assert quantised.difference([1.0, 2.0, 4.0], [1.0, 2.0, 4.0])["rank_correlation"] == 1.0
+    swapped = quantised.difference([1.0, 2.0, 4.0], [2.0, 1.0, 4.0])
+    assert swapped == {"rank_correlation": 0.5, "largest_relative_difference": 1.0}
+
+
+@pytest.mark.model  # for its text
 def test_search(run: Run, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """It ends where states used again give other losses."""
     output = tmp_path / "search.json"

@@ -104,11 +104,7 @@ def write_no_op_blocks(
     entries = read_entries(source)
     _check(source, entries, plan)
     weights = read_weights(source)
-    gone = tuple(
-        f"{_PREFIX}.{name.layer}.{module}."
-        for name in plan.removed
-        for module in _MODULES[name.kind]
-    )
+    gone = removed_prefixes(plan)
     kept = {n: t for n, t in weights.tensors.items() if not n.startswith(gone)}
     foreign = [n for n in weights.tensors if layer_of(n, _PREFIX) is not None and not _known(n)]
     if foreign:
@@ -123,18 +119,11 @@ def write_no_op_blocks(
         copy_other_files(others, source, scratch, unchanged)
         plan.save(scratch / PLAN_FILE)
         (scratch / CODE_FILE).write_text(CODE, encoding="utf-8")
-        write_bytes(scratch / CONFIG_FILE, config_bytes(_with_blocks(entries, plan), source))
+        write_bytes(scratch / CONFIG_FILE, config_bytes(with_blocks(entries, plan), source))
 
 
 def _check(source: Path, entries: Entries, plan: SublayerPlan) -> None:
-    found = entries.get("architectures")
-    if found != [ARCHITECTURE]:
-        raise SurgeryError(
-            f"{source}: no-op blocks are those of vLLM's {CLASS}, whose layers are those of "
-            f"{ARCHITECTURE}; the architecture is {json.dumps(found)}"
-        )
-    if any(entries.get(name) for name in QUANTISER_ENTRIES):
-        raise SurgeryError(f"{source}: no-op blocks of a quantised checkpoint are not written")
+    check_architecture(source, entries)
     check_same_model(meta_model(load_config(source)), plan.model, "plan")
     stays = [
         SublayerName(layer, kind)
@@ -150,6 +139,35 @@ def _check(source: Path, entries: Entries, plan: SublayerPlan) -> None:
         )
 
 
+def check_architecture(source: Path, entries: Entries) -> None:
+    """Refuse a model whose layers vLLM's class does not have.
+
+    Args:
+        source: its directory, for messages.
+        entries: of its config.json.
+
+    Raises:
+        SurgeryError: another architecture, or a quantised one.
+    """
+    found = entries.get("architectures")
+    if found != [ARCHITECTURE]:
+        raise SurgeryError(
+            f"{source}: no-op blocks are those of vLLM's {CLASS}, whose layers are those of "
+            f"{ARCHITECTURE}; the architecture is {json.dumps(found)}"
+        )
+    if any(entries.get(name) for name in QUANTISER_ENTRIES):
+        raise SurgeryError(f"{source}: no-op blocks of a quantised checkpoint are not written")
+
+
+def removed_prefixes(plan: SublayerPlan) -> tuple[str, ...]:
+    """How the names of the tensors begin that a plan takes out."""
+    return tuple(
+        f"{_PREFIX}.{name.layer}.{module}."
+        for name in plan.removed
+        for module in _MODULES[name.kind]
+    )
+
+
 def _known(name: str) -> bool:
     module = name.removeprefix(f"{_PREFIX}.").split(".")[1]
     return any(module in modules for modules in _MODULES.values())
@@ -162,7 +180,8 @@ def _size(shape: tuple[int, ...]) -> int:
     return count
 
 
-def _with_blocks(entries: Entries, plan: SublayerPlan) -> Entries:
+def with_blocks(entries: Entries, plan: SublayerPlan) -> Entries:
+    """The config.json of a LLaMA model without the sub-layers of a plan."""
     heads = int(entries["num_attention_heads"])
     per_group = heads // int(entries.get("num_key_value_heads") or heads)
     width = int(entries["intermediate_size"])

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from simdiff.cli.options import add_model, add_output, add_source, text_of
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, layer_list, rare
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
+from simdiff.io.kinds import Kind
+from simdiff.io.outputs import check_new_file, write_new
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,6 +63,13 @@ def add(sub: CommandParser) -> None:
     add_source(sub, ", for the prompts of --draft, from the second half of the text")
     add_output(
         sub, "new file for the results, such as bench.json; - is standard output", required=False
+    )
+    rare(
+        sub.group("output"),
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="also write the page of the results, as `simdiff report` does, such as bench.html",
     )
 
 
@@ -122,10 +131,13 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if arguments.draft:
         text_of(arguments)
+    if arguments.page is not None:
+        check_new_file(arguments.page.absolute(), arguments.overwrite, Kind.PAGE)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `simdiff bench`."""
+    from simdiff.report.page import bench_page
     from simdiff.report.terminal.speed import draft_table, memory_table, speed_notes, speed_table
     from simdiff.speed.bench import bench
 
@@ -141,6 +153,9 @@ def run(arguments: argparse.Namespace) -> None:
         drafting=_drafting(arguments, protocol, tokenizer) if arguments.draft else None,
     )
     write_output(arguments, content)
+    if arguments.page is not None:
+        page = bench_page(content).encode()
+        write_new(arguments.page.absolute(), page, arguments.overwrite, Kind.PAGE)
     show(
         arguments,
         content,
@@ -150,6 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
         memory_table(content),
         *draft_table(content),
         *([] if arguments.output is None else [f"Results: {arguments.output}"]),
+        *([] if arguments.page is None else [f"Report:  {arguments.page}"]),
     )
 
 
@@ -195,15 +211,15 @@ def _models(
     """Both models, their names, the removed layers where they are known, and the tokenizer."""
     from simdiff.jobs.plans import check_depth, fitted, read_plan
     from simdiff.models.identity import check_same_model, stored_cut
-    from simdiff.models.loading import load_model
+    from simdiff.models.loading import load_config, load_model, source_directory
     from simdiff.surgery.copies import sharing_copy
 
     plan = None
     if arguments.pruned is None:
         plan = read_plan(arguments.remove if arguments.plan is None else arguments.plan)
         check_depth(plan, arguments.model)
+    protocol.check(load_config(source_directory(arguments.model)))
     dense, tokenizer = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-    protocol.check(dense)
     if arguments.pruned is not None:
         pruned, _ = load_model(arguments.pruned, dtype=arguments.dtype, device=arguments.device)
         removed = stored_cut(arguments.pruned).get("removed")
@@ -211,7 +227,7 @@ def _models(
     assert plan is not None
     plan = fitted(plan, dense, arguments.model)
     check_same_model(dense, plan.model, "plan")
-    name = f"{arguments.model} without {len(plan.removed)} layers"
+    name = f"{arguments.model} without {number_of(len(plan.removed), 'layer')}"
     pruned = sharing_copy(dense, plan.removed)
     return dense, pruned, (arguments.model, name), plan.removed, tokenizer
 

@@ -139,7 +139,7 @@ EFFECTS = (
     Effect(
         ("plan", "eval", "bench", "export"),
         ("overwrite",),
-        lambda given: given.output is not None,
+        lambda given: given.output is not None or getattr(given, "page", None) is not None,
         "--output",
     ),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
+from simdiff.errors import number_of
 
 TEXT = "Upload a pruned model with its card to a model hub."
 INTERRUPTED = "the repository may hold a part; --update completes it"
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = push(found, private=arguments.private, update=arguments.update)
     width = max(map(len, found.files))
     verb = "would go" if arguments.dry_run else "went"
-    size = f"{len(found.files)} files, {sum(found.files.values()) / 1e6:.1f} MB"
+    size = f"{number_of(len(found.files), 'file')}, {sum(found.files.values()) / 1e6:.1f} MB"
     show(
         arguments,
         found.to_dict(),

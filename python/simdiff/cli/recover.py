@@ -58,7 +58,7 @@ def add(sub: CommandParser) -> None:
     add_held_out(sub)
     _add_closed_form(sub)
     _add_training(sub)
-    add_output(sub, "new directory for the recovered checkpoint")
+    add_output(sub, "new directory for the recovered checkpoint, its record and report.html")
     add_log(sub)
 
 
@@ -154,4 +154,5 @@ def run(arguments: argparse.Namespace) -> None:
         recovery_table(record),
         *(f"Note: {note}." for note in record.notes),
         f"Checkpoint: {arguments.output}",
+        f"Report:     {arguments.output / 'report.html'}",
     )

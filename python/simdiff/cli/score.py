@@ -20,7 +20,7 @@ from simdiff.cli.options import (
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser, rare
 from simdiff.cli.streaming import add_stream, stream_options
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 
 if TYPE_CHECKING:
     from simdiff.scoring.scores import LayerScores
@@ -133,9 +133,10 @@ def _show(arguments: argparse.Namespace, scores: LayerScores) -> None:
     tables += [sublayers_table(scores)] if arguments.sublayers else []
     read = scores.calibration
     what = (
-        f"{read['num_windows']} files with {read['num_tokens']} tokens in {read['states']}"
+        f"{number_of(read['num_windows'], 'file')} with {read['num_tokens']} tokens in "
+        f"{read['states']}"
         if "states" in read
-        else f"{read['num_windows']} windows of {read['window_length']} tokens of the "
+        else f"{number_of(read['num_windows'], 'window')} of {read['window_length']} tokens of the "
         f"{read['part']} half of {read['source']}"
     )
     show(

@@ -8,6 +8,7 @@ from pathlib import Path
 from simdiff.cli.options import add_threads
 from simdiff.cli.output import show
 from simdiff.cli.parsing import CommandParser
+from simdiff.errors import number_of
 
 TEXT = "Check that a pruned directory is whole, loads in stock tools, and is what its plan says."
 
@@ -49,5 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:  # plain lines: one for each check, however long
         print(*(check.line() for check in checks), sep="\n")
         held = sum(check.passed is True for check in checks)
-        print(f"{arguments.directory}: {held} of {len(checks)} checks held, {failed} failed")
+        print(
+            f"{arguments.directory}: {held} of {number_of(len(checks), 'check')} held, "
+            f"{failed} failed"
+        )
     return 1 if failed else 0

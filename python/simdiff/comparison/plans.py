@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.evaluation.journal import Evaluation, EvaluationJournal
 from simdiff.evaluation.streamed_losses import kinds_of
 from simdiff.io import ranks
@@ -140,7 +140,7 @@ class Planner:
         windows = self._windows if self._charged else self._choice_windows
         if windows is None or plan.search or not (self._charged or plan.candidates):
             return plan
-        note = f"evaluated on the first {len(windows)} windows of the calibration text"
+        note = f"evaluated on the first {number_of(len(windows), 'window')} of the calibration text"
         return replace(plan, notes=(*plan.notes, note))
 
     def _timed(self, removed: frozenset[int]) -> Evaluation:

@@ -12,7 +12,7 @@ from simdiff.comparison.plans import Cell, plan_name
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.intervals import PerplexityInterval
 from simdiff.io.json_files import header, read_json, write_json
-from simdiff.io.kinds import COMPARISON_MARKER
+from simdiff.io.kinds import COMPARISON_MARKER, FILES
 from simdiff.io.outputs import write_bytes
 from simdiff.planning.plan import PruningPlan
 from simdiff.scoring.scores import LayerScores
@@ -111,7 +111,7 @@ class Comparison:
             cells = tuple(_cell(directory, cell) for cell in content["cells"])
             if not cells:
                 raise ValueError("cells must not be empty")
-            known = ("schema", "schema_version", "created", "dense", "cells")
+            known = ("schema", "schema_version", "created", "dense", "cells", FILES)
             rest = {key: value for key, value in content.items() if key not in known}
             return cls(scores, PerplexityInterval(**content["dense"]), cells, rest)
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from simdiff.data.documents import Text, TextFile, check_text, source_name, with_column
 from simdiff.data.text import TokenWindows, token_windows
+from simdiff.errors import number_of
 from simdiff.io.progress import tell
 
 
@@ -56,8 +57,8 @@ def tell_fewer(source: Text, part: str, found: int, wanted: int) -> None:
     if found < wanted:
         what = "all" if part == "all" else f"the {part} half"
         tell(
-            f"Note: {what} of {source_name(source)} fills {found} windows, and {wanted} were asked "
-            "for"
+            f"Note: {what} of {source_name(source)} fills {number_of(found, 'window')}, and "
+            f"{wanted} were asked for"
         )
 
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from simdiff.evaluation.losses import exponential
 from simdiff.io import ranks
 from simdiff.io.journal_file import JournalFile
-from simdiff.models.identity import model_identity, weights_digest
+from simdiff.models.identity import shapes_of
+from simdiff.models.weights import weights_digest
 
 SCHEMA = "simdiff.evaluations"
 
@@ -51,7 +52,7 @@ def evaluation_key(
         windows: the token ids that it reads.
         text: identity of the text, `TextIdentity.to_dict()`.
     """
-    identity = model_identity(model, "")
+    identity = shapes_of(model, "")
     device = model.get_input_embeddings().weight.device
     return {
         "model": {key: identity[key] for key in ("architecture", "num_layers", "fingerprint")},

@@ -18,6 +18,7 @@ from simdiff.data.text_options import tell_fewer
 from simdiff.errors import SimdiffError
 from simdiff.evaluation.answers import check_chat_template
 from simdiff.evaluation.intervals import paired_mean_loss
+from simdiff.evaluation.known_text import unknown_text
 from simdiff.evaluation.quality_notes import quality_notes
 from simdiff.evaluation.streamed_tasks import check_tasks
 from simdiff.evaluation.task_scores import (
@@ -37,7 +38,7 @@ from simdiff.evaluation.text_perplexity import (
 )
 from simdiff.io.json_files import header
 from simdiff.io.machine import describe_machine
-from simdiff.models.identity import model_identity, stored_cut
+from simdiff.models.identity import stored_cut, told_by
 from simdiff.models.loading import find_model, load_model
 from simdiff.models.running import evaluating
 from simdiff.models.streamed import StreamOptions
@@ -142,8 +143,10 @@ class ModelQuality:
     tasks: dict[str, TaskScore]
     cut: dict[str, Any] = field(default_factory=dict)
     """What is known of its cut, see `simdiff.models.identity.stored_cut`."""
-    fingerprint: str | None = None
-    """Of `simdiff.models.identity.model_identity`; None where the decoder layers are not found."""
+    told_by: dict[str, Any] = field(default_factory=dict)
+    """Fingerprint and weights, see `simdiff.models.identity.told_by`."""
+    unknown: str | None = None
+    """See `simdiff.evaluation.known_text.unknown_text`."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class Quality:
         result: dict[str, Any] = {
             "num_parameters": model.num_parameters,
             "dtype": model.dtype,
-            **({} if model.fingerprint is None else {"fingerprint": model.fingerprint}),
+            **model.told_by,
             **model.cut,
         }
         if model.perplexity is not None:
@@ -271,13 +274,15 @@ def evaluate_models(
         with subject.opened() as (model, tokenizer):
             if tasks is not None and tasks.chat_template:
                 check_chat_template(tokenizer, subject.name)
-            part = quality = None
+            part = quality = unknown = None
             if loaded is not None:
                 check_tasks(model, loaded)
             if text is not None:
                 part = text.read(tokenizer, tell=not measured)
                 description = f"perplexity, {subject.name}"
                 quality = text_perplexity(model, part, description=description, sums=subject.sums)
+                length = part.identity["window_length"]
+                unknown = unknown_text(quality.nll, part.tokens, length, tokenizer, subject.name)
             scores: dict[str, TaskScore] = {}
             if loaded is not None:
                 run, description = subject.tasks or run_tasks, f"tasks, {subject.name}"
@@ -291,18 +296,12 @@ def evaluate_models(
                     quality,
                     scores,
                     subject.cut,
-                    _fingerprint(model),
+                    told_by(model),
+                    unknown,
                 )
             )
             del model
     return Quality(measured, None if loaded is None else loaded.identity())
-
-
-def _fingerprint(model: PreTrainedModel) -> str | None:
-    try:
-        return str(model_identity(model, "")["fingerprint"])
-    except SimdiffError:
-        return None
 
 
 def _perplexity_ratio(model: ModelQuality, dense: ModelQuality) -> PerplexityRatio | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from simdiff.errors import number_of
 from simdiff.evaluation.task_scores import CHANCE_ERRORS, CLASSIFICATION, GENERATION, TaskScore
 from simdiff.evaluation.text_perplexity import TextPerplexity
+from simdiff.models.files import same_weights
 
 if TYPE_CHECKING:
     from simdiff.evaluation.quality import Quality
@@ -18,11 +20,18 @@ def quality_notes(quality: Quality) -> Iterator[str]:
     text = dense.text
     if text is not None:
         yield _text_note(text, dense.perplexity)
+    if dense.unknown is not None:
+        yield dense.unknown
     for model in quality.models[1:]:
         if model.text != text:
             yield (
                 f"{model.name} reads the text as other tokens than {dense.name}: perplexities per "
                 "token cannot be compared"
+            )
+        if same_weights({"weights": model.cut.get("cut_from_weights")}, dense.told_by) is False:
+            yield (
+                f"{model.name} was cut from a model of other weights than {dense.name}, such as "
+                "a fine-tuned version: what it lost is not the cut's alone"
             )
     if quality.tasks is None:
         return
@@ -49,8 +58,9 @@ def _text_note(text: Mapping[str, Any], perplexity: TextPerplexity | None) -> st
     runs = 0 if perplexity is None else perplexity.num_runs
     part = "" if text["part"] == "all" else f"the {text['part']} part of "
     return (
-        f"perplexity: {text['num_windows']} windows of {text['window_length']} tokens, stride "
-        f"{text['stride']}, {'a BOS token before each' if text['bos'] else 'no BOS'}, "
+        f"perplexity: {number_of(text['num_windows'], 'window')} of {text['window_length']} "
+        f"tokens, stride {text['stride']}, "
+        f"{'a BOS token before each' if text['bos'] else 'no BOS'}, "
         f"{'all' if text['whole'] else 'the start'} of {part}{text['source']}; "
         + (
             f"95% interval by Student's t over {runs} runs of windows"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.io import ranks
 from simdiff.io.outputs import new_file
 from simdiff.io.progress import silent, tell, track
@@ -224,7 +224,7 @@ def in_few_passes(model: PreTrainedModel | None, search: Callable[[], Result]) -
             if error is not None:
                 raise error
             if before:
-                tell(f"{before} passes over the weights so far")
+                tell(f"{number_of(before, 'pass')} over the weights so far")
             return result  # type: ignore[return-value]
         for losses in missing:
             losses.read()

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import json
 import re
 from enum import Enum
 from pathlib import Path
@@ -66,7 +68,15 @@ _OF_SCHEMA = {
 }
 _SCHEMA = re.compile(rb'\s*\{\s*"schema":\s*"([\w.-]+)"')
 _HEAD = 4096
-# What a command writes into a directory of these kinds; anything else in it is the user's.
+FILES = "files"
+"""The entry of a directory's record that lists what was written into it; all else is the user's."""
+_RECORDS = {
+    Kind.MODEL: PLAN_FILE,
+    Kind.RUN: PLAN_FILE,
+    Kind.COMPARISON: COMPARISON_MARKER,
+}
+_NAMED = 5
+# The same of directories of earlier versions, which list nothing.
 _ENTRIES = {
     Kind.RUN: {"model", PLAN_FILE, "scores.json", RESULTS_FILE, "report.html", CONFIG},
     Kind.COMPARISON: {
@@ -142,10 +152,57 @@ def check_replaceable(path: Path, kind: Kind | None) -> None:
         what = "is nothing that simdiff wrote" if found is None else f"is {found.value}"
         wanted = "" if kind is None else f", and overwrite=True replaces {kind.value} alone"
         raise SimdiffError(f"output {path} {what}{wanted}: it is not overwritten")
-    if kind in _ENTRIES:
-        others = sorted(entry.name for entry in path.iterdir() if entry.name not in _ENTRIES[kind])
-        if others:
-            raise SimdiffError(
-                f"output {path} holds what simdiff did not write there ({', '.join(others)}), and "
-                "would be replaced as a whole: it is not overwritten; move that elsewhere"
-            )
+    if kind not in _RECORDS:
+        return
+    own = _listed(path / _RECORDS[kind])
+    if own is not None:
+        others = sorted(set(_files_in(path)) - own)
+    else:
+        known = _ENTRIES.get(kind)
+        others = sorted(entry.name for entry in path.iterdir() if known and entry.name not in known)
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        raise SimdiffError(
+            f"output {path} holds what simdiff did not write there ({', '.join(others[:_NAMED])}"
+            f"{more}), and would be replaced as a whole: it is not overwritten; move that elsewhere"
+        )
+    if own is None:
+        _tell_no_list(path)
+
+
+def list_files(directory: Path, kind: Kind | None) -> None:
+    """Write the names of all files of a finished directory into its record, where it has one."""
+    record = directory / _RECORDS[kind] if kind in _RECORDS else None
+    if record is not None and record.is_file():
+        content = json.loads(record.read_bytes())
+        content[FILES] = _files_in(directory)
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+        record.write_text(text + "\n", encoding="utf-8")
+
+
+def _files_in(directory: Path) -> list[str]:
+    """Everything in a directory that is no directory itself, by its path there."""
+    return sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+
+
+def _listed(record: Path) -> set[str] | None:
+    """The files that a record lists; None where an earlier version wrote it."""
+    try:
+        found = json.loads(record.read_bytes())[FILES]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return set(map(str, found)) if isinstance(found, list) else None
+
+
+@functools.cache
+def _tell_no_list(path: Path) -> None:
+    from simdiff.io.progress import tell
+
+    tell(
+        f"Note: {path} holds no list of its files, since an earlier simdiff wrote it: all that "
+        "lies in it will be replaced"
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from simdiff.errors import SimdiffError
 from simdiff.io import ranks
-from simdiff.io.kinds import CONFIG, Kind, check_replaceable
+from simdiff.io.kinds import CONFIG, Kind, check_replaceable, list_files
 
 
 @ranks.by_first
@@ -135,6 +135,7 @@ def new_directory(
     scratch, lock = _locked_directory(path)
     try:
         yield scratch
+        list_files(scratch, kind)
         _finish_tree(scratch)
         _replace_directory(scratch, path, overwrite, kind)
         _sync(path.parent)

@@ -213,7 +213,7 @@ def check_tracker(name: str) -> None:
         SimdiffError: see there.
     """
     if name not in TRACKERS:
-        raise SimdiffError(f"--log must be of {', '.join(TRACKERS)}, got {name!r}")
+        raise SimdiffError(f"log=... must be of {', '.join(TRACKERS)}, got {name!r}")
 
 
 def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
@@ -223,12 +223,12 @@ def _start(name: str, directory: Path, config: Mapping[str, Any]) -> Tracker:
             return TRACKERS[name](directory.name, directory, config)
     except ImportError as error:
         raise SimdiffError(
-            f"--log {name} needs {name}, which is not installed ({error.name}): "
+            f"log={name} needs {name}, which is not installed ({error.name}): "
             f'pip install "simdiff-kernels[{name}]"'
         ) from None
     except Exception as error:  # of a library that asks for a key, a server or a network
         raise SimdiffError(
-            f"--log {name}: a run cannot be started: {_said(error)}; {_ADVICE[name]}"
+            f"log={name}: a run cannot be started: {_said(error)}; {_ADVICE[name]}"
         ) from None
 
 

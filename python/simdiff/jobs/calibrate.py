@@ -12,6 +12,7 @@ from simdiff.data.records import source_of_record
 from simdiff.data.text import TokenWindows, token_windows
 from simdiff.data.text_options import TextOptions
 from simdiff.errors import SimdiffError
+from simdiff.evaluation.known_text import tell_of_text
 from simdiff.jobs.stability import ScoringOptions, score_windows
 from simdiff.models.identity import check_same_model, model_identity
 from simdiff.models.loading import load_model
@@ -37,7 +38,9 @@ def calibrated(
     check_text(_source(scores))  # before the model is loaded
     model, tokenizer = load_model(name, dtype=str(scores.model["dtype"]), stream=stream)
     check_same_model(model, scores.model, "file of scores")
-    return model, calibration_windows(scores, tokenizer)
+    windows = calibration_windows(scores, tokenizer)
+    tell_of_text(model, tokenizer, windows, name)
+    return model, windows
 
 
 def calibration_windows(scores: LayerScores, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -110,9 +113,11 @@ def calibrate(
             )
         plan.count(model_identity(model, name))
     most = replace(text, num_windows=scoring.num_windows(text.num_windows))
+    windows = most.windows(tokenizer, "calibration")
+    tell_of_text(model, tokenizer, windows.tokens, name)
     return score_windows(
         model,
-        most.windows(tokenizer, "calibration"),
+        windows,
         scoring,
         plan.of_scores,
         first=text.num_windows,

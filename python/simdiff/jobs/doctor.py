@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from simdiff.checkpoints.config_file import read_entries
 from simdiff.checkpoints.cut import cut_checkpoint
 from simdiff.checkpoints.gguf.cut import examine_gguf, is_gguf
+from simdiff.checkpoints.no_op_blocks import ARCHITECTURE, check_architecture
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.evaluation.losses import window_losses
 from simdiff.jobs.plans import fitted
@@ -105,7 +107,7 @@ def diagnose(name: str, *, dtype: str = "auto", device: str | None = None) -> Di
     found.add("cut in memory", lambda: _first(plans, lambda plan: _cut_memory(_of(loaded), plan)))
     found.add("recovered in closed form", lambda: _closed_form(_of(loaded)))
     found.add("recovered by training", lambda: _trained(_of(loaded)))
-    found.add("exported", lambda: _exported(plans[0], name))
+    found.add("exported", lambda: _exported(plans[0], name, directory))
     return found
 
 
@@ -220,7 +222,7 @@ def _trained(model: PreTrainedModel) -> str:
     return "lora, distillation and partial"
 
 
-def _exported(plan: PruningPlan, name: str) -> str:
+def _exported(plan: PruningPlan, name: str, directory: Path) -> str:
     able, refused = [], []
     for form in FORMATS:
         try:
@@ -228,6 +230,11 @@ def _exported(plan: PruningPlan, name: str) -> str:
             able.append(form)
         except SimdiffError as error:
             refused.append(f"{form} not: {error}")
+    try:
+        check_architecture(directory, read_entries(directory))
+        able.append("vllm (a plan of sub-layers)")
+    except SurgeryError:
+        refused.append(f"vllm not: its no-op blocks are those of {ARCHITECTURE}, unquantised")
     return "; ".join([f"a plan of it, as {', '.join(able)}", *refused])
 
 

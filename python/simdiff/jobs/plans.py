@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from simdiff.io.progress import tell
 from simdiff.models.config import layer_count
+from simdiff.models.files import same_weights
 from simdiff.models.identity import model_identity, same_layers
 from simdiff.models.loading import load_config, meta_model, source_directory
+from simdiff.models.weights import stored_weights
 from simdiff.planning.plan import PruningPlan
 
 Plan: TypeAlias = PruningPlan | str | Path | Collection[int]
@@ -40,24 +42,43 @@ def check_depth(plan: PruningPlan, name: str) -> None:
         plan.of_depth(layer_count(load_config(source_directory(name))), name)
 
 
-def fitted(plan: PruningPlan, model: PreTrainedModel, name: str) -> PruningPlan:
+def fitted(
+    plan: PruningPlan,
+    model: PreTrainedModel,
+    name: str,
+    weights: Mapping[str, str] | None = None,
+) -> PruningPlan:
     """A plan as the plan of this model, where it can be: its record then names this model.
 
     Layers named by hand are of any model that has them. A plan for one model is a plan for another
-    one whose decoder layers have the same shapes, and its notes, and a line on standard error, say
-    so. Any other plan is returned as it is; `check_same_model` tells whether it is for this model.
+    one whose decoder layers have the same shapes, such as a fine-tuned version, and its notes, and
+    a line on standard error, say so. Any other plan is returned as it is; `check_same_model` tells
+    whether it is for this model.
 
     Args:
         plan: of any model.
         model: the dense model, without weights too.
         name: of the model, for the record.
+        weights: of a model without them, see `simdiff.models.weights.stored_weights`.
 
     Raises:
         SimdiffError: layers named by hand that this model does not have.
     """
     identity = model_identity(model, name)
+    if weights is not None:
+        identity["weights"] = dict(weights)
     known = plan.model.get("fingerprint")
     if known == identity["fingerprint"]:
+        same = same_weights(plan.model, identity)
+        if same is False:
+            note = (
+                f"the plan was made for {plan.model.get('name') or 'another model'}, whose weights "
+                f"differ from those of {name}: one is a fine-tuned or quantised version"
+            )
+            tell(f"Note: {note}")
+            return replace(plan, model=identity, notes=(*plan.notes, note))
+        if same is None and identity["weights"]:  # what it lies beside then tells its weights
+            return replace(plan, model=plan.model | {"weights": identity["weights"]})
         return plan
     if known is None and plan.by_hand:
         plan = plan.of_depth(int(identity["num_layers"]), name)
@@ -80,7 +101,8 @@ def plan_for(name: str, plan: Plan) -> PruningPlan:
         SimdiffError: no such plan or model, or layers that the model does not have.
     """
     found = read_plan(plan)
-    config = load_config(source_directory(name))
+    directory = source_directory(name)
+    config = load_config(directory)
     if found.by_hand:
         found = found.of_depth(layer_count(config), name)
-    return fitted(found, meta_model(config), name)
+    return fitted(found, meta_model(config), name, stored_weights(directory))

@@ -35,7 +35,7 @@ from simdiff.io.safetensors_header import StoredTensor
 from simdiff.jobs.plans import check_depth, fitted
 from simdiff.jobs.room import check_room
 from simdiff.models.config import quantization
-from simdiff.models.identity import check_same_model
+from simdiff.models.identity import check_same_model, model_identity
 from simdiff.models.loading import load_config, load_model
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import StreamOptions, stream_of
@@ -49,6 +49,7 @@ from simdiff.recovery.plan_choice import choose_repaired, plans_to_try
 from simdiff.recovery.record import RECORD, RecoveryRecord, changed_parameters, worse_notes
 from simdiff.recovery.training.losses import LossLog, Told
 from simdiff.recovery.training.state import remove_state
+from simdiff.report.page import write_recovery
 from simdiff.surgery.copies import sharing_copy
 from simdiff.surgery.layers import layers_removed
 
@@ -75,9 +76,10 @@ def recover(
 ) -> RecoveryRecord:
     """Cut a model, repair what stays, and write the result as a stock checkpoint.
 
-    `directory` appears whole or not at all: weights, tokenizer, plan.json, recovery.json and the
-    model card. Perplexity of the dense, the plainly cut and the recovered model is measured on
-    held-out text; a result that is worse than the plain cut says so in its notes and its card.
+    `directory` appears whole or not at all: weights, tokenizer, plan.json, recovery.json, the
+    model card and a page (report.html). Perplexity of the dense, the plainly cut and the recovered
+    model is measured on held-out text; a result that is worse than the plain cut says so in its
+    notes and its card.
 
     Args:
         name: the dense model: a local directory, a hub name, or "demo".
@@ -123,6 +125,7 @@ def recover(
     check_same_model(model, plan.model, "plan")
     check_recoverable(model)
     check_room(directory, model, len(plan.removed))
+    identity = model_identity(model, name)
     if choose is not None:
         refuse_streamed(model, "choose", "a streamed model takes the plan as it is")
     cut = None if stream_of(model) is None else _cut_of_files(name, model, plan, method)
@@ -145,6 +148,7 @@ def recover(
                 batch_size=batch_size,
                 context=context,
             )
+            record = replace(record, model=identity)
             if tried:
                 record = replace(record, details=record.details | {"plans": tried})
             scratch = stack.enter_context(finished())
@@ -153,6 +157,7 @@ def recover(
             record = recovered_streamed(
                 model, plan, calibration, held_out, options=options, batch_size=batch_size
             )
+            record = replace(record, model=identity)
             scratch = stack.enter_context(finished())
             write_cut(cut.with_tensors(_replaced(model)), scratch)
             _write_words(record, plan, scratch, name)
@@ -187,7 +192,7 @@ def _cut_of_files(
     if stored is not None and model.dtype != stored:
         raise SimdiffError(
             f"a streamed model is written as it is stored, in {stored}, got dtype {model.dtype}: "
-            "give --dtype auto"
+            "give dtype=auto"
         )
     return cut_checkpoint(source, plan)
 
@@ -352,3 +357,4 @@ def write_recovered(
 def _write_words(record: RecoveryRecord, plan: PruningPlan, directory: Path, source: str) -> None:
     record.save(directory / RECORD)
     write_card(directory, plan, source, recovery=record)
+    write_recovery(directory)

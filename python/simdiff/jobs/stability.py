@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import Batch
 from simdiff.data.text import TokenWindows
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.io import ranks
 from simdiff.io.progress import console
 from simdiff.planning.bootstrap import PlanOf, bootstrap_plan
@@ -183,7 +183,7 @@ def _share(agreement: float | None) -> str:
 def _tell(done: int, agreement: float | None, wanted: float, stable: bool, last: bool) -> None:
     what = "stable" if stable else "not stable, and no more windows" if last else "more windows"
     console.print(
-        f"{done} windows: the plan {_share(agreement)} ({wanted:.0%} wanted): {what}",
+        f"{number_of(done, 'window')}: the plan {_share(agreement)} ({wanted:.0%} wanted): {what}",
         highlight=False,
     )
 
@@ -199,8 +199,9 @@ def _note(
     )
     if stable:
         return (
-            f"calibration stopped at {last['num_windows']} windows: the plan from scores alone is "
-            f"stable, {last['agreement']:.0%} of resamples give it ({rule})"
+            f"calibration stopped at {number_of(last['num_windows'], 'window')}: the plan from "
+            f"scores "
+            f"alone is stable, {last['agreement']:.0%} of resamples give it ({rule})"
         )
     why = (
         "--max-windows was reached"
@@ -208,6 +209,6 @@ def _note(
         else "the text ended"
     )
     return (
-        f"calibration stopped at {last['num_windows']} windows WITHOUT a stable plan, since {why}: "
-        f"the plan from scores alone {_share(last['agreement'])} ({rule})"
+        f"calibration stopped at {number_of(last['num_windows'], 'window')} WITHOUT a stable plan, "
+        f"since {why}: the plan from scores alone {_share(last['agreement'])} ({rule})"
     )

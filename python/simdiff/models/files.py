@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def check_weights(directory: Path) -> None:
     Raises:
         SimdiffError: names the file and what to do.
     """
-    for path in _weight_files(directory):
+    for path in weight_files(directory):
         if path.is_symlink() and not path.exists():
             raise SimdiffError(
                 f"{path}: is a link to {path.readlink()}, which does not exist: download the "
@@ -186,8 +187,12 @@ def check_weights(directory: Path) -> None:
             _check_whole(path)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers would load: shards of the index, one file, or pickles."""
+def weight_files(directory: Path) -> list[Path]:
+    """The files that transformers would load: shards of the index, one file, or pickles.
+
+    Raises:
+        SimdiffError: there are none, or their index is damaged.
+    """
     if (directory / _SINGLE).exists():
         return [directory / _SINGLE]
     if (directory / _INDEX).is_file():
@@ -221,3 +226,18 @@ def _check_whole(path: Path) -> None:
             f"{path}: is damaged or not whole ({' '.join(str(error).split())[:100]}): copy or "
             "download it again"
         ) from None
+
+
+def same_weights(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Whether two identities are of the same weights; None where nothing tells.
+
+    Args:
+        one, other: of `simdiff.models.identity.model_identity`, or parts of results with their
+            `weights`. Those of earlier versions have none.
+    """
+    first, second = (
+        known if isinstance(known, dict) else {}
+        for known in (one.get("weights"), other.get("weights"))
+    )
+    shared = first.keys() & second.keys()
+    return any(first[key] == second[key] for key in shared) if shared else None

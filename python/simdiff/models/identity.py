@@ -17,12 +17,8 @@ from transformers import (
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import read_json
 from simdiff.io.kinds import PLAN_FILE
-from simdiff.models.streamed import stream_of
 from simdiff.models.structure import find_decoder_layers, text_config
-
-# Number of entries of every parameter that are hashed: enough to tell a fine-tuned model from its
-# base, at no noticeable cost.
-_SAMPLED_VALUES = 64
+from simdiff.models.weights import is_packed, weights_of
 
 
 def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
@@ -32,7 +28,21 @@ def model_identity(model: PreTrainedModel, name: str) -> dict[str, Any]:
     fine-tuned versions of a model have the same fingerprint; other models have another one. So do
     quantised versions: names and shapes are then those of the stock model of the same config, since
     packed parameters have other ones, and some kernels pack them anew at the first forward.
+    `weights` tells a fine-tuned version from its base, see `simdiff.models.weights`.
     """
+    return {**shapes_of(model, name), "weights": weights_of(model)}
+
+
+def told_by(model: PreTrainedModel) -> dict[str, Any]:
+    """Fingerprint and weights of a model; empty where its decoder layers are not found."""
+    with contextlib.suppress(SimdiffError):
+        identity = model_identity(model, "")
+        return {key: identity[key] for key in ("fingerprint", "weights")}
+    return {}
+
+
+def shapes_of(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    """The identity of a model without its weights, which it need not have."""
     dtype = model.dtype
     if is_packed(model):
         with torch.device("meta"):
@@ -60,8 +70,8 @@ def stored_cut(name: str | Path) -> dict[str, Any]:
     """What the plan.json in a pruned checkpoint's directory says of the cut, if there is one.
 
     Returns:
-        `removed`, the layers in rising order, and `cut_from`, the dense model's fingerprint; empty
-        for other models.
+        `removed`, the layers in rising order, `cut_from`, the dense model's fingerprint, and
+        `cut_from_weights`, where they are known; empty for other models.
     """
     path = Path(name) / PLAN_FILE
     if not path.is_file():
@@ -69,15 +79,10 @@ def stored_cut(name: str | Path) -> dict[str, Any]:
     with contextlib.suppress(SimdiffError, KeyError, TypeError, ValueError, AttributeError):
         content = read_json(path, "simdiff.plan")
         removed = sorted(map(int, content["removed"]))
-        return {"removed": removed, "cut_from": content.get("model", {}).get("fingerprint")}
+        model = content.get("model", {})
+        weights = {"cut_from_weights": model["weights"]} if model.get("weights") else {}
+        return {"removed": removed, "cut_from": model.get("fingerprint"), **weights}
     return {}
-
-
-def is_packed(model: PreTrainedModel) -> bool:
-    """Whether a quantiser holds a model's parameters in a form of its own."""
-    return bool(getattr(model, "is_quantized", False)) or (
-        getattr(model, "hf_quantizer", None) is not None
-    )
 
 
 def _lookup_parameters(model: PreTrainedModel) -> int:
@@ -97,7 +102,7 @@ def check_same_model(model: PreTrainedModel, made_for: dict[str, Any], what: str
     Raises:
         SimdiffError: the fingerprints differ.
     """
-    identity = model_identity(model, "")
+    identity = shapes_of(model, "")
     if identity["fingerprint"] != made_for.get("fingerprint"):
         differing = ", ".join(
             f"{key} {made_for.get(key)} against {identity[key]}"
@@ -128,20 +133,3 @@ def same_layers(one: dict[str, Any], other: dict[str, Any]) -> bool:
     if "layers_fingerprint" in one and "layers_fingerprint" in other:
         keys.append("layers_fingerprint")
     return all(one.get(key) == other.get(key) is not None for key in keys)
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 over a few values of every parameter in memory, and the names of all."""
-    digest = hashlib.sha256()
-    stream = stream_of(model)
-    if stream is not None:  # its weights are in files, of which size and time tell
-        return hashlib.sha256(json.dumps(stream.files, sort_keys=True).encode()).hexdigest()
-    with torch.no_grad():
-        for name, parameter in sorted(model.named_parameters()):
-            digest.update(name.encode())
-            if parameter.is_meta:
-                continue
-            flat = parameter.reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _SAMPLED_VALUES)]
-            digest.update(sample.double().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -36,6 +36,7 @@ from simdiff.models.files import (
 from simdiff.models.foreign import foreign, in_one_line, quietly
 from simdiff.models.loaded import check_loaded
 from simdiff.models.streamed import StreamOptions, streamed_model
+from simdiff.models.weights import remember_files
 
 DTYPES: dict[str, Any] = {
     "auto": "auto",
@@ -102,10 +103,12 @@ def load_model(
         if stream is not None and any(ranks.gather(wanted)):  # of no process alone
             model, loading = streamed_stock(path, config, what, dtype, device, stream)
             check_loaded(model, loading, what)
+            remember_files(model, directory)
             return model.eval(), tokenizer
         model, loading = stock_model(path, config, what=what, dtype=dtype, device=device)
         check_loaded(model, loading, what)
         _check_runs(model, what)
+        remember_files(model, directory)
     return model.eval(), tokenizer
 
 
@@ -114,7 +117,7 @@ def streamed_stock(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model whose layers have no weights yet; see `simdiff.models.streamed`."""
     if device == "auto":
-        raise SimdiffError(f"{what}: a streamed model runs on one device, got --device auto")
+        raise SimdiffError(f"{what}: a streamed model runs on one device, got device=auto")
 
     def load() -> tuple[PreTrainedModel, dict[str, Any]]:
         return stock_model(path, config, what=what, dtype=dtype, device=None)

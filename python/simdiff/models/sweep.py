@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from simdiff.errors import SimdiffError
 from simdiff.io import ranks
 from simdiff.io.progress import track_layers
-from simdiff.models.identity import model_identity
+from simdiff.models.identity import shapes_of
 from simdiff.models.layer_by_layer import LayerByLayer
 from simdiff.models.state_files import OffloadFolder, StateSets, check_free
 from simdiff.models.streamed import WeightStream, stream_of
@@ -251,7 +251,7 @@ def offload_folder(model: PreTrainedModel) -> OffloadFolder | None:
 
 
 def _key(model: PreTrainedModel, stream: WeightStream) -> dict[str, Any]:
-    identity = model_identity(model, "")
+    identity = shapes_of(model, "")
     names = ("architecture", "num_layers", "fingerprint", "dtype")
     return {
         **{name: identity[name] for name in names},

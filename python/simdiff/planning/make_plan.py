@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simdiff.errors import SimdiffError
+from simdiff.errors import SimdiffError, number_of
 from simdiff.io.progress import step
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.blocks import best_contiguous_block, optimal_blocks
@@ -192,7 +192,7 @@ def _quick(
     losses = exchange.CutLosses(model, windows)
     reads = exchange.affordable_reads(scores.num_layers, num_remove, len(windows))
     costs = block_costs(scores, BLOCK_CRITERION_OF["simdiff"]).raised(EXPONENT)
-    read = _number(max(reads, len(starts)), "read")
+    read = number_of(max(reads, len(starts)), "read")
     with step(f"choose by perplexity, {read} of a window"):
         return with_starts(
             model,
@@ -249,10 +249,10 @@ def search_notes(
     sure += "text that was read no other plan of the last choice is better"
     return [
         *([] if agreement is None else [sure]),
-        f"effort {record['effort']}: {record['windows_read']} windows read, {record['layers_run']} "
-        f"{units} and {record['heads_run']} heads run on one; with the calibration pass "
-        f"{record['share_of_greedy']:.0%} of what greedy search by perplexity runs on "
-        f"{record['greedy_windows']} windows",
+        f"effort {record['effort']}: {number_of(record['windows_read'], 'window')} read, "
+        f"{record['layers_run']} {units} and {record['heads_run']} heads run on one; with the "
+        f"calibration pass {record['share_of_greedy']:.0%} of what greedy search by perplexity "
+        f"runs on {number_of(record['greedy_windows'], 'window')}",
     ]
 
 
@@ -283,10 +283,6 @@ def _plan_with(
     )
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -> list[str]:
     if not candidates or agreement is None:
         return []
@@ -298,8 +294,8 @@ def _candidate_notes(candidates: Sequence[Candidate], agreement: float | None) -
     )
     out = sum(candidate.nll is None for candidate in candidates)
     notes = [
-        f"chosen among {_number(len(candidates), 'plan')} by perplexity on calibration text "
-        f"(on {_number(num_windows, 'window')}, {losses})"
+        f"chosen among {number_of(len(candidates), 'plan')} by perplexity on calibration text "
+        f"(on {number_of(num_windows, 'window')}, {losses})"
         + (f"; {out} were out, with NaN or Inf or a cut the model cannot express" if out else "")
     ]
     if len(candidates) - out < 2:

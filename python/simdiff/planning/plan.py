@@ -31,8 +31,9 @@ BY_HAND = "by hand"
 NO_CHECKPOINT = (
     "stock classes build both sub-layers of every layer, so no config of a checkpoint says that "
     "one is missing: without its weights it would be loaded with random ones. Apply the plan in "
-    "memory (simdiff.sublayers.surgery.remove_sublayers, `simdiff eval --plan`), or remove whole "
-    "layers (`simdiff plan --unit layer`)"
+    "memory (simdiff.sublayers.surgery.remove_sublayers, `simdiff eval --plan`), write a LLaMA "
+    "model for vLLM (`simdiff export --format vllm`), or remove whole layers (`simdiff plan --unit "
+    "layer`)"
 )
 """Message that says why plans of sub-layers give no checkpoint, and what can be done instead."""
 

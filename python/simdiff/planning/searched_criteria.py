@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from simdiff.errors import number_of
 from simdiff.evaluation.journal import EvaluationJournal, evaluation_key
 from simdiff.models.identity import check_same_model
 from simdiff.models.streamed import stream_of
@@ -115,6 +116,6 @@ def search_plan(
         plan, _ = searched_plan(
             scores, criterion, num_remove, evaluate, evaluator.rebase, protect, ahead
         )
-    note = f"evaluated on the first {len(windows)} windows of the calibration text"
+    note = f"evaluated on the first {number_of(len(windows), 'window')} of the calibration text"
     options = {} if criterion in SWEPT else {"evaluation-windows": len(windows)}
     return replace(plan, notes=(*plan.notes, note), options={**plan.options, **options})

@@ -7,9 +7,7 @@ import gc
 import json
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +21,12 @@ from transformers.utils import logging as transformers_logging
 from simdiff.errors import SimdiffError
 from simdiff.io.kinds import PLAN_FILE
 from simdiff.models.files import check_kind, check_weights, is_gguf_file
-from simdiff.models.foreign import in_one_line
+from simdiff.models.foreign import in_one_line, quietly
 from simdiff.models.loading import load_config, source_directory, stock_model
 from simdiff.models.structure import find_decoder_layers, text_config
 from simdiff.planning.plan import PruningPlan
+from simdiff.provenance import verify_no_op
+from simdiff.provenance.subject import Check, Fault, Skip, Subject, UnusableError
 from simdiff.recovery.record import RECORD, RecoveryRecord, differing, digest
 from simdiff.surgery.layers import layers_removed
 
@@ -36,45 +36,6 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PROMPT, _NEW = 8, 16
 # Longest sliding window that the check generates past; a longer one would take too much time.
 _LONGEST_WINDOW = 256
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check; `passed` is None if it could not be run."""
-
-    name: str
-    passed: bool | None
-    detail: str
-
-    def line(self) -> str:
-        """The result in words: a mark, the name of the check and its finding."""
-        mark = {True: "ok  ", False: "FAIL", None: "skip"}[self.passed]
-        return f"{mark}  {self.name}: {self.detail}"
-
-
-@dataclass
-class _Subject:
-    """The directory under check, with everything the checks have loaded from it so far."""
-
-    directory: Path
-    against: str | None
-    config: dict[str, Any] = field(default_factory=dict)
-    model: PreTrainedModel | None = None
-    loading: dict[str, Any] = field(default_factory=dict)
-    plan: PruningPlan | None = None
-    recovery: RecoveryRecord | None = None
-
-
-class _Skip(Exception):  # noqa: N818 - not an error: the check does not apply
-    pass
-
-
-class _UnusableError(SimdiffError):
-    """The original model cannot be loaded, so the directory cannot be compared with it."""
-
-
-class _Fault(Exception):  # noqa: N818 - the finding of a failed check, in words
-    pass
 
 
 def verify(directory: str | Path, against: str | Path | None = None) -> list[Check]:
@@ -97,20 +58,21 @@ def verify(directory: str | Path, against: str | Path | None = None) -> list[Che
         found = "a file" if directory.is_file() else "no directory of that name"
         raise SimdiffError(f"verify: {directory} must be a directory with a model, got {found}")
     transformers_logging.disable_progress_bar()
-    subject = _Subject(directory, against)
+    subject = Subject(directory, against)
     checks = []
-    for name, check in _CHECKS.items():
-        if check is _against and against is None:
+    table = _NO_OP_CHECKS if verify_no_op.is_one(directory) else _CHECKS
+    for name, check in table.items():
+        if check in (_against, verify_no_op.against) and against is None:
             continue
         if check is _recovery and not (directory / RECORD).exists():
             continue
         try:
             checks.append(Check(name, True, check(subject)))
-        except _UnusableError:
+        except UnusableError:
             raise
-        except _Skip as reason:
+        except Skip as reason:
             checks.append(Check(name, None, str(reason)))
-        except _Fault as fault:
+        except Fault as fault:
             checks.append(Check(name, False, str(fault)))
         except Exception as error:  # a damaged model makes libraries raise any error
             checks.append(Check(name, False, _one_line(error)))
@@ -121,16 +83,16 @@ def _one_line(error: Exception) -> str:
     return str(error) if isinstance(error, SimdiffError) else in_one_line(error)
 
 
-def _config(subject: _Subject) -> str:
+def _config(subject: Subject) -> str:
     try:
         config = json.loads((subject.directory / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise _Fault(f"config.json is not JSON: {error}") from None
+        raise Fault(f"config.json is not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise _Fault(f"config.json must be an object, got {type(config).__name__}")
+        raise Fault(f"config.json must be an object, got {type(config).__name__}")
     subject.config = config
     if "auto_map" in config:
-        raise _Fault(
+        raise Fault(
             f"config.json names code of its own (auto_map: {config['auto_map']}), which is not "
             "run: stock classes must load this model"
         )
@@ -138,9 +100,9 @@ def _config(subject: _Subject) -> str:
     return f"{loaded.model_type}, read by {type(loaded).__name__}"
 
 
-def _load(subject: _Subject) -> str:
+def _load(subject: Subject) -> str:
     if not subject.config:
-        raise _Skip("needs a config")
+        raise Skip("needs a config")
     check_weights(subject.directory)
     config = load_config(subject.directory)
     subject.model, subject.loading = stock_model(subject.directory, config)
@@ -149,13 +111,13 @@ def _load(subject: _Subject) -> str:
     return f"{type(subject.model).__name__}, {count:,} parameters, {subject.model.dtype}"
 
 
-def _model(subject: _Subject) -> PreTrainedModel:
+def _model(subject: Subject) -> PreTrainedModel:
     if subject.model is None:
-        raise _Skip("needs a model that loads")
+        raise Skip("needs a model that loads")
     return subject.model
 
 
-def _keys(subject: _Subject) -> str:
+def _keys(subject: Subject) -> str:
     _model(subject)
     faults = []
     for kind, words in (
@@ -170,11 +132,11 @@ def _keys(subject: _Subject) -> str:
             more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
             faults.append(f"{len(keys)} {words}: {', '.join(keys[:2])}{more}")
     if faults:
-        raise _Fault("; ".join(faults))
+        raise Fault("; ".join(faults))
     return "every parameter is in the files, and nothing else"
 
 
-def _layers(subject: _Subject) -> str:
+def _layers(subject: Subject) -> str:
     """Check the layer count and the lists of one entry per layer in config.json."""
     found = find_decoder_layers(_model(subject))
     layers = len(found)
@@ -191,7 +153,7 @@ def _layers(subject: _Subject) -> str:
         and (name.endswith(("layer_types", "_per_layer")) or len(value) == before)
     ]
     if stale:
-        raise _Fault(f"the model has {layers} decoder layers, but {'; '.join(stale)}")
+        raise Fault(f"the model has {layers} decoder layers, but {'; '.join(stale)}")
     indices = {
         index: module.layer_idx
         for index, layer in enumerate(found.modules)
@@ -200,14 +162,14 @@ def _layers(subject: _Subject) -> str:
     }
     wrong = [index for index, value in indices.items() if index != value]
     if wrong:
-        raise _Fault(f"layer {wrong[0]} has the cache slot {indices[wrong[0]]}")
+        raise Fault(f"layer {wrong[0]} has the cache slot {indices[wrong[0]]}")
     return f"{layers} decoder layers at {found.path}"
 
 
-def _plan(subject: _Subject) -> str:
+def _plan(subject: Subject) -> str:
     path = subject.directory / PLAN_FILE
     if not path.exists():
-        raise _Skip(f"no {PLAN_FILE}: simdiff did not write this directory")
+        raise Skip(f"no {PLAN_FILE}: simdiff did not write this directory")
     plan = PruningPlan.load(path)
     subject.plan = plan
     model = _model(subject)
@@ -224,21 +186,21 @@ def _plan(subject: _Subject) -> str:
         if plan.model.get(key, found) != found:
             faults.append(f"{key} {plan.model[key]} against {found}")
     if faults:
-        raise _Fault(f"the plan and the model differ: {'; '.join(faults)}")
+        raise Fault(f"the plan and the model differ: {'; '.join(faults)}")
     return f"{layers} of {plan.num_layers} layers stayed"
 
 
-def _recovery(subject: _Subject) -> str:
+def _recovery(subject: Subject) -> str:
     """Check that parameters changed by recovery have the recorded digests."""
     record = RecoveryRecord.load(subject.directory / RECORD)
     subject.recovery = record
     parameters = dict(_model(subject).named_parameters())
     missing = [name for name in record.changed if name not in parameters]
     if missing:
-        raise _Fault(f"{RECORD} names {missing[0]}, which is no parameter of the model")
+        raise Fault(f"{RECORD} names {missing[0]}, which is no parameter of the model")
     damaged = [name for name, known in record.changed.items() if digest(parameters[name]) != known]
     if damaged:
-        raise _Fault(
+        raise Fault(
             f"{len(damaged)} of {len(record.changed)} recovered parameters are not those that "
             f"{RECORD} describes, first {damaged[0]}"
         )
@@ -254,19 +216,19 @@ def _ids(model: PreTrainedModel, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _finite(subject: _Subject) -> str:
+def _finite(subject: Subject) -> str:
     model = _model(subject)
     bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     if bad:
-        raise _Fault(f"NaN or Inf in {len(bad)} parameters, first in {bad[0]}")
+        raise Fault(f"NaN or Inf in {len(bad)} parameters, first in {bad[0]}")
     logits = model(input_ids=_ids(model, 32), use_cache=False).logits
     if not bool(torch.isfinite(logits).all()):
-        raise _Fault("the logits hold NaN or Inf although no parameter does")
+        raise Fault("the logits hold NaN or Inf although no parameter does")
     return f"all parameters, and logits between {logits.min():.3g} and {logits.max():.3g}"
 
 
 @torch.inference_mode()
-def _cached(subject: _Subject) -> str:
+def _cached(subject: Subject) -> str:
     model = _model(subject)
     length, passed_window = _length(model)
     prompt = _ids(model, length)
@@ -291,14 +253,14 @@ def _cached(subject: _Subject) -> str:
     allowed = _TOLERANCE.get(model.dtype, 1e-3) * float(uncached.std())
     difference = float((cached - uncached).abs().max())
     if not difference <= allowed:  # NaN fails
-        raise _Fault(
+        raise Fault(
             f"logits with the cache differ by {difference:.3g} from those without, "
             f"{allowed:.3g} allowed"
         )
     # Greedy: each token has the highest logit without the cache too, up to that difference.
     chosen = uncached.gather(1, output.sequences[0, length:, None]).squeeze(1)
     if not bool((uncached.max(dim=1).values - chosen <= 2 * allowed).all()):
-        raise _Fault("another token is the best one without the cache")
+        raise Fault("another token is the best one without the cache")
     return f"{_NEW} tokens after {length}{passed_window}, logits within {difference:.2g}"
 
 
@@ -314,22 +276,23 @@ def _length(model: PreTrainedModel) -> tuple[int, str]:
     return window + _PROMPT, f", past the sliding window of {window}"
 
 
-def _tokenizer(subject: _Subject) -> str:
+def _tokenizer(subject: Subject) -> str:
     # Without tokenizer files transformers builds an empty tokenizer of the model's type, or fails.
     if not _has_tokenizer_files(subject.directory):
-        raise _Fault("no tokenizer files in the directory")
-    tokenizer = AutoTokenizer.from_pretrained(subject.directory, trust_remote_code=False)
+        raise Fault("no tokenizer files in the directory")
+    with quietly():
+        tokenizer = AutoTokenizer.from_pretrained(subject.directory, trust_remote_code=False)
     if len(tokenizer) == 0:
-        raise _Fault("no tokenizer files in the directory")
+        raise Fault("no tokenizer files in the directory")
     largest = max(tokenizer.get_vocab().values())
     if subject.model is None:
         return f"{len(tokenizer)} tokens"
     rows = subject.model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
-        raise _Fault(f"token id {largest} has no row in the embedding of {rows}")
+        raise Fault(f"token id {largest} has no row in the embedding of {rows}")
     ids = tokenizer("The history of the steam engine")["input_ids"]
     if not ids:
-        raise _Fault("a sentence gives no tokens")
+        raise Fault("a sentence gives no tokens")
     return f"{len(tokenizer)} tokens, ids to {largest}, embedding of {rows}"
 
 
@@ -346,10 +309,10 @@ def _has_tokenizer_files(directory: Path) -> bool:
     return any((directory / name).is_file() for name in names)
 
 
-def _generation(subject: _Subject) -> str:
+def _generation(subject: Subject) -> str:
     path = subject.directory / "generation_config.json"
     if not path.is_file():
-        raise _Skip("no generation_config.json; stock defaults apply")
+        raise Skip("no generation_config.json; stock defaults apply")
     config = GenerationConfig.from_pretrained(subject.directory)
     if subject.model is None:
         return "readable"
@@ -358,20 +321,20 @@ def _generation(subject: _Subject) -> str:
         value = getattr(config, name, None)
         for token in value if isinstance(value, list) else [value]:
             if token is not None and not -1 <= token < rows:
-                raise _Fault(f"{name} {token} has no row in the embedding of {rows}")
+                raise Fault(f"{name} {token} has no row in the embedding of {rows}")
     return "readable, its special tokens are in the vocabulary"
 
 
 @torch.inference_mode()
-def _against(subject: _Subject) -> str:
+def _against(subject: Subject) -> str:
     if subject.plan is None:
-        raise _Fault(f"needs a readable {PLAN_FILE} in the directory, which names the layers")
+        raise Fault(f"needs a readable {PLAN_FILE} in the directory, which names the layers")
     pruned = _model(subject)
     try:
         source = source_directory(str(subject.against))
         original, _ = stock_model(source, load_config(source), dtype=pruned.dtype)
     except SimdiffError as error:
-        raise _UnusableError(
+        raise UnusableError(
             f"verify: against={subject.against} must be a model that transformers loads: {error}"
         ) from None
     ids = _ids(pruned, 64)
@@ -381,17 +344,17 @@ def _against(subject: _Subject) -> str:
         _adopt(original, pruned, changed)
         wanted = original(input_ids=ids, use_cache=False).logits
         if wanted.shape != found.shape:
-            raise _Fault(f"logits of shape {tuple(found.shape)} against {tuple(wanted.shape)}")
+            raise Fault(f"logits of shape {tuple(found.shape)} against {tuple(wanted.shape)}")
         unequal = list(differing(pruned, original))
     del original
     gc.collect()
     difference = float((found.float() - wanted.float()).abs().max())
     if unequal:
-        raise _Fault(
+        raise Fault(
             f"{len(unequal)} parameters differ, first {unequal[0]}; logits by {difference:.3g}"
         )
     if difference != 0:
-        raise _Fault(f"the parameters are equal, but logits differ by {difference:.3g}")
+        raise Fault(f"the parameters are equal, but logits differ by {difference:.3g}")
     which = f"all parameters but the {len(changed)} recovered ones" if changed else "all parameters"
     return f"{which}, and the logits of {ids.numel()} tokens, exactly"
 
@@ -404,7 +367,7 @@ def _adopt(original: PreTrainedModel, pruned: PreTrainedModel, changed: Collecti
             theirs[name].copy_(ours[name])
 
 
-_CHECKS: dict[str, Callable[[_Subject], str]] = {
+_CHECKS: dict[str, Callable[[Subject], str]] = {
     "config": _config,
     "loads with stock classes": _load,
     "weights against config": _keys,
@@ -416,4 +379,16 @@ _CHECKS: dict[str, Callable[[_Subject], str]] = {
     "tokenizer": _tokenizer,
     "generation config": _generation,
     "equals the plan applied to the original": _against,
+}
+# Of a directory for vLLM's no-op blocks, which stock classes do not load.
+_NO_OP_CHECKS: dict[str, Callable[[Subject], str]] = {
+    "config": verify_no_op.config,
+    "loads with stock classes": verify_no_op.not_stock,
+    "weights against config": verify_no_op.weights,
+    "plan against config": verify_no_op.plan,
+    "finite": verify_no_op.finite,
+    "cached generation": verify_no_op.not_stock,
+    "tokenizer": _tokenizer,
+    "generation config": _generation,
+    "equals the original's tensors": verify_no_op.against,
 }

@@ -41,6 +41,8 @@ class RecoveryRecord:
     """Time that the method took, without loading and evaluation."""
     machine: str
     details: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    """Identity of the dense model, see `simdiff.models.identity.model_identity`."""
     notes: tuple[str, ...] = ()
 
     def perplexity(self, stage: str) -> float:
@@ -57,6 +59,7 @@ class RecoveryRecord:
         """The content of recovery.json."""
         return {
             **header(SCHEMA),
+            "model": self.model,
             "method": self.method,
             "formula": self.formula,
             "trained": self.trained,
@@ -101,6 +104,7 @@ class RecoveryRecord:
                 seconds=float(content["seconds"]),
                 machine=str(content["machine"]),
                 details=dict(content["details"]),
+                model=dict(content.get("model", {})),
                 notes=tuple(map(str, content["notes"])),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simdiff.errors import number_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
 from simdiff.report.cells import stored_interval
@@ -32,6 +33,7 @@ from simdiff.scoring.scores import LayerScores
 if TYPE_CHECKING:
     from simdiff.comparison.results import Comparison
 
+REPORT = "report.html"
 # What stands for some keys of a model's identity.
 _FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
 
@@ -41,7 +43,17 @@ def write_report(
 ) -> None:
     """Write report.html into the directory of a run."""
     sources = ReportSources(plan, scores, results, model_path=model_path(directory))
-    (directory / "report.html").write_text(render_page(sources), encoding="utf-8")
+    (directory / REPORT).write_text(render_page(sources), encoding="utf-8")
+
+
+def write_recovery(directory: Path) -> None:
+    """Write report.html into the directory of a recovered model, from the files there."""
+    (directory / REPORT).write_text(report_page(directory), encoding="utf-8")
+
+
+def bench_page(content: Mapping[str, Any]) -> str:
+    """The page of a benchmark's results."""
+    return render_page(ReportSources(bench=content))
 
 
 def write_comparison(directory: Path, comparison: Comparison) -> None:
@@ -249,7 +261,11 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
             **{
                 f"model {_FACTS.get(key, key)}": value
                 for key, value in plan.model.items()
-                if not isinstance(value, list)
+                if not isinstance(value, (list, dict))
+            },
+            **{
+                f"model weights, by {key}": value
+                for key, value in (plan.model.get("weights") or {}).items()
             },
             **{f"calibration {key}": value for key, value in plan.calibration.items()},
         }
@@ -267,8 +283,8 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
         facts |= {f"held-out {key}": value for key, value in results["evaluation"].items()}
         if speeds := results["dense"].get("speed"):
             facts["speed of the run"] = (
-                f"{speeds['repeats']} interleaved repetitions, medians, {speeds['num_threads']} "
-                f"threads, {results['machine']}"
+                f"{number_of(speeds['repeats'], 'interleaved repetition')}, medians, "
+                f"{number_of(speeds['num_threads'], 'thread')}, {results['machine']}"
             )
         elif results.get("streamed"):
             facts["speed of the run"] = "not measured, since the model was streamed"

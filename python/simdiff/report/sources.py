@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from simdiff.errors import SimdiffError
 from simdiff.io.json_files import as_object, read_json
 from simdiff.io.kinds import PLAN_FILE, Kind, kind_of
+from simdiff.io.progress import tell
+from simdiff.models.files import same_weights
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.cells import AVERAGES, averages_by_kind
 from simdiff.scoring.scores import LayerScores
@@ -139,7 +141,7 @@ def _check_joined(
     if "evaluation" in read:
         entries = read["evaluation"]["models"]
         dense = read["evaluation"].get("dense", next(iter(entries)))
-        models.append((str(paths["evaluation"]), entries[dense]))
+        models.append((str(paths["evaluation"]), {"name": dense, **entries[dense]}))
     if compared is not None:
         models.append(("the comparison", compared.scores.model))
     for (first, one), (second, other) in pairwise(models):
@@ -149,6 +151,7 @@ def _check_joined(
                     f"{second}: must be of the model of {first}, with {key} {one[key]}, got "
                     f"{other[key]}"
                 )
+        check_weights(second, other, first, one)
     if not {"bench", "evaluation"} <= read.keys() or read["bench"]["removed"] is None:
         return
     cuts = [model.get("removed") for name, model in entries.items() if name != dense]
@@ -192,6 +195,27 @@ def check_model(path: Path, model: Content, plan: PruningPlan | None) -> None:
                 f"{path}: must be of the plan's model, {plan.model.get('name')}, with {key} "
                 f"{wanted}, got {found}"
             )
+    check_weights(path, model, "the plan", plan.model)
+
+
+def check_weights(path: Path | str, found: Content, other: Path | str, wanted: Content) -> None:
+    """Refuse a file of a model of other weights; says so where only shapes can be compared.
+
+    Args:
+        path, found: the file and what it says of its dense model.
+        other, wanted: what it is joined to, and what that says.
+    """
+    same = same_weights(wanted, found)
+    if same is False:
+        raise SimdiffError(
+            f"{path}: must be of the model of {other}, {wanted.get('name')}, got "
+            f"{found.get('name')}, which has the same shapes and other weights"
+        )
+    if same is None and found.keys() & {"fingerprint", "weights"}:
+        tell(
+            f"Note: {path} and {other} are joined by the names and shapes of their models' "
+            "parameters: one of them does not tell its weights, as earlier versions did not"
+        )
 
 
 def pruned_parameters(plan: PruningPlan) -> int | None:
@@ -232,7 +256,11 @@ def check_evaluation(path: Path, content: Content, plan: PruningPlan | None) -> 
             for kind, of in averages_by_kind({"averages": model["averages"]}).items():
                 for average in AVERAGES[kind]:
                     of[average]["retained"], of[average]["tasks"]
-    known = {key: models[dense].get(key) for key in ("fingerprint", "num_parameters")}
+    known = {"name": dense} | {
+        key: models[dense][key]
+        for key in ("fingerprint", "weights", "num_parameters")
+        if key in models[dense]
+    }
     check_model(path, known, plan)
     if plan is None:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simdiff.errors import number_of
 from simdiff.report.numbers import speed_text
 
 
@@ -41,7 +42,8 @@ def measured_notes(content: Mapping[str, Any]) -> list[str]:
         if s["shortened"]
     ]
     notes += [
-        f"Ended after {s['repeats']} of {content['protocol']['repeats']} rounds at batch "
+        f"Ended after {s['repeats']} of {number_of(content['protocol']['repeats'], 'round')} at "
+        f"batch "
         f"{s['batch_size']}, prompt {s['prompt_length']}: the time was up."
         for s in settings
         if s["repeats"] < content["protocol"]["repeats"]
@@ -68,13 +70,14 @@ def draft_rows(bench: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     ratio, speeds = draft["ratio"], draft["tokens_per_second"]
     equal = draft["equal_prompts"]
+    interval = f" ({ratio['low']:.3f} to {ratio['high']:.3f})" if ratio.get("coverage", 1) else ""
     return [
-        ("proposed in a step", f"{draft['draft_tokens']} tokens"),
+        ("proposed in a step", number_of(draft["draft_tokens"], "token")),
         ("accepted of those proposed", f"{100 * draft['acceptance_rate']:.1f}%"),
         ("accepted in a step, mean", f"{draft['accepted_per_step']:.2f} tokens"),
         ("parent alone", f"{speed_text(speeds['alone']['median'])} tokens/s"),
         ("parent with the draft", f"{speed_text(speeds['drafted']['median'])} tokens/s"),
-        ("times faster", f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"),
+        ("times faster", f"{ratio['median']:.3f}{interval}"),
         ("prompts with the parent's own tokens", f"{equal} of {draft['prompts']}"),
     ]
 
@@ -88,7 +91,9 @@ def draft_caption(bench: Mapping[str, Any]) -> str:
         else "; the others differ where two logits nearly tie"
     )
     return (
-        f"Speculative decoding by transformers, greedy, batch 1: {draft['prompts']} prompts of "
-        f"{draft['prompt_length']} tokens from {draft['text'].get('source', 'a text')}, "
+        "Speculative decoding by transformers, greedy, batch 1: "
+        f"{number_of(draft['prompts'], 'prompt')} of "
+        f"{number_of(draft['prompt_length'], 'token')} from "
+        f"{draft['text'].get('source', 'a text')}, "
         f"{draft['new_tokens']} new tokens each, with the draft and without by turns{nearly}."
     )

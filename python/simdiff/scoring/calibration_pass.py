@@ -15,11 +15,12 @@ from simdiff.data.batches import Batch, model_inputs, token_mask
 from simdiff.errors import SimdiffError
 from simdiff.io import ranks
 from simdiff.io.progress import silent, track
-from simdiff.models.identity import model_identity, weights_digest
+from simdiff.models.identity import model_identity
 from simdiff.models.running import in_evaluation
 from simdiff.models.streamed import stream_of
 from simdiff.models.structure import decoder_body, find_decoder_layers
 from simdiff.models.sweep import Sweep
+from simdiff.models.weights import weights_digest
 from simdiff.models.windows import check_windows
 from simdiff.scoring.group_scores import SequenceScores
 from simdiff.scoring.hooks import BlockSink, LayerHooks

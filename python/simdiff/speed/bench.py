@@ -16,6 +16,7 @@ from simdiff.errors import SimdiffError
 from simdiff.io.json_files import header
 from simdiff.io.machine import available_memory, describe_machine
 from simdiff.io.progress import step, track
+from simdiff.models.identity import told_by
 from simdiff.models.running import evaluating
 from simdiff.models.structure import text_config
 from simdiff.speed.decoding import Decoder, TimedGeneration, check_tokens, make_decoder
@@ -105,7 +106,7 @@ def bench(
     protocol = protocol or Protocol()
     check_comparable(dense, pruned)
     for model in (dense, pruned):
-        protocol.check(model)
+        protocol.check(model.config)
     run = _BenchRun({"dense": dense, "pruned": pruned}, protocol)
     for setting in protocol.settings():
         check_memory(run.sizes, setting, available_memory(run.device))
@@ -132,7 +133,7 @@ def bench(
         "shared_weights": _shared(dense, pruned),
         "formulas": FORMULAS,
         "models": {
-            key: {"name": name, **_described(model)}
+            key: {"name": name, **_described(model), **told_by(model)}
             for key, name, model in zip(("dense", "pruned"), names, (dense, pruned), strict=True)
         },
         "settings": settings,

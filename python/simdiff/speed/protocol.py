@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 
 from simdiff.errors import SimdiffError
-from simdiff.models.structure import text_config
+from simdiff.models.config import text_part
 from simdiff.speed.ideal import ModelSize, cache_bytes
 
 
@@ -53,8 +53,11 @@ class Protocol:
             for length in self.prompt_lengths
         ]
 
-    def check(self, model: PreTrainedModel) -> None:
+    def check(self, config: PreTrainedConfig) -> None:
         """Refuse settings that cannot be measured.
+
+        Args:
+            config: of the model.
 
         Raises:
             SimdiffError: a number is out of range, or there are more tokens than positions.
@@ -72,7 +75,7 @@ class Protocol:
                 raise SimdiffError(f"{name} must be at least {lowest}, got {got}")
         if self.max_seconds is not None and not 0 < self.max_seconds < math.inf:
             raise SimdiffError(f"max seconds must be above 0, got {self.max_seconds:g}")
-        positions = getattr(text_config(model), "max_position_embeddings", None)
+        positions = getattr(text_part(config), "max_position_embeddings", None)
         longest = max(self.prompt_lengths) + self.new_tokens
         if positions is not None and longest > positions:
             raise SimdiffError(

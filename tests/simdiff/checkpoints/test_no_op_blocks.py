@@ -5,24 +5,32 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from simdiff.checkpoints.no_op_blocks import _with_blocks, write_no_op_blocks
+from simdiff.checkpoints.no_op_blocks import CODE_FILE, with_blocks, write_no_op_blocks
 from simdiff.errors import SimdiffError, SurgeryError
 from simdiff.models.identity import model_identity
+from simdiff.provenance.verify import verify
 from simdiff.sublayers.plan import SublayerPlan
 from simdiff.sublayers.structure import KINDS, SublayerName
 from simdiff.sublayers.surgery import sublayers_removed
+from support.checkpoints import edit_json
 from support.commands import simdiff
 from support.tiny_models import make_tiny
 
+WEIGHTS, PLAN, AGAINST = (
+    "weights against config",
+    "plan against config",
+    "equals the original's tensors",
+)
 REMOVED = ((1, "attention"), (3, "mlp"), (4, "attention"), (4, "mlp"), (5, "mlp"))
 
 
@@ -166,9 +174,48 @@ def test_read_as_vllm_does(
     with torch.inference_mode(), sublayers_removed(dense, removed):
         torch.testing.assert_close(theirs(ids), dense(ids).logits, rtol=1e-4, atol=1e-5)
     assert (out / "tokenizer.json").is_file()
+    checks = verify(out, tiny_checkpoint)
+    assert {check.passed for check in checks} == {True, None}
+    assert [check.name for check in checks if check.passed is None] == [
+        "loads with stock classes",
+        "cached generation",
+        "generation config",
+    ][: 3 - (out / "generation_config.json").is_file()]
     assert json.loads((out / "plan.json").read_text())["schema"] == "simdiff.sublayer_plan"
     assert simdiff(*words, "-o", out) == 2
     assert simdiff(*words, "-o", out, "--overwrite") == 0
+
+
+def test_faults_of_no_op_blocks_are_found(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plan = plan_of(make_tiny("llama"), REMOVED)
+    out = tmp_path / "out"
+
+    def faults(change: Callable[[], object]) -> list[str]:
+        write_no_op_blocks(tiny_checkpoint, plan, out, overwrite=True)
+        change()
+        return [check.name for check in verify(out, tiny_checkpoint) if check.passed is False]
+
+    def weights(**changed: Tensor) -> None:
+        held = load_file(out / "model.safetensors")
+        save_file({**held, **changed}, out / "model.safetensors", {"format": "pt"})
+
+    bad = torch.full((32,), torch.nan)
+    norm = "model.norm.weight"
+    assert faults(lambda: None) == []
+    code = faults(lambda: (out / CODE_FILE).write_text("import os"))
+    assert code == ["config"]
+    assert faults(lambda: edit_json(out / "config.json", auto_map={"AutoConfig": "a.B"})) == code
+    assert faults(lambda: edit_json(out / "config.json", block_configs=[])) == [PLAN]
+    other = plan_of(make_tiny("llama"), REMOVED[:-1])
+    assert faults(lambda: other.save(out / "plan.json")) == [WEIGHTS, PLAN]
+    assert faults(lambda: weights(**{norm: bad})) == ["finite", AGAINST]
+    assert faults(lambda: weights(**{norm: torch.zeros(16)})) == [WEIGHTS, AGAINST]
+    assert faults(lambda: weights(**{"model.layers.1.self_attn.more": torch.zeros(2)})) == [
+        WEIGHTS,
+        AGAINST,
+    ]
+    with pytest.raises(SimdiffError, match="against=.*none"):
+        verify(out, tmp_path / "none")
 
 
 def test_shards(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -187,7 +234,7 @@ def test_widths_that_a_multiplier_can_say(sizes: tuple[int, int]) -> None:
     """As vLLM, SGLang and llama.cpp's converter read it."""
     hidden, width = sizes
     entries = {"num_attention_heads": 8, "hidden_size": hidden, "intermediate_size": width}
-    blocks = _with_blocks(entries, plan_of(make_tiny("llama"), REMOVED))["block_configs"]
+    blocks = with_blocks(entries, plan_of(make_tiny("llama"), REMOVED))["block_configs"]
     multiplier = blocks[0]["ffn"]["ffn_mult"]
     size = int(2 * multiplier * hidden / 3)
     assert (size if size % 256 == 0 else size + 256 - size % 256) == width
@@ -232,3 +279,5 @@ def test_the_command_says_what_is_missing(
     ):
         assert simdiff("export", plan, *words) == 2
         assert wanted in capsys.readouterr().err
+    assert simdiff("prune", tiny_checkpoint, "--plan", plan, "-o", tmp_path / "p") == 2
+    assert "for vLLM (`simdiff export --format vllm`)" in capsys.readouterr().err

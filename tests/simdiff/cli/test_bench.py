@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from simdiff.cli import bench as bench_command
 from simdiff.models.identity import model_identity
+from simdiff.report.page import report_page
 from simdiff.speed.protocol import PRESETS
 from support.commands import simdiff
 from support.plans import plan_for
@@ -37,7 +38,8 @@ def test_command(
     plan.save(tmp_path / "plan.json")
     by_plan = ("bench", tiny_checkpoint, "--plan", tmp_path / "plan.json", *COMMAND)
     draft = ("--draft", "--draft-tokens", 2, "--text", tiny_text)
-    assert simdiff(*by_plan, *draft, "-o", output) == 0
+    page = tmp_path / "bench.html"
+    assert simdiff(*by_plan, *draft, "-o", output, "--page", page) == 0
     printed = capsys.readouterr().out
     for text in (
         "tok/s",
@@ -69,8 +71,14 @@ def test_command(
             seconds = [setting[n]["seconds"][phase] for n in ("dense", "pruned")]
             ratios = sorted(a / b for a, b in zip(*seconds, strict=True))
             assert found["ratio"]["median"] == ratios[1]
-    assert simdiff(*by_plan, "-o", output) == 2
-    assert "must not exist yet" in capsys.readouterr().err
+    assert page.read_text() == report_page(output)
+    assert "<h1>Speed of " in page.read_text()
+    for again in (("-o", output), ("--page", page)):
+        assert simdiff(*by_plan, *again) == 2
+        assert "must not exist yet" in capsys.readouterr().err
+    page.write_text("precious")
+    assert simdiff(*by_plan, "--page", page, "--overwrite") == 2
+    assert "is nothing that simdiff wrote" in capsys.readouterr().err
 
 
 def test_command_on_two_checkpoints(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -100,7 +108,10 @@ def test_bad_commands(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:
         (("--remove", "1", "--draft", "--draft-tokens", "0"), "--draft-tokens must be at least 1"),
     ):
         assert simdiff("bench", tiny_checkpoint, *arguments) == 2
-        assert message in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert message in told
+        if "positions" in message:
+            assert f"load {tiny_checkpoint}" not in told  # the config alone tells
 
 
 def test_presets_of_the_command_are_all() -> None:

@@ -14,6 +14,7 @@ from simdiff.io.json_files import header, write_json
 from simdiff.io.kinds import FIGURE_MARK, GENERATOR, Kind, check_replaceable, kind_of
 from simdiff.io.outputs import check_not_input, new_directory, new_file, write_new
 from simdiff.planning.export import export_plan
+from simdiff.planning.plan import PruningPlan
 from support.gguf_models import write_gguf
 from support.plans import plan_for
 
@@ -91,6 +92,50 @@ def test_a_file_in_a_run_that_no_command_writes_there_is_not_lost(tmp_path: Path
         (files[kind] / "notes.md").write_text("precious")
         with pytest.raises(SimdiffError, match=r"did not write there \(notes\.md\)"):
             check_replaceable(files[kind], kind)
+
+
+def test_a_users_own_file_in_a_directory_is_not_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The record of a directory lists what was written into it."""
+    plan = plan_for(6, (1, 2))
+
+    def write(path: Path, kind: Kind, record: str, overwrite: bool = True) -> None:
+        with new_directory(path, overwrite, kind) as scratch:
+            (scratch / "model").mkdir()
+            (scratch / "model" / "weights").touch()
+            if record == "plan.json":
+                plan.save(scratch / record)
+            if kind is Kind.RUN:
+                write_json(scratch / "results.json", header("simdiff.results"))
+            if kind is Kind.COMPARISON:
+                write_json(scratch / record, header("simdiff.comparison"))
+
+    for kind, record in (
+        (Kind.MODEL, "plan.json"),
+        (Kind.RUN, "plan.json"),
+        (Kind.COMPARISON, "compare.json"),
+    ):
+        path = tmp_path / kind.name
+        write(path, kind, record, overwrite=False)
+        write(path, kind, record)
+        assert {record, "model/weights"} <= set(json.loads((path / record).read_text())["files"])
+        for own in ("notes.md", "model/a thought.txt", "model/deep/down"):
+            (path / own).parent.mkdir(exist_ok=True)
+            (path / own).write_text("precious")
+            with pytest.raises(SimdiffError, match=rf"did not write there \({own}\).*elsewhere"):
+                write(path, kind, record)
+            (path / own).unlink()
+        write(path, kind, record)
+    assert PruningPlan.load(tmp_path / "MODEL" / "plan.json") == plan
+    assert "no list" not in capsys.readouterr().err
+    older = tmp_path / "MODEL"
+    plan.save(older / "plan.json")  # as earlier versions did
+    (older / "notes.md").write_text("lost")
+    write(older, Kind.MODEL, "plan.json")
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count(f"{older} holds no list of its files") == 1
+    assert not (older / "notes.md").exists()
 
 
 def test_the_second_to_finish_does_not_replace_the_first(tmp_path: Path) -> None:

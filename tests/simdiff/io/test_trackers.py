@@ -207,7 +207,7 @@ def test_what_is_missing_is_told(
         with tracked(names, tmp_path, {}):
             pass
 
-    with pytest.raises(SimdiffError, match="--log must be of trackio, .*got 'neptune'"):
+    with pytest.raises(SimdiffError, match="log=... must be of trackio, .*got 'neptune'"):
         start("neptune")
 
     def no_key(**_: object) -> None:

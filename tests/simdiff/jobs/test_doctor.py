@@ -24,6 +24,7 @@ def test_a_checkpoint(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str])
     assert content["ok"] is True
     assert "LlamaForCausalLM, 6 decoder layers at model.layers" in content["what"]
     assert [finding["able"] for finding in content["findings"]] == [True] * 7
+    assert content["findings"][-1]["detail"].endswith(", list, vllm (a plan of sub-layers)")
     before = {path.name: path.read_bytes() for path in tiny_checkpoint.iterdir()}
     assert command("doctor", tiny_checkpoint) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -44,6 +45,7 @@ def test_what_cannot_be_loaded_can_still_be_cut_as_files(
     shown = capsys.readouterr().out
     assert "no   loaded: model" in shown
     assert "is quantised as 'modelopt'" in shown
+    assert "vllm not: its no-op blocks are those of LlamaForCausalLM, unquantised" in shown
     assert "cannot be scored and cut" in shown
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import simdiff
 from simdiff.checkpoints.gguf.cut import gguf_depth
 from simdiff.errors import SimdiffError
 from simdiff.jobs.plans import fitted, plan_for
-from simdiff.models.identity import check_same_model, model_identity
+from simdiff.models.identity import check_same_model, model_identity, shapes_of
+from simdiff.models.weights import stored_weights
 from simdiff.planning.plan import PruningPlan
 from support.checkpoints import content
 from support.checkpoints import plan_for as chosen_plan
@@ -58,6 +62,24 @@ def test_a_plan_serves_a_sibling(capsys: pytest.CaptureFixture[str]) -> None:
             check_same_model(other, same.model, "plan")
 
 
+def test_a_plan_serves_a_fine_tuned_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan that lies beside the cut model then tells that model's weights."""
+    base = llama()
+    plan = chosen_plan(base, (2, 3))
+    tuned = copy.deepcopy(base)
+    tuned.get_parameter("model.layers.1.mlp.up_proj.weight").data.mul_(1.1)
+    found = fitted(plan, tuned, "tuned")
+    assert found.model == model_identity(tuned, "tuned") != plan.model
+    assert "whose weights differ from those of tuned" in found.notes[-1]
+    assert "whose weights differ" in " ".join(capsys.readouterr().err.split())
+    with torch.device("meta"):
+        stock = llama()
+    known = plan.model["weights"]
+    assert fitted(plan, stock, "base", known) is plan
+    older = replace(plan, model={**plan.model, "weights": {}})
+    assert fitted(older, stock, "base", known) == plan
+
+
 def test_layers_alone_in_python(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A list, a plan of a list, in memory and into files: what the plan of these layers gives."""
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
@@ -68,7 +90,8 @@ def test_layers_alone_in_python(tiny_checkpoint: Path, tmp_path: Path) -> None:
         assert found["model.safetensors"] == wanted["model.safetensors"]
         assert found["config.json"] == wanted["config.json"]
         stored = PruningPlan.load(tmp_path / name / "plan.json")
-        assert stored.model == model_identity(model, str(tiny_checkpoint))
+        weights = stored_weights(tiny_checkpoint)
+        assert stored.model == {**shapes_of(model, str(tiny_checkpoint)), "weights": weights}
         assert "Chosen by hand" in found["README.md"].decode()
         assert f"simdiff prune {tiny_checkpoint} --remove 2,3" in found["README.md"].decode()
         assert "importance" not in found["README.md"].decode()

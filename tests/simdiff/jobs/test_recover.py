@@ -19,6 +19,7 @@ from simdiff.models.loading import load_model
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.verify import Check, verify
 from simdiff.recovery.record import RECORD, RecoveryRecord
+from simdiff.report.page import report_page
 from simdiff.surgery.copies import sharing_copy
 from support.commands import simdiff
 from support.own_text import decided, drawn
@@ -86,6 +87,9 @@ def test_the_checkpoint_is_stock_and_verifies(
     details = {check.name: check.detail for check in checks}
     assert details["recovery"].startswith("closed-form: ")
     assert details["equals the plan applied to the original"].endswith("exactly")
+    page = (directory / "report.html").read_text()
+    assert page == report_page(directory)
+    assert f"{record.perplexity('recovered'):.2f}" in page
     card = (directory / "README.md").read_text()
     assert "nothing was trained afterwards" not in card
     assert f"| this model | {record.perplexity('recovered'):.2f} |" in card

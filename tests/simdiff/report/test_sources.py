@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_averages_of_version_2_are_of_no_kind(run: tuple[Path, PruningPlan]) -> 
     assert labels[::2] == ["average of all tasks (2), %", "average without tasks at chance (1), %"]
 
 
-def test_an_evaluation_of_another_cut_of_as_many_layers(run: tuple[Path, PruningPlan]) -> None:
+def test_an_evaluation_of_another_cut_or_weights(
+    run: tuple[Path, PruningPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
     directory, plan = run
     content = evaluation(plan)
     file = directory / "evaluation.json"
@@ -108,6 +111,25 @@ def test_an_evaluation_of_another_cut_of_as_many_layers(run: tuple[Path, Pruning
     write_json(file, content)
     with pytest.raises(SimdiffError, match="with fingerprint .* got other"):
         read_sources(directory)
+    # A fine-tuned version has the same fingerprint.
+    content["models"][NAME] |= {
+        "fingerprint": plan.model["fingerprint"],
+        "weights": plan.model["weights"],
+    }
+    write_json(file, content)
+    capsys.readouterr()
+    assert read_sources(directory).evaluation is not None
+    assert "Note" not in capsys.readouterr().err
+    content["models"][NAME]["weights"] = {"memory": "other"}
+    write_json(file, content)
+    message = re.escape(f"of the model of the plan, {NAME}, got {NAME}, which has the same shapes")
+    with pytest.raises(SimdiffError, match=message):
+        read_sources(directory)
+    content["models"][NAME]["weights"] = {}
+    write_json(file, content)
+    assert read_sources(directory).evaluation is not None
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"Note: {file} and the plan are joined by the names and shapes" in told
 
 
 def test_a_recovery_of_another_cut(run: tuple[Path, PruningPlan], tmp_path: Path) -> None:
@@ -153,6 +175,13 @@ def test_files_of_several_cuts_or_models_without_a_plan(
             read_sources(source, **given)
     write(removed, "another")
     with pytest.raises(SimdiffError, match="e.json: must be of the model of .*b.json"):
+        read_sources(speed, evaluation=quality)
+    content["models"][NAME]["weights"] = {"files": "one"}
+    write([0, 1], "mine")
+    written = json.loads(speed.read_text())
+    written["models"]["dense"]["weights"] = {"files": "another"}
+    write_json(speed, written)
+    with pytest.raises(SimdiffError, match=f"of {re.escape(str(speed))}, None, got .*other weig"):
         read_sources(speed, evaluation=quality)
     with pytest.raises(SimdiffError, match="are a file of an evaluation each: give one"):
         read_sources(quality, evaluation=quality)

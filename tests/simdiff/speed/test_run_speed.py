@@ -60,7 +60,7 @@ def test_a_model_may_have_no_limit_of_positions() -> None:
     model = AutoModelForCausalLM.from_config(config)
     wanted = Setting(1, 10**6, 10**6)
     assert speed_of_run._fitting(model, wanted) == wanted
-    replace(QUICK, new_tokens=10**9).check(model)
+    replace(QUICK, new_tokens=10**9).check(model.config)
 
 
 class Failing(StaticDecoder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from simdiff.errors import number_of
 from simdiff.report.numbers import plain
 from simdiff.report.svg import Chart, Scale, bar_row, depth_scale, depth_ticks, scale_for
 
@@ -26,8 +27,8 @@ def curve_chart(curve: Sequence[Point], best_step: int | None) -> str | None:
     chart = Chart(
         "Loss over training",
         f"Loss on examples set apart: from {apart[0][1]:.3f} to {apart[-1][1]:.3f} nats per token "
-        f"in {last['step']} steps, {last['tokens']} tokens, {last['seconds']:.0f} seconds. "
-        f"Lowest {min(value for _, value in apart):.3f}.",
+        f"in {number_of(last['step'], 'step')}, {last['tokens']} tokens, "
+        f"{last['seconds']:.0f} seconds. Lowest {min(value for _, value in apart):.3f}.",
         height=280,
         width=920,
         bottom=58,

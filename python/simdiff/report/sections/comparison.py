@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from simdiff.comparison.results import ComparedCell, Comparison
+from simdiff.errors import number_of
 from simdiff.planning.block_costs import block_costs
 from simdiff.planning.criteria import CRITERIA, criterion_named
 from simdiff.planning.entry_points import foreign_criteria
@@ -57,7 +58,7 @@ def comparison_sections(comparison: Comparison) -> Iterator[str]:
 
 def _layers(comparison: Comparison) -> Iterable[str]:
     pictures = "".join(
-        figure(layers_chart(comparison, count), "", title=f"{count} layers removed")
+        figure(layers_chart(comparison, count), "", title=f"{number_of(count, 'layer')} removed")
         for count in comparison.counts
     )
     yield f"<div class='pair'>{pictures}</div>"
@@ -90,12 +91,14 @@ def _tiles(comparison: Comparison) -> Iterable[str]:
     dense = comparison.dense
     interval = "" if dense.low is None else f"{dense.low:.2f} to {dense.high:.2f}, "
     windows = comparison.provenance["held_out"]["num_windows"]
-    yield tile("dense perplexity", f"{dense.perplexity:.2f}", f"{interval}{windows} windows")
+    yield tile(
+        "dense perplexity", f"{dense.perplexity:.2f}", f"{interval}{number_of(windows, 'window')}"
+    )
     for count in comparison.counts[-1:]:
         best = _best(comparison, count)
         if best is not None and best.quality is not None:
             yield tile(
-                f"best at {count} layers",
+                f"best at {number_of(count, 'layer')}",
                 f"{best.quality.perplexity:.2f}",
                 f"{best.cell.criterion}, {best.quality.ratio:.2f} times dense",
             )
@@ -134,7 +137,7 @@ def _summary(comparison: Comparison) -> str:
         seconds = comparison.at(name, counts[-1]).cell.seconds
         rows.append([name, *texts, duration(seconds)])
         keys.append([None, *values, seconds])
-    columns = ["criterion", *(f"{count} layers" for count in counts), "time to plan"]
+    columns = ["criterion", *(number_of(count, "layer") for count in counts), "time to plan"]
     return sortable(columns, rows, keys)
 
 
@@ -181,8 +184,9 @@ def _sweeps(comparison: Comparison) -> Iterable[str]:
             for piece in sweep["curve"]
         )
         yield (
-            f"<details><summary>{entry.cell.criterion}, {entry.cell.num_remove} layers: "
-            f"{sweep['num_sets']} plans, best for α in {sweep['best']}</summary>"
+            f"<details><summary>{entry.cell.criterion}, "
+            f"{number_of(entry.cell.num_remove, 'layer')}: "
+            f"{number_of(sweep['num_sets'], 'plan')}, best for α in {sweep['best']}</summary>"
             "<div class='scroll'><table><tr><th class='text'>α</th><th>perplexity</th>"
             f"<th class='text'>layers</th></tr>{rows}</table></div></details>"
         )
@@ -216,7 +220,11 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
         **{
             f"model {key}": value
             for key, value in known["model"].items()
-            if not isinstance(value, list)
+            if not isinstance(value, (list, dict))
+        },
+        **{
+            f"model weights, by {key}": value
+            for key, value in (known["model"].get("weights") or {}).items()
         },
         **{f"calibration {key}": value for key, value in known["calibration"].items()},
         **{f"held-out {key}": value for key, value in known["held_out"].items()},
@@ -228,6 +236,6 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
         },
         "intervals": f"{100 * known['intervals']['confidence']:.0f}% by "
         f"{known['intervals']['of']}, {known['held_out']['num_windows']} of them; ratios paired",
-        "times": f"{known['num_threads']} threads, {known['machine']}",
+        "times": f"{number_of(known['num_threads'], 'thread')}, {known['machine']}",
         **{f"version of {key}": value for key, value in comparison.to_dict()["versions"].items()},
     }

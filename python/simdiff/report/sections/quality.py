@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
+from simdiff.errors import number_of
 from simdiff.report.cells import interval_text, quality_rows, stored_interval
 from simdiff.report.html import notes_list, scrolled, table
 from simdiff.report.sources import Content, ReportSources
@@ -40,7 +41,7 @@ def _run(results: Content) -> str:
         )
     text = results["evaluation"]
     told = (
-        f"{text['num_windows']} windows of {text['window_length']} tokens, "
+        f"{number_of(text['num_windows'], 'window')} of {text['window_length']} tokens, "
         if {"num_windows", "window_length"} <= text.keys()
         else ""
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 
+from simdiff.errors import number_of
 from simdiff.report.figures.speed import SpeedPair, speed_chart
 from simdiff.report.html import facts_table, figure, notes_list, table
 from simdiff.report.numbers import speed_text
@@ -44,7 +45,9 @@ def _benched(setting: Content, phase: str) -> SpeedPair:
         found["share_of_ideal"],
         (dense["lower_quartile"], dense["upper_quartile"]),
         (pruned["lower_quartile"], pruned["upper_quartile"]),
-        (found["ratio"]["low"], found["ratio"]["high"]),
+        (found["ratio"]["low"], found["ratio"]["high"])
+        if found["ratio"].get("coverage", 1)
+        else None,
     )
 
 
@@ -140,15 +143,17 @@ def _caption(sources: ReportSources, has_ideal: bool) -> str:
         content = sources.bench
         repeats = sorted({setting["repeats"] for setting in content["settings"]})
         return (
-            f"{ideal}Medians of {' or '.join(map(str, repeats))} rounds, both models by turns in "
+            f"{ideal}Medians of {' or '.join(map(str, repeats))} "
+            f"{'round' if repeats == [1] else 'rounds'}, both models by turns in "
             f"one process; thin lines are quartiles. {content['dtype']}, {content['device']}, "
-            f"{content['num_threads']} threads, {content['machine']}."
+            f"{number_of(content['num_threads'], 'thread')}, {content['machine']}."
         )
     results = sources.results or {}
     speeds = results["dense"]["speed"]
     how = [speeds[key] for key in ("decoding", "device") if key in speeds]
-    known = ", ".join([*how, f"{speeds['num_threads']} threads", results["machine"]])
+    known = ", ".join([*how, number_of(speeds["num_threads"], "thread"), results["machine"]])
     return (
-        f"{ideal}Medians of {speeds['repeats']} repetitions, both models by turns in one process: "
+        f"{ideal}Medians of {number_of(speeds['repeats'], 'repetition')}, both models by turns in "
+        f"one process: "
         f"{html.escape(known)}."
     )

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from simdiff.errors import number_of
 from simdiff.report.numbers import speed_text
 from simdiff.report.speed_notes import (
     busy_note,
@@ -63,7 +64,7 @@ def speed_table(content: Mapping[str, Any]) -> Fitting:
                     for name in ("dense", "pruned")
                 ),
                 f"{ratio['median']:.3f}",
-                f"{ratio['low']:.3f}-{ratio['high']:.3f}",
+                f"{ratio['low']:.3f}-{ratio['high']:.3f}" if ratio["coverage"] else "",
                 *shares,
                 end_section=phase == "whole",
             )
@@ -86,7 +87,7 @@ def memory_table(content: Mapping[str, Any]) -> Table:
     for setting in content["settings"]:
         tokens = setting["prompt_length"] + setting["new_tokens"] - 1
         before, after = (setting[name]["cache_bytes"] for name in ("dense", "pruned"))
-        name = f"KV cache, batch {setting['batch_size']}, {tokens} tokens"
+        name = f"KV cache, batch {setting['batch_size']}, {number_of(tokens, 'token')}"
         table.add_row(name, *_bytes(before, after, " MB", 1e6))
     return table
 
@@ -110,10 +111,12 @@ def speed_notes(content: Mapping[str, Any]) -> list[str]:
     settings = content["settings"]
     rounds = ", ".join(dict.fromkeys(str(setting["repeats"]) for setting in settings))
     coverage = min(s["phases"]["decode"]["ratio"]["coverage"] for s in settings)
+    interval = f"with its {100 * coverage:.0f}% interval" if coverage else "without an interval"
     notes = [
-        f"{rounds} rounds after {content['protocol']['warm_up']} of warm-up; dense and pruned take "
+        f"{rounds} {'round' if rounds == '1' else 'rounds'} after "
+        f"{content['protocol']['warm_up']} of warm-up; dense and pruned take "
         "turns, in alternating order; tokens per second: median and quartiles.",
-        f"ratio: median of the rounds' ratios, with its {100 * coverage:.0f}% interval; ideal: "
+        f"ratio: median of the rounds' ratios, {interval}; ideal: "
         "ratio of bytes (decode), of flops (prefill); roofline: with the read and matmul rates "
         "measured here; of ideal, of roofline: ratio by that; both: new tokens by the seconds of "
         "both phases.",
@@ -123,7 +126,11 @@ def speed_notes(content: Mapping[str, Any]) -> list[str]:
 
 
 def _title(content: Mapping[str, Any]) -> str:
-    threads = "" if content["device"].startswith("cuda") else f"{content['num_threads']} threads, "
+    threads = (
+        ""
+        if content["device"].startswith("cuda")
+        else f"{number_of(content['num_threads'], 'thread')}, "
+    )
     preset = f"preset {content['preset']}, " if content["preset"] else ""
     names = " against ".join(content["models"][key]["name"] for key in ("dense", "pruned"))
     return (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from simdiff.errors import number_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.recovery.record import STAGES, RecoveryRecord
 from simdiff.report.cells import cell_texts, layer_cells
@@ -87,7 +88,8 @@ def leading_table(scores: LayerScores) -> Fitting:
     leading = scores.leading
     assert leading is not None
     table = plain_table(
-        f"The first {leading.skip_leading} tokens of each sequence ({leading.num_tokens}), "
+        f"The first {number_of(leading.skip_leading, 'token')} of each sequence "
+        f"({leading.num_tokens}), "
         f"which the other statistics ({scores.num_tokens} tokens) leave out"
     )
     columns = ("layer", "1-cos", "others", "MSSD", "others", "max sq.", "others", "MSSD of all")
@@ -145,7 +147,8 @@ def recovery_table(record: RecoveryRecord) -> Table:
     recovered = "" if share is None else f", {share:.0%} of the way back in log perplexity"
     table = Table(
         title=f"{record.method} in {record.seconds:.0f} s{recovered}\n"
-        f"{text['num_windows']} windows of {text['window_length']} tokens, part {text['part']}",
+        f"{number_of(text['num_windows'], 'window')} of {text['window_length']} tokens, part "
+        f"{text['part']}",
         title_justify="left",
     )
     for column in ("", "held-out perplexity", "± s.e. of nll", "against the plain cut"):
@@ -189,7 +192,7 @@ def comparison_table(comparison: Comparison) -> Fitting:
 
 def profile_table(profile: PassProfile) -> Table:
     """A table of the time and memory of a calibration pass, layer by layer."""
-    batches = "1 batch" if profile.num_batches == 1 else f"{profile.num_batches} batches"
+    batches = number_of(profile.num_batches, "batch")
     table = plain_table(
         f"Calibration pass: {batches}, {profile.num_tokens} tokens, on {profile.device}, scored by "
         f"{profile.backend}"

@@ -134,6 +134,8 @@ ACTIONS = """<script>addEventListener('load', () => {
   heads[1].click(); found.push(seen());
   type('2 '); found.push(seen());
   type('dom'); found.push(seen() + ' | ' + field.parentElement.textContent);
+  table.tBodies[0].rows[0].cells[0].textContent = '12';
+  for (const words of ['2', '12', 'last 12']) { type(words); found.push(seen()); }
   heads[0].focus();
   found.push(document.activeElement.tagName + heads[1].parentElement.getAttribute('aria-sort'));
   console.log(JSON.stringify(found));
@@ -154,5 +156,8 @@ def test_it_sorts_and_filters(compared: Path, tmp_path: Path) -> None:
         "1 last-n, 2 last-n, 1 random, 2 random, 2 simdiff, 1 simdiff",
         "2 last-n, 2 random, 2 simdiff",
         "1 random, 2 random | Filter2 of 6 rows",
+        "2 last-n, 2 random, 2 simdiff",  # a number is a whole cell: not 12
+        "12 last-n",
+        "12 last-n",
         "BUTTONascending",
     ]

@@ -191,6 +191,15 @@ def test_notes_of_a_whole_measurement() -> None:
     rounds, terms, *_ = speed_notes(content(setting(1), few))
     assert rounds.startswith("7, 3 rounds after")
     assert "its 75% interval" in terms
+    one = setting(2, repeats=1)
+    for phase in one["phases"].values():
+        phase["ratio"]["coverage"] = 0.0
+    found = content(one)
+    rounds, terms, *_ = speed_notes(found)
+    assert rounds.startswith("1 round after 2 of warm-up")
+    assert "ratios, without an interval; " in terms
+    assert "0%" not in terms
+    assert {row[7] for row in cells(speed_table(found).table)} == {""}
 
 
 def above_one() -> dict[str, Any]:
