@@ -150,7 +150,8 @@ class EffortSearch(Readings):
         Of all plans that differ from the best one in one layer the cheapest by scores is read next;
         the walk goes on from it where it is better by more than a standard error.
         """
-        if self._cost_of is None or not starts:
+        cost_of = self._cost_of
+        if cost_of is None or not starts:
             return []
         before = self.spent.left
         self._read(starts, [0])
@@ -166,7 +167,7 @@ class EffortSearch(Readings):
             new = [p for p in moves if p not in self.origins and self._allowed(p)]
             if not new:
                 break
-            move = min(new, key=lambda plan: (self._cost_of(plan), plan))
+            move = min(new, key=lambda plan: (cost_of(plan), plan))
             if before - self.spent.left + self.spent.price([move], [0]) > allowance:
                 break
             back, gone = moves[move]
