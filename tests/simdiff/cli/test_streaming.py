@@ -48,12 +48,14 @@ def both(
     return found
 
 
-@pytest.mark.parametrize("effort", ["quick", "normal"])
-def test_score_then_plan(given, tmp_path: Path, effort: str) -> None:
+@pytest.mark.parametrize(
+    ("effort", "options"), [("quick", ("--sublayers",)), ("normal", ("--skip-leading", 1))]
+)
+def test_score_then_plan(given, tmp_path: Path, effort: str, options: tuple[Any, ...]) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    one, other = both("score", *given, "--skip-leading", 1, "--sublayers", output=output)
-    assert one["sublayers"]
+    one, other = both("score", *given, *options, output=output)
+    assert ("sublayers" in one) == ("--sublayers" in options)
     assert {**one, "created": 0} == {**other, "created": 0}
     scores = output / "score--stream.json"
     command = ("plan", scores, "--num-layers", 2, "--model", given[0], "--effort", effort)
