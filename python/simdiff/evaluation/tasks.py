@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import random
 import tempfile
@@ -381,7 +382,7 @@ def _counted(harness: Any, total: int, description: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet(offline: bool) -> Iterator[None]:
-    """Hide the progress bars and warnings of libraries; block the network if data are local."""
+    """Hide what libraries print and warn; block the network if data are local."""
     import datasets
     from lm_eval.api import task as lm_eval_task
 
@@ -392,6 +393,8 @@ def _quiet(offline: bool) -> Iterator[None]:
             for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
                 stack.enter_context(_replaced(datasets.config, name, True))
         stack.enter_context(_replaced(lm_eval_task, "tqdm", lambda items, **_: items))
+        # Standard output is for results; lm_eval tells there that it bootstraps.
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         logger.setLevel(logging.ERROR)
         datasets.disable_progress_bars()
         try:

@@ -315,6 +315,12 @@ def test_equals_lm_eval_on_the_demo_model(
         assert list(got[name].values) == [sample[got[name].metric] for sample in samples]
 
 
+def test_standard_output_is_left_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    with tasks._quiet(offline=True):
+        print("bootstrapping for stddev: perplexity")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_bar_shows_before_the_first_request_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
