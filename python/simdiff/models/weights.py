@@ -32,6 +32,7 @@ from simdiff.io.json_files import json_text
 from simdiff.io.safetensors_header import StoredTensor, read_header
 from simdiff.models.files import weight_files
 from simdiff.models.streamed import stream_of
+from simdiff.models.structure import text_config
 from simdiff.models.tensor_reader import DTYPES
 
 _ATTRIBUTE = "_simdiff_loaded_from"
@@ -116,6 +117,8 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 def _state(model: PreTrainedModel) -> str:
     """What changes when the model in memory is no longer what its files hold."""
+    if is_packed(model):  # packed anew by kernels at any time, and never trained
+        return str(getattr(text_config(model), "num_hidden_layers", None))
     stream = stream_of(model)
     names = [name for name, _ in model.named_parameters()]
     replaced = [] if stream is None else sorted(stream.replaced)
