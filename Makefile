@@ -34,7 +34,7 @@ export SIMDIFF_CUDA_ARCHITECTURES ?= 80;90;100
 	gpu-check wheel install-matrix clean
 
 demo: $(VENV)/.demo
-	$(BIN)/simdiff run demo --ratio 0.25 --output demo --overwrite
+	$(BIN)/simdiff run demo --ratio 0.25 --effort quick --output demo --overwrite
 
 test: $(VENV)/.test
 	$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \

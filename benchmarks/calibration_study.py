@@ -153,7 +153,7 @@ def main() -> None:
     options = arguments()
     result: dict[str, Any] = {
         "model": quality.model_record(options.model),
-        "settings": {k: v for k, v in vars(options).items() if k != "output"},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("model", "output")},
         "machine": describe_machine(),
         "threads": torch.get_num_threads(),
         **provenance.origin(["planning", "calibration pass"]),

@@ -170,7 +170,9 @@ def main() -> None:
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     result: dict[str, Any] = {
         "model": quality.model_record(options.model),
-        "settings": {k: v for k, v in vars(options).items() if k not in ("cache", "output")},
+        "settings": {
+            k: v for k, v in vars(options).items() if k not in ("model", "cache", "output")
+        },
         "machine": describe_machine(),
         "threads": torch.get_num_threads(),
         **provenance.origin(["planning", "effort"]),
