@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import effort_tables
 import figure_sections
 import figures
 import pytest
@@ -224,8 +225,8 @@ def test_every_result_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Results, "_text", text)
     results = Results()
     page = figures.page(results)
-    protocol = (*results.quality, *results.development)
-    read |= {path.name for subject in protocol for path in subject.files}
+    protocol = (*results.quality, *results.development, *results.effort)
+    read |= {path.name for subject in protocol for path in subject.files} | {*results.calibration}
     files = {path.name for path in results.folder.iterdir()}
     assert {name for name in files - read if f"results/{name})" not in page} == set()
     assert {name for name in files - read if not name.endswith((".png", ".csv"))} == set()
@@ -414,7 +415,7 @@ def test_files_of_other_documents_are_not_joined(
 def test_quality_is_on_the_pages_where_there_are_results(
     made_up: quality_tables.Subject, copy: Path
 ) -> None:
-    for path in copy.glob("quality-*.json"):
+    for path in (*copy.glob("quality-*.json"), *copy.glob("effort-*.json")):
         path.unlink()
     without = figures.written(Results(copy))
     assert "How good the plans are" not in without[figures.PAGE]
@@ -432,6 +433,24 @@ def test_quality_is_on_the_pages_where_there_are_results(
     assert "### tiny, wikipedia" in found[figures.PAGE]
     assert "| tiny | wikipedia | 1, 2 | 1 (10%) | 1.35 [0.83, 2.18]" in found[figures.PAGE]
     assert "small models alone (tiny)" in " ".join(found[figures.LIMITS].split())
+
+
+def test_efforts_stand_beside_the_ways_of_the_protocol(copy: Path) -> None:
+    """Each file belongs to the quality protocol's windows, or it is refused."""
+    efforts = Results(copy).effort
+    page = " ".join(figures.page(Results(copy)).split())
+    subject = next(s for s in efforts if s.model == "gemma-3-270m")
+    found = quality_tables.ratio(subject, "effort thorough", 2, effort_tables.BASE)
+    assert found is not None
+    assert f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}] (seed 1)" in page
+    path = next(copy.glob("effort-gemma-*-1.json"))
+
+    def edit(content: Any) -> None:
+        content["seeds"][0]["held_out_losses"]["dense"][0] += 0.1
+
+    change(path, edit)
+    with pytest.raises(ValueError, match="seed 1 must be of the windows of quality-"):
+        _ = Results(copy).effort
 
 
 def test_accuracy_is_what_this_processor_has() -> None:
