@@ -72,7 +72,8 @@ def test_sublayers(
     held_out = windows_of(tiny_checkpoint, "demo", 2, "held-out")
     assert dense["perplexity"] == pytest.approx(perplexity(model, held_out).perplexity, rel=1e-5)
     units = [(row["unit"], row["removed"]) for row in rows]
-    assert units == 2 * [("attention", 2), ("mlp", 1)]
+    assert units == 3 * [("attention", 2), ("mlp", 1)]  # by two criteria, and searched
+    assert [bool(row["share_of_greedy"]) for row in rows] == [False] * 4 + [True] * 2
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     for row in rows:
         assert len(row["sublayers"]) == row["removed"]

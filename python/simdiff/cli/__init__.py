@@ -36,7 +36,7 @@ from simdiff.cli import (
 from simdiff.cli.checks import check
 from simdiff.cli.config import apply_config, config_path
 from simdiff.cli.examples import epilog
-from simdiff.cli.parsing import CommandParser, RootParser
+from simdiff.cli.parsing import CommandParser, CommandsFormatter, RootParser
 from simdiff.errors import Note, SimdiffError
 from simdiff.io import ranks
 from simdiff_kernels import __version__
@@ -292,7 +292,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
         prog="simdiff",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=CommandsFormatter,
         allow_abbrev=False,
     )
     result.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -134,6 +134,16 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
+class CommandsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest name of a command, which argparse forgets to indent."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count a command's name with its indentation."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment
+
+
 def rare(container: Any, *flags: str, help: str, **options: Any) -> argparse.Action:
     """Add an option that only `--help-all` shows."""
     action: argparse.Action = container.add_argument(*flags, help=argparse.SUPPRESS, **options)

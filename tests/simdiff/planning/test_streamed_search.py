@@ -60,7 +60,10 @@ def test_layers_that_no_plan_needs_are_not_read(llama: Path) -> None:
 def test_plans_are_those_of_the_whole_model(llama: Path, criterion: str) -> None:
     known, model = whole(llama), streamed(llama)
     scores = score(known, list(IDS.split(2)), progress=False)
-    options = PlanOptions(criterion=criterion, budget=Budget(num_layers=3), bootstrap=0)
+    # Of a streamed model effort quick is the default.
+    options = PlanOptions(
+        criterion=criterion, budget=Budget(num_layers=3), bootstrap=0, effort="quick"
+    )
     wanted, plan = (options.plan(scores, one, IDS).to_dict() for one in (known, model))
     assert plan == {**wanted, "created": plan["created"]}
     assert losses_of(model, token_losses).passes <= CRITERIA[criterion]

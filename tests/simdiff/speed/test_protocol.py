@@ -62,5 +62,5 @@ def test_bad_protocols(llama: PreTrainedModel, protocol: Protocol, message: str)
 
 
 def test_protocols_at_the_limit(llama: PreTrainedModel) -> None:
-    replace(QUICK, new_tokens=2043, repeats=1, warm_up=0, max_seconds=1e-9).check(llama)
-    replace(QUICK, prompt_lengths=(2046,), new_tokens=2).check(llama)
+    replace(QUICK, new_tokens=2043, repeats=1, warm_up=0, max_seconds=1e-9).check(llama.config)
+    replace(QUICK, prompt_lengths=(2046,), new_tokens=2).check(llama.config)
