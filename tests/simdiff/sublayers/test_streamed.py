@@ -17,7 +17,7 @@ from support.streams import batches, stored, streamed, whole
 
 def scored(model: PreTrainedModel) -> dict[str, Any]:
     content = score_with_sublayers(model, batches(), progress=False).to_dict()
-    del content["created"]
+    del content["created"], content["model"]["weights"]  # see support.streams.scored
     return content
 
 
