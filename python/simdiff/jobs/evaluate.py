@@ -84,6 +84,8 @@ def cut_subject(
     known = {}
     if isinstance(plan, PruningPlan):
         known = {"removed": sorted(plan.removed), "cut_from": plan.model.get("fingerprint")}
+        if plan.model.get("weights"):
+            known["cut_from_weights"] = plan.model["weights"]
     return Subject(name, opened, known)
 
 

@@ -56,7 +56,7 @@ def save_states(model: PreTrainedModel, batches: list[Tensor], directory: Path) 
 def numbers(scores: simdiff.LayerScores) -> dict[str, object]:
     """All of it, but for text and time, and weights, which nobody need have who has states."""
     content = scores.to_dict()
-    del content["model"]["weights"]
+    content["model"].pop("weights", None)
     return {name: content[name] for name in content if name not in ("created", "calibration")}
 
 

@@ -12,6 +12,7 @@ def of_files(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     kept = {key: of_files(value) for key, value in content.items()}
-    if isinstance(kept.get("weights"), dict):
-        kept["weights"].pop("memory", None)
+    for name in ("weights", "cut_from_weights"):
+        if isinstance(kept.get(name), dict):
+            kept[name].pop("memory", None)
     return kept
