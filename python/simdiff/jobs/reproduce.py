@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from simdiff.comparison.compare import ComparisonOptions
 from simdiff.comparison.results import ComparedCell, Comparison
 from simdiff.data.text_options import TextOptions
+from simdiff.errors import SimdiffError
 from simdiff.evaluation.quality import Subject, evaluate_models
 from simdiff.evaluation.tasks import TaskOptions, load_tasks
 from simdiff.io.json_files import check_key, header, load_json, write_json
@@ -86,6 +87,13 @@ def reproduce(
     options.text.check(options.held_out)
     for name in models:
         find_model(name)
+    parts = [_slug(name) for name in models]
+    alike = sorted({name for name in models if parts.count(_slug(name)) > 1})
+    if alike:
+        raise SimdiffError(
+            f"models must have names that differ in letters and digits, got {', '.join(alike)}, "
+            "whose results would lie in one directory"
+        )
     tasks = load_tasks(options.tasks).identity()
     told = _told(options)
     del told["max_seconds"]  # a benchmark that had too little gets more in the next call

@@ -200,8 +200,7 @@ def _note(
     if stable:
         return (
             f"calibration stopped at {number_of(last['num_windows'], 'window')}: the plan from "
-            f"scores "
-            f"alone is stable, {last['agreement']:.0%} of resamples give it ({rule})"
+            f"scores alone is stable, {last['agreement']:.0%} of resamples give it ({rule})"
         )
     why = (
         "--max-windows was reached"

@@ -40,6 +40,8 @@ def test_rows_files_and_going_on(
         text = TextOptions(str(tiny_text), 6, 16)
         return ReproductionOptions(TABLE, text, tasks, None, windows, seconds)
 
+    with pytest.raises(SimdiffError, match=r"names that differ .* got .*tiny, .*, whose results"):
+        reproduce([name, f"{name}/"], out, options())
     with monkeypatch.context() as broken:
         broken.setattr(job, "bench", lambda *of, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
