@@ -46,7 +46,7 @@ def on_standard_output(arguments: argparse.Namespace) -> bool:
 
 def write_output(arguments: argparse.Namespace, content: dict[str, Any] | str) -> None:
     """Write a result to the file of `--output` or to standard output; without, do nothing."""
-    from simdiff.io.json_files import json_text
+    from simdiff.io.json_text import json_text
     from simdiff.io.outputs import write_new
 
     text = content if isinstance(content, str) else json_text(content)

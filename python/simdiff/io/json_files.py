@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simdiff.errors import SimdiffError
+from simdiff.io.json_text import json_text
 from simdiff.io.outputs import write_bytes
 from simdiff_kernels import __version__
 
@@ -38,11 +39,6 @@ SCHEMAS = {
     "simdiff.sublayer_plan": 1,
 }
 """Every kind of JSON file, and the newest version of each that this code writes and reads."""
-
-
-def json_text(content: dict[str, Any]) -> str:
-    """The text of a JSON file."""
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from simdiff.errors import SimdiffError
+from simdiff.io.json_text import json_text
 
 PLAN_FILE = "plan.json"
 COMPARISON_MARKER = "compare.json"
@@ -176,8 +177,7 @@ def list_files(directory: Path, kind: Kind | None) -> None:
     if record is not None and record.is_file():
         content = json.loads(record.read_bytes())
         content[FILES] = _files_in(directory)
-        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-        record.write_text(text + "\n", encoding="utf-8")
+        record.write_text(json_text(content), encoding="utf-8")
 
 
 def _files_in(directory: Path) -> list[str]:

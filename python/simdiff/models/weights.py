@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.io.json_files import json_text
+from simdiff.io.json_text import json_text
 from simdiff.io.safetensors_header import StoredTensor, read_header
 from simdiff.models.files import weight_files
 from simdiff.models.streamed import stream_of

@@ -57,6 +57,10 @@ class SearchSpace:
     """By scores."""
     scored: Cost
     """Of the calibration pass."""
+    protect: Collection[int] = ()
+    """Units that stay."""
+    max_blocks: int | None = None
+    """Upper limit of the number of separate blocks."""
 
 
 def search_with_effort(
@@ -96,18 +100,11 @@ def search_with_effort(
         starts=shortlist(scores, num_remove, protect, max_blocks=max_blocks),
         cost_of=block_costs(scores).raised(EXPONENT).plan_cost,
         scored=Cost(layers=scores.num_layers) * round(scores.num_tokens / windows.shape[1]),
-    )
-    return search_in(
-        space,
-        windows,
-        num_remove,
-        effort,
-        evaluation_windows=evaluation_windows,
         protect=protect,
         max_blocks=max_blocks,
-        journal=journal,
-        key=evaluation_key(model, windows, scores.calibration) if journal else {},
     )
+    key = evaluation_key(model, windows, scores.calibration) if journal else {}
+    return search_in(space, windows, num_remove, effort, evaluation_windows, journal, key)
 
 
 def read_windows(windows: Tensor, effort: str) -> Tensor:
@@ -122,10 +119,7 @@ def search_in(
     windows: Tensor,
     num_remove: int,
     effort: str,
-    *,
     evaluation_windows: int,
-    protect: Collection[int] = (),
-    max_blocks: int | None = None,
     journal: Path | None,
     key: Mapping[str, Any],
 ) -> Found:
@@ -158,8 +152,8 @@ def search_in(
         num_windows=len(windows),
         tokens=max(1, (windows.shape[1] - 1) // stride),
         cost_of=space.cost_of,
-        protect=protect,
-        max_blocks=max_blocks,
+        protect=space.protect,
+        max_blocks=space.max_blocks,
     )
     with known.kept():
         best = search.run(num_remove, space.first, space.starts)

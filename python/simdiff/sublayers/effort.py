@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -45,11 +46,9 @@ class SublayerReader(BatchReader):
     def without(self, plan: Plan, course: Course) -> Iterator[None]:
         """Inside the with block the model is without the sub-layers of a plan."""
         names = [self._found.names[unit] for unit in plan]
-        with (
-            sublayers_removed(self._model, names, self._found)
-            if names
-            else contextlib.nullcontext()
-        ):
+        with contextlib.ExitStack() as stack:
+            if names:
+                stack.enter_context(sublayers_removed(self._model, names, self._found))
             yield
 
 
@@ -95,7 +94,7 @@ def search_with_effort(
     layers = prices_of(model)
     each = count / layers.num_layers
     windows = read_windows(windows, effort)
-    key = evaluation_key(model, windows, scores.calibration) if journal else {}
+    key: dict[str, Any] = evaluation_key(model, windows, scores.calibration) if journal else {}
     space = SearchSpace(
         prices=replace(layers, num_layers=count, head=layers.head * each),
         reader=partial(SublayerReader, model, windows, found),
@@ -104,17 +103,10 @@ def search_with_effort(
         starts=[Candidate(tuple(sorted(plan)), "the lowest by scores") for plan in starts],
         cost_of=lambda plan: sum(costs[unit] for unit in plan),
         scored=Cost(layers=count) * round(scores.num_tokens / windows.shape[1]),
-    )
-    return search_in(
-        space,
-        windows,
-        len(starts[0]),
-        effort,
-        evaluation_windows=evaluation_windows,
         protect=held,
-        journal=journal,
-        key=key | {"sublayers": [list(name) for name in found.names]},
     )
+    key |= {"sublayers": [list(name) for name in found.names]}
+    return search_in(space, windows, len(starts[0]), effort, evaluation_windows, journal, key)
 
 
 def _expressible(model: PreTrainedModel, found: SublayerMap, plan: Plan) -> bool:
