@@ -56,8 +56,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
             "speed/run_speed surgery/copies",
             "recovery": "data/batches models/partial_forward recovery/* recovery/closed_form/* "
             "recovery/training/* surgery/copies",
-            "tasks": "evaluation/answers evaluation/demo_tasks evaluation/task_files "
-            "evaluation/task_scores evaluation/tasks",
+            "tasks": "evaluation/answers evaluation/demo_tasks evaluation/lm_eval_harness "
+            "evaluation/task_files evaluation/task_scores evaluation/tasks",
             "sub-layers": "sublayers/*",
             "checkpoint surgery": "checkpoints/cut checkpoints/layer_numbering "
             "io/safetensors_header",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from simdiff.errors import SimdiffError
-from simdiff.evaluation.answers import answer_length, bounded
+from simdiff.evaluation.answers import answer_length
+from simdiff.evaluation.lm_eval_harness import harness_class, quiet, replaced
 from simdiff.evaluation.streamed_tasks import TaskAnswers, check_tasks, streamed_harness
 from simdiff.evaluation.task_files import (
     lm_eval_tasks,
@@ -28,7 +25,7 @@ from simdiff.evaluation.task_files import (
 )
 from simdiff.evaluation.task_scores import TaskScore, task_score
 from simdiff.io import ranks
-from simdiff.io.progress import step, track
+from simdiff.io.progress import step
 from simdiff.models.running import in_evaluation
 from simdiff.models.sweep import WHOLE, Plan
 
@@ -164,7 +161,7 @@ def load_tasks(options: TaskOptions) -> LoadedTasks:
     """
     options.check()
     lm_eval_tasks()
-    with _quiet(offline=options.data is not None), tempfile.TemporaryDirectory() as scratch:
+    with quiet(offline=options.data is not None), tempfile.TemporaryDirectory() as scratch:
         own = _own_names(options.path)
         served = [name for name in options.names if name not in own]
         files: dict[str, list[Path]] = {}
@@ -262,7 +259,7 @@ def run_tasks(
 
     def run() -> dict[str, TaskScore]:
         harness = streamed_harness(
-            _harness(description, loaded.options.max_new_tokens),
+            harness_class(description, loaded.options.max_new_tokens),
             model,
             answers or TaskAnswers(),
             plan,
@@ -287,8 +284,8 @@ def _scores(
 
     options = loaded.options
     # It asks git for the commit of the working directory, which says nothing and may complain.
-    no_commit = _replaced(evaluator, "get_git_commit_hash", lambda: None)
-    with _quiet(offline=options.data is not None), no_commit:
+    no_commit = replaced(evaluator, "get_git_commit_hash", lambda: None)
+    with quiet(offline=options.data is not None), no_commit:
         harness = kind(
             # lm_eval adds a pad token to a tokenizer without one, and ties weights again.
             pretrained=model,
@@ -320,96 +317,3 @@ def _scores(
         row: task_score(row, members, results, options.metric)
         for row, members in loaded.rows.items()
     }
-
-
-def _harness(description: str, max_new_tokens: int | None) -> Any:
-    """Make lm_eval's model class with our progress bar, its data parallelism by our processes."""
-    import torch
-    from lm_eval.models.huggingface import HFLM
-
-    class Harness(HFLM):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(**options)
-            self._rank, self._world_size = ranks.rank(), ranks.size()
-
-        def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-            # lm_eval gathers how many requests each process has, to fill all up to the most, which
-            # only models that are themselves divided among processes need.
-            return tensor.reshape(1).repeat(self.world_size)
-
-        def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-            found = ranks.gather(obj)
-            return found if self.rank == dst else None
-
-        def barrier(self) -> None:
-            ranks.gather(None)
-
-        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            with _counted(self, len(requests), description):
-                return super().loglikelihood(requests, disable_tqdm=True)
-
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            bounded(requests, max_new_tokens)
-            with _counted(self, len(requests), f"{description}, answers"):
-                return super().generate_until(requests, disable_tqdm=True)
-
-    return Harness
-
-
-class _Advance:
-    """A cache for lm_eval that only counts the finished requests it is told of."""
-
-    def __init__(self, bar: Iterator[int]) -> None:
-        self.bar = bar
-
-    def add_partial(self, attr: str, request: object, result: object) -> None:
-        next(self.bar, None)
-
-
-@contextlib.contextmanager
-def _counted(harness: Any, total: int, description: str) -> Iterator[None]:
-    before = harness.cache_hook
-    bar = track(range(total), description)
-    harness.set_cache_hook(_Advance(bar))
-    next(bar, None)  # it shows at once, and its time is that of the first request too
-    try:
-        yield
-        for _ in bar:  # counts the requests that lm_eval does not report
-            pass
-    finally:
-        harness.set_cache_hook(before)
-
-
-@contextlib.contextmanager
-def _quiet(offline: bool) -> Iterator[None]:
-    """Hide what libraries print and warn; block the network if data are local."""
-    import datasets
-    from lm_eval.api import task as lm_eval_task
-
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.utils.logging.is_progress_bar_enabled()
-    with contextlib.ExitStack() as stack:
-        if offline:  # set here: `datasets` reads the environment only when it is imported
-            for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
-                stack.enter_context(_replaced(datasets.config, name, True))
-        stack.enter_context(_replaced(lm_eval_task, "tqdm", lambda items, **_: items))
-        # Standard output is for results; lm_eval tells there that it bootstraps.
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        logger.setLevel(logging.ERROR)
-        datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-            if bars:
-                datasets.enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

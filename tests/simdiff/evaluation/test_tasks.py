@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from simdiff.data.demo import demo_model
 from simdiff.errors import SimdiffError
-from simdiff.evaluation import task_files, tasks
+from simdiff.evaluation import lm_eval_harness, task_files
 from simdiff.evaluation.demo_tasks import CHOOSING, DEMO_TASKS, WRITING
 from simdiff.evaluation.quality import Subject, TextChoice, evaluate_models
 from simdiff.evaluation.task_files import stock_file, write_task_files
@@ -316,7 +316,7 @@ def test_equals_lm_eval_on_the_demo_model(
 
 
 def test_standard_output_is_left_to_results(capsys: pytest.CaptureFixture[str]) -> None:
-    with tasks._quiet(offline=True):
+    with lm_eval_harness.quiet(offline=True):
         print("bootstrapping for stddev: perplexity")
     assert capsys.readouterr().out == ""
 
@@ -330,10 +330,10 @@ def test_a_bar_shows_before_the_first_request_is_done(monkeypatch: pytest.Monkey
             yield item
             seen.append(f"{item + 1} done")
 
-    monkeypatch.setattr(tasks, "track", track)
+    monkeypatch.setattr(lm_eval_harness, "track", track)
     hooks: list[Any] = []
     harness = SimpleNamespace(cache_hook=None, set_cache_hook=hooks.append)
-    with tasks._counted(harness, 3, "answers"):
+    with lm_eval_harness.counted(harness, 3, "answers"):
         assert seen == ["answers"]
         for _ in range(2):
             hooks[-1].add_partial("generate_until", None, None)
