@@ -33,6 +33,9 @@ from simdiff.planning.make_plan import make_plan
 from simdiff.scoring.calibration_pass import score
 
 SHARES = (0.1, 0.25)
+LENGTHS = (32, 128, 2048)
+SKIPPED = (1, 4, 16)
+HELD_OUT_LENGTH = 256
 
 
 def documents(source: str, pool: str, seed: int) -> list[str]:
@@ -78,9 +81,9 @@ def settings(tokenizer: Any, options: argparse.Namespace) -> Iterator[tuple[str,
     yield "source", "random tokens", torch.randint(len(tokenizer), base.shape, generator=noise), 0
     for count in (1, 4, 64):
         yield "windows", str(count), windows("wikipedia", count, LENGTH), 0
-    for length in (32, 128, 2048):
+    for length in LENGTHS:
         yield "length", str(length), windows("wikipedia", TOKENS // length, length), 0
-    for skipped in (1, 4, 16):
+    for skipped in SKIPPED:
         yield "positions skipped", str(skipped), base, skipped
     first = tokenizer.bos_token_id
     if first is not None:
@@ -100,7 +103,7 @@ def study(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 tokenizer,
                 part="all",
                 num_windows=options.held_out_windows,
-                window_length=256,
+                window_length=HELD_OUT_LENGTH,
             ).tokens,
         )
         for text in HELD_OUT

@@ -120,10 +120,10 @@ def of_seed(model: PreTrainedModel, tokenizer: Any, seed: int, options: Any) -> 
             documents, tokenizer, part="all", num_windows=count, window_length=length
         ).tokens
 
-    calibration = windows(divided.calibration, options.windows, 512)
-    held_out = windows(divided.held_out, options.held_out_windows, 256)
+    calibration = windows(divided.calibration, options.windows, options.window_length)
+    held_out = windows(divided.held_out, options.held_out_windows, options.held_out_length)
     scores = score(model, list(calibration.split(8)), progress=False)
-    name = f"{Path(options.model).name}-{options.text}-{options.pool}-{seed}.pt"
+    name = f"{Path(options.model).name}-{Path(options.text).stem}-{options.pool}-{seed}.pt"
     reads = quality.Reads(model, calibration, options.cache and options.cache / name)
     found = list(rows(model, calibration, scores, options, reads))
     evaluator = BypassEvaluator(model, held_out)
@@ -156,7 +156,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--greedy", type=int, nargs="*", default=[4], help="windows of each")
     parser.add_argument("--windows", type=int, default=16, help="that calibrate")
+    parser.add_argument("--window-length", type=int, default=512)
     parser.add_argument("--held-out-windows", type=int, default=12)
+    parser.add_argument("--held-out-length", type=int, default=256)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, help="a directory, see quality.py")
     parser.add_argument("--output", type=Path, required=True)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import json
+import math
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +19,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from simdiff.data.halves import split_text
 from simdiff.data.text import token_windows
+from simdiff.evaluation.losses import window_losses
 from simdiff.evaluation.window_perplexity import perplexity
 from simdiff.models.loading import load_model
+from simdiff.planning.make_plan import make_plan
+from simdiff.planning.names import EFFORTS
+from simdiff.scoring.calibration_pass import score
 from simdiff.surgery.layers import layers_removed
 
 Run = Callable[..., None]
@@ -119,6 +128,103 @@ def test_quantised(
     assert quantised.difference([1.0, 2.0, 4.0], [1.0, 2.0, 4.0])["rank_correlation"] == 1.0
     swapped = quantised.difference([1.0, 2.0, 4.0], [2.0, 1.0, 4.0])
     assert swapped == {"rank_correlation": 0.5, "largest_relative_difference": 1.0}
+
+
+def test_effort(
+    run: Run,
+    model: PreTrainedModel,
+    tiny_checkpoint: Path,
+    tiny_text: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
+) -> None:
+    """Plans of every effort, also without a part, of greedy search, and their held-out losses."""
+    import effort
+
+    used: list[Any] = []
+
+    def planned(*given: Any, **options: Any) -> Any:
+        if "effort" in options:
+            used.append(EFFORTS[options["effort"]])
+        return make_plan(*given, **options)
+
+    monkeypatch.setattr(effort, "make_plan", planned)
+    output = tmp_path / "effort.json"
+    calibration = ("--windows", 4, "--window-length", 16)
+    others = ("--held-out-windows", 3, "--held-out-length", 12)
+    ways = ("--shares", 0.34, "--greedy", 2, "--without", "exchanges", "lists", "windows")
+    of = (tiny_checkpoint, "--text", tiny_text, "--dtype", "float32")
+    run("effort", *of, *calibration, *others, *ways, "--cache", tmp_path, "--output", output)
+    content = json.loads(output.read_text())
+    assert "model" not in content["settings"]
+    (seed,) = content["seeds"]
+    rows = {row["way"]: row for row in seed["rows"]}
+    without = {f"normal without {part}" for part in ("exchanges", "lists", "windows")}
+    assert {*rows} == {*EFFORTS, *without, "block influence", "greedy, 2 windows"}
+    divided = split_text(tiny_text, 1)
+    tokenizer = load_model(str(tiny_checkpoint), device="cpu")[1]
+    windows, held_out = (
+        token_windows(part, tokenizer, part="all", num_windows=count, window_length=length).tokens
+        for part, count, length in zip(divided, (4, 3), (16, 12), strict=True)
+    )
+    scores = score(model, [windows], progress=False)
+    for name in EFFORTS:
+        plan = make_plan(scores, 2, model=model, windows=windows, effort=name, evaluation_windows=4)
+        assert rows[name]["layers"] == " ".join(map(str, sorted(plan.removed)))
+        assert rows[name]["search"].get("share_of_greedy") == plan.search.get("share_of_greedy")
+    usual = EFFORTS["normal"]
+    assert usual is not None
+    parts = [replace(usual, **changed) for changed in effort.WITHOUT.values()]
+    assert used == [*EFFORTS.values(), *parts]
+    removed: tuple[int, ...] = ()
+    for _ in range(2):
+        plans = [(*removed, layer) for layer in range(6) if layer not in removed]
+        removed = min(plans, key=lambda plan: sum(losses_without(model, plan, windows[:2])))
+    assert rows["greedy, 2 windows"]["layers"] == " ".join(map(str, sorted(removed)))
+    for layers, losses in seed["held_out_losses"].items():
+        gone = [] if layers == "dense" else [*map(int, layers.split())]
+        assert losses == pytest.approx(losses_without(model, gone, held_out), abs=2e-5)
+
+
+def losses_without(
+    model: PreTrainedModel, removed: Sequence[int], windows: torch.Tensor
+) -> list[float]:
+    with layers_removed(model, removed) if removed else contextlib.nullcontext():
+        return window_losses(model, windows, description=None)
+
+
+def test_calibration_study(
+    run: Run, tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Each setting is measured, and the table holds it against the base and draws of it."""
+    import calibration_study
+    import calibration_tables
+    import texts
+
+    halves = texts.halves
+    monkeypatch.setattr(texts, "halves", lambda _, pool, seed: halves(str(tiny_text), pool, seed))
+    for name, value in {"TOKENS": 64, "LENGTH": 16}.items():
+        monkeypatch.setattr(calibration_study, name, value)
+    monkeypatch.setattr(calibration_study, "LENGTHS", (8, 32))
+    monkeypatch.setattr(calibration_study, "SKIPPED", (1, 4))
+    monkeypatch.setattr(calibration_study, "HELD_OUT_LENGTH", 12)
+    output, picture = tmp_path / "study.json", tmp_path / "study.png"
+    sizes = ("--held-out-windows", 3, "--dtype", "float32")
+    run("calibration_study", tiny_checkpoint, *sizes, "--output", output)
+    content = json.loads(output.read_text())
+    settings = {(row["axis"], row.get("setting")) for row in content["rows"]}
+    assert settings >= {("base", "base"), ("draw", "3"), ("length", "8"), ("source", "mixture")}
+    heads, table = calibration_tables.table([content])
+    assert heads[1:] == ("wikipedia, none", "wikipedia, quick", "python, none", "python, quick")
+    cut = [row for row in content["rows"] if row["axis"] != "dense"]
+    rows = [row for row in cut if (row["effort"], row["removed"]) == ("none", 2)]
+    mean = {f"{row['axis']}: {row['setting']}": statistics.fmean(row["python"]) for row in rows}
+    base = mean.pop("base: base")
+    found = calibration_tables.ratios(content, "none", 2, "python")
+    assert found == pytest.approx({name: math.exp(loss - base) for name, loss in mean.items()})
+    assert {name for name, *_ in table} == {*mean}
+    run("calibration_tables", output, "--output", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.model  # for its text
