@@ -85,12 +85,8 @@ def demo(found: Results) -> str:
     )
 
 
-# Methods that train, each with a result of its own.
-TRAINED = ("distillation",)
-
-
-def repair_numbers(found: Results, method: str) -> tuple[dict[str, float], dict[str, Any]]:
-    content = found.json(f"recovery-{method}-{MACHINE}")
+def repair_numbers(found: Results) -> tuple[dict[str, float], dict[str, Any]]:
+    content = found.json(f"recovery-distillation-{MACHINE}")
     return {name: of["perplexity"] for name, of in content["quality"].items()}, content
 
 
@@ -111,11 +107,9 @@ def repair_of_the_demo(found: Results) -> Repair | None:
     the demo: others were taken on other text and say nothing beside them.
     """
     demo = found.json(f"demo-{MACHINE}")
-    repairs = []
-    for method in TRAINED:
-        of, content = repair_numbers(found, method)
-        name = f"recovery-{method}-{MACHINE}.json"
-        repairs.append((of, Repair(method, name, of["recovered"], content["seconds"])))
+    of, content = repair_numbers(found)
+    name = f"recovery-distillation-{MACHINE}.json"
+    repairs = [(of, Repair("distillation", name, of["recovered"], content["seconds"]))]
     for row in found.json(f"recovery-{MACHINE}")["rows"]:
         values, name = row["perplexity"], f"recovery-{MACHINE}.json"
         repair = Repair("closed form", name, values["recovered"], row["seconds"])
@@ -131,37 +125,27 @@ def repair_of_the_demo(found: Results) -> Repair | None:
     return min(comparable, key=lambda repair: repair.perplexity, default=None)
 
 
-def trained(found: Results, method: str) -> str:
-    """A method that trains, in words."""
-    of, content = repair_numbers(found, method)
+def repair(found: Results) -> str:
+    of, content = repair_numbers(found)
     share = math.log(of["pruned"] / of["recovered"]) / math.log(of["pruned"] / of["dense"])
     training, seconds, held_out = (
         content["details"]["training"],
         content["seconds"],
         content["evaluation"],
     )
-    name = f"recovery-{method}-{MACHINE}.json"
-    threads = 1 if found.manifest[name]["command"].startswith("OMP_NUM_THREADS=1 ") else 2
-    return paragraph(
-        f"By {method}, {content['calibration']['num_windows']} calibration and "
-        f"{held_out['num_windows']} held-out windows of {held_out['window_length']} tokens "
-        f"{found.origin(name)}: held-out perplexity "
-        f"{of['pruned']:.2f} after the plain cut, {of['recovered']:.2f} repaired, "
-        f"{of['dense']:.2f} dense: {share:.0%} of the way back in log perplexity, in "
-        f"{seconds:.0f} s on {threads} core{'s'[: threads > 1]}, of which "
-        f"{seconds - training['seconds']:.0f} s for the closed form; training read "
-        f"{training['curve'][-1]['tokens'] / 1000:.0f} thousand tokens."
-    )
-
-
-def repair(found: Results) -> str:
     rows = found.json(f"recovery-{MACHINE}")
     return joined(
         "## What repair brings back",
-        "The demo's layers removed, float32.",
-        *(trained(found, method) for method in TRAINED),
         paragraph(
-            f"The closed form alone, {rows['held_out_windows']} held-out windows "
+            f"The demo's layers removed, float32, {content['calibration']['num_windows']} "
+            f"calibration and {held_out['num_windows']} held-out windows of "
+            f"{held_out['window_length']} tokens "
+            f"{found.origin(f'recovery-distillation-{MACHINE}.json')}: held-out perplexity "
+            f"{of['pruned']:.2f} after the plain cut, {of['recovered']:.2f} repaired, "
+            f"{of['dense']:.2f} dense: {share:.0%} of the way back in log perplexity, in "
+            f"{seconds:.0f} s on two cores, of which {seconds - training['seconds']:.0f} s for the "
+            f"closed form; training read {training['curve'][-1]['tokens'] / 1000:.0f} thousand "
+            f"tokens. The closed form alone, {rows['held_out_windows']} held-out windows "
             f"{found.origin(f'recovery-{MACHINE}.json')}:"
         ),
         lines(
