@@ -81,6 +81,14 @@ def _add_closed_form(sub: CommandParser) -> None:
         default=argparse.SUPPRESS,
         help="tokens count by the dense state's norm to the power -P (default: 2)",
     )
+    rare(
+        group,
+        "--after-cut",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help="layers behind each cut that are corrected, beside the one before it (default: 2)",
+    )
 
 
 def _add_training(sub: CommandParser) -> None:

@@ -163,6 +163,31 @@ class PartialForward:
             course.kept[last] = (course.result, course.result._version)
         return {layer: found for layer, found in course.kept.items() if found is not None}
 
+    @torch.no_grad()
+    def entering_module(
+        self, batch: Mapping[str, Tensor], states: Tensor, layer: int, name: str
+    ) -> Tensor:
+        """The tensor that enters a module of a layer; the forward ends there.
+
+        Args:
+            batch, states: see `run`; the states enter the layer.
+            layer: its index.
+            name: of the module within the layer.
+        """
+        found: list[Tensor] = []
+
+        def end(module: nn.Module, args: tuple[Any, ...]) -> None:
+            found.append(args[0])
+            raise _Reached
+
+        handle = self.layers[layer].get_submodule(name).register_forward_pre_hook(end)
+        try:
+            with contextlib.suppress(_Reached):
+                self._part(batch, states, layer, layer + 1)
+        finally:
+            handle.remove()
+        return found[0]
+
     def _run_body(self, batch: Mapping[str, Tensor], course: Course) -> Course:
         """Run a forward along a course, without the language-model head."""
         device = self.model.get_input_embeddings().weight.device
@@ -205,5 +230,5 @@ class PartialForward:
         return partial
 
 
-class _Reached(Exception):  # noqa: N818 - the layer at which a forward ends
-    pass
+class _Reached(BaseException):
+    """The place at which a forward ends; no error, and not to be taken for one on its way."""

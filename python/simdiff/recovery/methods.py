@@ -106,10 +106,10 @@ _TRAINED = "simdiff.recovery.training.method"
 
 METHODS = {
     "closed-form": Method(
-        "output projections of the layers that stay, corrected by ridge regression towards the "
-        "dense model's hidden states; nothing is trained",
+        "linear maps of the layers before and behind a cut, corrected by ridge regression towards "
+        "the dense model's hidden states; nothing is trained",
         "simdiff.recovery.closed_form.method",
-        ("features", "norm_power"),
+        ("features", "norm_power", "after_cut"),
     ),
     "lora": Method(
         "low-rank adapters trained on the text, or on instructions, and merged; the preset 'paper' "

@@ -138,7 +138,7 @@ def damage(directory: Path, name: str) -> None:
 
 def test_damage_is_found(directory: Path, tiny_checkpoint: Path) -> None:
     record = RecoveryRecord.load(directory / RECORD)
-    kept = "model.layers.2.mlp.up_proj.weight"
+    kept = "model.layers.0.mlp.up_proj.weight"
     assert kept not in record.changed
     (changed, *_) = record.changed
     damage(directory, changed)

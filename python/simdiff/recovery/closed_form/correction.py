@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,91 +16,21 @@ from simdiff.data.batches import token_mask
 from simdiff.errors import SimdiffError
 from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
-from simdiff.recovery.closed_form.normal_equations import (
-    Fit,
-    NormalEquations,
-    UnseenTokens,
-    best_ridge,
-)
+from simdiff.recovery.closed_form.changes import Change, changing
+from simdiff.recovery.closed_form.normal_equations import Fit
+from simdiff.recovery.closed_form.precision import precision
 from simdiff.recovery.closed_form.projections import (
+    InputMap,
     OutputProjection,
+    find_inner_parts,
     find_projection,
     recorded_calls,
-    rms,
 )
+from simdiff.recovery.closed_form.regression import Regression
+from simdiff.recovery.closed_form.settings import LayerFit, PartFit, Settings
 
 # Tokens on which the linear map of a layer is looked for.
 _PROBED = 32
-
-STRENGTHS = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
-FEATURES = ("auto", "inputs", "outputs")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything the correction depends on besides model, plan and text."""
-
-    strengths: tuple[float, ...] = STRENGTHS
-    """Ridge penalties to try, see `normal_equations.ridge`."""
-    norm_power: float = 2.0
-    """Exponent p of the weights ‖h‖^−p of tokens, by which massive activations do not dominate."""
-    features: str = "auto"
-    """Features of the correction: "inputs" z of the projection; "outputs" o = Wz, which are fewer
-    and can correct less (W + VᵀW); "auto" takes outputs if inputs exceed the memory budget."""
-    memory_budget: int = 8 << 30
-    """Limit of the bytes of a Gram matrix and its factorisations."""
-    unseen_share: float = 1 / 8
-    """Share of the windows that are not fitted; they choose λ and the number of corrections."""
-
-
-@dataclass(frozen=True)
-class LayerFit:
-    """The result of correcting one layer."""
-
-    layer: int
-    """Index of the layer in the dense model, from 0."""
-    projection: str | None
-    features: str | None
-    strength: float | None
-    relative_error: float
-    """Squared error of the states on unseen tokens over the error without the correction."""
-
-
-def precision(model: PreTrainedModel) -> contextlib.AbstractContextManager[Any]:
-    """Context manager with the precision of forwards that only guide the correction."""
-    if not autocasts(model):
-        return contextlib.nullcontext()
-    device = model.get_input_embeddings().weight.device
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def autocasts(model: PreTrainedModel) -> bool:
-    """Whether forwards multiply in bfloat16: for float32 models on devices that support it."""
-    device = model.get_input_embeddings().weight.device
-    if model.dtype != torch.float32:
-        return False
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
-
-
-@dataclass(frozen=True)
-class Change:
-    """The new and the old parameters of a corrected module."""
-
-    position: int
-    """Index of the layer in the pruned model."""
-    module: nn.Module
-    old: dict[str, nn.Parameter | None]
-    new: dict[str, nn.Parameter | None]
-
-    @contextlib.contextmanager
-    def undone(self) -> Iterator[None]:
-        """The module as it was, inside a with block."""
-        self.module._parameters.update(self.old)
-        try:
-            yield
-        finally:
-            self.module._parameters.update(self.new)
 
 
 class BatchStates(Protocol):
@@ -125,7 +56,8 @@ class Correction:
     fits: list[LayerFit] = field(default_factory=list)
     most_features: int = 0
     """Largest number of features of a regression so far."""
-    corrections: list[Change] = field(default_factory=list)
+    corrections: list[list[Change]] = field(default_factory=list)
+    """What was changed in each corrected layer."""
     targets: BatchStates = field(default_factory=list)
     """For each batch, the dense states that enter the next kept layer."""
     states: BatchStates = field(default_factory=list)
@@ -134,6 +66,10 @@ class Correction:
     """For a number of corrections, the same states of the unseen batches with these alone."""
     positions: list[int] = field(default_factory=list)
     """The positions of the layers with a correction."""
+    changes: list[Change] = field(default_factory=list)
+    """What was changed so far in the layer that is being corrected."""
+    parts: list[PartFit] = field(default_factory=list)
+    """What was found within it."""
 
     @property
     def batches(self) -> list[dict[str, Tensor]]:
@@ -145,6 +81,22 @@ class Correction:
         """Position of the last layer before the first cut; 0 if layer 0 is cut."""
         gap = next((i for i, layer in enumerate(self.kept) if layer != i), len(self.kept))
         return max(0, gap - 1)
+
+    @property
+    def last(self) -> int:
+        """Position of the last layer that is corrected."""
+        return max(filter(self.corrects, range(len(self.kept))), default=self.first)
+
+    def corrects(self, position: int) -> bool:
+        """Whether the layer at a position is the last before a cut, or one of the few behind it."""
+        behind = [i for i in range(-1, position) if self.closes_cut(i)]
+        return self.closes_cut(position) or position in (
+            range(behind[-1] + 1, behind[-1] + 1 + self.settings.after_cut) if behind else ()
+        )
+
+    def follows_cut(self, position: int) -> bool:
+        """Whether a cut lies before a position, so that other states enter it than the dense."""
+        return self.kept[position] != position
 
     def target_depth(self, position: int) -> int:
         """Index of the dense layer whose input the layer at a position should reproduce."""
@@ -160,25 +112,80 @@ class Correction:
 
     @property
     def num_steps(self) -> int:
-        """How often `layer` yields."""
-        return 2 * len(self.batches) + 1
+        """How often `begin` and the `layer` of all positions yield together."""
+        return len(self.batches) + len(self.course) * (3 * len(self.batches) + 1)
+
+    @property
+    def course(self) -> range:
+        """The positions from the first layer that is corrected to the last."""
+        return range(self.first, self.last + 1)
+
+    def begin(self, dense: PartialForward, student: PartialForward) -> Iterator[None]:
+        """Take the states to the first layer that is corrected; yields after each batch."""
+        targets, states = [], []
+        for batch in self.batches:
+            targets.append(dense.run(batch, None, 0, self.kept[self.first]))
+            # Where layer 0 is cut, the dense states are already further.
+            cut = self.follows_cut(self.first)
+            states.append(student.run(batch, None, 0, self.first) if cut else targets[-1])
+            yield
+        self.targets, self.states = targets, states
 
     def layer(
         self, position: int, dense: PartialForward, student: PartialForward
     ) -> Iterator[None]:
-        """Correct one layer and advance the states past it; yields after each batch, and solved."""
+        """Correct one layer and advance the states past it; yields after each batch, and solved.
+
+        Positions are given in the order of `course`; behind it there is nothing to do but `finish`.
+        """
         start = self.kept[position]
-        if position == self.first:
-            first = [dense.run(b, None, 0, start) for b in self.batches]
-            self.targets, self.states = first, list(first)
-            if start != position:  # layer 0 is cut, so the dense states are already further
-                self.states = [student.run(b, None, 0, position) for b in self.batches]
+        yield from self.prepare(position, dense, student)
         stop = self.target_depth(position)
         for index, batch in enumerate(self.batches):
             self.targets[index] = dense.run(batch, self.targets[index], start, stop)
             yield
         yield from self.fit(position, student)
         yield
+
+    def finish(self, student: PartialForward) -> None:
+        """Take the unseen batches past all layers behind the last one that is corrected."""
+        for states in (self.states, *self.branches.values()):
+            for number in self.unseen_numbers:
+                entered = states[number]
+                states[number] = student.run(
+                    self.batches[number], entered, self.last + 1, len(self.kept)
+                )
+
+    def advance(self, position: int, student: PartialForward) -> None:
+        """Take the branches past a layer that is as it was."""
+        for count, states in self.branches.items():
+            self.branches[count] = self._leaving(position, count)
+            for number in self.unseen_numbers:
+                self.branches[count][number] = self._run(student, position, number, states)
+
+    def prepare(
+        self, position: int, dense: PartialForward, student: PartialForward
+    ) -> Iterator[None]:
+        """Correct what lies within a layer before its end, once the states that enter it are there.
+
+        Args:
+            position: of the layer in the pruned model.
+            dense: runs the dense layer.
+            student: runs the layer.
+        """
+        done = len(self.positions)
+        if self.corrects(position) and (
+            not done or self.closes_cut(self.positions[-1]) or not self.corrects(position - 1)
+        ):
+            self.branches[done] = self.states
+        self.advance(position, student)
+        parts = self._inner_parts(position, student)
+        for index, part in enumerate(parts):
+            for number in self._fit_part(position, part, dense, student):
+                if (index * len(self.batches) + number + 1) % len(parts) == 0:
+                    yield
+        if not parts:
+            yield from itertools.repeat(None, len(self.batches))
 
     def fit(self, position: int, student: PartialForward) -> Iterator[None]:
         """Correct the layer at a position; its batches' states become those that leave it.
@@ -187,7 +194,9 @@ class Correction:
             position: of the layer in the pruned model; `targets` and `states` are there.
             student: runs the layer.
         """
-        self.fits.append((yield from self._fit(position, student)))
+        found = yield from self._fit(position, student)
+        if self.corrects(position):
+            self.fits.append(found)
 
     def _index(self, position: int) -> int:
         """Which of the student's layers the one at a position is."""
@@ -209,53 +218,124 @@ class Correction:
         """
         return True
 
-    def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
-        entering, index = self.states, self._index(position)
+    def _run(
+        self, student: PartialForward, position: int, number: int, states: BatchStates
+    ) -> Tensor:
+        index = self._index(position)
+        return student.run(self.batches[number], states[number], index, index + 1)
 
-        def run(number: int, states: BatchStates = entering) -> Tensor:
-            return student.run(self.batches[number], states[number], index, index + 1)
-
-        for count, states in self.branches.items():
-            self.branches[count] = self._leaving(position, count)
-            for number in self.unseen_numbers:
-                self.branches[count][number] = run(number, states)
+    def _probe(
+        self, position: int, student: PartialForward
+    ) -> tuple[nn.Module, Callable[[], Tensor], Tensor]:
+        """A layer, what runs it on a few tokens, and the states of these that enter it."""
+        index = self._index(position)
         few = {name: value[:1, :_PROBED] for name, value in self.batches[0].items()}
-        some = entering[0][:1, :_PROBED]
-        projection = find_projection(
-            student.layers[index],
-            lambda: student.run(few, some, index, index + 1),
-            int(some.shape[-1]),
-        )
-        if projection is None or self._tied(projection):
+        some = self.states[0][:1, :_PROBED]
+        return student.layers[index], lambda: student.run(few, some, index, index + 1), some
+
+    def _inner_parts(
+        self, position: int, student: PartialForward
+    ) -> list[InputMap | OutputProjection]:
+        if not self.corrects(position) or not self.follows_cut(position):
+            return []
+        layer, run, some = self._probe(position, student)
+        found = find_inner_parts(layer, run, int(some.shape[-1]))
+        return [part for part in found if not any(map(self._tied, part.modules))]
+
+    def _fit_part(
+        self,
+        position: int,
+        part: InputMap | OutputProjection,
+        dense: PartialForward,
+        student: PartialForward,
+    ) -> Iterator[int]:
+        """Correct a part, so that what enters it, or the stream behind it, is as in the dense."""
+        regression = self._regression(part)
+        index, own = self._index(position), self.kept[position]
+        for number, batch in enumerate(self.batches):
+            with self.as_it_was():
+                wanted = dense.entering_module(batch, self.targets[number], own, part.place)
+            with recorded_calls(part) as seen:
+                found = student.entering_module(batch, self.states[number], index, part.place)
+            self._update(regression, number, seen, found, wanted)
+            yield number
+        fit = regression.solve(self._last_strength(part.title))
+        self._change(part, fit)
+        self.parts.append(PartFit(part.names, fit.strength, fit.relative_error))
+
+    def _regression(self, part: InputMap | OutputProjection) -> Regression:
+        regression = Regression(part, self.settings, self.states[0])
+        self.most_features = max(self.most_features, regression.width)
+        return regression
+
+    def _update(
+        self,
+        regression: Regression,
+        number: int,
+        seen: list[tuple[Tensor, Tensor]],
+        found: Tensor,
+        wanted: Tensor,
+    ) -> None:
+        rows = token_mask(self.batches[number]).flatten()
+        fitted = number < len(self.fitted)
+        regression.update(seen[0] if seen else None, found, wanted, rows, fitted=fitted)
+
+    def _change(self, part: InputMap | OutputProjection, fit: Fit) -> Change | None:
+        if fit.correction is None:
+            return None
+        with changing(part.modules, self.changes):
+            part.correct(fit.correction)
+        return self.changes[-1]
+
+    def _fit(self, position: int, student: PartialForward) -> Generator[None, None, LayerFit]:
+        def run(number: int) -> Tensor:
+            return self._run(student, position, number, entering)
+
+        entering, own = self.states, self.kept[position]
+        parts = tuple(self.parts)
+        self.parts.clear()
+        projection = None
+        if self.corrects(position):
+            layer, probe, some = self._probe(position, student)
+            projection = find_projection(layer, probe, int(some.shape[-1]))
+        if projection is None or self._tied(projection.module):
             leaving = self._leaving(position)
             for number in range(len(self.batches)):
                 leaving[number] = run(number)
                 yield
             self.states = leaving
-            return LayerFit(self.kept[position], None, None, None, 1.0)
-        features = self._features(projection, some)
-        fitted, unseen = self._equations(projection, features, some)
+            self._keep(position)
+            return LayerFit(own, None, None, None, 1.0, parts)
+        regression = self._regression(projection)
         held: list[tuple[Tensor, Tensor | None] | None] = []
         with recorded_calls(projection) as seen:
-            for number, batch in enumerate(self.batches):
-                output, rows = run(number), token_mask(batch).flatten()
-                target = self.targets[number]
-                sums = fitted if number < len(self.fitted) else unseen
-                like = fitted.gram
-                sums.update(*self._rows(projection, seen[0], features, output, target, rows, like))
+            for number in range(len(self.batches)):
+                output = run(number)
+                self._update(regression, number, seen, output, self.targets[number])
                 both = output, seen[0][0] if projection.gain is None else None
                 held.append(both if self._holds(*both) else None)
                 yield
-        fit = best_ridge(fitted, unseen, self.settings.strengths, self._last_strength())
-        change = None
-        if fit.correction is not None:
-            if features == "outputs":
-                fit = replace(fit, correction=projection.from_outputs(fit.correction))
-            change = self._apply(position, projection, fit)
-        self._leave(position, run, held, projection, change)
+        fit = regression.solve(self._last_strength(projection.title))
+        self._leave(position, run, held, projection, self._change(projection, fit))
+        self._keep(position)
         return LayerFit(
-            self.kept[position], projection.name, features, fit.strength, fit.relative_error
+            own, projection.name, regression.kind, fit.strength, fit.relative_error, parts
         )
+
+    @contextlib.contextmanager
+    def as_it_was(self) -> Iterator[None]:
+        """The layer that is being corrected before any change, inside a with block."""
+        with contextlib.ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(change.undone())
+            yield
+
+    def _keep(self, position: int) -> None:
+        """Take what was changed in a layer, if anything was."""
+        if self.changes:
+            self.corrections.append(self.changes)
+            self.positions.append(position)
+            self.changes = []
 
     def _leave(
         self,
@@ -266,26 +346,18 @@ class Correction:
         change: Change | None,
     ) -> None:
         """Take the states past a layer: those that left it before, and what its change adds."""
-        leaving, branch = self._leaving(position), None
-        if change is not None:
-            if not self.positions or self.closes_cut(self.positions[-1]):
-                branch = self._leaving(position, len(self.positions))
-                self.branches[len(self.positions)] = branch
-            self.positions.append(position)
+        leaving = self._leaving(position)
+        again = change is not None and projection.gain is not None
         undone = contextlib.nullcontext if change is None else change.undone
         for number in range(len(held)):
-            parts = branch is not None and number in self.unseen_numbers
-            again = change is not None and projection.gain is not None
-            if held[number] is None and (parts or not again):
+            if again:  # a norm follows: what is added depends on all of the output
+                leaving[number], held[number] = run(number), None
+                continue
+            if held[number] is None:
                 with undone(), recorded_calls(projection) as seen:
-                    held[number] = run(number), None if again else seen[0][0]
+                    held[number] = run(number), seen[0][0]
             states, entered = held[number] or (None, None)
             held[number] = None
-            if branch is not None and parts:
-                assert states is not None
-                branch[number] = states.clone()
-            if again:  # a norm follows: what is added depends on all of the output
-                states = run(number)
             assert states is not None
             if change is not None and entered is not None:
                 with precision(self.pruned):
@@ -294,83 +366,25 @@ class Correction:
             leaving[number] = states
         self.states = leaving
 
-    def _last_strength(self) -> float | None:
-        """The strength of the last layer that was corrected: that of the next is seldom far."""
-        return next((fit.strength for fit in reversed(self.fits) if fit.strength), None)
+    def _last_strength(self, name: str) -> float | None:
+        """The strength of the last correction of a name: that of the next is seldom far."""
+        return next(
+            (fit.strengths[name] for fit in reversed(self.fits) if name in fit.strengths), None
+        )
 
-    def _tied(self, projection: OutputProjection) -> bool:
-        """Whether other modules share the projection's weight."""
-        weight = projection.module.weight
+    def _tied(self, module: nn.Module) -> bool:
+        """Whether other modules share a module's weight."""
         held = [p for m in self.pruned.modules() for p in m._parameters.values()]
-        return sum(parameter is weight for parameter in held) > 1
-
-    def _features(self, projection: OutputProjection, states: Tensor) -> str:
-        if self.settings.features != "auto":
-            return self.settings.features
-        size = _exact(states).itemsize
-        num_bytes = 3 * size * (projection.in_features + projection.has_bias) ** 2
-        return "inputs" if num_bytes <= self.settings.memory_budget else "outputs"
-
-    def _equations(
-        self, projection: OutputProjection, features: str, states: Tensor
-    ) -> tuple[NormalEquations, UnseenTokens]:
-        hidden_size, dtype = int(states.shape[-1]), _exact(states)
-        width = projection.in_features if features == "inputs" else hidden_size
-        self.most_features = max(self.most_features, width)
-        sums = NormalEquations(width + projection.has_bias, hidden_size, states.device, dtype)
-        return sums, UnseenTokens(dtype)
-
-    def _rows(
-        self,
-        projection: OutputProjection,
-        seen: tuple[Tensor, Tensor],
-        kind: str,
-        output: Tensor,
-        target: Tensor,
-        rows: Tensor,
-        like: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, residuals to fit and weights of a batch's tokens, of the dtype of `like`."""
-
-        def counted(states: Tensor) -> Tensor:
-            states = states.reshape(len(rows), -1)
-            if not bool(rows.all()):
-                states = states[rows.to(states.device)]
-            return states.to(like)  # with several GPUs the tensors may be elsewhere
-
-        entered, written, wanted, left = map(counted, (*seen, target, output))
-        residuals = (wanted - left) / projection.scale
-        features = entered if kind == "inputs" else written
-        if projection.has_bias:
-            features = torch.cat([features, features.new_ones(len(features), 1)], dim=1)
-        if projection.gain is not None:  # first order: rms(o) is taken as constant
-            features = features / rms(written)
-            gain = projection.gain.to(residuals.device)
-            residuals = residuals / gain.where(gain.abs() > 1e-3 * gain.abs().max(), torch.inf)
-        norms = wanted.norm(dim=1)
-        weights = torch.where(norms > 0, norms, torch.inf) ** -self.settings.norm_power
-        return features, residuals, weights
-
-    def _apply(self, position: int, projection: OutputProjection, fit: Fit) -> Change:
-        assert fit.correction is not None
-        module = projection.module
-        old = dict(module._parameters)
-        projection.correct(fit.correction)
-        change = Change(position, module, old, dict(module._parameters))
-        self.corrections.append(change)
-        return change
+        return sum(parameter is module.weight for parameter in held) > 1
 
     def keep(self, count: int) -> None:
-        """Apply the first `count` corrections and undo the others."""
-        for index, correction in enumerate(self.corrections):
-            chosen = correction.new if index < count else correction.old
-            correction.module._parameters.update(chosen)
+        """Apply the corrections of the first `count` layers and undo the others."""
+        for index, changes in enumerate(self.corrections):
+            for change in changes:
+                chosen = change.new if index < count else change.old
+                change.module._parameters.update(chosen)
 
     def closes_cut(self, position: int) -> bool:
-        """Whether the layer at a position is the last one before a cut."""
-        return self.target_depth(position) != self.kept[position] + 1
-
-
-def _exact(states: Tensor) -> torch.dtype:
-    """Of products and sums: float64 for states of float64, else float32."""
-    return torch.float64 if states.dtype == torch.float64 else torch.float32
+        """Whether the layer at a position is the last one before a cut; -1 is before all layers."""
+        own = self.kept[position] if position >= 0 else -1
+        return self.target_depth(position) != own + 1

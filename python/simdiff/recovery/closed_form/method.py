@@ -1,25 +1,35 @@
-"""Recovery without training: solve for the output projections of the kept layers, one by one.
+"""Recovery without training: solve for linear maps at both sides of a cut, one by one.
 
-From the first cut on, each layer's last linear map W (the down projection of its MLP, in most
-families) is corrected so that the pruned model's states approach the dense model's. With the input
-z of the map, the output y of the layer, the dense state h that enters the next kept layer, and
-tokens t:
+The layer before a cut and a few behind it are corrected so that the pruned model's states approach
+the dense model's. A map W that writes to the residual stream (the down projection of the MLP at the
+end of a layer; behind the cut the output projection of attention too) gets, with its input z, the
+stream y that it writes to, the dense state h there (before a cut that which enters the next kept
+layer), and tokens t:
 
     V = argmin Σ w_t ‖h_t − y_t − Vᵀ z_t‖² + λ ‖V‖²,   w_t = ‖h_t‖^−p,   W ← W + Vᵀ
 
-Layers are corrected in order, each on the states of the model corrected so far, so that later
-layers see the remaining error of earlier ones. λ has the lowest error on windows that were not
-fitted; making no correction is a candidate. Of the models with the first n corrections, the one of
-lowest loss on these windows is taken; the plain cut, n = 0, is a candidate.
+Behind the cut the maps U that read one tensor x (queries, keys and values; gate and up) read what
+comes closest to the dense model's tensor x* in their place:
+
+    V = argmin Σ w_t ‖x*_t − x_t − Vᵀ x_t‖² + λ ‖V‖²,   w_t = ‖x*_t‖^−p,   U ← U (I + Vᵀ)
+
+All are corrected in the order in which they run, each on the states of the model corrected so far,
+so that later ones see the remaining error of earlier ones. λ has the lowest error on windows that
+were not fitted; making no correction is a candidate. Of the models with the first n corrected
+layers, at the edges of the cuts, the one of lowest loss on these windows is taken; the plain cut,
+n = 0, is a candidate. Further behind a cut there is nothing to gain: the errors become those of the
+states' noise, and fitting it raises the loss.
 
 Related: ReplaceMe (arXiv 2505.02819) folds one linear map of the hidden state into the projection
-before the cut. Here every projection from there on is solved for in its own, more numerous inputs.
+before the cut; Ghosted Layers (arXiv 2605.15491) puts a linear map of the stream at the cut. Here
+the projection is solved for in its own, more numerous inputs, and the map of the stream lies in the
+weights that read it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,14 +43,9 @@ from simdiff.evaluation.losses import token_losses
 from simdiff.io.progress import track
 from simdiff.models.partial_forward import Course, PartialForward
 from simdiff.planning.plan import PruningPlan
-from simdiff.recovery.closed_form.correction import (
-    FEATURES,
-    BatchStates,
-    Correction,
-    Settings,
-    autocasts,
-    precision,
-)
+from simdiff.recovery.closed_form.correction import BatchStates, Correction
+from simdiff.recovery.closed_form.precision import autocasts, precision
+from simdiff.recovery.closed_form.settings import FEATURES, Settings
 from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome
 
 Batches = Sequence[Tensor | Mapping[str, Tensor]]
@@ -76,6 +81,8 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
         SimdiffError: an option that cannot be used.
     """
     settings = Settings(**options)
+    if settings.after_cut < 0:
+        raise SimdiffError(f"after_cut must be at least 0, got {settings.after_cut}")
     if settings.features not in FEATURES:
         raise SimdiffError(
             f"features must be one of {', '.join(FEATURES)}, got {settings.features!r}"
@@ -108,10 +115,10 @@ def correct(
     settings: Settings | None = None,
     progress: bool = True,
 ) -> RecoveryOutcome:
-    """Correct the output projections of a pruned model, in place.
+    """Correct the layers of a pruned model at both sides of its cuts, in place.
 
-    The states of both models at one depth and the inputs of the projection are stored for all
-    tokens, tokens × (3 · hidden_size + in_features) values in the model's dtype, and the features
+    The states of both models at one depth and the inputs of a projection are stored for all tokens,
+    tokens × (3 · hidden_size + in_features) values in the model's dtype, and the features
     of unseen tokens in float32. Three matrices take 4 · in_features² bytes each: 28 MB together for
     1536 inputs of a projection, 2.5 GB for 14336. From 26755 inputs on a weaker correction is used,
     which takes 4 · hidden_size² bytes each. Sums are float32 (float64 for a model in float64): the
@@ -138,14 +145,20 @@ def correct(
         PartialForward(model, autocast=autocast) as dense,
         PartialForward(pruned, autocast=autocast) as student,
     ):
-        positions = range(run.first, len(kept))
-        steps = (step for position in positions for step in run.layer(position, dense, student))
-        total = len(positions) * run.num_steps
-        for _ in track(steps, "correct layers", total) if progress else steps:
+        steps = steps_of(run, dense, student)
+        for _ in track(steps, "correct layers", run.num_steps) if progress else steps:
             pass
+        run.finish(student)
         outcome = outcome_of(run, losses_of(run, student))
     run.keep(outcome.details["corrected"])
     return outcome
+
+
+def steps_of(run: Correction, dense: PartialForward, student: PartialForward) -> Iterator[None]:
+    """All of the correction before `finish`."""
+    yield from run.begin(dense, student)
+    for position in run.course:
+        yield from run.layer(position, dense, student)
 
 
 def losses_of(run: Correction, student: PartialForward) -> dict[int, float]:
@@ -187,11 +200,10 @@ def outcome_of(run: Correction, losses: Mapping[int, float]) -> RecoveryOutcome:
         run: all its layers are corrected.
         losses: see `losses_of`.
     """
-    if not any(fit.projection for fit in run.fits):
+    if not any(fit.projection or fit.parts for fit in run.fits):
         raise SimdiffError(
-            f"closed-form recovery needs a layer of {type(run.model).__name__} whose last linear "
-            "map writes to the residual stream, got none: with a mixture of experts each token "
-            "takes its own; another method may do"
+            f"closed-form recovery needs a linear map of {type(run.model).__name__}, at a cut, "
+            "that reads from the residual stream or writes to it, got none; another method may do"
         )
     if not math.isfinite(losses[0]):
         raise SimdiffError(
@@ -200,8 +212,9 @@ def outcome_of(run: Correction, losses: Mapping[int, float]) -> RecoveryOutcome:
         )
     best = min(losses, key=lambda count: losses[count])
     return RecoveryOutcome(
-        formula="W + Vᵀ for the last linear map of the layers from the first cut on, layer by "
-        "layer, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²",
+        formula="before a cut and a few layers behind it, map by map: W + Vᵀ where it writes to "
+        "the residual stream, V = argmin Σ w ‖h − y − Vᵀz‖² + λ‖V‖²; W (I + Vᵀ) where it reads, "
+        "V = argmin Σ w ‖x* − x − Vᵀx‖² + λ‖V‖²",
         settings=asdict(run.settings),
         details={
             "layers": [asdict(fit) for fit in run.fits],
@@ -221,7 +234,8 @@ def _notes(run: Correction, best: int) -> tuple[str, ...]:
     if left:
         notes.append(
             f"layers {', '.join(left)} have no linear map of their own that is the last to write "
-            "to the residual stream, and stay as they are"
+            "to the residual stream: with a mixture of experts each token takes its own. What they "
+            "read, and their attention, are corrected behind a cut"
         )
     if any(fit.features == "outputs" for fit in run.fits):
         notes.append("corrections are linear in the projections' outputs, not in their inputs")

@@ -32,18 +32,16 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.models.sweep import Batches, digest_of, offload_folder
 from simdiff.models.tensor_reader import DTYPES, bytes_of
 from simdiff.planning.plan import PruningPlan
-from simdiff.recovery.closed_form.correction import (
-    BatchStates,
-    Correction,
-    LayerFit,
-    autocasts,
-)
+from simdiff.recovery.closed_form.changes import Change
+from simdiff.recovery.closed_form.correction import BatchStates, Correction
 from simdiff.recovery.closed_form.method import (
     checked_settings,
     losses_of,
     outcome_of,
     unseen_windows,
 )
+from simdiff.recovery.closed_form.precision import autocasts
+from simdiff.recovery.closed_form.settings import LayerFit, PartFit
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.recovery.record import digest
 
@@ -140,7 +138,8 @@ class StreamedCorrection(Correction):
         self._sets = StateSets(directory, stream.options.memory, stream.device)
         self._held_bytes = 0
         found = self._sets.manifest
-        self.fits = [LayerFit(**fit) for fit in found.get("fits", [])]
+        self.fits = [LayerFit.of(fit) for fit in found.get("fits", [])]
+        self.parts = [PartFit.of(part) for part in found.get("parts", [])]
         self.most_features = int(found.get("most_features", 0))
         self.corrected = {
             int(position): {
@@ -149,11 +148,12 @@ class StreamedCorrection(Correction):
             }
             for position, tensors in found.get("corrected", {}).items()
         }
-        self.positions = list(self.corrected)
+        first, pending = int(found.get("layer", 0)), found.get("pending")
+        self.positions = [position for position in self.corrected if position != pending]
         if "losses" in found:
             return {int(count): float(loss) for count, loss in found["losses"].items()}
-        first = int(found.get("layer", 0))
-        pending = found.get("pending")
+        if pending is not None:  # what was corrected within it already
+            stream.replace([*self.corrected.get(pending, {}).values()])
         partial = LayerByLayer(
             self.model, found.get("length", "unknown"), autocast=autocasts(self.model)
         )
@@ -212,23 +212,37 @@ class StreamedCorrection(Correction):
         if layer in self.kept and (position := self.kept.index(layer)) >= self.first:
             if position == self.first and layer == position:
                 self.states = entering
-            pending = position
-        self.targets = self._set(f"dense-{layer + 1:04d}.states")
-        for number, batch in enumerate(self.batches):
-            self.targets[number] = self._partial.run(batch, entering[number], layer, layer + 1)
+            if position > self.last:
+                self._finish(position)
+            else:
+                for _ in self.prepare(position, self._partial, self._partial):
+                    pass
+                pending = position
+        wanted = layer < self.target_depth(self.last)
+        self.targets = self._set(f"dense-{layer + 1:04d}.states" if wanted else None)
+        with self.as_it_was():
+            for number, batch in enumerate(self.batches if wanted else []):
+                self.targets[number] = self._partial.run(batch, entering[number], layer, layer + 1)
         if pending is not None:
             own = self.kept[pending]
             if self.target_depth(pending) == layer + 1:
                 self._held_bytes = 0
                 for _ in self.fit(pending, self._partial):
                     pass
-                self._write(pending)
                 if own != layer:
                     self._stream.release(own)
                 pending = None
             elif own == layer:
+                self._write(pending)
                 self._stream.hold(own)
         return pending
+
+    def _finish(self, position: int) -> None:
+        """Take the unseen batches past a layer behind the last one that is corrected."""
+        self.advance(position, self._partial)
+        entering, self.states = self.states, self._leaving(position)
+        for number in self.unseen_numbers:
+            self.states[number] = self._run(self._partial, position, number, entering)
 
     def _commit(
         self, layer: int, pending: int | None, losses: Mapping[int, float] | None = None
@@ -249,6 +263,7 @@ class StreamedCorrection(Correction):
             "branches": branches,
             "pending": pending,
             "fits": [dataclasses.asdict(fit) for fit in self.fits],
+            "parts": [dataclasses.asdict(part) for part in self.parts],
             "most_features": self.most_features,
             "corrected": {
                 str(position): {
@@ -290,23 +305,34 @@ class StreamedCorrection(Correction):
         width = int(self.model.config.get_text_config(decoder=True).hidden_size)
         tokens = sum(batch["input_ids"].numel() for batch in self.batches)
         size = self.model.get_input_embeddings().weight.element_size()
-        stages = map(self._stream.tensors, self.kept[self.first :])
-        maps = [[one.num_bytes for one in stage if len(one.shape) == 2] for stage in stages]
-        return 4 * tokens * width * size + sum(max(sizes, default=0) for sizes in maps)
+        layers = (self.kept[i] for i in range(len(self.kept)) if self.corrects(i))
+        maps = [
+            one.num_bytes
+            for stage in map(self._stream.tensors, layers)
+            for one in stage
+            if len(one.shape) == 2
+        ]
+        return 4 * tokens * width * size + sum(maps)
+
+    def _keep(self, position: int) -> None:
+        self._write(position)
+        if self.corrected.get(position):
+            self.positions.append(position)
 
     def _write(self, position: int) -> None:
-        """Write the weights of a layer that was corrected just now."""
-        if not self.corrections:
-            return
-        (change,) = self.corrections
-        self.corrections.clear()
+        """Write the weights of a layer that were corrected just now."""
+        layer = self.kept[position]
+        names = {module: name for name, module in self._partial.layers[layer].named_modules()}
+        for change in self.changes:
+            self.corrected.setdefault(position, {}).update(
+                self._written(position, names[change.module], change)
+            )
+        self.changes = []
+
+    def _written(self, position: int, inside: str, change: Change) -> dict[str, StoredTensor]:
+        """The files of a module's changed parameters."""
         layer, path = self.kept[position], find_decoder_layers(self.model).path
-        inside = next(
-            name
-            for name, module in self._partial.layers[layer].named_modules()
-            if module is change.module
-        )
-        self.corrected[position] = {}
+        written = {}
         for key, new in change.new.items():
             old = change.old[key]
             if new is None or old is None or torch.equal(new, old):
@@ -325,6 +351,7 @@ class StreamedCorrection(Correction):
                 while view:
                     view = view[output.write(view) :]
                 os.fsync(output.fileno())
-            self.corrected[position][f"{path}.{position}.{name}"] = StoredTensor(
+            written[f"{path}.{position}.{name}"] = StoredTensor(
                 stored.name, _NAMES[new.dtype], tuple(new.shape), file, 0, len(flat)
             )
+        return written

@@ -11,10 +11,14 @@ from transformers import PreTrainedModel
 
 from simdiff.data.batches import model_inputs
 from simdiff.models.partial_forward import PartialForward
-from simdiff.recovery.closed_form.correction import Correction, Settings
+from simdiff.recovery.closed_form.correction import Correction
+from simdiff.recovery.closed_form.projections import InputMap, find_inner_parts
+from simdiff.recovery.closed_form.regression import rows_of
+from simdiff.recovery.closed_form.settings import Settings
 from simdiff.surgery.copies import sharing_copy
 from support.closed_form import KEPT, larger, tokens
 from support.families import tiny as tiny_family
+from support.own_text import decided, drawn
 
 
 def test_rows_of_a_regression() -> None:
@@ -23,7 +27,6 @@ def test_rows_of_a_regression() -> None:
     A gain below a thousandth of the largest leaves its entry alone: it could not be corrected.
     """
     none = torch.zeros(1, dtype=torch.float64)
-    run = Correction(None, None, [], [], [], Settings(norm_power=3.0))
     entered = torch.tensor([[[1.0, 2.0, 2.0], [9.0, 9.0, 9.0], [6.0, 0.0, 0.0]]])
     written = torch.tensor([[[1.0, 7.0], [9.0, 9.0], [3.0, 4.0]]])  # rms 5 and sqrt(12.5)
     wanted = torch.tensor([[[3.0, 4.0], [9.0, 9.0], [0.0, 0.0]]])
@@ -32,7 +35,7 @@ def test_rows_of_a_regression() -> None:
 
     def found(kind: str, gain: Tensor | None) -> list[list]:
         projection = SimpleNamespace(scale=2.0, has_bias=True, gain=gain)
-        parts = run._rows(projection, (entered, written), kind, output, wanted, rows, none)
+        parts = rows_of(projection, (entered, written), kind, output, wanted, rows, none, 3.0)
         assert {part.dtype for part in parts} == {torch.float64}
         return [part.tolist() for part in parts]
 
@@ -83,12 +86,12 @@ def test_the_states_that_leave_a_corrected_layer(family: str) -> None:
     texts = [model_inputs(part.split(16), "test") for part in (tokens(40)[:32], tokens(40)[32:])]
     run = Correction(model, pruned, list(KEPT), *texts, Settings())
     with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
+        assert len(list(run.begin(dense, student))) == len(run.batches)
         for position in range(2):
             before = list(run.states)
-            assert len(list(run.layer(position, dense, student))) == run.num_steps
+            assert len(list(run.layer(position, dense, student))) == 3 * len(run.batches) + 1
             for index, batch in enumerate(run.batches):
-                start, first = (None, 0) if position == 0 else (before[index], position)
-                wanted = student.run(batch, start, first, position + 1)
+                wanted = student.run(batch, before[index], position, position + 1)
                 assert torch.allclose(run.states[index], wanted, rtol=1e-9, atol=1e-12)
     assert len(run.corrections) == 2
 
@@ -143,8 +146,9 @@ def run_all(
         settings,
     )
     plain = unseen_error(model, pruned, unseen)
-    with PartialForward(model) as dense, PartialForward(pruned) as student:
-        assert len(list(run.layer(0, dense, student))) == run.num_steps
+    with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
+        for _ in (*run.begin(dense, student), *run.layer(0, dense, student)):
+            pass
     fit = run.fits[0]
     assert fit.projection == FOUND[family]
     if fit.projection is None:
@@ -156,12 +160,97 @@ def run_all(
         assert share < 1
         return
     assert share == pytest.approx(fit.relative_error, rel=1e-6)
-    plain = unseen_error(model, pruned, unseen, 2)
     with PartialForward(model) as dense, PartialForward(pruned) as student:
-        assert len(list(run.layer(1, dense, student))) == run.num_steps
+        for _ in run.layer(1, dense, student):
+            pass
     assert [(fit.layer, fit.projection) for fit in run.fits] == [
         (0, FOUND[family]),
         (2, FOUND[family]),
     ]
-    share = unseen_error(model, pruned, unseen, 2) / plain
+    left = unseen_error(model, pruned, unseen, 2)
+    with run.corrections[1][-1].undone():
+        share = left / unseen_error(model, pruned, unseen, 2)
     assert share == pytest.approx(run.fits[1].relative_error, rel=1e-6)
+
+
+INNER = {
+    "llama": [3, ("self_attn.o_proj", "post_attention_layernorm"), 2],
+    "gpt2": [1, ("attn.c_proj", "ln_2"), 1],
+    "gemma3": [3, 2],  # attention writes by way of a norm
+    "olmo2": [3, 2],
+    "minicpm3": [2, ("self_attn.o_proj", "post_attention_layernorm"), 2],
+    "falcon": [2, 1],  # attention beside the MLP: one norm before both, no stream between
+    "phi3": [1, ("self_attn.o_proj", "post_attention_layernorm"), 1],
+    "mixtral": [3, ("self_attn.o_proj", "post_attention_layernorm")],
+    "qwen3-next": [2, ("linear_attn.out_proj", "post_attention_layernorm"), 3],
+    "longcat-flash": [  # two of each in one layer
+        2,
+        ("self_attn.0.o_proj", "post_attention_layernorm.0"),
+        2,
+        ("mlps.0.down_proj", "input_layernorm.1"),
+        2,
+        ("self_attn.1.o_proj", "post_attention_layernorm.1"),
+        2,
+    ],
+}
+
+
+@pytest.mark.parametrize("family", INNER)
+@torch.no_grad()
+def test_what_reads_and_writes_within_a_layer(family: str) -> None:
+    """How many modules read one tensor, and what writes to the stream before which module."""
+    model = decided(tiny_family(family))
+    with PartialForward(model) as partial:
+        batch = {"input_ids": tokens(1)}
+        states = partial.run(batch, None, 0, 1)
+        found = find_inner_parts(
+            partial.layers[1], lambda: partial.run(batch, states, 1, 2), states.shape[-1]
+        )
+    told = [
+        len(part.names) if isinstance(part, InputMap) else (part.name, part.point) for part in found
+    ]
+    assert told == INNER[family]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "gemma3"])
+def test_errors_within_a_corrected_layer(family: str) -> None:
+    """What modules make of what they read, and the stream behind attention, come closer."""
+    model = larger_family(family)
+    pruned = sharing_copy(model, (1, 4))
+    text = drawn(model, 40, 12)
+    texts = [model_inputs([part], "test") for part in (text[:32], text[32:])]
+    run = Correction(model, pruned, list(KEPT), *texts, Settings())
+    with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
+        for _ in (*run.begin(dense, student), *run.layer(0, dense, student)):
+            pass
+        found = find_inner_parts(
+            student.layers[1],
+            lambda: student.run(run.batches[0], run.states[0], 1, 2),
+            run.states[0].shape[-1],
+        )
+        for _ in run.prepare(1, dense, student):
+            pass
+        fits, changes = list(run.parts), {change.module: change for change in run.changes}
+        assert [fit.modules for fit in fits] == [part.names for part in found]
+        unseen, dense_states, states = run.batches[1], run.targets[1], run.states[1]
+        for part, fit in zip(found, fits, strict=True):
+            wanted = dense.entering_module(unseen, dense_states, KEPT[1], part.place)
+            left = wanted - student.entering_module(unseen, states, 1, part.place)
+            change = changes.get(part.modules[0])
+            if change is None:
+                assert fit.strength is None
+                continue
+            if isinstance(part, InputMap):
+                theirs = dense.layers[KEPT[1]].get_submodule(part.names[0])(wanted)
+                ours = part.modules[0](wanted - left)
+                with change.undone():
+                    before = part.modules[0](wanted - left)
+                assert (theirs - ours).norm() < (theirs - before).norm()
+                continue
+            with change.undone():
+                before = wanted - student.entering_module(unseen, states, 1, part.place)
+            norms = wanted.norm(dim=-1, keepdim=True)
+            share = (left / norms).square().sum() / (before / norms).square().sum()
+            assert float(share) == pytest.approx(fit.relative_error, rel=1e-6)
+            assert share < 1
+        assert len(changes) >= 2

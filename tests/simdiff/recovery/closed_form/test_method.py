@@ -14,8 +14,9 @@ from simdiff.errors import SimdiffError
 from simdiff.evaluation.losses import window_losses
 from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
-from simdiff.recovery.closed_form.correction import Correction, Settings
-from simdiff.recovery.closed_form.method import correct, losses_of, recover
+from simdiff.recovery.closed_form.correction import Correction
+from simdiff.recovery.closed_form.method import correct, losses_of, recover, steps_of
+from simdiff.recovery.closed_form.settings import Settings
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.surgery.copies import own_parameters, sharing_copy
 from support.closed_form import KEPT, larger, tokens
@@ -149,14 +150,16 @@ def test_the_first_and_the_last_layer_may_be_cut() -> None:
         outcome = correct(model, pruned, kept, [text[:32]], [text[32:]], progress=False)
         first = outcome.details["layers"][0]
         assert first["layer"] == (kept[0] if 0 in removed else 4)
-        assert first["relative_error"] < 1
+        errors = [first["relative_error"], *(part["relative_error"] for part in first["parts"])]
+        assert min(errors) < 1
 
 
 def test_what_cannot_be_corrected_is_refused() -> None:
     mixture = larger(tiny_family("mixtral")).float()
     text = tokens(8)
-    with pytest.raises(SimdiffError, match="MixtralForCausalLM .* got none"):
-        corrected(mixture, [text[:6]], [text[6:]])
+    pruned = sharing_copy(mixture, [5])  # nothing lies behind the cut
+    with pytest.raises(SimdiffError, match="MixtralForCausalLM, at a cut, .* got none"):
+        correct(mixture, pruned, range(5), [text[:6]], [text[6:]], progress=False)
     model = make_tiny("llama")
     with pytest.raises(SimdiffError, match="at least 2 windows of text"):
         recover(model, plan_for(6, (1,)), text[:1], pruned=model, options={}, batch_size=8)
@@ -168,20 +171,41 @@ def test_what_cannot_be_corrected_is_refused() -> None:
         corrected(model, [text[:6]], [text[6:]])
 
 
+def test_behind_a_cut_experts_stay_and_attention_is_corrected() -> None:
+    mixture = larger(tiny_family("mixtral")).float()
+    text = drawn(mixture, 40, 12)
+    pruned, outcome = corrected(mixture, [text[:32]], [text[32:]])
+    assert {fit["projection"] for fit in outcome.details["layers"]} == {None}
+    assert [len(fit["parts"]) for fit in outcome.details["layers"]] == [0, 2, 2, 2]
+    assert outcome.details["corrected"]
+    assert "mixture of experts" in outcome.notes[0]
+    changed = {
+        name
+        for (name, ours), theirs in zip(
+            pruned.named_parameters(),
+            sharing_copy(mixture, (1, 4)).parameters(),
+            strict=True,
+        )
+        if not torch.equal(ours, theirs)
+    }
+    assert changed
+    assert all("self_attn" in name for name in changed)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_losses_by_number_of_corrections_are_those_of_the_models(family: str) -> None:
+def test_losses_by_number_of_corrections_are_those_of_the_models(family: str, after: int) -> None:
     model = larger(tiny_family(family))
     text = drawn(model, 40, 12)
     pruned = sharing_copy(model, (1, 4))
     parts = [model_inputs(part.split(5), "test") for part in (text[:32], text[32:])]
-    run = Correction(model, pruned, list(KEPT), *parts, Settings())
+    run = Correction(model, pruned, list(KEPT), *parts, Settings(after_cut=after))
     with torch.no_grad(), PartialForward(model) as dense, PartialForward(pruned) as student:
-        for position in range(len(KEPT)):
-            for _ in run.layer(position, dense, student):
-                pass
+        assert len([*steps_of(run, dense, student)]) == run.num_steps
+        run.finish(student)
         losses = losses_of(run, student)
-    assert run.positions == [0, 1, 2, 3]
-    assert list(losses) == [0, 1, 3, 4]  # before the cuts behind layers 0 and 3, and all
+    wanted = ([0, 2], [0, 1, 2]) if after == 0 else ([0, 1, 2, 3], [0, 1, 3, 4])
+    assert (run.positions, list(losses)) == wanted  # before and behind the cuts, and all
     for count, loss in losses.items():
         run.keep(count)
         found = window_losses(pruned, text[32:], description=None)

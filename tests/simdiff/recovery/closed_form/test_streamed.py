@@ -15,8 +15,8 @@ from simdiff.errors import SimdiffError
 from simdiff.models.state_files import StateSets
 from simdiff.models.streamed import stream_of
 from simdiff.models.sweep import remove_states
-from simdiff.recovery.closed_form.correction import Settings
 from simdiff.recovery.closed_form.method import recover
+from simdiff.recovery.closed_form.settings import Settings
 from simdiff.recovery.closed_form.streamed import StreamedCorrection, recover_streamed
 from simdiff.recovery.record import changed_parameters
 from simdiff.surgery.copies import sharing_copy
@@ -54,22 +54,26 @@ def of_streamed(model: Any, removed: tuple[int, ...], text: torch.Tensor, **opti
 
 
 # Biases and tuples; a norm behind the projection and sliding windows; experts in some layers.
+# A layer between two cuts; layers behind the last one that is corrected.
 CASES = {
-    "qwen2": (1, 4),
-    "gpt2": (0, 3, 4, 5),
-    "gemma3": (2, 3),
+    ("qwen2", 2): (1, 4),
+    ("qwen2", 1): (1, 3),
+    ("gpt2", 2): (0, 3, 4, 5),
+    ("gpt2", 0): (2,),
+    ("gemma3", 1): (1, 2),
+    ("mixtral", 2): (2, 3),
 }
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_the_bits_of_the_model_in_memory(family: str, tmp_path: Path) -> None:
-    path = stored(family, tmp_path / "model")
+@pytest.mark.parametrize(("family", "after"), CASES)
+def test_the_bits_of_the_model_in_memory(family: str, after: int, tmp_path: Path) -> None:
+    path, removed = stored(family, tmp_path / "model"), CASES[family, after]
     text = drawn(whole(path), 24, 12)
-    wanted = of_whole(path, CASES[family], text)
+    wanted = of_whole(path, removed, text, after_cut=after)
     assert wanted[0]["details"]["corrected"]
     for memory in (0, 1 << 20):
         model = streamed(path, memory=memory, folder=tmp_path / "states")
-        assert of_streamed(model, CASES[family], text) == wanted
+        assert of_streamed(model, removed, text, after_cut=after) == wanted
         remove_states(model)
         assert not (tmp_path / "states").exists()
 
@@ -98,11 +102,12 @@ def test_each_weight_is_read_once_to_correct_all_layers(tmp_path: Path) -> None:
         other.correct()
 
 
+@pytest.mark.parametrize("removed", [(2, 3), (1, 3)])
 def test_an_interrupted_run_goes_on_from_the_last_finished_layer(
-    tmp_path: Path, monkeypatch
+    removed: tuple[int, ...], tmp_path: Path, monkeypatch
 ) -> None:
-    """Interrupted before each of its layers, and while it chooses."""
-    path, removed = stored("llama", tmp_path / "model"), (2, 3)
+    """Interrupted before each of its layers, half corrected between two cuts, and at the choice."""
+    path = stored("llama", tmp_path / "model")
     text = drawn(whole(path), 12, 12)
     wanted = of_whole(path, removed, text)
     write, written = StateSets._finish, []
@@ -136,7 +141,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch) -> None:
     def run() -> tuple:
         return of_streamed(streamed(path, memory=0, folder=tmp_path / "states"), removed, text)
 
-    for owner, name, number in ((StateSets, "_write", 7), (StreamedCorrection, "_write", 1)):
+    for owner, name, number in ((StateSets, "_write", 7), (StreamedCorrection, "_written", 1)):
         inner, calls = getattr(owner, name), []
 
         def killed(*arguments, inner=inner, calls=calls, number=number) -> None:
