@@ -392,7 +392,7 @@ def recover(
     choose: int | None = None,
     held_out: Text | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    num_windows: int = 64,
+    num_windows: int = 80,
     window_length: int = 512,
     seed: int = 0,
     batch_size: int = 8,
@@ -413,7 +413,7 @@ def recover(
         output: a new directory; it appears whole or not at all.
         text: one half of it is what the method sees, the other measures what it brought; or its
             `TextOptions`.
-        method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (output projections by
+        method: a name in `simdiff.recovery.methods.METHODS`: "closed-form" (linear maps by
             ridge regression, nothing trained), "lora", "distillation" or "partial" (the last
             layers themselves).
         choose: repair so many of the plans that the search of `plan` evaluated, and take the one of
@@ -436,7 +436,7 @@ def recover(
         SurgeryError: stock classes cannot express the cut.
     """
     amount = {"num_windows": num_windows, "window_length": window_length, "seed": seed}
-    source = text_of("recover", model, text, amount, num_windows=64)
+    source = text_of("recover", model, text, amount, num_windows=80)
     files = (value for value in (plan, source.source, held_out) if isinstance(value, (str, Path)))
     check_not_input(Path(output), map(Path, files))
     plan = read_plan(plan)

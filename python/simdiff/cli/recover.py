@@ -54,7 +54,7 @@ def add(sub: CommandParser) -> None:
         "take the one of lowest loss after it",
     )
     group.add_argument("--method", choices=tuple(METHODS), default="closed-form", help=methods)
-    add_text(sub, num_windows=64)
+    add_text(sub, num_windows=80)
     add_held_out(sub)
     _add_closed_form(sub)
     _add_training(sub)
@@ -79,7 +79,7 @@ def _add_closed_form(sub: CommandParser) -> None:
         type=float,
         metavar="P",
         default=argparse.SUPPRESS,
-        help="tokens count by the dense state's norm to the power -P (default: 2)",
+        help="tokens count by the dense state's norm to the power -P (default: 1.5)",
     )
     rare(
         group,

@@ -26,7 +26,7 @@ def test_the_best_after_repair_is_taken(llama: PreTrainedModel) -> None:
     """Whatever the search found better before it, and by windows that no repair was fitted to."""
     model = decided(llama, 6)
     windows = drawn(model, 32, 32)
-    unseen = windows[-unseen_windows(32, 1 / 8) :]
+    unseen = windows[-unseen_windows(windows, 1 / 8) :]
     losses = {}
     for removed in PLANS:
         pruned = sharing_copy(model, removed)

@@ -48,6 +48,9 @@ from simdiff.recovery.closed_form.precision import autocasts, precision
 from simdiff.recovery.closed_form.settings import FEATURES, Settings
 from simdiff.recovery.methods import RecoveryContext, RecoveryOutcome
 
+# These choose between a few strengths and a few numbers of layers: more would only take time.
+UNSEEN_TOKENS = 4096
+
 Batches = Sequence[Tensor | Mapping[str, Tensor]]
 
 
@@ -63,7 +66,7 @@ def recover(
 ) -> RecoveryOutcome:
     """Correct the pruned model in closed form; see `simdiff.recovery.methods.Recover`."""
     settings = checked_settings(options)
-    count = unseen_windows(len(windows), settings.unseen_share)
+    count = unseen_windows(windows, settings.unseen_share)
     return correct(
         model,
         pruned,
@@ -90,18 +93,20 @@ def checked_settings(options: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def unseen_windows(num_windows: int, share: float) -> int:
-    """The number of windows that are not fitted.
+def unseen_windows(windows: Tensor, share: float) -> int:
+    """The number of windows that are not fitted, no more than `UNSEEN_TOKENS` need.
 
     Raises:
         SimdiffError: there are fewer than two windows.
     """
+    num_windows = len(windows)
     if num_windows < 2:
         raise SimdiffError(
             "closed-form recovery needs at least 2 windows of text, one to fit and one to choose "
             f"by, got {num_windows}"
         )
-    return min(num_windows - 1, max(1, round(share * num_windows)))
+    most = math.ceil(UNSEEN_TOKENS / windows.shape[1])
+    return min(num_windows - 1, most, max(1, round(share * num_windows)))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ class Settings:
 
     strengths: tuple[float, ...] = STRENGTHS
     """Ridge penalties to try, see `normal_equations.ridge`."""
-    norm_power: float = 2.0
+    norm_power: float = 1.5
     """Exponent p of the weights ‖h‖^−p of tokens, by which massive activations do not dominate."""
     features: str = "auto"
     """Features of the correction: "inputs" z of the projection; "outputs" o = Wz, which are fewer
@@ -25,7 +25,8 @@ class Settings:
     memory_budget: int = 8 << 30
     """Limit of the bytes of a Gram matrix and its factorisations."""
     unseen_share: float = 1 / 8
-    """Share of the windows that are not fitted; they choose λ and the number of corrections."""
+    """Share of the windows that are not fitted; they choose λ and the number of corrections. It is
+    less of much text, see `method.unseen_windows`."""
     after_cut: int = 2
     """Layers behind each cut that are corrected, beside the one before it."""
 

@@ -70,7 +70,7 @@ def recover_streamed(
         SimdiffError: see `recover`; no offload folder; a weight that is not stored as it is.
     """
     settings = checked_settings(options)
-    count = unseen_windows(len(windows), settings.unseen_share)
+    count = unseen_windows(windows, settings.unseen_share)
     parts = windows[:-count].split(batch_size), windows[-count:].split(batch_size)
     fitted, unseen = (model_inputs(part, "recovery") for part in parts)
     run = StreamedCorrection(model, model, list(plan.kept), fitted, unseen, settings)

@@ -15,7 +15,13 @@ from simdiff.evaluation.losses import window_losses
 from simdiff.models.partial_forward import PartialForward
 from simdiff.models.structure import find_decoder_layers
 from simdiff.recovery.closed_form.correction import Correction
-from simdiff.recovery.closed_form.method import correct, losses_of, recover, steps_of
+from simdiff.recovery.closed_form.method import (
+    correct,
+    losses_of,
+    recover,
+    steps_of,
+    unseen_windows,
+)
 from simdiff.recovery.closed_form.settings import Settings
 from simdiff.recovery.methods import RecoveryOutcome
 from simdiff.surgery.copies import own_parameters, sharing_copy
@@ -169,6 +175,16 @@ def test_what_cannot_be_corrected_is_refused() -> None:
     model.model.layers[3].mlp.up_proj.weight.data[2, 2] = torch.nan
     with pytest.raises(SimdiffError, match="finite, got NaN or Inf"):
         corrected(model, [text[:6]], [text[6:]])
+
+
+@pytest.mark.parametrize(
+    ("num_windows", "length", "unseen"),
+    [(2, 8, 1), (3, 8, 1), (16, 512, 2), (64, 512, 8), (500, 512, 8), (500, 500, 9), (3, 9000, 1)],
+)
+def test_an_eighth_of_the_text_is_not_fitted_or_what_4096_tokens_need(
+    num_windows: int, length: int, unseen: int
+) -> None:
+    assert unseen_windows(torch.zeros(num_windows, length), 1 / 8) == unseen
 
 
 def test_behind_a_cut_experts_stay_and_attention_is_corrected() -> None:
