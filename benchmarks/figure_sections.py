@@ -85,8 +85,12 @@ def demo(found: Results) -> str:
     )
 
 
-def repair_numbers(found: Results) -> tuple[dict[str, float], dict[str, Any]]:
-    content = found.json(f"recovery-distillation-{MACHINE}")
+TRAINED = ("partial", "distillation")
+"""Methods of repair that train; each has a result."""
+
+
+def repair_numbers(found: Results, method: str) -> tuple[dict[str, float], dict[str, Any]]:
+    content = found.json(f"recovery-{method}-{MACHINE}")
     return {name: of["perplexity"] for name, of in content["quality"].items()}, content
 
 
@@ -107,9 +111,11 @@ def repair_of_the_demo(found: Results) -> Repair | None:
     the demo: others were taken on other text and say nothing beside them.
     """
     demo = found.json(f"demo-{MACHINE}")
-    of, content = repair_numbers(found)
-    name = f"recovery-distillation-{MACHINE}.json"
-    repairs = [(of, Repair("distillation", name, of["recovered"], content["seconds"]))]
+    repairs = []
+    for method in TRAINED:
+        of, content = repair_numbers(found, method)
+        name = f"recovery-{method}-{MACHINE}.json"
+        repairs.append((of, Repair(method, name, of["recovered"], content["seconds"])))
     for row in found.json(f"recovery-{MACHINE}")["rows"]:
         values, name = row["perplexity"], f"recovery-{MACHINE}.json"
         repair = Repair("closed form", name, values["recovered"], row["seconds"])
@@ -125,27 +131,51 @@ def repair_of_the_demo(found: Results) -> Repair | None:
     return min(comparable, key=lambda repair: repair.perplexity, default=None)
 
 
-def repair(found: Results) -> str:
-    of, content = repair_numbers(found)
+def trained_repair(found: Results, method: str) -> tuple[str, ...]:
+    """A row of the table of trained repairs."""
+    of, content = repair_numbers(found, method)
+    training, seconds = content["details"]["training"], content["seconds"]
     share = math.log(of["pruned"] / of["recovered"]) / math.log(of["pruned"] / of["dense"])
-    training, seconds, held_out = (
-        content["details"]["training"],
-        content["seconds"],
-        content["evaluation"],
+    return (
+        f"`{method}` {found.origin(f'recovery-{method}-{MACHINE}.json')}",
+        f"{content['calibration']['num_windows']}",
+        f"{training['curve'][-1]['tokens'] / 1000:.0f}",
+        f"{of['recovered']:.2f}",
+        f"{share:.0%}",
+        f"{seconds:.0f}",
+        f"{seconds - training['seconds']:.0f}",
     )
+
+
+def repair(found: Results) -> str:
+    of, content = repair_numbers(found, TRAINED[0])
+    held_out = content["evaluation"]
     rows = found.json(f"recovery-{MACHINE}")
     return joined(
         "## What repair brings back",
         paragraph(
-            f"The demo's layers removed, float32, {content['calibration']['num_windows']} "
-            f"calibration and {held_out['num_windows']} held-out windows of "
-            f"{held_out['window_length']} tokens "
-            f"{found.origin(f'recovery-distillation-{MACHINE}.json')}: held-out perplexity "
-            f"{of['pruned']:.2f} after the plain cut, {of['recovered']:.2f} repaired, "
-            f"{of['dense']:.2f} dense: {share:.0%} of the way back in log perplexity, in "
-            f"{seconds:.0f} s on two cores, of which {seconds - training['seconds']:.0f} s for the "
-            f"closed form; training read {training['curve'][-1]['tokens'] / 1000:.0f} thousand "
-            f"tokens. The closed form alone, {rows['held_out_windows']} held-out windows "
+            f"The demo's layers removed, float32, {held_out['num_windows']} held-out windows of "
+            f"{held_out['window_length']} tokens: perplexity {of['dense']:.2f} dense, "
+            f"{of['pruned']:.2f} after the plain cut. Training starts from the closed form, whose "
+            "time is in that of the whole; two cores:"
+        ),
+        lines(
+            table(
+                (
+                    "trained",
+                    "calibration windows",
+                    "thousand tokens read in training",
+                    "repaired",
+                    "way back, in log",
+                    "seconds",
+                    "of these, closed form",
+                ),
+                (trained_repair(found, method) for method in TRAINED),
+            )
+        ),
+        paragraph(
+            f"The closed form alone, {rows['windows'][0]} calibration and "
+            f"{rows['held_out_windows']} held-out windows "
             f"{found.origin(f'recovery-{MACHINE}.json')}:"
         ),
         lines(

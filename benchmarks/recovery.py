@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--text", default="demo")
     parser.add_argument("--other-text")
     parser.add_argument("--removed", nargs="+", default=CUTS)
-    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=80)
     parser.add_argument("--held-out-windows", type=int, default=32)
     parser.add_argument("--window-length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)

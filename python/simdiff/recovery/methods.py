@@ -127,7 +127,7 @@ METHODS = {
         "check",
     ),
     "partial": Method(
-        "the layers behind the cut themselves, the norm behind them and a head that is not the "
+        "the layers from the cut on themselves, the norm behind them and a head that is not the "
         "embedding too, trained on the dense model's predictions; what lies before is run once",
         _TRAINED,
         option_names("partial"),

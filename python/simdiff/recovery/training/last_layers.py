@@ -24,7 +24,7 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.surgery.copies import replace_parameter
 
 LEAST = 3
-"""Layers that are trained where fewer lie behind the cut."""
+"""Layers that are trained where fewer lie at the cut and behind it."""
 
 
 class LastLayers:

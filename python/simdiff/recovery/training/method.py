@@ -62,7 +62,7 @@ def _recover(
         )
     recipe, start, text = check(method, options)
     if method == "partial" and recipe.last_layers is None:
-        recipe = replace(recipe, last_layers=_layers_behind(plan))
+        recipe = replace(recipe, last_layers=_layers_at_the_cut(plan))
     examples = _examples(windows, recipe, context, text)
     train, set_apart = examples.set_apart(min(recipe.set_apart, max(1, len(examples) // 4)))
     begun = None
@@ -128,10 +128,11 @@ def training_recipe(method: str, name: str | None, changes: Mapping[str, Any]) -
     return preset(name, **changes)
 
 
-def _layers_behind(plan: PruningPlan) -> int:
-    """How many layers stay behind the first cut; where these are few, three or all there are."""
+def _layers_at_the_cut(plan: PruningPlan) -> int:
+    """How many layers stay behind the first cut, and the one before it, which the closed form
+    corrects too; where these are few, three or all there are."""
     behind = sum(layer > min(plan.removed) for layer in plan.kept)
-    return min(len(plan.kept), max(behind, LEAST))
+    return min(len(plan.kept), max(behind + 1, LEAST))
 
 
 def _examples(

@@ -85,7 +85,8 @@ TRAINING_OPTIONS = {
     ),
     "last_layers": TrainingOption(
         int,
-        "train so many of the last layers (default: those behind the first cut, at least 3)",
+        "train so many of the last layers (default: the one before the first cut "
+        "and those behind it, at least 3)",
         "last_layers",
         ("partial",),
     ),

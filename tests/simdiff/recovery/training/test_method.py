@@ -105,7 +105,7 @@ def test_distillation(given: tuple[object, ...], tmp_path: Path, capsys) -> None
 def test_the_last_layers_themselves(
     given: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those behind the cut, without peft; the command of the card says how many."""
+    """Those from the cut on, without peft; the command of the card says how many."""
     monkeypatch.setitem(sys.modules, "peft", None)
     out, words = tmp_path / "out", list(given)
     at = words.index("--rank")
@@ -116,7 +116,7 @@ def test_the_last_layers_themselves(
     share = record.recovered_share
     assert share is not None
     assert share > 0.4, "on text that nothing was trained on"
-    assert record.settings["last_layers"] == 3, "two lie behind the cut"
+    assert record.settings["last_layers"] == 3, "two lie behind the cut, one before it"
     assert "rank" not in record.settings
     assert "lm_head.weight" in record.changed
     assert "model.layers.0.mlp.up_proj.weight" not in record.changed
