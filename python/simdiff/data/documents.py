@@ -249,6 +249,11 @@ def _records_of(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _given(documents: Sequence[str]) -> list[str]:
+    if not isinstance(documents, Sequence):
+        raise SimdiffError(
+            "text: must be a file, a folder, 'demo' or a list of documents, got "
+            f"{type(documents).__name__}"
+        )
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             raise SimdiffError(
