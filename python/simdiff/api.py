@@ -31,7 +31,15 @@ from simdiff.io.kinds import Kind
 from simdiff.io.outputs import check_new_path, check_not_input, new_directory
 from simdiff.io.trackers import logged
 from simdiff.jobs.calibrate import calibration_windows
-from simdiff.jobs.inputs import Model, is_demo, one_way, resolve, saved_tokenizer, text_of
+from simdiff.jobs.inputs import (
+    Model,
+    check_batch_size,
+    is_demo,
+    one_way,
+    resolve,
+    saved_tokenizer,
+    text_of,
+)
 from simdiff.jobs.plans import Plan, fitted, plan_for, read_plan
 from simdiff.jobs.prune import prune_checkpoint
 from simdiff.jobs.recover import recover as recover_by_name
@@ -133,6 +141,7 @@ def score(
     )
     length = source.shape[1] if isinstance(source, Tensor) else source.window_length
     chosen.check(num_windows, length)
+    check_batch_size("score", batch_size)
     if not isinstance(source, Tensor):
         source.check()
     loaded, name, tokenizer = resolve(
@@ -223,6 +232,8 @@ def plan(
     }
     chosen = one_way("plan", options, PlanOptions(), plain)
     if model is None:
+        if chosen.effort is not None:
+            raise SimdiffError("plan: effort has an effect only with model=...")
         return chosen.plan(scores)
     loaded, _, tokenizer = resolve(
         "plan", model, tokenizer, dtype=str(scores.model["dtype"]), stream=stream
@@ -369,6 +380,8 @@ def evaluate(
         choice = TextChoice(
             source.source, source.num_windows, source.window_length, stride, part, source.seed
         )
+    if isinstance(tasks, str):  # a sequence too, of letters
+        tasks = [tasks]
     options = (
         tasks if tasks is None or isinstance(tasks, TaskOptions) else TaskOptions(tuple(tasks))
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,6 +202,45 @@ def test_input_is_refused_before_a_model_is_loaded(
         simdiff.recover(tiny_checkpoint, plan, tmp_path / "there", "demo")
     with pytest.raises(simdiff.SimdiffError, match="method must be one of"):
         simdiff.recover(tiny_checkpoint, plan, tmp_path / "new", "demo", method="magic")
+
+
+def test_what_is_no_value_of_an_argument_is_refused_in_words_of_python(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokens = tiny_checkpoint, torch.arange(1, 33).view(2, 16)
+    scores = simdiff.score(model, tokens, progress=False)
+    object_of = loaded(model)
+    wanted: dict[str, Callable[[], object]] = {
+        "dtype must be one of auto, float32, bfloat16, float16, got 'int8'": lambda: simdiff.score(
+            model, tokens, dtype="int8"
+        ),
+        "got torch.float16": lambda: simdiff.score(model, tokens, dtype=torch.float16),  # type: ignore[arg-type]
+        "score: batch_size must be at least 1, got 0": lambda: simdiff.score(
+            model, tokens, batch_size=0
+        ),
+        "text: must be a file, a folder, 'demo' or a list of documents, got int": (
+            lambda: simdiff.score(model, 3)  # type: ignore[arg-type]
+        ),
+        "must be 1 to 5 of 6, got '2'": lambda: simdiff.plan(scores, "2"),  # type: ignore[arg-type]
+        "must be 1 to 5 of 6, got 2.0": lambda: simdiff.plan(scores, 2.0),  # type: ignore[arg-type]
+        "effort has an effect only with model=...": lambda: simdiff.plan(scores, 2, effort="quick"),
+        "a plan must be a PruningPlan, a file, or layers such as [2, 3], got int": (
+            lambda: simdiff.prune(model, 3, tmp_path / "no")  # type: ignore[call-overload]
+        ),
+        "models must be at least one": lambda: simdiff.evaluate([], "demo"),
+        "a model must be an object of transformers, got str": lambda: simdiff.bench(
+            str(model),  # type: ignore[arg-type]
+            object_of,
+        ),
+    }
+    for told, call in wanted.items():
+        with pytest.raises(simdiff.SimdiffError) as refusal:
+            call()
+        assert told in str(refusal.value)
+        assert "--" not in str(refusal.value)
+    monkeypatch.setattr("simdiff.api.evaluate_models", lambda *given, tasks, **more: tasks)
+    found: Any = simdiff.evaluate(model, tasks="piqa")
+    assert found.names == ("piqa",), "one name, and not its letters"
 
 
 def test_scores_of_sublayers_and_without_leading_tokens(tiny_checkpoint: Path) -> None:

@@ -189,6 +189,7 @@ def _parsed(command: str | None, words: Sequence[str]) -> tuple[argparse.Namespa
     """
     root, commands = _parsers()
     if command is None:
+        root.check_first(words, COMMANDS)
         root.parse_args(words)  # --version, --help, or no command
     of_command = commands[str(command)]
     of_command.check_names(words[1:])
@@ -196,7 +197,10 @@ def _parsed(command: str | None, words: Sequence[str]) -> tuple[argparse.Namespa
     given = of_command.given(words)
     if path is not None:
         given |= apply_config(of_command, path, words)
-    return root.parse_args(words), given
+    arguments, rest = root.parse_known_args(words)
+    if rest:
+        of_command.error(f"there must be no more arguments, got {' '.join(rest)}")
+    return arguments, given
 
 
 def in_flags(message: str) -> str:
@@ -286,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
     return _parsers()[0]
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, CommandParser]]:
+def _parsers() -> tuple[RootParser, dict[str, CommandParser]]:
     """The parser of all commands, and that of each."""
     result = RootParser(
         prog="simdiff",

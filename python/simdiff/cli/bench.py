@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simdiff.cli.options import add_model, add_output, add_source, text_of
-from simdiff.cli.output import show, write_output
+from simdiff.cli.output import STANDARD_OUTPUT, show, write_output
 from simdiff.cli.parsing import CommandParser, layer_list, rare
 from simdiff.errors import SimdiffError, number_of
 from simdiff.io.kinds import Kind
@@ -132,6 +132,16 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.draft:
         text_of(arguments)
     if arguments.page is not None:
+        if str(arguments.page) == STANDARD_OUTPUT:
+            raise SimdiffError(
+                "--page must be a path, and not -: `simdiff report` writes the page of a file to "
+                "standard output"
+            )
+        if (
+            arguments.output is not None
+            and arguments.page.absolute() == arguments.output.absolute()
+        ):
+            raise SimdiffError(f"--page must not be the file of --output, {arguments.output}")
         check_new_file(arguments.page.absolute(), arguments.overwrite, Kind.PAGE)
 
 

@@ -17,7 +17,7 @@ from simdiff.planning.entry_points import known_criteria
 # Options that name a file or a directory which must be there.
 _PATHS = (
     *("scores", "plan", "directory", "source", "evaluation", "bench", "recovery", "comparison"),
-    *("task_data", "task_path", "training_text"),
+    *("task_data", "task_path", "training_text", "states"),
 )
 _MODELS = ("model", "models", "pruned", "against")
 _TEXTS = ("text", "held_out")
@@ -167,6 +167,12 @@ def _check_layers(arguments: argparse.Namespace) -> None:
         options = plan_options(arguments)
         if depth is not None and not options.budget.needs_sizes:
             options.count({"num_layers": depth})
+    if arguments.command == "score" and arguments.calibrate_until_stable and depth is not None:
+        from simdiff.planning.budget import Budget
+        from simdiff.planning.options import PlanOptions
+
+        budget = Budget(num_layers=arguments.num_layers, ratio=arguments.ratio)
+        PlanOptions(budget=budget).count({"num_layers": depth})
     if arguments.command == "compare" and depth is not None:
         from simdiff.planning.selection import check_selection
 

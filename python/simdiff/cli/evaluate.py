@@ -141,6 +141,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.text is None and arguments.tasks is None:
         raise SimdiffError("--text, --tasks or both must be given, got neither")
     several = len(arguments.models)
+    for name in arguments.models:
+        if (count := arguments.models.count(name)) > 1:
+            times = "twice" if count == 2 else f"{count} times"
+            raise SimdiffError(f"each model must be given once, got {name} {times}")
     if (arguments.plan or arguments.remove) and several != 1:
         raise SimdiffError(f"--plan and --remove go with one model, got {several}")
     if arguments.plan and arguments.remove:

@@ -9,6 +9,7 @@ from simdiff.cli.options import add_output
 from simdiff.cli.output import show, write_output
 from simdiff.cli.parsing import CommandParser
 from simdiff.errors import SimdiffError
+from simdiff.planning.plan import is_sublayer_plan
 
 TEXT = "A plan for mergekit, for llama.cpp, for vLLM, or as a plain list."
 
@@ -54,6 +55,11 @@ def check(arguments: argparse.Namespace) -> None:
     for name in ("model", "output"):
         if getattr(arguments, name) is None:
             raise SimdiffError(f"--{name} must be given with --format {VLLM}")
+    if not is_sublayer_plan(arguments.plan):
+        raise SimdiffError(
+            f"{arguments.plan}: must be a plan of sub-layers for --format {VLLM} (`simdiff plan "
+            "--unit sublayer`), and is none"
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +38,18 @@ _MANY = 6
 
 class RootParser(_Brief):
     """The parser of all commands."""
+
+    def check_first(self, words: Sequence[str], commands: Collection[str]) -> None:
+        """Exit if an option that is none of this parser stands in the place of a command."""
+        first = words[0]
+        known = [flag for action in self._actions for flag in action.option_strings]
+        if first.startswith("-") and first not in known:
+            behind = any(word in commands for word in words)
+            self.error(
+                f"{first} must stand behind the command"
+                if behind
+                else f"there is no option {first}"
+            )
 
 
 class CommandParser(_Brief):
@@ -88,7 +100,9 @@ class CommandParser(_Brief):
         )
         loud = general.add_mutually_exclusive_group()
         loud.add_argument(
-            "--quiet", action="store_true", help="print no progress and no notes, only the result"
+            "--quiet",
+            action="store_true",
+            help="print the result alone: no progress, and no notes beside it",
         )
         rare(
             loud,

@@ -198,9 +198,14 @@ def text_of_words(
 
 def path_and_column(source: str | Path | TextFile) -> tuple[str, str]:
     """The path of a file or folder, and the column of its documents."""
+    name, column = str(source), COLUMN
     if isinstance(source, TextFile):
-        return str(source.path), source.column
-    return str(source), COLUMN
+        name, column = str(source.path), source.column
+    if not name:  # as a path it would be the folder of the moment
+        raise SimdiffError(
+            "text: must be a file, a folder, - for standard input or 'demo', got an empty name"
+        )
+    return name, column
 
 
 def source_name(source: Text) -> str:
@@ -244,6 +249,11 @@ def _records_of(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _given(documents: Sequence[str]) -> list[str]:
+    if not isinstance(documents, Sequence):
+        raise SimdiffError(
+            "text: must be a file, a folder, 'demo' or a list of documents, got "
+            f"{type(documents).__name__}"
+        )
     for index, document in enumerate(documents):
         if not isinstance(document, str):
             raise SimdiffError(

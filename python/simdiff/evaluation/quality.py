@@ -258,11 +258,9 @@ def evaluate_models(
     ]
     names = [subject.name for subject in subjects]
     if not names or len(set(names)) != len(names):
-        raise SimdiffError(
-            f"evaluate_models: models must be at least one, each of its own name, got {names}"
-        )
+        raise SimdiffError(f"models must be at least one, each of its own name, got {names}")
     if text is None and tasks is None:
-        raise SimdiffError("evaluate_models: there must be a text, tasks or both, got neither")
+        raise SimdiffError("there must be a text, tasks or both, got neither")
     for model in models:
         if not isinstance(model, Subject):
             find_model(str(model))  # a slip in the last name is told before the first is evaluated

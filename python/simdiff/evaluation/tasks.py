@@ -208,7 +208,11 @@ def _manager(options: TaskOptions, written: Path, own: set[str]) -> Any:
     manager = TaskManager(include_path=paths, include_defaults=bool(stock))
     for name in options.names:
         if name not in manager.task_index:
-            raise unknown_task(name, manager.all_tasks, "a file in lm_eval or in --task-path")
+            raise unknown_task(
+                name,
+                manager.all_tasks,
+                "a file in lm_eval or in the path of TaskOptions (--task-path)",
+            )
     return manager
 
 

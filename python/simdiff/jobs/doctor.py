@@ -185,15 +185,19 @@ def _scored(model: PreTrainedModel) -> str:
     return f"layers and blocks of layers on {2 * _TOKENS} tokens, and perplexity"
 
 
+def _layers(plan: PruningPlan) -> str:
+    return f"layer{'' if len(plan.removed) == 1 else 's'} {spans(plan.removed)}"
+
+
 def _cut_files(name: str, plan: PruningPlan) -> str:
     cut = cut_checkpoint(source_directory(name), plan)
-    return f"without layers {spans(plan.removed)}: {cut.num_bytes:,} bytes (simdiff prune)"
+    return f"without {_layers(plan)}: {cut.num_bytes:,} bytes (simdiff prune)"
 
 
 def _cut_memory(model: PreTrainedModel, plan: PruningPlan) -> str:
     with layers_removed(model, plan.removed):
         pass
-    return f"without layers {spans(plan.removed)} (simdiff eval --plan, bench, prune --dtype)"
+    return f"without {_layers(plan)} (simdiff eval --plan, bench, prune --dtype)"
 
 
 def _closed_form(model: PreTrainedModel) -> str:

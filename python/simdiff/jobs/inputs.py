@@ -45,6 +45,16 @@ def resolve(
     return loaded, str(model), tokenizer or its_tokenizer
 
 
+def check_batch_size(function: str, batch_size: int) -> None:
+    """Refuse batches of no window.
+
+    Raises:
+        SimdiffError: names the function.
+    """
+    if batch_size < 1:
+        raise SimdiffError(f"{function}: batch_size must be at least 1, got {batch_size}")
+
+
 def is_demo(model: Model) -> bool:
     """Whether a model is the built-in one, by its name."""
     return isinstance(model, (str, Path)) and str(model) == DEMO

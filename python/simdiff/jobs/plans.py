@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from transformers import PreTrainedModel
 
+from simdiff.errors import SimdiffError
 from simdiff.io.progress import tell
 from simdiff.models.config import layer_count
 from simdiff.models.files import same_weights
@@ -29,7 +30,14 @@ def read_plan(plan: Plan) -> PruningPlan:
     """
     if isinstance(plan, PruningPlan):
         return plan
-    return PruningPlan.load(plan) if isinstance(plan, (str, Path)) else PruningPlan(tuple(plan))
+    if isinstance(plan, (str, Path)):
+        return PruningPlan.load(plan)
+    if not isinstance(plan, Collection):
+        raise SimdiffError(
+            "a plan must be a PruningPlan, a file, or layers such as [2, 3], got "
+            f"{type(plan).__name__}"
+        )
+    return PruningPlan(tuple(plan))
 
 
 def check_depth(plan: PruningPlan, name: str) -> None:

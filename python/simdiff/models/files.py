@@ -36,6 +36,8 @@ def check_name(name: str) -> None:
     Raises:
         SimdiffError: there is no such directory; names the one that may be meant.
     """
+    if not name:
+        raise SimdiffError("model: must be a directory, a hub name or 'demo', got an empty name")
     path = Path(name)
     if path.exists():
         return

@@ -87,6 +87,8 @@ def load_model(
         SimdiffError: the model or the device does not exist, it is no causal or vision-language
             model of stock transformers, its files are not all of it, or its format cannot run here.
     """
+    if dtype not in DTYPES:
+        raise SimdiffError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     device = own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     _check_device(device)
     what = f"model {name!r}"

@@ -27,7 +27,15 @@ class DecoderLayers:
 
 
 def text_config(model: PreTrainedModel) -> Any:
-    """The part of a model's config that describes the decoder; the object itself, not a copy."""
+    """The part of a model's config that describes the decoder; the object itself, not a copy.
+
+    Raises:
+        SimdiffError: what is given is no model, such as the name of one.
+    """
+    if not isinstance(model, nn.Module):
+        raise SimdiffError(
+            f"a model must be an object of transformers, got {type(model).__name__}: load it first"
+        )
     return text_part(model.config)
 
 

@@ -106,8 +106,8 @@ class Budget:
         memory = 1e9 * max_memory
         if memory >= width * total:
             raise SimdiffError(
-                f"max_memory must be below the {width * total} bytes that the weights take now, "
-                f"got {memory:.0f}: nothing has to go"
+                f"max_memory must be below the {width * total / 1e9:.4g} GB that the weights take "
+                f"now, got {max_memory:g}: nothing has to go"
             )
         return _least(
             model,

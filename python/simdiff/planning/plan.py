@@ -296,7 +296,8 @@ def _check_removed(removed: Sequence[int], num_layers: int) -> None:
         raise SimdiffError(
             "removed must name 1 layer or more"
             if not num_layers
-            else f"removed must name 1 to {num_layers - 1} layers of {num_layers}"
+            else f"removed must name 1 to {num_layers - 1} layers of {num_layers}, "
+            f"got {len(removed)}"
         )
 
 

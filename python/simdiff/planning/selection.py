@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from numbers import Integral
 
 from simdiff.errors import SimdiffError
 from simdiff.models.layer_indices import check_layers
@@ -14,10 +15,10 @@ from simdiff.scoring.scores import LayerScores
 def check_selection(num_layers: int, num_remove: int, protect: Collection[int]) -> None:
     """Refuse numbers and protected layers that `select` would refuse, before scores exist."""
     check_layers(protect, num_layers, "protected layers")
-    if not 1 <= num_remove < num_layers:
+    if not isinstance(num_remove, Integral) or not 1 <= num_remove < num_layers:
         raise SimdiffError(
             f"the number of layers to remove must be 1 to {num_layers - 1} of {num_layers}, "
-            f"got {num_remove}"
+            f"got {num_remove!r}"
         )
     if num_layers - len(protect) < num_remove:
         raise SimdiffError(

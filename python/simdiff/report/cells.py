@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from simdiff.evaluation.task_scores import CLASSIFICATION, GENERATION
 from simdiff.models.layer_indices import spans
 from simdiff.planning.plan import PruningPlan
-from simdiff.report.numbers import duration, perplexity_text, plain, ratio_text
+from simdiff.report.numbers import duration, parameters_text, perplexity_text, plain, ratio_text
 from simdiff.scoring.scores import LayerScores
 
 if TYPE_CHECKING:
@@ -53,6 +53,21 @@ def layer_cells(scores: LayerScores, plan: PruningPlan, layer: int) -> list[str]
         plain(plan.importance[layer], 6) if plan.importance else "",
         *([f"{plan.draws.plan_frequency[layer]:.0%}"] if plan.draws is not None else []),
     ]
+
+
+# What stands for some keys of a model's identity.
+_FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
+
+
+def model_facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page tells of the identity of a model."""
+    facts = {
+        f"model {_FACTS.get(key, key)}": value
+        for key, value in model.items()
+        if not isinstance(value, (list, dict))
+    }
+    weights = model.get("weights") or {}
+    return facts | {f"model weights, by {key}": value for key, value in weights.items()}
 
 
 def stored_interval(values: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -150,7 +165,7 @@ def quality_rows(content: Mapping[str, Any]) -> tuple[list[str], list[QualityRow
 
 def _size(model: Mapping[str, Any]) -> str:
     count = model.get("num_parameters")
-    return "" if count is None else f"{count / 1e6:.1f} M"
+    return "" if count is None else parameters_text(count)
 
 
 def _perplexity(model: Mapping[str, Any]) -> str:

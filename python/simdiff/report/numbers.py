@@ -37,6 +37,14 @@ def speed_text(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else plain(value, 3)
 
 
+def parameters_text(*counts: int) -> str:
+    """Numbers of parameters in the unit that suits the largest: `134.5 → 109.7 M`, `52.7 k`."""
+    largest = max(counts)
+    scale, unit = (1e6, "M") if largest >= 1e6 else (1e3, "k")
+    digits = 0 if largest >= 1e9 else 1
+    return " → ".join(f"{count / scale:,.{digits}f}" for count in counts) + f" {unit}"
+
+
 def duration(seconds: float) -> str:
     """A time in a unit that fits."""
     if seconds < 1:

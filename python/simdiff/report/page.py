@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from simdiff.errors import number_of
 from simdiff.planning.plan import PruningPlan
 from simdiff.provenance.card import reproduction
-from simdiff.report.cells import stored_interval
+from simdiff.report.cells import interval_text, model_facts, stored_interval
 from simdiff.report.figures.depth import metric_charts
 from simdiff.report.html import document, facts_table, figure, tile
-from simdiff.report.numbers import speed_text
+from simdiff.report.numbers import parameters_text, speed_text
 from simdiff.report.sections.confidence import confidence_section
 from simdiff.report.sections.cut import cut_section, layers_section
 from simdiff.report.sections.map import map_section
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from simdiff.comparison.results import Comparison
 
 REPORT = "report.html"
-# What stands for some keys of a model's identity.
-_FACTS = {"embedding_parameters": "parameters of an embedding of which decoding reads one row"}
 
 
 def write_report(
@@ -145,15 +143,12 @@ def _titles(sources: ReportSources) -> tuple[str, str]:
 
 
 def _headline(sources: ReportSources, plan: PruningPlan) -> Iterator[str]:
+    noun = "layer" if len(plan.removed) == 1 else "layers"
     removed = ", ".join(map(str, sorted(plan.removed)))
     yield (
-        f"<p class='lead'>Decoder layers {removed} (counted from 0) of "
+        f"<p class='lead'>Decoder {noun} {removed} (counted from 0) of "
         f"{html.escape(str(plan.model.get('architecture', 'the model')))} were taken out; "
-        + (
-            "the others are as they were, in an ordinary checkpoint.</p>"
-            if sources.recovery is None
-            else "the others were repaired, which the section on recovery tells.</p>"
-        )
+        f"{_others(sources.recovery)}</p>"
     )
     tiles = "".join(_tiles(sources, plan))
     if tiles:
@@ -168,6 +163,18 @@ def _headline(sources: ReportSources, plan: PruningPlan) -> Iterator[str]:
         yield f"<pre tabindex='0'>{html.escape(code)}</pre>"
 
 
+def _others(recovery: Mapping[str, Any] | None) -> str:
+    """What became of the layers that stay."""
+    if recovery is None:
+        return "the others are as they were, in an ordinary checkpoint."
+    if recovery.get("changed", True):
+        return "the others were repaired, which the section on recovery tells."
+    return (
+        "the others are as they were, since no repair of them helped, which the section on "
+        "recovery tells."
+    )
+
+
 def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
     results = sources.results
     if results is not None:
@@ -177,7 +184,11 @@ def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
             "held-out perplexity",
             f"{before['perplexity']:.2f} → {after['perplexity']:.2f}",
             f"{after['perplexity'] / before['perplexity']:.2f} times"
-            + ("" if interval is None else f", 95% {interval[0]:.2f} to {interval[1]:.2f}"),
+            + (
+                ""
+                if interval is None
+                else f"; 95% interval of the pruned {interval_text(interval)}"
+            ),
         )
     if sources.recovery is not None:
         found = sources.recovery["quality"]
@@ -189,7 +200,7 @@ def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
     whole, small = plan.model.get("num_parameters"), pruned_parameters(plan)
     if whole and small:
         yield tile(
-            "parameters", f"{_millions(whole, small)} M", f"{100 * (1 - small / whole):.1f}% fewer"
+            "parameters", parameters_text(whole, small), f"{100 * (1 - small / whole):.1f}% fewer"
         )
     busy = busy_note(measured_by(sources.bench, sources.results)) is not None
     for phase, pairs in speed_pairs(sources).items():
@@ -201,11 +212,6 @@ def _tiles(sources: ReportSources, plan: PruningPlan) -> Iterable[str]:
             f"{speed_text(pair.dense)} → {speed_text(pair.pruned)}",
             f"{pair.ratio:.2f} times{share}",
         )
-
-
-def _millions(*counts: int) -> str:
-    digits = 0 if max(counts) >= 1e9 else 1
-    return " → ".join(f"{count / 1e6:,.{digits}f}" for count in counts)
 
 
 def _metrics(scores: LayerScores | None, plan: PruningPlan) -> Iterator[str]:
@@ -258,15 +264,7 @@ def _facts(sources: ReportSources) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if plan is not None:
         facts = {
-            **{
-                f"model {_FACTS.get(key, key)}": value
-                for key, value in plan.model.items()
-                if not isinstance(value, (list, dict))
-            },
-            **{
-                f"model weights, by {key}": value
-                for key, value in (plan.model.get("weights") or {}).items()
-            },
+            **model_facts(plan.model),
             **{f"calibration {key}": value for key, value in plan.calibration.items()},
         }
     if sources.comparison is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,13 @@ CASES = {
     "prune ../my-model --plan plan.json -o x": "model ../my-model: no such directory",
     "prune ./small.gguf --plan plan.json -o x": "model ./small.gguf: no such file",
     "score ./my-model --text corpus.tx -o s.json": "did you mean corpus.txt?",
+    "score ./my-model --text '' -o s.json": "text: must be a file, a folder, - for standard input "
+    "or 'demo', got an empty name",
+    "score '' --text corpus.txt -o s.json": "model: must be a directory, a hub name or 'demo', got "
+    "an empty name",
+    "score ./my-model --states none -o s.json": "none: No such file or directory",
+    "score ./my-model --text corpus.txt -o s.json --calibrate-until-stable --num-layers 6": "1 to "
+    "5 of 6, got 6",
     "score ./my-model -o s.json": "--text must be given for a model of your own",
     "recover ./my-model --plan plan.json -o x": "--text must be given for a model of your own",
     "prune ./my-model --plan plam.json -o x": "plam.json: No such file or directory; did you mean "
@@ -37,12 +45,19 @@ CASES = {
     "prune ./my-model --plan corpus.txt -o x": "corpus.txt: must be a plan",
     "prune ./my-model -o x": "must say which layers go, got neither",
     "bench ./my-model --remove 99": "layers to remove",
+    "bench ./my-model --remove 0-5": "must name 1 to 5 layers of 6, got 6",
+    "bench ./my-model --remove 1 --page -": "--page must be a path, and not -",
+    "bench ./my-model --remove 1 -o b.html --page ./b.html": "--page must not be the file of "
+    "--output, b.html",
+    "bench ./my-model --remove 1 --page corpus.txt --overwrite": "is nothing that simdiff wrote",
     "bench ./my-model --remove 1 --batch-sizes 4,0": "--batch-sizes must be at least 1, got 0",
     "eval ./my-model --text corpus.txt --window-length 32 --stride 99": "--stride must be 1 to 32 "
     "tokens (a window), got 99",
     "bench ./my-model": "must say what is compared, got none",
     "eval ./my-model --remove 6 --text corpus.txt": "layers to remove",
     "eval ./my-model": "--text, --tasks or both must be given",
+    "eval ./my-model x ./my-model --text corpus.txt": "each model must be given once, got "
+    "./my-model twice",
     f"{RUN} --num-layers 6": "1 to 5 of 6, got 6",
     f"{RUN} --log trackioo": "--log must be of trackio, wandb, mlflow, tensorboard, got 'trackioo'",
     "compare ./my-model --text corpus.txt -o out --num-layers 2,6": "1 to 5 of 6, got 6",
@@ -60,6 +75,8 @@ CASES = {
     "score ./my-model --text corpus.txt -o plan.json --overwrite": "is a plan.json",
     "score ./my-model --text corpus.txt -o /dev/null": "- is standard output",
     "export plan.json --format list -o plan.json --overwrite": "must not be the input itself",
+    "export plan.json --format vllm --model ./my-model -o v": "plan.json: must be a plan of "
+    "sub-layers for --format vllm (`simdiff plan --unit sublayer`), and is none",
     "prune ./my-model --plan plan.json -o plan.json --overwrite": "must not be the input itself",
     "prune ./my-model --plan plan.json -o thesis.txt --overwrite": "is nothing that simdiff wrote",
     "prune ./my-model --plan plan.json -o -": "--output - is for text; the directory of a pruned",
@@ -73,7 +90,7 @@ CASES = {
 @pytest.mark.parametrize("command", CASES)
 def test_refused_before_anything_is_loaded(command: str, folder: Path, capsys) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert simdiff(*command.split()) == 2
+    assert simdiff(*shlex.split(command)) == 2
     told = capsys.readouterr()
     assert CASES[command] in told.err
     assert (told.out, told.err.count("\n")) == ("", 1), "one line, and no usage"

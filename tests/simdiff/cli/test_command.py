@@ -178,11 +178,24 @@ def test_refusals(tiny_checkpoint: Path, tiny_text: Path, tmp_path: Path, capsys
         assert sorted(tmp_path.rglob("*")) == before, "a refused call must write nothing"
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["plan"], ["cut"], ["run", "m", "--protect", "a"]])
-def test_wrong_usage(arguments: list[str], capsys) -> None:
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("run", "simdiff run: error: the following"),
+        ("plan", "simdiff plan: error: the following"),
+        ("cut", "simdiff: error: argument COMMAND"),
+        ("run m --protect a", "simdiff run: error: argument --protect"),
+        ("info more", "simdiff info: error: there must be no more arguments, got more"),
+        ("verify a b c", "simdiff verify: error: there must be no more arguments, got b c"),
+        ("-V", "simdiff: error: there is no option -V"),
+        ("--quiet info", "simdiff: error: --quiet must stand behind the command"),
+    ],
+)
+def test_wrong_usage(command: str, told: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:
-        simdiff(*arguments)
+        simdiff(*command.split())
     assert caught.value.code == 2
+    assert told in capsys.readouterr().err
 
 
 def test_nan_in_the_model_is_a_message(

@@ -99,7 +99,7 @@ def test_refusals(
     out = ("-o", tmp_path / "out.json")
     cases = [
         ([tiny_checkpoint], "--text, --tasks or both must be given"),
-        ([tiny_checkpoint, tiny_checkpoint, *text], "each of its own name"),
+        ([tiny_checkpoint, tiny_checkpoint, *text], "each model must be given once"),
         ([mute, *text], "must have a tokenizer, and its directory holds no file of one"),
         ([tiny_checkpoint, *text, "-o", earlier], "must not exist yet"),
         ([tiny_checkpoint, "--text", tiny_text, "--window-length", 900], "must fill one window"),

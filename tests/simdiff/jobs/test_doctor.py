@@ -56,7 +56,7 @@ def test_a_model_of_which_only_some_layers_can_go(tiny_checkpoint: Path) -> None
     found = {finding.name: finding for finding in diagnose(str(tiny_checkpoint)).findings}
     for name in ("cut as files", "cut in memory"):
         assert found[name].able, found[name]
-        assert "without layers 5" in found[name].detail
+        assert "without layer 5" in found[name].detail
         assert "; others cannot go alone: " in found[name].detail
 
 

@@ -69,7 +69,7 @@ def test_fewest_layers_that_reach_it(budget: Budget, wanted: int) -> None:
         ),
         (
             Budget(max_memory=400e-9),
-            "below the 400 bytes that the weights take now, got 400: nothing",
+            "below the 4e-07 GB that the weights take now, got 4e-07: nothing",
         ),
         (Budget(max_memory=0.0), "positive number of GB, got 0.0"),
         (Budget(max_memory=math.inf), "positive number of GB, got inf"),

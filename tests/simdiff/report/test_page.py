@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from simdiff.io.json_files import write_json
+from simdiff.planning.confidence import PlanConfidence
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.numbers import plain
 from simdiff.report.page import render_page
@@ -122,6 +125,49 @@ def test_kinds_of_layers_in_the_strip(run: tuple[Path, PruningPlan]) -> None:
     assert [int(layer) for _, layer in kinds] == list(range(6))
     assert {int(layer) for kind, layer in kinds if kind == "removed"} == set(plan.removed)
     assert kinds[0][0] == "protected"
+
+
+def test_every_row_has_a_cell_for_each_heading(run: tuple[Path, PruningPlan]) -> None:
+    directory, plan = run
+    shares = (0.5,) * plan.num_layers
+    chosen = PlanConfidence(plan.removed, shares, 0.5, shares, shares, 10, 0, 5, 5, 0)
+    other = replace(chosen, removed=plan.kept[: len(plan.removed)])
+    for confidence, drawn in ((chosen, True), (other, False)):
+        drawn_plan = replace(plan, confidence=confidence)
+        page = render_page(replace(read_sources(directory), plan=drawn_plan))
+        assert ("<th scope='col'>in draws</th>" in page) == drawn
+        for table in re.findall("<table.*?</table>", page, re.DOTALL):
+            rows = [row.count("<t") - 1 for row in re.findall("<tr.*?</tr>", table, re.DOTALL)]
+            assert len({*rows}) == 1, table
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"model.norm.weight": "digest"}, "the others were repaired, which"),
+        ({}, "the others are as they were, since no repair of them helped, which"),
+    ],
+)
+def test_layers_are_said_to_be_repaired_where_they_are(
+    run: tuple[Path, PruningPlan], changed: dict[str, str], told: str
+) -> None:
+    directory, _ = run
+    write_json(directory / "recovery.json", recovery() | {"changed": changed})
+    assert told in Structure(render_page(read_sources(directory))).text
+
+
+def test_one_layer_of_a_small_model(run: tuple[Path, PruningPlan]) -> None:
+    directory, plan = run
+    plan = replace(plan, removed=plan.removed[:1])
+    sources = read_sources(directory)
+    results: Any = sources.results
+    text = Structure(render_page(replace(sources, plan=plan))).text
+    assert f"Decoder layer {plan.removed[0]} (counted from 0) of" in text
+    assert "95% interval of the pruned 40.72 to 50.12" in text
+    before = plan.model["num_parameters"]
+    assert before < 1e6
+    assert f"parameters {before / 1e3:.1f} → " in text
+    assert f"{results['dense']['num_parameters'] / 1e3:.1f} k" in text
 
 
 @needs_chromium

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from simdiff.comparison.results import Comparison
+from simdiff.errors import number_of
 from simdiff.report.numbers import perplexity_text, plain
 from simdiff.report.svg import Chart, Scale
 
@@ -65,7 +66,10 @@ def perplexity_chart(comparison: Comparison) -> str:
     highest = max([dense, *(q.perplexity for row in measured.values() for q in row.values())])
     told = "; ".join(
         f"{name}: "
-        + (", ".join(f"{n} layers {plain(q.perplexity)}" for n, q in row.items()) or "not measured")
+        + (
+            ", ".join(f"{number_of(n, 'layer')} {plain(q.perplexity)}" for n, q in row.items())
+            or "not measured"
+        )
         for name, row in measured.items()
     )
     legend = _LEGEND_ROW * -(-len(measured) // _COLUMNS)

@@ -12,7 +12,7 @@ from simdiff.planning.block_costs import block_costs
 from simdiff.planning.criteria import CRITERIA, criterion_named
 from simdiff.planning.entry_points import foreign_criteria
 from simdiff.planning.perplexity_search import FORMULAS
-from simdiff.report.cells import cell_texts
+from simdiff.report.cells import cell_texts, model_facts
 from simdiff.report.figures.blocks import heat_map
 from simdiff.report.figures.layers import layers_chart
 from simdiff.report.figures.perplexity import perplexity_chart
@@ -217,15 +217,7 @@ def comparison_facts(comparison: Comparison) -> dict[str, Any]:
     """What the comparison is of: its model, texts, options, machine and versions."""
     known = comparison.provenance
     return {
-        **{
-            f"model {key}": value
-            for key, value in known["model"].items()
-            if not isinstance(value, (list, dict))
-        },
-        **{
-            f"model weights, by {key}": value
-            for key, value in (known["model"].get("weights") or {}).items()
-        },
+        **model_facts(known["model"]),
         **{f"calibration {key}": value for key, value in known["calibration"].items()},
         **{f"held-out {key}": value for key, value in known["held_out"].items()},
         "search windows": known["search_windows"],

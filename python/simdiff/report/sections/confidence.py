@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from simdiff.errors import number_of
 from simdiff.planning.confidence import AmountOfText, PlanConfidence
 from simdiff.planning.plan import PruningPlan
 from simdiff.report.html import figure, legend
@@ -87,7 +88,10 @@ def _amounts_chart(amounts: Sequence[AmountOfText]) -> str:
     chart = Chart(
         "Plans from less text",
         "Layers in common with the plan of all windows, and the share that is the same plan: "
-        + "; ".join(f"{a.num_groups} windows {a.overlap:.0%}, {a.agreement:.0%}" for a in amounts)
+        + "; ".join(
+            f"{number_of(a.num_groups, 'window')} {a.overlap:.0%}, {a.agreement:.0%}"
+            for a in amounts
+        )
         + ".",
     )
     y = Scale(0.0, 1.04, *chart.y_range)

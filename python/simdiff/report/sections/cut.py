@@ -114,8 +114,8 @@ def layers_section(plan: PruningPlan, scores: LayerScores | None) -> Iterator[st
         gone = layer in plan.removed
         fate = f"{'removed' if gone else 'kept'}: {html.escape(plan.reason(layer))}"
         numbers = [plain(plan.importance[layer], 6)] if plan.importance else []
-        if plan.confidence is not None:
-            numbers.insert(0, f"{plan.confidence.plan_frequency[layer]:.0%}")
+        if plan.draws is not None:
+            numbers.insert(0, f"{plan.draws.plan_frequency[layer]:.0%}")
         if scores is not None:
             numbers += layer_cells(scores, plan, layer)[1:7]
         cells = "".join(f"<td>{value}</td>" for value in numbers)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from simdiff.errors import number_of
 from simdiff.report.cells import interval_text, quality_rows, stored_interval
 from simdiff.report.html import notes_list, scrolled, table
+from simdiff.report.numbers import parameters_text
 from simdiff.report.sources import Content, ReportSources
 
 
@@ -36,7 +37,7 @@ def _run(results: Content) -> str:
                 f"{values['perplexity']:.2f}",
                 interval_text(stored_interval(values)),
                 f"{values['perplexity'] / dense['perplexity']:.3f}",
-                f"{values['num_parameters'] / 1e6:.1f} M",
+                parameters_text(values["num_parameters"]),
             )
         )
     text = results["evaluation"]

@@ -111,6 +111,10 @@ def test_beside_a_run_and_alone(run: tuple[Path, PruningPlan], compared: Path) -
     assert both.headings.index("Quality") < both.headings.index(heading)
     assert "3 criteria compared" in alone.text
     assert "2 of 6 layers removed" in both.text
+    for page in (alone, both):  # 0 of a tied embedding is no size of it
+        assert "model embedding parameters" not in page.text
+        for told in (": 1 layers", ", 1 layers"):
+            assert not any(told in (of["aria-label"] or "") for _, of in page.pictures)
     other = json.loads((compared / "scores.json").read_text())
     other["model"]["fingerprint"] = "other"
     (compared / "scores.json").write_text(json.dumps(other))
