@@ -33,8 +33,8 @@ def interrupted(arguments: argparse.Namespace) -> str:
     if arguments.method == "closed-form":
         return "nothing was written; of a streamed model, what is finished serves the same command"
     return (
-        "nothing was written; given again the command goes on where the training stopped, with "
-        "--restart it begins anew"
+        "nothing was written; given again the command goes on from the last state of the training, "
+        "if it had begun, with --restart it begins anew"
     )
 
 

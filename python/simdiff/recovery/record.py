@@ -162,9 +162,10 @@ def changed_parameters(model: nn.Module, plain: nn.Module) -> dict[str, str]:
 def worse_notes(quality: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Notes that warn if recovery made the held-out perplexity worse; else empty."""
     pruned, recovered = (float(quality[stage]["perplexity"]) for stage in STAGES[1:])
-    if recovered <= pruned:
+    shown = [f"{perplexity:.4g}" for perplexity in (recovered, pruned)]
+    if recovered <= pruned or len({*shown}) == 1:
         return ()
     return (
-        f"recovery made it worse: held-out perplexity {recovered:.4g} against {pruned:.4g} of the "
-        "plain cut, which is the better model on this text",
+        f"recovery made it worse: held-out perplexity {shown[0]} against {shown[1]} of the plain "
+        "cut, which is the better model on this text",
     )

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from simdiff.errors import SimdiffError
-from simdiff.recovery.record import changed_parameters, differing, digest
+from simdiff.recovery.record import changed_parameters, differing, digest, worse_notes
 from simdiff.surgery.copies import own_parameters, replace_parameter, sharing_copy
 
 REMOVED = (4, 1)
@@ -33,3 +33,15 @@ def test_a_method_cannot_break_the_model(llama: PreTrainedModel) -> None:
     shared = {id(parameter) for parameter in llama.parameters()}
     assert not any(id(parameter) in shared for parameter in own.parameters())
     assert list(differing(own, plain)) == []
+
+
+@pytest.mark.parametrize(
+    ("pruned", "recovered", "told"),
+    [(97.67, 97.671, ""), (97.67, 97.66, ""), (97.67, 97.69, "97.69 against 97.67 of the plain")],
+)
+def test_worse_is_told_where_the_numbers_show_it(
+    pruned: float, recovered: float, told: str
+) -> None:
+    quality = {"pruned": {"perplexity": pruned}, "recovered": {"perplexity": recovered}}
+    notes = worse_notes(quality)
+    assert (told in notes[0]) if told else notes == ()

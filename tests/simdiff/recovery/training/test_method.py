@@ -191,7 +191,7 @@ def test_killed_then_interrupted_it_gives_the_same_weights(
         reached.append(step_of(state))
         assert not out.exists()
     assert "interrupted, finishing this step to keep it; again stops at once" in told
-    assert "given again the command goes on where the training stopped, with --restart" in told
+    assert "given again the command goes on from the last state of the training" in told
     assert 2 <= reached[0] < reached[1] < 16, reached
     assert (state.parent / START).exists()
     assert simdiff(*given, *options, "-o", out) == 0
