@@ -136,11 +136,13 @@ def trained_repair(found: Results, method: str) -> tuple[str, ...]:
     of, content = repair_numbers(found, method)
     training, seconds = content["details"]["training"], content["seconds"]
     share = math.log(of["pruned"] / of["recovered"]) / math.log(of["pruned"] / of["dense"])
+    held_out = content["evaluation"]
     return (
-        f"`{method}` {found.origin(f'recovery-{method}-{MACHINE}.json')}",
+        f"`{method}`",
         f"{content['calibration']['num_windows']}",
         f"{training['curve'][-1]['tokens'] / 1000:.0f}",
-        f"{of['recovered']:.2f}",
+        f"{held_out['num_windows']}",
+        *(f"{of[name]:.2f}" for name in ("dense", "pruned", "recovered")),
         f"{share:.0%}",
         f"{seconds:.0f}",
         f"{seconds - training['seconds']:.0f}",
@@ -148,16 +150,16 @@ def trained_repair(found: Results, method: str) -> tuple[str, ...]:
 
 
 def repair(found: Results) -> str:
-    of, content = repair_numbers(found, TRAINED[0])
-    held_out = content["evaluation"]
     rows = found.json(f"recovery-{MACHINE}")
+    origins = "; ".join(
+        f"`{method}` {found.origin(f'recovery-{method}-{MACHINE}.json')}" for method in TRAINED
+    )
     return joined(
         "## What repair brings back",
         paragraph(
-            f"The demo's layers removed, float32, {held_out['num_windows']} held-out windows of "
-            f"{held_out['window_length']} tokens: perplexity {of['dense']:.2f} dense, "
-            f"{of['pruned']:.2f} after the plain cut. Training starts from the closed form, whose "
-            "time is in that of the whole; two cores:"
+            "The demo's layers removed, float32, held-out perplexity on windows of 512 tokens. "
+            "Training starts from the closed form, whose time is in that of the whole; two cores: "
+            f"{origins}."
         ),
         lines(
             table(
@@ -165,6 +167,9 @@ def repair(found: Results) -> str:
                     "trained",
                     "calibration windows",
                     "thousand tokens read in training",
+                    "held-out windows",
+                    "dense",
+                    "plain cut",
                     "repaired",
                     "way back, in log",
                     "seconds",
