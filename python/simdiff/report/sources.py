@@ -320,6 +320,8 @@ def check_recovery(path: Path, content: Content, plan: PruningPlan | None) -> No
             raise ValueError(f"layer must be 0 to {plan.num_layers - 1}, got {layer['layer']}")
         if layer["relative_error"] is not None:
             _finite(layer["relative_error"])
+        for part in layer.get("parts", ()):
+            _finite(part["relative_error"])
 
 
 def _check_pruned(path: Path, found: int, plan: PruningPlan | None) -> None:

@@ -77,6 +77,8 @@ def test_numbers_are_those_of_the_files(
         "4.5678",
         "layer 3 0.432",
         "stopped early",  # recovery
+        "attn.q, attn.k",
+        "0.877",
         "Once <i> upon & a time",
         str(plan.model["fingerprint"]),
         "a <text>",

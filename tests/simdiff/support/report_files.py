@@ -145,7 +145,14 @@ def recovery() -> dict[str, Any]:
         for step in (0, 10, 20, 30)
     ]
     layers = [
-        {"layer": 3, "projection": "mlp.down_proj", "relative_error": 0.4321},
+        {
+            "layer": 3,
+            "projection": "mlp.down_proj",
+            "relative_error": 0.4321,
+            "parts": [
+                {"modules": ["attn.q", "attn.k"], "strength": 0.1, "relative_error": 0.87654}
+            ],
+        },
         {"layer": 5, "projection": None, "relative_error": None},
     ]
     losses = [{"corrected": 0, "nll": 4.91}, {"corrected": 2, "nll": 4.5678}]
