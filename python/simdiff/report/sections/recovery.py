@@ -100,17 +100,17 @@ def _closed_form(details: Content, num_layers: int) -> Iterator[str]:
         "one before it, on windows that were not fitted; 1 is no help."
     )
     yield figure(chart, caption, title="What each corrected layer leaves", kind="wide")
-    parts = [
+    within = [
         (str(layer["layer"]), ", ".join(part["modules"]), f"{part['relative_error']:.3f}")
         for layer in details["layers"]
         for part in layer.get("parts", ())
     ]
-    if parts:
-        columns = ("layer", "modules", "squared error after / before")
+    if within:
+        heads = ("layer", "modules", "squared error after / before")
         yield (
             "<details><summary>Within the layers, behind a cut: what modules read, or the stream "
             "that one writes to, against the dense model's</summary>"
-            f"{table(columns, parts, text=(1,))}</details>"
+            f"{table(heads, within, text=(1,))}</details>"
         )
     losses = [loss for loss in details.get("losses", ()) if loss["nll"] is not None]
     if losses:
