@@ -102,11 +102,17 @@ NORMED = ("gemma3", "olmo2")
 def unseen_error(
     model: PreTrainedModel, pruned: PreTrainedModel, ids: Tensor, stop: int = 1
 ) -> float:
-    """Σ ‖h − y‖² / ‖h‖² after the first layers that stay, by forwards of both."""
+    """Σ ‖h − y‖² / ‖h‖^p after the first layers that stay, by forwards of both."""
     with PartialForward(model) as dense, PartialForward(pruned) as student, torch.no_grad():
         batch = {"input_ids": ids}
         wanted, found = dense.run(batch, None, 0, KEPT[stop]), student.run(batch, None, 0, stop)
-    return float(((wanted - found).norm(dim=-1) / wanted.norm(dim=-1)).square().sum())
+    return weighted_error(wanted, found)
+
+
+def weighted_error(wanted: Tensor, found: Tensor) -> float:
+    """Σ ‖h − y‖² / ‖h‖^p over tokens."""
+    weights = wanted.norm(dim=-1) ** -Settings().norm_power
+    return float((weights * (wanted - found).square().sum(dim=-1)).sum())
 
 
 @pytest.mark.parametrize("features", ["inputs", "outputs"])
@@ -235,22 +241,21 @@ def test_errors_within_a_corrected_layer(family: str) -> None:
         unseen, dense_states, states = run.batches[1], run.targets[1], run.states[1]
         for part, fit in zip(found, fits, strict=True):
             wanted = dense.entering_module(unseen, dense_states, KEPT[1], part.place)
-            left = wanted - student.entering_module(unseen, states, 1, part.place)
+            entered = student.entering_module(unseen, states, 1, part.place)
             change = changes.get(part.modules[0])
             if change is None:
                 assert fit.strength is None
                 continue
             if isinstance(part, InputMap):
                 theirs = dense.layers[KEPT[1]].get_submodule(part.names[0])(wanted)
-                ours = part.modules[0](wanted - left)
+                ours = part.modules[0](entered)
                 with change.undone():
-                    before = part.modules[0](wanted - left)
+                    before = part.modules[0](entered)
                 assert (theirs - ours).norm() < (theirs - before).norm()
                 continue
             with change.undone():
-                before = wanted - student.entering_module(unseen, states, 1, part.place)
-            norms = wanted.norm(dim=-1, keepdim=True)
-            share = (left / norms).square().sum() / (before / norms).square().sum()
-            assert float(share) == pytest.approx(fit.relative_error, rel=1e-6)
+                before = student.entering_module(unseen, states, 1, part.place)
+            share = weighted_error(wanted, entered) / weighted_error(wanted, before)
+            assert share == pytest.approx(fit.relative_error, rel=1e-6)
             assert share < 1
         assert len(changes) >= 2
