@@ -87,7 +87,9 @@ def plot(contents: Sequence[Mapping[str, Any]], path: Path) -> None:
                     )
         panel.axvline(1, color="0.6", linewidth=0.8)
         panel.set_xscale("log")
-        panel.set_xticks([0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3, 5])
+        low, high = panel.get_xlim()
+        ticks = [0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 3] if high < 4 * low else [0.5, 1, 2, 5, 10, 20]
+        panel.set_xticks([tick for tick in ticks if low <= tick <= high])
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panel.xaxis.set_minor_formatter(lambda *_: "")
         panel.set_title(f"held-out {text}")

@@ -78,7 +78,7 @@ def test_plans_of_layers_in_memory(
     assert from_files[1]["weights"].pop("files")  # a cut in memory has none
     assert in_memory == from_files
     assert isinstance(load_any_plan(Path(plan)), PruningPlan)
-    assert main(["eval", model, model, *text, "--plan", plan]) == 2
+    assert main(["eval", model, small, *text, "--plan", plan]) == 2
     assert "--plan and --remove go with one model, got 2" in capsys.readouterr().err
 
 
