@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
@@ -85,14 +86,23 @@ class Correction:
     @property
     def last(self) -> int:
         """Position of the last layer that is corrected."""
-        return max(filter(self.corrects, range(len(self.kept))), default=self.first)
+        return max(self._corrected, default=self.first)
 
     def corrects(self, position: int) -> bool:
         """Whether the layer at a position is the last before a cut, or one of the few behind it."""
-        behind = [i for i in range(-1, position) if self.closes_cut(i)]
-        return self.closes_cut(position) or position in (
-            range(behind[-1] + 1, behind[-1] + 1 + self.settings.after_cut) if behind else ()
-        )
+        return position in self._corrected
+
+    @functools.cached_property
+    def _corrected(self) -> frozenset[int]:
+        every = range(len(self.kept))
+        cuts = [position for position in range(-1, len(self.kept)) if self.closes_cut(position)]
+        near = (range(cut, cut + 1 + self.settings.after_cut) for cut in cuts)
+        return frozenset(itertools.chain(*near)) & frozenset(every)
+
+    @functools.cached_property
+    def _depth(self) -> int:
+        """Number of the dense model's layers."""
+        return len(find_decoder_layers(self.model))
 
     def follows_cut(self, position: int) -> bool:
         """Whether a cut lies before a position, so that other states enter it than the dense."""
@@ -101,8 +111,7 @@ class Correction:
     def target_depth(self, position: int) -> int:
         """Index of the dense layer whose input the layer at a position should reproduce."""
         following = position + 1
-        num_layers = len(find_decoder_layers(self.model))
-        return self.kept[following] if following < len(self.kept) else num_layers
+        return self.kept[following] if following < len(self.kept) else self._depth
 
     def check(self) -> None:
         """Refuse text that consists only of padding."""
@@ -259,7 +268,7 @@ class Correction:
                 found = student.entering_module(batch, self.states[number], index, part.place)
             self._update(regression, number, seen, found, wanted)
             yield number
-        fit = regression.solve(self._last_strength(part.title))
+        fit = regression.solve(self._last_strength(part.names))
         self._change(part, fit)
         self.parts.append(PartFit(part.names, fit.strength, fit.relative_error))
 
@@ -315,7 +324,7 @@ class Correction:
                 both = output, seen[0][0] if projection.gain is None else None
                 held.append(both if self._holds(*both) else None)
                 yield
-        fit = regression.solve(self._last_strength(projection.title))
+        fit = regression.solve(self._last_strength(projection.names))
         self._leave(position, run, held, projection, self._change(projection, fit))
         self._keep(position)
         return LayerFit(
@@ -366,11 +375,10 @@ class Correction:
             leaving[number] = states
         self.states = leaving
 
-    def _last_strength(self, name: str) -> float | None:
-        """The strength of the last correction of a name: that of the next is seldom far."""
-        return next(
-            (fit.strengths[name] for fit in reversed(self.fits) if name in fit.strengths), None
-        )
+    def _last_strength(self, names: tuple[str, ...]) -> float | None:
+        """The strength of the last correction of these: that of the next is seldom far."""
+        known = (fit.strengths.get(names) for fit in reversed(self.fits))
+        return next(filter(None, known), None)
 
     def _tied(self, module: nn.Module) -> bool:
         """Whether other modules share a module's weight."""

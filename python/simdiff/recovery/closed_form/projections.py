@@ -57,11 +57,6 @@ class OutputProjection:
         return (self.module,)
 
     @property
-    def title(self) -> str:
-        """The same for all layers of a kind."""
-        return self.name
-
-    @property
     def place(self) -> str:
         """Name of the module at which the stream is found, where that is within the layer."""
         assert self.point is not None
@@ -154,11 +149,6 @@ class InputMap:
     def place(self) -> str:
         """Name of the module at which the tensor is found."""
         return self.names[0]
-
-    @property
-    def title(self) -> str:
-        """The same for all layers of a kind."""
-        return "/".join(self.names)
 
     def correct(self, correction: Tensor) -> None:
         """Let the modules read x + Vᵀx.

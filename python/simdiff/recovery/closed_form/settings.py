@@ -68,8 +68,7 @@ class LayerFit:
         return cls(**{**content, "parts": tuple(PartFit.of(one) for one in content["parts"])})
 
     @property
-    def strengths(self) -> dict[str, float]:
-        """The strengths that were chosen, by what they were chosen for."""
-        found = {"/".join(part.modules): part.strength for part in self.parts}
-        found[self.projection or ""] = self.strength
-        return {name: strength for name, strength in found.items() if strength}
+    def strengths(self) -> dict[tuple[str, ...], float | None]:
+        """The strengths that were chosen, by the modules that they were chosen for."""
+        found = {part.modules: part.strength for part in self.parts}
+        return found if self.projection is None else found | {(self.projection,): self.strength}

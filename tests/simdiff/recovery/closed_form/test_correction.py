@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from simdiff.data.batches import model_inputs
 from simdiff.models.partial_forward import PartialForward
 from simdiff.recovery.closed_form.correction import Correction
+from simdiff.recovery.closed_form.probing import arriving_scale
 from simdiff.recovery.closed_form.projections import InputMap, find_inner_parts
 from simdiff.recovery.closed_form.regression import rows_of
 from simdiff.recovery.closed_form.settings import Settings
@@ -216,6 +217,21 @@ def test_what_reads_and_writes_within_a_layer(family: str) -> None:
         len(part.names) if isinstance(part, InputMap) else (part.name, part.point) for part in found
     ]
     assert told == INNER[family]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.22, 1e-3])
+@torch.no_grad()
+def test_a_shift_that_hardly_arrives_is_measured_by_what_arrives(factor: float) -> None:
+    """As that of queries, of which a softmax leaves less than the tolerance of a whole shift."""
+    linear = torch.nn.Linear(32, 32, bias=False)
+    states = torch.randn(1, 12, 32, generator=torch.Generator().manual_seed(0))
+    added = states + factor * linear(states)
+    found = arriving_scale(linear, lambda: states + factor * linear(states), added)
+    assert found == pytest.approx(factor, rel=1e-3)
+    bent = states + factor * torch.tanh(linear(states))
+    assert (
+        arriving_scale(linear, lambda: states + factor * torch.tanh(linear(states)), bent) is None
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "granite", "gemma3"])
