@@ -29,7 +29,7 @@ from simdiff.models.structure import find_decoder_layers
 from simdiff.models.windows import positions
 from simdiff.planning.export import FORMATS, export_plan
 from simdiff.planning.plan import PruningPlan
-from simdiff.recovery.closed_form.projections import find_projection
+from simdiff.recovery.closed_form.projections import find_inner_parts, find_projection
 from simdiff.scoring.calibration_pass import score
 from simdiff.surgery.layers import layers_removed
 
@@ -210,11 +210,19 @@ def _closed_form(model: PreTrainedModel) -> str:
             def run(at: int = layer, entering: torch.Tensor = states) -> torch.Tensor:
                 return partial.run(batch, entering, at, at + 1)
 
-            projection = find_projection(partial.layers[layer], run, int(states.shape[-1]))
+            module, hidden_size = partial.layers[layer], int(states.shape[-1])
+            projection = find_projection(module, run, hidden_size)
             if projection is not None:
                 return f"through {projection.name} of its layers"
+            parts = find_inner_parts(module, run, hidden_size)
+            names = [name for part in parts for name in part.names]
+    if names:
+        return (
+            f"behind a cut alone, through {', '.join(names)}: the last map of its layers is not "
+            "one matrix (a mixture of experts?)"
+        )
     raise SimdiffError(
-        "the last map of its layers is not one matrix (a mixture of experts?): train instead "
+        "no map of its layers reads from the residual stream or writes to it: train instead "
         "(simdiff recover --method distillation)"
     )
 

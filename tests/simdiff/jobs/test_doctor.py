@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from simdiff.jobs.doctor import diagnose
 from support.checkpoints import edit_json
 from support.commands import simdiff as command
+from support.families import tiny
 from support.gguf_models import write_gguf
 
 
@@ -58,6 +59,16 @@ def test_a_model_of_which_only_some_layers_can_go(tiny_checkpoint: Path) -> None
         assert found[name].able, found[name]
         assert "without layer 5" in found[name].detail
         assert "; others cannot go alone: " in found[name].detail
+
+
+def test_of_a_mixture_of_experts_what_lies_around_them_is_repaired(
+    tiny_checkpoint: Path,
+) -> None:
+    tiny("mixtral").save_pretrained(tiny_checkpoint)
+    found = {finding.name: finding for finding in diagnose(str(tiny_checkpoint)).findings}
+    repair = found["recovered in closed form"]
+    assert repair.able
+    assert "behind a cut alone, through self_attn.q_proj, self_attn.k_proj" in repair.detail
 
 
 def test_what_no_command_takes(
